@@ -1,0 +1,53 @@
+"""The errors that flowkit raises on purpose: each says what was expected, what came and the remedy.
+
+Every class also inherits the built-in exception that a caller would expect, so that
+``except ValueError`` keeps working. This module imports nothing: all rooms may use it.
+"""
+
+
+class FlowkitError(Exception):
+    """Base class of every error that flowkit raises on purpose."""
+
+
+class ShapeError(FlowkitError, ValueError):
+    """A tensor has the wrong shape, dtype or number of features for the object it was given to."""
+
+
+class DataError(FlowkitError, ValueError):
+    """Data cannot be used as they are: empty, constant, not finite, not numeric, or misshapen."""
+
+
+class RecipeError(FlowkitError, ValueError):
+    """A recipe name or argument is unknown, or a flow was not built by a recipe."""
+
+
+class FlowFileError(FlowkitError, ValueError):
+    """A file is not a flow file, is damaged, or does not fit the flow that it describes."""
+
+
+class CheckpointError(FlowkitError, ValueError):
+    """A training checkpoint is damaged or belongs to another flow or to other settings."""
+
+
+class ConvergenceError(FlowkitError, ArithmeticError):
+    """A root search ended without the accuracy that was asked for."""
+
+
+class NonFiniteLossError(FlowkitError, ArithmeticError):
+    """The loss became NaN or infinite during training."""
+
+
+class StochasticFlowError(FlowkitError, TypeError):
+    """An exact density was asked of a flow that holds a stochastic layer."""
+
+
+class NotInvertibleError(FlowkitError, NotImplementedError):
+    """A direction, distribution function or sampler was asked for that the object does not have."""
+
+
+class MissingDependencyError(FlowkitError, ImportError):
+    """An optional package is needed; the message carries the pip line."""
+
+
+class ContractError(FlowkitError, AssertionError):
+    """A transform breaks a rule of the contract; raised by :func:`flowkit.testing.check_transform`."""
