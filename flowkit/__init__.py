@@ -1,3 +1,23 @@
 """flowkit: fit, sample and score probability densities with normalizing flows."""
 
+from flowkit.flow import Flow
+from flowkit.io import load, save
+from flowkit.objectives import MaximumLikelihood, ReverseKL, WeightedSum
+from flowkit.recipes import autoregressive_flow, coupling_flow, elementwise_flow
+from flowkit.training import History, fit
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Flow",
+    "History",
+    "MaximumLikelihood",
+    "ReverseKL",
+    "WeightedSum",
+    "autoregressive_flow",
+    "coupling_flow",
+    "elementwise_flow",
+    "fit",
+    "load",
+    "save",
+]

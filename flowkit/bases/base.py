@@ -1,0 +1,71 @@
+"""Base: the contract of base distributions, and the loop-free pieces that they share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from flowkit.errors import NotInvertibleError
+
+
+class Base(nn.Module):
+    r"""A base distribution over events, as a module: ``.to()``, ``state_dict`` and gradients work.
+
+    A subclass defines ``log_prob`` and ``sample``. Where every feature is independent it may define
+    the per-feature functions ``log_cdf``, ``log_survival`` and ``icdf``; they act element by element
+    and keep the shape of the event.
+
+    Shapes:
+        ``log_prob(z (*batch, *event), context (*batch, C)) -> (*batch,)``;
+        ``sample(shape, context (*b, C)) -> (*shape, *b, *event)``, differentiable where the
+        distribution can be reparameterised.
+
+    Attributes:
+        event_shape: Shape of one event.
+        context_size: Number of context features read; 0 where context is ignored.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], context: int = 0) -> None:
+        super().__init__()
+        self.event_shape = tuple(event_shape)
+        self.context_size = context
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the density is positive; the whole space unless a subclass says otherwise."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the log-density ``(*batch,)``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define log_prob")
+
+    def sample(
+        self,
+        shape: tuple[int, ...] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw ``(*shape, *context_batch, *event)``."""
+        raise NotInvertibleError(f"{type(self).__name__} does not define sample")
+
+    def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Logarithm of the distribution function of every feature, of the shape of ``z``."""
+        raise NotInvertibleError(f"{type(self).__name__} has no distribution function")
+
+    def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Logarithm of one minus the distribution function, of the shape of ``z``."""
+        raise NotInvertibleError(f"{type(self).__name__} has no distribution function")
+
+    def cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Distribution function of every feature, of the shape of ``z``."""
+        return self.log_cdf(z, context).exp()
+
+    def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """Quantiles of every feature, of the shape of ``q``."""
+        raise NotInvertibleError(f"{type(self).__name__} has no quantile function")
+
+    def _draw_shape(self, shape: tuple[int, ...], context: Tensor | None) -> tuple[int, ...]:
+        """Sample shape, then the batch of the context, then the event."""
+        batch = () if context is None else tuple(context.shape[:-1])
+        return (*shape, *batch, *self.event_shape)

@@ -1,0 +1,216 @@
+"""Normal bases: standard, diagonal (own parameters or from context), and mixtures."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowkit.bases.base import Base
+from flowkit.scalar.affine import soft_clip
+from flowkit.scalar.roots import find_root
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+def _log_normal(u: Tensor) -> Tensor:
+    return -0.5 * u * u - _LOG_SQRT_2PI
+
+
+class StandardNormal(Base):
+    r"""Independent standard normals: :math:`\log p(z) = -\frac12 |z|^2 - \frac D2 \log 2\pi`.
+
+    Args:
+        *event_shape: Sizes of the event; one number for vectors.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.bases import StandardNormal
+        >>> StandardNormal(2).log_prob(torch.zeros(3, 2))
+        tensor([-1.8379, -1.8379, -1.8379])
+    """
+
+    like: Tensor
+
+    def __init__(self, *event_shape: int) -> None:
+        super().__init__(event_shape)
+        self.register_buffer("like", torch.zeros(()), persistent=False)
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the log-density."""
+        dims = tuple(range(-len(self.event_shape), 0))
+        return -0.5 * (z * z).sum(dims) - _LOG_SQRT_2PI * math.prod(self.event_shape)
+
+    def sample(
+        self,
+        shape: tuple[int, ...] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw standard normals."""
+        size = self._draw_shape(shape, context)
+        return torch.randn(
+            size, generator=generator, dtype=self.like.dtype, device=self.like.device
+        )
+
+    def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """``log_ndtr(z)``."""
+        return torch.special.log_ndtr(z)
+
+    def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """``log_ndtr(-z)``."""
+        return torch.special.log_ndtr(-z)
+
+    def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """``ndtri(q)``."""
+        return torch.special.ndtri(q)
+
+
+class DiagonalNormal(Base):
+    r"""Independent normals with learned mean and scale, constant or from context.
+
+    Without context the parameters are the base's own. With context they are affine in it:
+    :math:`(\mu, s) = A c + b`, with the log-scale softly bounded; for anything richer let the
+    transform read the context.
+
+    Args:
+        features: Number of features.
+        context: Number of context features.
+        max_log_scale: Bound on the log-scale.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.bases import DiagonalNormal
+        >>> DiagonalNormal(2, context=3).sample((4,), torch.zeros(5, 3)).shape
+        torch.Size([4, 5, 2])
+    """
+
+    def __init__(self, features: int, context: int = 0, max_log_scale: float = 10.0) -> None:
+        super().__init__((features,), context)
+        self.max_log_scale = max_log_scale
+        self.params = None if context else nn.Parameter(torch.zeros(2 * features))
+        self.from_context = nn.Linear(context, 2 * features) if context else None
+        if self.from_context is not None:
+            nn.init.zeros_(self.from_context.weight)
+            nn.init.zeros_(self.from_context.bias)
+
+    def _moments(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        params = self.params if self.from_context is None else self.from_context(context)
+        mean, raw = params.unflatten(-1, (2, -1)).unbind(-2)  # type: ignore[union-attr]
+        return mean, soft_clip(raw, self.max_log_scale)
+
+    def _standardize(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        mean, log_scale = self._moments(context)
+        return (z - mean) * torch.exp(-log_scale), log_scale
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the log-density."""
+        u, log_scale = self._standardize(z, context)
+        return (_log_normal(u) - log_scale).sum(-1)
+
+    def sample(
+        self,
+        shape: tuple[int, ...] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw ``mean + scale * eps``."""
+        mean, log_scale = self._moments(context)
+        size = self._draw_shape(shape, context)
+        eps = torch.randn(size, generator=generator, dtype=mean.dtype, device=mean.device)
+        return mean + log_scale.exp() * eps
+
+    def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """``log_ndtr`` of the standardised value."""
+        return torch.special.log_ndtr(self._standardize(z, context)[0])
+
+    def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """``log_ndtr`` of minus the standardised value."""
+        return torch.special.log_ndtr(-self._standardize(z, context)[0])
+
+    def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """``mean + scale * ndtri(q)``."""
+        mean, log_scale = self._moments(context)
+        return mean + log_scale.exp() * torch.special.ndtri(q)
+
+
+class NormalMixture(Base):
+    r"""A learned mixture of K diagonal normals: :math:`p(z) = \sum_k w_k N(z; \mu_k, \sigma_k)`.
+
+    The means start spread over a standard normal (drawn from ``seed``). Samples carry gradients to
+    means and scales, not to the weights. Distribution function and quantiles exist for one feature.
+
+    Args:
+        features: Number of features D.
+        components: Number of components K.
+        seed: Seed of the starting means.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.bases import NormalMixture
+        >>> NormalMixture(2, components=5).log_prob(torch.zeros(3, 2)).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, features: int, components: int = 8, seed: int = 0) -> None:
+        if components < 1:
+            raise ValueError(f"NormalMixture needs components >= 1, got {components}")
+        super().__init__((features,))
+        means = np.random.default_rng(seed).standard_normal((components, features))
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.means = nn.Parameter(torch.tensor(means, dtype=torch.get_default_dtype()))
+        self.log_scales = nn.Parameter(torch.zeros(components, features))
+
+    def _standardize(self, z: Tensor) -> Tensor:
+        return (z.unsqueeze(-2) - self.means) * torch.exp(-self.log_scales)
+
+    def _log_weights(self) -> Tensor:
+        return torch.log_softmax(self.logits, -1)
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the log-density."""
+        inside = (_log_normal(self._standardize(z)) - self.log_scales).sum(-1)
+        return torch.logsumexp(self._log_weights() + inside, -1)
+
+    def sample(
+        self,
+        shape: tuple[int, ...] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw a component, then a normal."""
+        size = self._draw_shape(shape, context)
+        like = {"dtype": self.means.dtype, "device": self.means.device}
+        # Gumbel's trick: any number of rows, none included, and a reproducible generator.
+        gumbel = torch.rand(*size[:-1], len(self.logits), generator=generator, **like)
+        gumbel = -torch.log(-torch.log(gumbel.clamp(1e-30, 1 - 1e-7)))
+        which = (self._log_weights().detach() + gumbel).argmax(-1)
+        eps = torch.randn(size, generator=generator, **like)
+        return self.means[which] + self.log_scales[which].exp() * eps
+
+    def _per_component(self, z: Tensor, sign: float) -> Tensor:
+        if self.event_shape != (1,):
+            return super().log_cdf(z)
+        tails = torch.special.log_ndtr(sign * self._standardize(z)).squeeze(-1)
+        return torch.logsumexp(self._log_weights() + tails, -1).unsqueeze(-1)
+
+    def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Distribution function, for one feature."""
+        return self._per_component(z, 1.0)
+
+    def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Survival function, for one feature."""
+        return self._per_component(z, -1.0)
+
+    def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """Quantiles, for one feature, by a root search between the components' own quantiles."""
+        if self.event_shape != (1,):
+            return super().icdf(q)
+        u = torch.special.ndtri(q).unsqueeze(-2)
+        each = (self.means + self.log_scales.exp() * u).detach()
+        margin = 1e-3 * (1 + each.abs().amax(-2))
+        return find_root(
+            lambda z: self.log_cdf(z) - torch.log(q), each.amin(-2) - margin, each.amax(-2) + margin
+        )

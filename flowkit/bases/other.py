@@ -1,0 +1,195 @@
+"""Bases that are not normal: uniform, logistic, Student-t."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn import functional as F
+
+from flowkit.bases.base import Base
+
+
+class Uniform(Base):
+    r"""Independent uniforms on [lower, upper]; the base of flows on boxes and tori.
+
+    Args:
+        features: Number of features.
+        lower: Lower end, for all features.
+        upper: Upper end.
+
+    Raises:
+        ValueError: If ``lower`` is not below ``upper``.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.bases import Uniform
+        >>> Uniform(2, 0.0, 2.0).log_prob(torch.tensor([[1.0, 1.0], [1.0, 3.0]]))
+        tensor([-1.3863,    -inf])
+    """
+
+    like: Tensor
+
+    def __init__(self, features: int, lower: float = 0.0, upper: float = 1.0) -> None:
+        if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
+            raise ValueError(f"Uniform needs finite lower < upper, got {lower}, {upper}")
+        super().__init__((features,))
+        self.lower, self.upper = float(lower), float(upper)
+        self.register_buffer("like", torch.zeros(()), persistent=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The box."""
+        return constraints.independent(constraints.interval(self.lower, self.upper), 1)
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the log-density; ``-inf`` outside the box."""
+        inside = ((z >= self.lower) & (z <= self.upper)).all(-1)
+        value = z.new_full((), -self.event_shape[0] * math.log(self.upper - self.lower))
+        # z takes part with weight zero, so that gradients exist and vanish.
+        return torch.where(inside, value + 0 * z.sum(-1), z.new_full((), -math.inf))
+
+    def sample(
+        self,
+        shape: tuple[int, ...] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw uniforms."""
+        size = self._draw_shape(shape, context)
+        u = torch.rand(size, generator=generator, dtype=self.like.dtype, device=self.like.device)
+        return self.lower + (self.upper - self.lower) * u
+
+    def _fraction(self, z: Tensor) -> Tensor:
+        return ((z - self.lower) / (self.upper - self.lower)).clamp(0, 1)
+
+    def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Logarithm of the fraction of the interval below."""
+        return self._fraction(z).log()
+
+    def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Logarithm of the fraction of the interval above."""
+        return torch.log1p(-self._fraction(z))
+
+    def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """Quantiles."""
+        return self.lower + (self.upper - self.lower) * q
+
+
+class Logistic(Base):
+    r"""Independent standard logistics: :math:`\log p(z) = \sum_i \log\sigma(z_i) + \log\sigma(-z_i)`.
+
+    Args:
+        features: Number of features.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.bases import Logistic
+        >>> Logistic(1).cdf(torch.zeros(1, 1))
+        tensor([[0.5000]])
+    """
+
+    like: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__((features,))
+        self.register_buffer("like", torch.zeros(()), persistent=False)
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the log-density."""
+        return (F.logsigmoid(z) + F.logsigmoid(-z)).sum(-1)
+
+    def sample(
+        self,
+        shape: tuple[int, ...] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw the logit of a uniform."""
+        size = self._draw_shape(shape, context)
+        u = torch.rand(size, generator=generator, dtype=self.like.dtype, device=self.like.device)
+        return torch.logit(u, eps=torch.finfo(u.dtype).eps)
+
+    def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """``logsigmoid(z)``."""
+        return F.logsigmoid(z)
+
+    def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """``logsigmoid(-z)``."""
+        return F.logsigmoid(-z)
+
+    def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """``logit(q)``."""
+        return torch.logit(q)
+
+
+class StudentT(Base):
+    r"""Independent Student-t distributions, one number of degrees of freedom a feature.
+
+    :math:`\log p(z) = \log\Gamma(\tfrac{\nu+1}2) - \log\Gamma(\tfrac\nu2) - \tfrac12\log(\pi\nu)
+    - \tfrac{\nu+1}2 \log(1 + z^2/\nu)`. The tail index of a feature is its :math:`\nu`.
+
+    Args:
+        features: Number of features.
+        df: Starting degrees of freedom, one number or one a feature, positive.
+        learn: Whether the degrees of freedom are learned (through softplus, so they stay positive)
+            or kept.
+
+    Raises:
+        ValueError: If a number of degrees of freedom is not positive.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.bases import StudentT
+        >>> StudentT(2, df=[2.0, 30.0]).df.detach()
+        tensor([ 2., 30.])
+    """
+
+    def __init__(
+        self, features: int, df: float | list[float] = 5.0, learn: bool = True
+    ) -> None:
+        super().__init__((features,))
+        start = list(df) if isinstance(df, (list, tuple)) else [df] * features
+        if len(start) != features or not all(value > 0 for value in start):
+            raise ValueError(
+                f"StudentT needs positive degrees of freedom, one or {features}, got {df}"
+            )
+        raw = torch.tensor([value + math.log(-math.expm1(-value)) for value in start])
+        if learn:
+            self.raw_df = nn.Parameter(raw)
+        else:
+            self.register_buffer("raw_df", raw)
+
+    @property
+    def df(self) -> Tensor:
+        """Degrees of freedom, ``(features,)``."""
+        return F.softplus(self.raw_df)
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the log-density."""
+        df = self.df
+        # log(1 + z^2 / df) without overflow of the square.
+        scaled = z.abs() / df.sqrt()
+        large = scaled > 1e3
+        square = torch.where(large, torch.ones_like(scaled), scaled) ** 2
+        far = torch.where(large, scaled, torch.full_like(scaled, 1e3))
+        log_term = torch.where(large, 2 * far.log() + torch.log1p(far**-2), torch.log1p(square))
+        constant = torch.lgamma(0.5 * (df + 1)) - torch.lgamma(0.5 * df)
+        constant = constant - 0.5 * torch.log(math.pi * df)
+        return (constant - 0.5 * (df + 1) * log_term).sum(-1)
+
+    def sample(
+        self,
+        shape: tuple[int, ...] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw a normal over the root of a gamma; gradients reach the degrees of freedom."""
+        size = self._draw_shape(shape, context)
+        df = self.df
+        eps = torch.randn(size, generator=generator, dtype=df.dtype, device=df.device)
+        half = (0.5 * df).expand(size).contiguous()
+        gamma = torch._standard_gamma(half, generator=generator)
+        return eps * torch.rsqrt(gamma.clamp_min(torch.finfo(df.dtype).tiny) / half)

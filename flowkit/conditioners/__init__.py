@@ -1,0 +1,15 @@
+"""Networks that emit the parameters of scalar maps."""
+
+from flowkit.conditioners.context import StandardizeContext
+from flowkit.conditioners.masked import AutoregressiveConditioner, MaskedMLP
+from flowkit.conditioners.mlp import ACTIVATIONS, MLP, Conditioner, ResidualMLP
+
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "AutoregressiveConditioner",
+    "Conditioner",
+    "MaskedMLP",
+    "ResidualMLP",
+    "StandardizeContext",
+]

@@ -1,0 +1,73 @@
+"""Data to learn on without a download: toys with known entropies, photographs, small tables.
+
+Random choices follow the ``seed`` of each call; the global random state is never touched. Heavy
+packages are imported only by the loader that needs them.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from flowkit.datasets.dequantise import dequantise
+from flowkit.datasets.multimodal import Multimodal10, multimodal10
+from flowkit.datasets.patches import PATCH_IMAGES, photograph_patches
+from flowkit.datasets.photos import (
+    PHOTOGRAPHS,
+    PhotographColours,
+    load_photograph,
+    photograph_colours,
+)
+from flowkit.datasets.shapes import (
+    checkerboard,
+    eight_gaussians,
+    rings,
+    sine,
+    swirl,
+    two_moons,
+    two_spirals,
+)
+from flowkit.datasets.splits import Splits, split_rows
+from flowkit.datasets.tables import breast_cancer, diabetes, digits, magic, wine
+from flowkit.datasets.toy import NoisedShape, Toy
+
+#: Every toy by name, for loops and command lines: ``TOYS["swirl"]()`` is ``swirl()``.
+TOYS: Mapping[str, Callable[[], Toy]] = MappingProxyType(
+    {
+        "sine": sine,
+        "swirl": swirl,
+        "checkerboard": checkerboard,
+        "two_moons": two_moons,
+        "two_spirals": two_spirals,
+        "rings": rings,
+        "eight_gaussians": eight_gaussians,
+        "multimodal10": multimodal10,
+    }
+)
+
+__all__ = [
+    "PATCH_IMAGES",
+    "PHOTOGRAPHS",
+    "TOYS",
+    "Multimodal10",
+    "NoisedShape",
+    "PhotographColours",
+    "Splits",
+    "Toy",
+    "breast_cancer",
+    "checkerboard",
+    "dequantise",
+    "diabetes",
+    "digits",
+    "eight_gaussians",
+    "load_photograph",
+    "magic",
+    "multimodal10",
+    "photograph_colours",
+    "photograph_patches",
+    "rings",
+    "sine",
+    "split_rows",
+    "swirl",
+    "two_moons",
+    "two_spirals",
+    "wine",
+]

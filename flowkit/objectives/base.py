@@ -1,0 +1,91 @@
+"""Objective: what to minimise, as a module that a training loop of any kind can call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.errors import DataError
+from flowkit.flow import Flow
+
+Batch = dict[str, Tensor]
+
+
+class Loss(NamedTuple):
+    """The value to minimise, and named parts of it for the record; all scalar tensors."""
+
+    value: Tensor
+    terms: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """A function of a flow and a batch, ``forward(flow, batch) -> Loss``.
+
+    A batch is a dict of tensors with one row an event: ``x``, ``context``, ``weight``, and what
+    other objectives name. An objective may hold parameters; ``fit`` trains them with the flow.
+
+    Attributes:
+        needs_data: Whether a batch must hold rows. If not, ``fit`` accepts ``data=None``.
+    """
+
+    needs_data: bool = True
+
+    def forward(self, flow: Flow, batch: Batch) -> Loss:
+        """Return the loss of one batch."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward(flow, batch)")
+
+
+class WeightedSum(Objective):
+    r"""A weighted sum of objectives, :math:`\sum_i w_i L_i`.
+
+    Args:
+        *terms: Pairs ``(weight, objective)``.
+
+    Raises:
+        DataError: If there is no term or a weight is not a finite number.
+
+    Example:
+        >>> import torch
+        >>> from flowkit import MaximumLikelihood, WeightedSum, elementwise_flow
+        >>> half = WeightedSum((0.5, MaximumLikelihood()))
+        >>> x = {"x": torch.zeros(4, 1)}
+        >>> flow = elementwise_flow(1)
+        >>> torch.allclose(2 * half(flow, x).value, MaximumLikelihood()(flow, x).value)
+        True
+    """
+
+    def __init__(self, *terms: tuple[float, Objective]) -> None:
+        super().__init__()
+        weights = [float(weight) for weight, _ in terms]
+        if not terms or not all(abs(w) < float("inf") for w in weights):
+            raise DataError(
+                f"WeightedSum expected pairs (finite weight, objective), got weights {weights}"
+            )
+        self.weights = weights
+        self.objectives = nn.ModuleList(objective for _, objective in terms)
+        self.needs_data = any(objective.needs_data for _, objective in terms)
+
+    def forward(self, flow: Flow, batch: Batch) -> Loss:
+        """Return the weighted sum; terms carry the class name of their objective."""
+        total, terms = None, {}
+        for weight, objective in zip(self.weights, self.objectives, strict=True):
+            loss = objective(flow, batch)
+            part = weight * loss.value
+            total = part if total is None else total + part
+            terms.update(
+                {f"{type(objective).__name__}.{name}": value for name, value in loss.terms.items()}
+            )
+        return Loss(total, terms)  # type: ignore[arg-type]
+
+
+def mean_over_rows(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of one number a row, weighted if the batch has weights."""
+    if weight is None:
+        return values.mean()
+    if weight.shape != values.shape:
+        raise DataError(
+            f"expected one weight a row, {tuple(values.shape)}, got {tuple(weight.shape)}"
+        )
+    return torch.sum(weight * values) / weight.sum()

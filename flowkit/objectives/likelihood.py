@@ -1,0 +1,27 @@
+"""Maximum likelihood."""
+
+from __future__ import annotations
+
+from flowkit.flow import Flow
+from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
+
+
+class MaximumLikelihood(Objective):
+    r"""Mean negative log-density, :math:`-\sum_i w_i \log p(x_i | c_i) / \sum_i w_i`, in nats.
+
+    Reads ``x``, and if present ``context`` and ``weight``. For a flow with a stochastic layer the
+    log-density is replaced by its one-path lower bound.
+
+    Example:
+        >>> import torch
+        >>> from flowkit import MaximumLikelihood, elementwise_flow
+        >>> loss = MaximumLikelihood()(elementwise_flow(1), {"x": torch.zeros(4, 1)})
+        >>> round(loss.value.item(), 4)
+        0.9189
+    """
+
+    def forward(self, flow: Flow, batch: Batch) -> Loss:
+        """Return the mean negative log-density."""
+        score = flow.log_prob_bound if flow.stochastic else flow.log_prob
+        nll = -mean_over_rows(score(batch["x"], batch.get("context")), batch.get("weight"))
+        return Loss(nll, {"nll": nll.detach()})

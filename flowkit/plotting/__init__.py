@@ -1,0 +1,13 @@
+"""Figures of densities, samples and training, made with matplotlib alone.
+
+Every function returns a ``matplotlib.figure.Figure`` of its own: nothing is shown, no global state
+of pyplot is touched, and no figure has to be closed. In a notebook the figure is shown as the
+value of the cell once ``%matplotlib inline`` has run.
+"""
+
+from flowkit.plotting.corners import corner
+from flowkit.plotting.curves import HistoryLike, history
+from flowkit.plotting.density import density_2d
+from flowkit.plotting.pointillism import pointillist
+
+__all__ = ["HistoryLike", "corner", "density_2d", "history", "pointillist"]

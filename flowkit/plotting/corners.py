@@ -1,0 +1,195 @@
+"""All one- and two-dimensional margins of a table, with the samples of a model on top."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from flowkit.errors import DataError
+from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR, as_rows
+
+# Shares of the points inside the outer and the inner contour.
+_SHARES = (0.9, 0.5)
+_MOST_COLUMNS = 16
+# Fewer rows than this make contours of noise, so they are drawn as points.
+_FEW = 500
+# Cells along each axis of the histograms under the contours.
+_CELLS = 50
+
+
+def corner(
+    data: Any,
+    samples: Any = None,
+    *,
+    names: Sequence[str] | None = None,
+    bins: int | None = None,
+    labels: tuple[str, str] = ("data", "samples"),
+) -> Figure:
+    """Draw a triangle of margins: histograms on the diagonal, contours of every pair below it.
+
+    The contours are those of smoothed histograms and hold 50 % and 90 % of the points; a table of
+    fewer than 500 rows is drawn as points. Axes span the central 99 % of each table, and a margin.
+
+    Args:
+        data: Rows (n, d), drawn in grey, d from 2 to 16.
+        samples: Rows (m, d), drawn in blue lines, or None.
+        names: d column names; put units here.
+        bins: Number of bins of the histograms, 5 or more; None chooses it by the number of rows of
+            the smaller table.
+        labels: Names of the two tables in the legend.
+
+    Returns:
+        The figure, d by d axes.
+
+    Raises:
+        DataError: If tables or names do not fit one another, a column is constant, d is out of
+            range, or numbers are not finite.
+
+    Example:
+        >>> from flowkit.datasets import wine
+        >>> from flowkit.plotting import corner
+        >>> splits = wine()
+        >>> figure = corner(splits.train[:, :3], splits.test[:, :3], names=splits.columns[:3])
+        >>> figure.axes[-1].get_xlabel()
+        'ash'
+    """
+    tables = [as_rows(data, None, "corner data")]
+    d = tables[0].shape[1]
+    if samples is not None:
+        tables.append(as_rows(samples, d, "corner samples"))
+    names = tuple(f"$x_{{{i + 1}}}$" for i in range(d)) if names is None else tuple(names)
+    if bins is None:
+        bins = int(np.clip(2 * min(len(table) for table in tables) ** (1 / 3), 8, 40))
+    if not 2 <= d <= _MOST_COLUMNS or len(names) != d or bins < 5:
+        raise DataError(
+            f"corner expected 2 to {_MOST_COLUMNS} columns, a name for each, and 5 bins or more, "
+            f"got {d} columns, {len(names)} names and {bins} bins; choose the columns to look at"
+        )
+    spans = [_span([table[:, i] for table in tables], names[i]) for i in range(d)]
+
+    side = 1.9 if d <= 6 else 1.4
+    figure = Figure(figsize=(side * d + 0.8, side * d + 0.6), layout="constrained")
+    grid = figure.subplots(d, d, squeeze=False)
+    for row in range(d):
+        for column in range(d):
+            axis = grid[row, column]
+            if column > row:
+                axis.set_visible(False)
+                continue
+            if column == row:
+                _margin(
+                    axis, [table[:, row] for table in tables], np.linspace(*spans[row], bins + 1)
+                )
+            else:
+                pairs = [table[:, [column, row]] for table in tables]
+                _pair(axis, pairs, spans[column], spans[row])
+                axis.set_ylim(spans[row])
+            axis.set_xlim(spans[column])
+            axis.locator_params(nbins=3)
+            _label(axis, names, row, column, d)
+    figure.align_labels()
+    handles: list[Patch | Line2D] = [Patch(color=DATA_COLOUR, alpha=0.5, label=labels[0])]
+    if samples is not None:
+        handles.append(Line2D([], [], color=MODEL_COLOUR, label=labels[1]))
+    # The upper triangle is empty: the legend has room there and nowhere else.
+    figure.legend(handles=handles, loc="upper right", frameon=False, fontsize="large")
+    return figure
+
+
+def _span(columns: list[np.ndarray], name: str) -> tuple[float, float]:
+    """The central 99 % of each table, whichever reaches farther, and a margin."""
+    low = min(float(np.quantile(values, 0.005)) for values in columns)
+    high = max(float(np.quantile(values, 0.995)) for values in columns)
+    if not low < high:
+        raise DataError(
+            f"corner expected columns that vary, got nearly constant {name}; leave that column out"
+        )
+    margin = 0.1 * (high - low)
+    return low - margin, high + margin
+
+
+def _margin(axis: Axes, tables: list[np.ndarray], edges: np.ndarray) -> None:
+    """Histograms of one column, as densities."""
+    axis.hist(tables[0], bins=edges.tolist(), density=True, color=DATA_COLOUR, alpha=0.5)
+    if len(tables) > 1:
+        axis.hist(
+            tables[1],
+            bins=edges.tolist(),
+            density=True,
+            histtype="step",
+            color=MODEL_COLOUR,
+            lw=1.5,
+        )
+
+
+def _pair(
+    axis: Axes,
+    tables: list[np.ndarray],
+    x_span: tuple[float, float],
+    y_span: tuple[float, float],
+) -> None:
+    """Two columns: contours with areas for the data and lines for the samples, or points."""
+    x_edges, y_edges = np.linspace(*x_span, _CELLS + 1), np.linspace(*y_span, _CELLS + 1)
+    x, y = (x_edges[1:] + x_edges[:-1]) / 2, (y_edges[1:] + y_edges[:-1]) / 2
+    for table, colour, filled in zip(
+        tables, (DATA_COLOUR, MODEL_COLOUR), (True, False), strict=False
+    ):
+        if len(table) < _FEW:
+            axis.scatter(
+                table[:, 0], table[:, 1], s=5 if filled else 9, c=colour, alpha=0.8, linewidths=0
+            )
+            continue
+        density, levels = _levels(table, x_edges, y_edges)
+        if filled:
+            shades = [to_rgba(colour, alpha) for alpha in (0.28, 0.6)]
+            axis.contourf(x, y, density, [*levels, np.inf], colors=shades)
+        else:
+            axis.contour(x, y, density, levels, colors=colour, linewidths=(0.9, 1.5))
+
+
+def _levels(
+    table: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray
+) -> tuple[np.ndarray, list[float]]:
+    """A smoothed histogram, one row for each y, and the heights whose areas hold the shares."""
+    from scipy.ndimage import gaussian_filter
+
+    counts, _, _ = np.histogram2d(table[:, 0], table[:, 1], bins=(x_edges, y_edges))
+    # The fewer the points, the wider the kernel: Scott's power of n, times the radius of the
+    # filled bins, which several far modes inflate less than they would the standard deviation.
+    radius = np.sqrt((counts > 0).sum() / np.pi)
+    width = 0.5 * radius * max(1.0, counts.sum()) ** (-1 / 6)
+    density = gaussian_filter(counts.T, float(np.clip(width, 0.8, 4.0)), mode="constant")
+    ranked = np.sort(density.ravel())[::-1]
+    held = np.cumsum(ranked) / ranked.sum()
+    levels = [float(ranked[np.searchsorted(held, share)]) for share in _SHARES]
+    if not 0 < levels[0] < levels[1]:
+        levels = [0.1 * float(ranked[0]), 0.5 * float(ranked[0])]
+    return density, levels
+
+
+def _label(axis: Axes, names: tuple[str, ...], row: int, column: int, d: int) -> None:
+    """Label only the outside of the triangle."""
+    if row == d - 1:
+        axis.set_xlabel(_wrapped(names[column]))
+    else:
+        axis.tick_params(labelbottom=False)
+    if column == row:
+        # Heights of a histogram of one column mean nothing to the eye.
+        axis.set_yticks([])
+        if row == 0:
+            axis.set_ylabel("density")
+    elif column == 0:
+        axis.set_ylabel(_wrapped(names[row]))
+    else:
+        axis.tick_params(labelleft=False)
+
+
+def _wrapped(name: str) -> str:
+    """Break a long name into lines; formulas stay as they are."""
+    return name if "$" in name else textwrap.fill(name.replace("_", " "), 13)

@@ -1,0 +1,74 @@
+"""A photograph beside the samples of a density of its pixels."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from flowkit.errors import DataError
+from flowkit.plotting.arrays import as_rows
+
+
+def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
+    """Draw the photograph, and beside it every sample at its position in its colour.
+
+    Args:
+        photo: Array (height, width, 3), colours in 0..255.
+        points: Rows (n, 5) of red, green, blue in 0..256 and x, y in pixels, y counted from the
+            top, as from :func:`flowkit.datasets.photograph_colours` dequantised. Colours beyond
+            the range are clipped; points beyond the frame are counted in the title.
+        title: Title of the samples' panel.
+
+    Returns:
+        The figure.
+
+    Raises:
+        DataError: If the photograph is not (height, width, 3) or the points are not finite rows
+            (n, 5).
+
+    Example:
+        >>> from flowkit.datasets import photograph_colours
+        >>> from flowkit.plotting import pointillist
+        >>> photo = photograph_colours("china.jpg")
+        >>> figure = pointillist(photo.image(), photo.dequantised()[::500])
+        >>> [axis.get_title() for axis in figure.axes]
+        ['photograph', 'samples: 547 points']
+    """
+    image = np.asarray(photo)
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise DataError(
+            f"pointillist expected a photograph (height, width, 3), got {image.shape}; "
+            "put the colours last"
+        )
+    rows = as_rows(points, 5, "pointillist points")
+    height, width = image.shape[:2]
+    x, y = rows[:, 3], rows[:, 4]
+    inside = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
+    colours = np.clip(rows[inside, :3] / 256, 0, 1)
+
+    panel = 5.5
+    figure = Figure(figsize=(2 * panel, panel * height / width + 0.55), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    left.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=(0, width, height, 0))
+    left.set_title("photograph")
+    # Dots of twice the area of the panel; a layer of wider ones beneath fills the gaps that chance
+    # leaves with the colour of the neighbours.
+    area = 2 * (0.9 * 72 * panel) ** 2 * height / width / len(rows)
+    for wider in (5.0, 1.0):
+        right.scatter(
+            x[inside],
+            y[inside],
+            s=wider * float(np.clip(area, 0.3, 200)),
+            c=colours,
+            linewidths=0,
+            rasterized=True,
+        )
+    beyond = f", {1 - inside.mean():.1%} outside" if not inside.all() else ""
+    right.set_title(f"{title}: {len(rows):,} points{beyond}")
+    for axis in (left, right):
+        axis.set_aspect("equal")
+        axis.set_xlim(0, width)
+        axis.set_ylim(height, 0)
+        axis.set_xlabel("x [pixels]")
+    left.set_ylabel("y [pixels]")
+    return figure

@@ -1,0 +1,62 @@
+"""The affine scalar map, with a scale that cannot explode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowkit.scalar.base import ScalarMap
+
+
+def soft_clip(x: Tensor, limit: float | None) -> Tensor:
+    r"""Squash into :math:`(-c, c)` by :math:`x / (1 + |x| / c)`; slope one at the origin.
+
+    ``limit=None`` returns ``x`` itself.
+
+    Example:
+        >>> import torch
+        >>> soft_clip(torch.tensor([0.0, 10.0, 1e6]), 10.0)
+        tensor([0.0000, 5.0000, 9.9999])
+    """
+    return x if limit is None else x / (1 + x.abs() / limit)
+
+
+@dataclass(frozen=True)
+class Affine(ScalarMap):
+    r""":math:`y = x\, e^{s} + t`, with :math:`s = c(a) = a / (1 + |a| / s_{max})`.
+
+    Two parameters a scalar: the shift ``t`` and the raw log-scale ``a``. The soft clip keeps a
+    scale between :math:`e^{-s_{max}}` and :math:`e^{s_{max}}`, so that deep stacks stay finite.
+
+    Args:
+        max_log_scale: The bound :math:`s_{max}`, in nats; ``None`` for no bound.
+
+    Example:
+        >>> import torch
+        >>> y, log_slope = Affine().forward(torch.tensor([2.0]), torch.tensor([[3.0, 0.0]]))
+        >>> y.item(), log_slope.item()
+        (5.0, 0.0)
+    """
+
+    max_log_scale: float | None = 5.0
+
+    @property
+    def param_size(self) -> int:  # type: ignore[override]
+        """Two: shift and raw log-scale."""
+        return 2
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x exp(s) + t`` and ``s``."""
+        shift, raw = params.unbind(-1)
+        log_scale = soft_clip(raw, self.max_log_scale)
+        y = torch.addcmul(shift, x, log_scale.exp())
+        return y, log_scale.expand_as(y)
+
+    def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(y - t) exp(-s)`` and ``-s``."""
+        shift, raw = params.unbind(-1)
+        log_scale = soft_clip(raw, self.max_log_scale)
+        x = (y - shift) * torch.exp(-log_scale)
+        return x, (-log_scale).expand_as(x)

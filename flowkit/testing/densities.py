@@ -1,0 +1,70 @@
+"""Rules about densities: path weights of stochastic layers (R14), total mass (R15)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.distributions import biject_to
+
+from flowkit.flow import Flow
+from flowkit.testing.probe import Probe, expect
+
+_DRAWS = 20_000
+_STANDARD_ERRORS = 5.0
+
+
+@torch.no_grad()
+def path_weights_average_to_one(probe: Probe) -> str | None:
+    r"""R14: :math:`E[r(x)\, e^{s} / p_Z(z)] = 1` for noise z, its path to x, and a normalised target r.
+
+    The expectation is over :math:`z \sim p_Z` and the random path; s is what ``inverse`` returns in
+    the log-determinant slot, the log-ratio of the probabilities of the path back and of the path taken.
+    """
+    if not probe.moved.stochastic:
+        return "the transform is deterministic"
+    if probe.target is None:
+        return "needs target=, a normalised log-density over x"
+    if not probe.invertible:
+        return "the transform defines no inverse"
+    generator = probe.generator()
+    rows = None if probe.context is None else probe.context[:1].expand(_DRAWS, -1)
+    z = probe.base.sample((_DRAWS,), None, generator)
+    x, ratio = probe.moved.inverse(z, rows, generator=generator)  # type: ignore[call-arg]
+    weights = torch.exp(probe.target(x) + ratio - probe.base.log_prob(z)).double()
+    mean, error = weights.mean().item(), weights.std().item() / math.sqrt(_DRAWS)
+    expect(
+        abs(mean - 1) <= _STANDARD_ERRORS * error + probe.tolerance,
+        f"expected path weights with mean 1, got {mean:.5g} with a standard error of {error:.2g}",
+    )
+    return None
+
+
+@torch.no_grad()
+def the_density_integrates_to_one(probe: Probe) -> str | None:
+    """R15: the mass of the flow on its domain, by the trapezoidal rule in one and two dimensions."""
+    if probe.moved.stochastic:
+        return "a stochastic layer has no exact density"
+    event = probe.x.shape[1:]
+    size = event.numel()
+    if size > 2:
+        return f"an event of {size} numbers is too large for a grid"
+    # Steps that grow like cosh: fine around the origin, and 74 or 27 units wide.
+    reach, points = (5.0, 4001) if size == 1 else (4.0, 321)
+    s = torch.linspace(-reach, reach, points, dtype=probe.dtype)
+    log_step = math.log(2 * reach / (points - 1)) + s.cosh().log()
+    u = torch.cartesian_prod(*[s.sinh()] * size).reshape(-1, *event)
+    log_steps = torch.cartesian_prod(*[log_step] * size).reshape(-1, size).sum(-1)
+
+    to_domain = biject_to(probe.moved.domain)
+    x = to_domain(u)
+    flow = Flow(probe.moved, probe.base)
+    context = None if probe.context is None else probe.context[0]
+    # A density far beyond the ends of a bounded domain is nought, whatever the volume change there.
+    log_volume = to_domain.log_abs_det_jacobian(u, x).nan_to_num(neginf=-1e4)
+    mass = torch.exp(flow.log_prob(x, context) + log_volume + log_steps).double().sum().item()
+    expect(
+        abs(mass - 1) <= max(2e-3, 10 * probe.tolerance),
+        f"expected a density with a total mass of 1, got {mass:.6g}",
+    )
+    return None

@@ -1,0 +1,39 @@
+"""Maps of vectors between data and noise, all on the Transform contract."""
+
+from flowkit.transforms.autoregressive import MaskedAutoregressive
+from flowkit.transforms.base import Inverse, Transform
+from flowkit.transforms.compose import Compose
+from flowkit.transforms.coupling import Coupling
+from flowkit.transforms.domain import CircularShift, Log, Logit
+from flowkit.transforms.elementwise import Elementwise
+from flowkit.transforms.linear import (
+    Conv1x1,
+    DenseLinear,
+    LULinear,
+    OrthogonalLinear,
+    TriangularLinear,
+)
+from flowkit.transforms.normalize import ActNorm, Standardize
+from flowkit.transforms.permute import Permutation
+from flowkit.transforms.stochastic import Dequantize
+
+__all__ = [
+    "ActNorm",
+    "CircularShift",
+    "Compose",
+    "Conv1x1",
+    "Coupling",
+    "DenseLinear",
+    "Dequantize",
+    "Elementwise",
+    "Inverse",
+    "LULinear",
+    "Log",
+    "Logit",
+    "MaskedAutoregressive",
+    "OrthogonalLinear",
+    "Permutation",
+    "Standardize",
+    "Transform",
+    "TriangularLinear",
+]

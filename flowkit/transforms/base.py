@@ -1,0 +1,218 @@
+"""Transform: the one contract of every map between data and noise.
+
+Shape checks live here, once: subclasses are wrapped when they are defined, so their own methods see
+only inputs of the right shape, and a context that already has the batch shape of ``x``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from flowkit.errors import NotInvertibleError, ShapeError
+
+
+class Transform(nn.Module):
+    r"""A map from data ``x`` to noise ``z`` with the logarithm of its volume change.
+
+    A subclass defines ``forward(x, context)``, which returns :math:`z` and
+    :math:`\log |\det \partial z / \partial x|`, and where it can ``inverse(z, context)``. It sets
+    :attr:`event_shape` (by ``super().__init__``) and the flags below.
+
+    Shapes:
+        ``x`` is ``(*batch, *event)`` with any number of batch dimensions, the log-determinant exactly
+        ``(*batch,)``. Context ``(*b, C)`` broadcasts against the batch. dtype and device follow ``x``.
+
+    Attributes:
+        event_shape: Shape of one event; ``None`` stands for any size.
+        context_size: Number of context features read; 0 where context is ignored.
+        needs_context: Whether context is read. If not, it is accepted and ignored.
+        constant_log_det: Promises that the log-determinant does not depend on ``x``; ``False`` means
+            "not known".
+        stochastic: The log-determinant slot holds a log path-probability ratio
+            :math:`\log \tilde q(z \to x) - \log q(x \to z)`. Methods take ``generator=``.
+        accepts_integers: Whether ``x`` may be of an integer dtype.
+
+    Example:
+        >>> import math, torch
+        >>> from flowkit.transforms import Transform
+        >>> class Double(Transform):
+        ...     constant_log_det = True
+        ...
+        ...     def forward(self, x, context=None):
+        ...         return 2 * x, x.new_full(x.shape[:-1], 3 * math.log(2))
+        >>> z, log_det = Double(event_shape=(3,))(torch.ones(5, 3))
+        >>> z.shape, log_det.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+        >>> Double(event_shape=(3,))(torch.ones(5, 4))
+        Traceback (most recent call last):
+        ...
+        flowkit.errors.ShapeError: Double(features=3) expected x (..., 3), got (5, 4)
+    """
+
+    needs_context: bool = False
+    constant_log_det: bool = False
+    stochastic: bool = False
+    accepts_integers: bool = False
+
+    def __init__(self, event_shape: tuple[int | None, ...], context: int = 0) -> None:
+        super().__init__()
+        self.event_shape = tuple(event_shape)
+        self.context_size = context
+        if context:
+            self.needs_context = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("forward", "inverse", "unnormalized"):
+            if name in cls.__dict__:
+                setattr(cls, name, _checked(cls.__dict__[name], "z" if name == "inverse" else "x"))
+
+    @property
+    def event_ndim(self) -> int:
+        """Number of trailing dimensions that make one event."""
+        return len(self.event_shape)
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """Where ``x`` lives; the whole space unless a subclass says otherwise."""
+        return constraints.independent(constraints.real, self.event_ndim)
+
+    @property
+    def inv(self) -> Transform:
+        """A view with the two directions exchanged; it shares the parameters."""
+        return Inverse(self)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map data to noise: return ``z (*batch, *event)`` and ``log|det dz/dx| (*batch,)``."""
+        raise NotInvertibleError(f"{self.label} does not define forward")
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map noise to data: return ``x (*batch, *event)`` and ``log|det dx/dz| (*batch,)``."""
+        raise NotInvertibleError(
+            f"{self.label} does not define inverse: it can score data, but not sample"
+        )
+
+    def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Like ``forward``, less every term of the log-determinant that does not depend on ``x``."""
+        z, log_det = self(x, context)
+        return z, torch.zeros_like(log_det) if self.constant_log_det else log_det
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Start from data ``x (*batch, *event)``; called once by ``fit``, never from ``forward``."""
+
+    @property
+    def label(self) -> str:
+        """The name used in messages, such as ``Coupling(features=4)``."""
+        if len(self.event_shape) == 1:
+            return f"{type(self).__name__}(features={self.event_shape[0]})"
+        return f"{type(self).__name__}(event_shape={self.event_shape})"
+
+    def _prepare(
+        self, x: Tensor, context: Tensor | None, name: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """Check shapes and bring ``x`` and a context that is read to one batch shape."""
+        if not isinstance(x, Tensor):
+            raise ShapeError(
+                f"{self.label} expected {name} as a torch.Tensor, got {type(x).__name__}; "
+                f"remedy: torch.as_tensor({name})"
+            )
+        ndim = len(self.event_shape)
+        event = x.shape[x.ndim - ndim :] if x.ndim >= ndim else None
+        if event is None or any(
+            want is not None and want != got
+            for want, got in zip(self.event_shape, event, strict=True)
+        ):
+            raise ShapeError(
+                f"{self.label} expected {name} {batch_text(self.event_shape)}, got {tuple(x.shape)}"
+            )
+        if not (x.is_floating_point() or self.accepts_integers):
+            raise ShapeError(
+                f"{self.label} expected {name} of a floating-point dtype, got {x.dtype}; "
+                f"remedy: {name}.float(), or a Dequantize layer for counts"
+            )
+        if not self.needs_context:
+            return x, context
+        if context is None:
+            raise ShapeError(
+                f"{self.label} expected context (..., {self.context_size}), got None"
+            )
+        if context.ndim < 1 or context.shape[-1] != self.context_size:
+            raise ShapeError(
+                f"{self.label} expected context (..., {self.context_size}), "
+                f"got {tuple(context.shape)}"
+            )
+        return broadcast_context(x, context, ndim)
+
+
+def batch_text(event_shape: tuple[int | None, ...]) -> str:
+    """Write an event shape for a message: ``(..., 3, *)``."""
+    return "(" + ", ".join(["...", *("*" if n is None else str(n) for n in event_shape)]) + ")"
+
+
+def broadcast_context(x: Tensor, context: Tensor, event_ndim: int) -> tuple[Tensor, Tensor]:
+    """Expand ``x (*batch, *event)`` and ``context (*b, C)`` to one batch shape."""
+    batch, event = x.shape[: x.ndim - event_ndim], x.shape[x.ndim - event_ndim :]
+    if batch == context.shape[:-1]:
+        return x, context
+    try:
+        both = torch.broadcast_shapes(batch, context.shape[:-1])
+    except RuntimeError:
+        raise ShapeError(
+            f"the batch {tuple(batch)} of the data does not broadcast with the batch "
+            f"{tuple(context.shape[:-1])} of the context"
+        ) from None
+    return x.expand(*both, *event), context.expand(*both, context.shape[-1])
+
+
+def _checked(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def checked(
+        self: Transform, x: Tensor, context: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        x, context = self._prepare(x, context, name)
+        return method(self, x, context, **kwargs)
+
+    return checked
+
+
+class Inverse(Transform):
+    """A transform seen from the other side: ``forward`` is the inverse of the one it holds.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Permutation
+        >>> t = Permutation([2, 0, 1])
+        >>> x = torch.randn(4, 3)
+        >>> torch.equal(t.inv(t(x)[0])[0], x)
+        True
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__(transform.event_shape, transform.context_size)
+        self.transform = transform
+        self.needs_context = transform.needs_context
+        self.constant_log_det = transform.constant_log_det
+        self.stochastic = transform.stochastic
+
+    @property
+    def inv(self) -> Transform:
+        """The transform itself."""
+        return self.transform
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Apply the inverse of the transform held."""
+        return self.transform.inverse(x, context, **kwargs)
+
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Apply the transform held."""
+        return self.transform(z, context, **kwargs)

@@ -1,0 +1,156 @@
+"""Maps between the line and the domains that data live on: intervals, half-lines, circles."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn import functional as F
+
+from flowkit.transforms.base import Transform
+
+
+class Logit(Transform):
+    r"""The interval (lower, upper) onto the line: :math:`z = \log(x - l) - \log(u - x)`.
+
+    Outside the interval the density is zero: the log-determinant is ``-inf`` there, and gradients stay
+    finite.
+
+    Args:
+        features: Number of features.
+        lower: Lower end l, a number for all features.
+        upper: Upper end u.
+
+    Raises:
+        ValueError: If ``lower`` is not below ``upper``.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Logit
+        >>> Logit(1, 0.0, 1.0)(torch.tensor([[0.5], [1.5]]))
+        (tensor([[0.], [0.]]), tensor([1.3863,   -inf]))
+    """
+
+    def __init__(self, features: int, lower: float = 0.0, upper: float = 1.0) -> None:
+        if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
+            raise ValueError(f"Logit needs finite lower < upper, got {lower}, {upper}")
+        super().__init__((features,))
+        self.lower, self.upper = float(lower), float(upper)
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """The open interval."""
+        return constraints.independent(constraints.interval(self.lower, self.upper), 1)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the interval to the line."""
+        inside = (x > self.lower) & (x < self.upper)
+        safe = torch.where(inside, x, torch.full_like(x, 0.5 * (self.lower + self.upper)))
+        below, above = (safe - self.lower).log(), (self.upper - safe).log()
+        log_slope = math.log(self.upper - self.lower) - below - above
+        log_slope = torch.where(inside, log_slope, torch.full_like(x, -math.inf))
+        return below - above, log_slope.sum(-1)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the line to the interval."""
+        width = self.upper - self.lower
+        # From the nearer end, which keeps the digits of small distances.
+        small = width * torch.sigmoid(-z.abs())
+        x = torch.where(z < 0, self.lower + small, self.upper - small)
+        log_slope = math.log(width) + F.logsigmoid(z) + F.logsigmoid(-z)
+        return x, log_slope.sum(-1)
+
+
+class Log(Transform):
+    r"""The half-line (lower, inf) onto the line: :math:`z = \log(x - l)`.
+
+    At or below ``lower`` the log-determinant is ``-inf`` and gradients stay finite.
+
+    Args:
+        features: Number of features.
+        lower: The end l.
+
+    Raises:
+        ValueError: If ``lower`` is not finite.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Log
+        >>> Log(1)(torch.tensor([[1.0]]))
+        (tensor([[0.]]), tensor([-0.]))
+    """
+
+    def __init__(self, features: int, lower: float = 0.0) -> None:
+        if not math.isfinite(lower):
+            raise ValueError(f"Log needs a finite lower end, got {lower}")
+        super().__init__((features,))
+        self.lower = float(lower)
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """The open half-line."""
+        return constraints.independent(constraints.greater_than(self.lower), 1)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the half-line to the line."""
+        inside = x > self.lower
+        z = torch.where(inside, x - self.lower, torch.ones_like(x)).log()
+        log_slope = torch.where(inside, -z, torch.full_like(x, -math.inf))
+        return z, log_slope.sum(-1)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the line to the half-line."""
+        return z.exp() + self.lower, z.sum(-1)
+
+
+class CircularShift(Transform):
+    r"""Turn circles by learned angles: :math:`z = l + ((x + \varphi - l) \bmod P)`.
+
+    Volume-preserving; ``x`` may be given outside :math:`[l, l + P)` and is read as a point of the
+    circle. Starts at the identity on :math:`[l, l + P)`.
+
+    Args:
+        features: Number of circles.
+        lower: Where each circle is cut open, l.
+        upper: Where it closes, l + P.
+
+    Raises:
+        ValueError: If ``lower`` is not below ``upper``.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import CircularShift
+        >>> CircularShift(1, 0.0, 1.0)(torch.tensor([[0.25], [1.25]]))[0].detach()
+        tensor([[0.2500], [0.2500]])
+    """
+
+    constant_log_det = True
+
+    def __init__(
+        self, features: int, lower: float = -math.pi, upper: float = math.pi
+    ) -> None:
+        if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
+            raise ValueError(f"CircularShift needs finite lower < upper, got {lower}, {upper}")
+        super().__init__((features,))
+        self.lower, self.upper = float(lower), float(upper)
+        self.shift = nn.Parameter(torch.zeros(features))
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """One turn, closed at the cut."""
+        return constraints.independent(constraints.interval(self.lower, self.upper), 1)
+
+    def _turn(self, x: Tensor) -> Tensor:
+        period = self.upper - self.lower
+        # x minus whole turns, not a remainder: its derivative is one for every order of autodiff.
+        return x - period * torch.floor((x - self.lower).detach() / period)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Turn by the angle."""
+        return self._turn(x + self.shift), x.new_zeros(x.shape[:-1])
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Turn back."""
+        return self._turn(z - self.shift), z.new_zeros(z.shape[:-1])

@@ -1,0 +1,62 @@
+"""One scalar map a feature, with parameters of its own or from context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.conditioners import MLP
+from flowkit.scalar import RationalQuadraticSpline, ScalarMap
+from flowkit.transforms.base import Transform
+
+
+class Elementwise(Transform):
+    r"""Move every feature on its own: :math:`z_i = f(x_i; \theta_i)` or :math:`f(x_i; \theta_i(c))`.
+
+    Without context the parameters are the layer's own; with context a conditioner gives them.
+
+    Args:
+        features: Number of features D.
+        scalar: The scalar map; rational-quadratic spline by default.
+        context: Number of context features.
+        conditioner: Factory ``(in_features, out_features, context=...) -> nn.Module``; used with
+            context only.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Elementwise
+        >>> z, log_det = Elementwise(3)(torch.randn(5, 3))
+        >>> log_det.shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        scalar: ScalarMap | None = None,
+        context: int = 0,
+        conditioner: Callable[..., nn.Module] = MLP,
+    ) -> None:
+        super().__init__((features,), context)
+        self.scalar = scalar if scalar is not None else RationalQuadraticSpline()
+        size = self.scalar.param_size
+        self.params = None if context else nn.Parameter(torch.zeros(features, size))
+        self.conditioner = conditioner(0, features * size, context=context) if context else None
+
+    def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
+        if self.conditioner is None:
+            return self.params  # type: ignore[return-value]
+        raw = self.conditioner(x[..., :0], context)
+        return raw.unflatten(-1, (x.shape[-1], self.scalar.param_size))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map data to noise."""
+        z, log_slope = self.scalar.forward(x, self._params(x, context))
+        return z, log_slope.sum(-1)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map noise to data."""
+        x, log_slope = self.scalar.inverse(z, self._params(z, context))
+        return x, log_slope.sum(-1)

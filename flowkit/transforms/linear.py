@@ -1,0 +1,268 @@
+"""Linear layers: dense, triangular, LU, orthogonal, and any of them across the channels of an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowkit.transforms.base import Transform
+
+
+class _Linear(Transform):
+    """``z = W x + b``; subclasses give ``W``, how to solve with it, and ``log|det W|``."""
+
+    constant_log_det = True
+
+    def __init__(self, features: int) -> None:
+        super().__init__((features,))
+        self.bias = nn.Parameter(torch.zeros(features))
+
+    def weight_matrix(self) -> Tensor:
+        """The matrix W, ``(features, features)``."""
+        raise NotImplementedError
+
+    def log_abs_det(self) -> Tensor:
+        """``log|det W|``, a scalar."""
+        raise NotImplementedError
+
+    def _solve(self, columns: Tensor) -> Tensor:
+        """``W^-1`` times ``columns (features, n)``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return ``W x + b`` and ``log|det W|``."""
+        z = F.linear(x, self.weight_matrix(), self.bias)
+        return z, self.log_abs_det().expand(x.shape[:-1])
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return ``W^-1 (z - b)`` and ``-log|det W|``."""
+        rows = (z - self.bias).reshape(-1, z.shape[-1])
+        x = self._solve(rows.mT).mT.reshape(z.shape)
+        return x, -self.log_abs_det().expand(z.shape[:-1])
+
+    def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return ``W x + b`` and zeros: no determinant is computed."""
+        return F.linear(x, self.weight_matrix(), self.bias), x.new_zeros(x.shape[:-1])
+
+
+class DenseLinear(_Linear):
+    """An unconstrained invertible matrix and a bias; its determinant costs O(D^3). Starts at the identity.
+
+    Args:
+        features: Number of features D.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import DenseLinear
+        >>> DenseLinear(2)(torch.ones(1, 2))[0]
+        tensor([[1., 1.]], grad_fn=<AddmmBackward0>)
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        self.weight = nn.Parameter(torch.eye(features))
+
+    def weight_matrix(self) -> Tensor:
+        """The matrix W."""
+        return self.weight
+
+    def log_abs_det(self) -> Tensor:
+        """``log|det W|`` by an LU factorisation."""
+        return torch.linalg.slogdet(self.weight)[1]
+
+    def _solve(self, columns: Tensor) -> Tensor:
+        return torch.linalg.solve(self.weight, columns)
+
+
+def _positive_diagonal(raw: Tensor, floor: float) -> Tensor:
+    """Softplus with a floor, one where ``raw`` is zero."""
+    return floor + F.softplus(raw + math.log(math.expm1(1 - floor)))
+
+
+class TriangularLinear(_Linear):
+    """A lower-triangular matrix with a positive diagonal, and a bias. Starts at the identity.
+
+    Args:
+        features: Number of features D.
+        min_diagonal: Least value on the diagonal.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import TriangularLinear
+        >>> TriangularLinear(3).weight_matrix().detach()
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 1.]])
+    """
+
+    def __init__(self, features: int, min_diagonal: float = 1e-3) -> None:
+        super().__init__(features)
+        self.min_diagonal = min_diagonal
+        # Row by row, the entries on and below the diagonal; the diagonal ones raw.
+        self.entries = nn.Parameter(torch.zeros(features * (features + 1) // 2))
+        rows, columns = torch.tril_indices(features, features)
+        place = torch.full((features, features), self.entries.numel())
+        place[rows, columns] = torch.arange(self.entries.numel())
+        self.register_buffer("place", place, persistent=False)
+
+    def _matrix(self) -> Tensor:
+        return torch.cat([self.entries, self.entries.new_zeros(1)])[self.place]
+
+    def _diagonal(self) -> Tensor:
+        return _positive_diagonal(self._matrix().diagonal(), self.min_diagonal)
+
+    def weight_matrix(self) -> Tensor:
+        """The matrix W."""
+        return self._matrix().tril(-1) + torch.diag(self._diagonal())
+
+    def log_abs_det(self) -> Tensor:
+        """The sum of the logarithms of the diagonal."""
+        return self._diagonal().log().sum()
+
+    def _solve(self, columns: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.weight_matrix(), columns, upper=False)
+
+
+class LULinear(_Linear):
+    r"""A matrix held as :math:`W = L U`, L with unit and U with positive diagonal, and a bias.
+
+    The determinant costs O(D) and the inverse two triangular solves. Starts at the identity.
+
+    Args:
+        features: Number of features D.
+        min_diagonal: Least value on the diagonal of U.
+
+    References:
+        Kingma and Dhariwal 2018, Glow, arXiv 1807.03039, section 3.2.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import LULinear
+        >>> LULinear(63)(torch.randn(5, 63))[1].shape
+        torch.Size([5])
+    """
+
+    def __init__(self, features: int, min_diagonal: float = 1e-3) -> None:
+        super().__init__(features)
+        self.min_diagonal = min_diagonal
+        # L below the diagonal, U above it, the raw diagonal of U on it.
+        self.lower_upper = nn.Parameter(torch.zeros(features, features))
+
+    def _diagonal(self) -> Tensor:
+        return _positive_diagonal(self.lower_upper.diagonal(), self.min_diagonal)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        lower = self.lower_upper.tril(-1) + torch.diag(torch.ones_like(self.bias))
+        return lower, self.lower_upper.triu(1) + torch.diag(self._diagonal())
+
+    def weight_matrix(self) -> Tensor:
+        """The matrix W = L U."""
+        lower, upper = self._factors()
+        return lower @ upper
+
+    def log_abs_det(self) -> Tensor:
+        """The sum of the logarithms of the diagonal of U."""
+        return self._diagonal().log().sum()
+
+    def _solve(self, columns: Tensor) -> Tensor:
+        lower, upper = self._factors()
+        columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(upper, columns, upper=True)
+
+
+class OrthogonalLinear(_Linear):
+    r"""An orthogonal matrix as a product of Householder reflections, and a bias; volume-preserving.
+
+    The product :math:`Q = H_1 \cdots H_K` of :math:`H_k = I - 2 v_k v_k^T / |v_k|^2` is computed
+    without a loop as :math:`Q = I - V S^{-1} V^T`, with S the strict upper triangle of
+    :math:`V^T V` plus half its diagonal. Pairs of equal reflections give the identity as the start;
+    K is therefore rounded up to an even number.
+
+    Args:
+        features: Number of features D.
+        reflections: Number of reflections K; D by default, which reaches every rotation.
+
+    References:
+        Joffrain et al. 2006, Accumulating Householder transformations, ACM TOMS 32(2), for the
+        compact form; Tomczak and Welling 2016, arXiv 1611.09630, for its use in flows.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import OrthogonalLinear
+        >>> q = OrthogonalLinear(4).weight_matrix()
+        >>> torch.allclose(q @ q.T, torch.eye(4), atol=1e-6)
+        True
+    """
+
+    def __init__(self, features: int, reflections: int | None = None) -> None:
+        super().__init__(features)
+        pairs = ((reflections if reflections is not None else features) + 1) // 2
+        if pairs < 1:
+            raise ValueError(f"OrthogonalLinear needs reflections >= 1, got {reflections}")
+        # Spread basis vectors: gradients of different pairs then differ from the first step on.
+        half = torch.eye(features)[:, torch.arange(pairs) % features]
+        self.vectors = nn.Parameter(half.repeat_interleave(2, dim=1))
+
+    def weight_matrix(self) -> Tensor:
+        """The matrix Q."""
+        v = self.vectors
+        gram = v.mT @ v
+        s = gram.triu(1) + torch.diag(0.5 * torch.diagonal(gram))
+        eye = torch.diag(torch.ones_like(self.bias))
+        return eye - v @ torch.linalg.solve_triangular(s, v.mT, upper=True)
+
+    def log_abs_det(self) -> Tensor:
+        """Zero."""
+        return self.bias.new_zeros(())
+
+    def _solve(self, columns: Tensor) -> Tensor:
+        return self.weight_matrix().mT @ columns
+
+
+class Conv1x1(Transform):
+    r"""The same linear layer at every pixel of ``(channels, height, width)``: a 1 x 1 convolution.
+
+    :math:`\log|\det| = H W \log|\det W|`.
+
+    Args:
+        channels: Number of channels.
+        linear: Factory of the linear layer across channels, such as :class:`LULinear`.
+
+    References:
+        Kingma and Dhariwal 2018, Glow, arXiv 1807.03039.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Conv1x1
+        >>> z, log_det = Conv1x1(3)(torch.randn(5, 3, 8, 8))
+        >>> z.shape, log_det.shape
+        (torch.Size([5, 3, 8, 8]), torch.Size([5]))
+    """
+
+    constant_log_det = True
+
+    def __init__(self, channels: int, linear: Callable[[int], Transform] = LULinear) -> None:
+        super().__init__((channels, None, None))
+        self.linear = linear(channels)
+
+    def _at_every_pixel(
+        self, apply: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        out, log_det = apply(x.movedim(-3, -1))
+        return out.movedim(-1, -3), log_det.sum((-2, -1))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mix the channels."""
+        return self._at_every_pixel(self.linear, x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Unmix the channels."""
+        return self._at_every_pixel(self.linear.inverse, z)
+
+    def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mix the channels; no determinant is computed."""
+        return self._at_every_pixel(self.linear.unnormalized, x)

@@ -1,0 +1,122 @@
+"""Shift-and-scale layers that start from data: fixed (Standardize) and learned (ActNorm)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.errors import DataError
+from flowkit.transforms.base import Transform
+
+
+def _moments(x: Tensor, event_ndim: int, label: str) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over everything but the first dimension of the event."""
+    features = x.shape[-event_ndim]
+    rows = x.movedim(-event_ndim, -1).reshape(-1, features).double()
+    if rows.shape[0] < 2:
+        raise DataError(f"{label} needs at least 2 rows to start from data, got {rows.shape[0]}")
+    mean, scale = rows.mean(0), rows.std(0, unbiased=False)
+    constant = (~(scale > 1e-10 * mean.abs())).nonzero().flatten().tolist()
+    if constant:
+        raise DataError(
+            f"{label}: column(s) {constant} are constant, so they have no density; "
+            "remedy: drop them, or add noise to them"
+        )
+    return mean, scale
+
+
+class Standardize(Transform):
+    r""":math:`z = (x - \mu) / \sigma` with constants, set once from data by ``initialize``.
+
+    As the first layer of a flow it keeps densities in the user's units, and is saved with the flow.
+
+    Args:
+        features: Number of features.
+
+    Raises:
+        DataError: From ``initialize``, if a column is constant or there are fewer than two rows.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Standardize
+        >>> t = Standardize(1)
+        >>> t.initialize(torch.tensor([[10.0], [30.0]]))
+        >>> t(torch.tensor([[40.0]]))[0]
+        tensor([[2.]])
+    """
+
+    constant_log_det = True
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__((features,))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Take mean and standard deviation from data."""
+        mean, scale = _moments(x, 1, self.label)
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Standardise."""
+        return (x - self.mean) / self.scale, -self.scale.log().sum().expand(x.shape[:-1])
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return to the units of the data."""
+        return z * self.scale + self.mean, self.scale.log().sum().expand(z.shape[:-1])
+
+
+class ActNorm(Transform):
+    r""":math:`z = (x - b)\, e^{-s}` with learned b and s, one pair a feature or channel.
+
+    ``initialize`` sets them so that the first batch leaves with mean 0 and variance 1; until then the
+    layer is the identity.
+
+    Args:
+        features: Number of features, or of channels.
+        event_ndim: 1 for vectors; 3 for images ``(channels, height, width)``.
+
+    References:
+        Kingma and Dhariwal 2018, Glow, arXiv 1807.03039.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import ActNorm
+        >>> ActNorm(3, event_ndim=3)(torch.randn(2, 3, 4, 4))[1].shape
+        torch.Size([2])
+    """
+
+    constant_log_det = True
+
+    def __init__(self, features: int, event_ndim: int = 1) -> None:
+        super().__init__((features, *(None,) * (event_ndim - 1)))
+        self.shift = nn.Parameter(torch.zeros(features))
+        self.log_scale = nn.Parameter(torch.zeros(features))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Take shift and scale from data."""
+        mean, scale = _moments(x, self.event_ndim, self.label)
+        self.shift.copy_(mean)
+        self.log_scale.copy_(scale.log())
+
+    def _per_feature(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, *(1,) * (self.event_ndim - 1))
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        batch, event = x.shape[: x.ndim - self.event_ndim], x.shape[x.ndim - self.event_ndim :]
+        return (-self.log_scale.sum() * event[1:].numel()).expand(batch)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Shift and scale."""
+        z = (x - self._per_feature(self.shift)) * self._per_feature(torch.exp(-self.log_scale))
+        return z, self._log_det(x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Undo shift and scale."""
+        x = z * self._per_feature(self.log_scale.exp()) + self._per_feature(self.shift)
+        return x, -self._log_det(z)

@@ -1,0 +1,59 @@
+"""Permutations of features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowkit.errors import ShapeError
+from flowkit.transforms.base import Transform
+
+
+def check_order(order: Sequence[int] | Tensor, features: int | None = None) -> list[int]:
+    """Return ``order`` as a list if it is a permutation of ``range(features)``."""
+    listed = order.tolist() if isinstance(order, Tensor) else [int(i) for i in order]
+    size = len(listed) if features is None else features
+    if size < 1 or sorted(listed) != list(range(size)):
+        raise ShapeError(f"expected an order that is a permutation of 0..{size - 1}, got {listed}")
+    return listed
+
+
+class Permutation(Transform):
+    r"""Reorder the features: :math:`z_i = x_{p_i}`. The order is saved with the weights.
+
+    Args:
+        order: A permutation of ``range(features)``.
+
+    Raises:
+        ShapeError: If ``order`` is not a permutation.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Permutation
+        >>> Permutation([2, 0, 1])(torch.tensor([1.0, 2.0, 3.0]))[0]
+        tensor([3., 1., 2.])
+    """
+
+    constant_log_det = True
+    order: Tensor
+
+    def __init__(self, order: Sequence[int] | Tensor) -> None:
+        listed = check_order(order)
+        super().__init__((len(listed),))
+        self.register_buffer("order", torch.tensor(listed))
+
+    @classmethod
+    def random(cls, features: int, seed: int = 0) -> Permutation:
+        """A permutation drawn from ``seed``, without touching the global generator."""
+        return cls(np.random.default_rng(seed).permutation(features).tolist())
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reorder."""
+        return x[..., self.order], x.new_zeros(x.shape[:-1])
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Restore the order."""
+        return z[..., self.order.argsort()], z.new_zeros(z.shape[:-1])
