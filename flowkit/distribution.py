@@ -68,9 +68,7 @@ class FlowDistribution(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density, broadcast against the batch."""
         event = self.event_shape
-        batch = torch.broadcast_shapes(
-            value.shape[: value.ndim - len(event)], self.batch_shape
-        )
+        batch = torch.broadcast_shapes(value.shape[: value.ndim - len(event)], self.batch_shape)
         return self.flow.log_prob(value.expand(*batch, *event), self.context)
 
 

@@ -1,4 +1,4 @@
-"""The errors that flowkit raises on purpose: each says what was expected, what came and the remedy.
+"""The errors that flowkit raises on purpose: what was expected, what came, and the remedy.
 
 Every class also inherits the built-in exception that a caller would expect, so that
 ``except ValueError`` keeps working. This module imports nothing: all rooms may use it.
@@ -42,12 +42,16 @@ class StochasticFlowError(FlowkitError, TypeError):
 
 
 class NotInvertibleError(FlowkitError, NotImplementedError):
-    """A direction, distribution function or sampler was asked for that the object does not have."""
+    """A direction, distribution function or sampler was asked for that does not exist."""
 
 
 class MissingDependencyError(FlowkitError, ImportError):
     """An optional package is needed; the message carries the pip line."""
 
 
+class ConversionError(FlowkitError, TypeError):
+    """A model of another library holds a part without a counterpart here, or the other way round."""
+
+
 class ContractError(FlowkitError, AssertionError):
-    """A transform breaks a rule of the contract; raised by :func:`flowkit.testing.check_transform`."""
+    """A transform breaks a rule of the contract; see :func:`flowkit.testing.check_transform`."""

@@ -78,7 +78,7 @@ class Flow(nn.Module):
 
     @property
     def context_size(self) -> int | None:
-        """Number of context features to give; ``None`` if an embedding of unknown input decides."""
+        """Number of context features to give; ``None`` if an embedding decides."""
         if self.embedding is not None and not isinstance(self.embedding, StandardizeContext):
             return None
         return max(self.transform.context_size, self.base.context_size)
@@ -90,7 +90,7 @@ class Flow(nn.Module):
 
     @property
     def support(self) -> constraints.Constraint:
-        """Where the density lives: the domain of the transform, or else the support of the base."""
+        """Where the density lives: the transform's domain, or else the support of the base."""
         line = constraints.independent(constraints.real, len(self.event_shape))
         domain = self.transform.domain
         return self.base.support if _same_constraint(domain, line) else domain
@@ -135,7 +135,9 @@ class Flow(nn.Module):
         self._check_tensor(x, "x")
         ndim = len(self.event_shape)
         if x.ndim < ndim or tuple(x.shape[x.ndim - ndim :]) != self.event_shape:
-            raise ShapeError(f"Flow expected x {batch_text(self.event_shape)}, got {tuple(x.shape)}")
+            raise ShapeError(
+                f"Flow expected x {batch_text(self.event_shape)}, got {tuple(x.shape)}"
+            )
         context = self._embed(context)
         return (x, context) if context is None else broadcast_context(x, context, ndim)
 
@@ -185,8 +187,9 @@ class Flow(nn.Module):
     ) -> Tensor:
         r"""A stochastic lower bound of the log-density, from ``n`` paths a row.
 
-        :math:`\log \frac1n \sum_j p_Z(z_j)\, \tilde q_j(z_j \to x) / q_j(x \to z_j)`. Its expectation
-        is at most the log-density, grows with ``n``, and is equal to it without stochastic layers.
+        :math:`\log \frac1n \sum_j p_Z(z_j)\, \tilde q_j(z_j \to x) / q_j(x \to z_j)`. Its
+        expectation is at most the log-density, grows with ``n``, and is equal to it without
+        stochastic layers.
 
         Args:
             x: ``(*batch, *event)``.
@@ -298,7 +301,7 @@ class Flow(nn.Module):
         return -gradient
 
     def log_normalizer(self, context: Tensor | None = None) -> Tensor:
-        r"""The exact :math:`\log Z` of :math:`p = e^{-E} / Z`: minus the constant log-determinants.
+        r"""The exact :math:`\log Z` of :math:`p = e^{-E} / Z`, from the constant log-determinants.
 
         Returns:
             ``(*b,)``, the batch of the context.

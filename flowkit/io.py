@@ -23,7 +23,8 @@ _FORMAT = 1
 def save(flow: Flow, path: str | os.PathLike[str]) -> None:
     """Write a flow to a file: weights as safetensors, the recipe as JSON in its header.
 
-    The file is written beside its place and then moved, so an interrupted write leaves the old one.
+    The file is written beside its place and then moved, so an interrupted write leaves the old
+    one.
 
     Args:
         flow: A flow built by a recipe with JSON arguments.
@@ -45,8 +46,8 @@ def save(flow: Flow, path: str | os.PathLike[str]) -> None:
     """
     if flow.recipe is None:
         raise FlowFileError(
-            "this flow was not built by a recipe with JSON arguments, so a file cannot describe it; "
-            "remedy: build it with a flowkit recipe (or register your own with "
+            "this flow was not built by a recipe with JSON arguments, so a file cannot describe "
+            "it; remedy: build it with a flowkit recipe (or register your own with "
             "flowkit.recipes.recipe), or save flow.state_dict() and rebuild the flow in code"
         )
     path = Path(path)
@@ -66,8 +67,8 @@ def save(flow: Flow, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Flow:
     """Read a flow from a file written by :func:`save`.
 
-    The header is checked against the weights before anything of their size is built, and no code of
-    the file is run.
+    The header is checked against the weights before anything of their size is built, and no code
+    of the file is run.
 
     Args:
         path: The file.
@@ -84,7 +85,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Fl
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             shapes = {
-                name: tuple(file.get_slice(name).get_shape()) for name in file.keys()  # noqa: SIM118
+                name: tuple(file.get_slice(name).get_shape())
+                for name in file.keys()  # noqa: SIM118
             }
             described = _read_header(metadata, path)
             _check_plausible(described["arguments"], shapes, path)
@@ -137,9 +139,13 @@ def _check_plausible(arguments: Any, shapes: dict[str, tuple[int, ...]], path: P
         if isinstance(value, list):
             for item in value:
                 check(item)
-        elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > max(total, 64):
-            raise FlowFileError(f"{path}: its recipe asks for a size of {value}, its weights are "
-                                f"{total} numbers: the file is damaged or hostile")
+        elif (
+            isinstance(value, int) and not isinstance(value, bool) and abs(value) > max(total, 64)
+        ):
+            raise FlowFileError(
+                f"{path}: its recipe asks for a size of {value}, its weights are "
+                f"{total} numbers: the file is damaged or hostile"
+            )
 
     check([value for name, value in arguments.items() if name != "seed"])
 
@@ -156,7 +162,8 @@ def _check_shapes(
     expected = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
     if expected != shapes:
         wrong = sorted(
-            name for name in expected.keys() | shapes.keys()
+            name
+            for name in expected.keys() | shapes.keys()
             if expected.get(name) != shapes.get(name)
         )
         name = wrong[0]

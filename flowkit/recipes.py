@@ -1,7 +1,7 @@
 """Named flows: one function a flow, with the field's names and defaults that fit without tuning.
 
-A call of a recipe is plain JSON. The registry here is what files, the command line and the estimators
-use to build a flow by name; a user's own recipe joins it with :func:`recipe`.
+A call of a recipe is plain JSON. The registry here is what files, the command line and the
+estimators use to build a flow by name; a user's own recipe joins it with :func:`recipe`.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ def _check_sizes(name: str, **sizes: int) -> None:
     for what, value in sizes.items():
         least = 0 if what == "context" else 1
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise RecipeError(f"{name} needs {what} to be a whole number >= {least}, got {value!r}")
+            raise RecipeError(
+                f"{name} needs {what} to be a whole number >= {least}, got {value!r}"
+            )
 
 
 def _mixing(linear: str | None, features: int, seed: int) -> list[Transform]:
@@ -176,7 +178,10 @@ def _mixing(linear: str | None, features: int, seed: int) -> list[Transform]:
     permutation = Permutation.random(features, seed)
     if linear == "permutation":
         return [permutation]
-    return [permutation, _choose("linear layer", linear, _LINEARS | {"permutation": Permutation})(features)]
+    return [
+        permutation,
+        _choose("linear layer", linear, _LINEARS | {"permutation": Permutation})(features),
+    ]
 
 
 def _finish(

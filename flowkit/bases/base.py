@@ -12,9 +12,9 @@ from flowkit.errors import NotInvertibleError
 class Base(nn.Module):
     r"""A base distribution over events, as a module: ``.to()``, ``state_dict`` and gradients work.
 
-    A subclass defines ``log_prob`` and ``sample``. Where every feature is independent it may define
-    the per-feature functions ``log_cdf``, ``log_survival`` and ``icdf``; they act element by element
-    and keep the shape of the event.
+    A subclass defines ``log_prob`` and ``sample``. Where every feature is independent it may
+    define the per-feature functions ``log_cdf``, ``log_survival`` and ``icdf``; they act element
+    by element and keep the shape of the event.
 
     Shapes:
         ``log_prob(z (*batch, *event), context (*batch, C)) -> (*batch,)``;

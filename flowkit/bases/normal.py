@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,7 +141,8 @@ class NormalMixture(Base):
     r"""A learned mixture of K diagonal normals: :math:`p(z) = \sum_k w_k N(z; \mu_k, \sigma_k)`.
 
     The means start spread over a standard normal (drawn from ``seed``). Samples carry gradients to
-    means and scales, not to the weights. Distribution function and quantiles exist for one feature.
+    means and scales, not to the weights. Distribution function and quantiles exist for one
+    feature.
 
     Args:
         features: Number of features D.
@@ -182,7 +184,7 @@ class NormalMixture(Base):
     ) -> Tensor:
         """Draw a component, then a normal."""
         size = self._draw_shape(shape, context)
-        like = {"dtype": self.means.dtype, "device": self.means.device}
+        like: dict[str, Any] = {"dtype": self.means.dtype, "device": self.means.device}
         # Gumbel's trick: any number of rows, none included, and a reproducible generator.
         gumbel = torch.rand(*size[:-1], len(self.logits), generator=generator, **like)
         gumbel = -torch.log(-torch.log(gumbel.clamp(1e-30, 1 - 1e-7)))
@@ -212,5 +214,7 @@ class NormalMixture(Base):
         each = (self.means + self.log_scales.exp() * u).detach()
         margin = 1e-3 * (1 + each.abs().amax(-2))
         return find_root(
-            lambda z: self.log_cdf(z) - torch.log(q), each.amin(-2) - margin, each.amax(-2) + margin
+            lambda z: self.log_cdf(z) - torch.log(q),
+            each.amin(-2) - margin,
+            each.amax(-2) + margin,
         )

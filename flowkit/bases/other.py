@@ -79,7 +79,7 @@ class Uniform(Base):
 
 
 class Logistic(Base):
-    r"""Independent standard logistics: :math:`\log p(z) = \sum_i \log\sigma(z_i) + \log\sigma(-z_i)`.
+    r"""Independent standard logistics, :math:`\log p = \sum_i \log\sigma(z_i) + \log\sigma(-z_i)`.
 
     Args:
         features: Number of features.
@@ -147,9 +147,7 @@ class StudentT(Base):
         tensor([ 2., 30.])
     """
 
-    def __init__(
-        self, features: int, df: float | list[float] = 5.0, learn: bool = True
-    ) -> None:
+    def __init__(self, features: int, df: float | list[float] = 5.0, learn: bool = True) -> None:
         super().__init__((features,))
         start = list(df) if isinstance(df, (list, tuple)) else [df] * features
         if len(start) != features or not all(value > 0 for value in start):

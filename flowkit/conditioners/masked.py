@@ -1,4 +1,4 @@
-"""The masked perceptron of autoregressive flows, and the loop that inverts it variable by variable."""
+"""The masked perceptron of autoregressive flows, and its inverse, variable by variable."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class AutoregressiveConditioner(Conditioner):
         """
         columns: list[Tensor] = []
         for i in range(self.in_features):
-            known = [*columns, *(torch.zeros_like(like[..., j]) for j in range(i, self.in_features))]
+            known = [
+                *columns,
+                *(torch.zeros_like(like[..., j]) for j in range(i, self.in_features)),
+            ]
             params = self(torch.stack(known, -1), context)
             columns.append(solve(i, params[..., i, :]))
         return torch.stack(columns, -1)
@@ -45,9 +48,9 @@ class AutoregressiveConditioner(Conditioner):
 class MaskedMLP(AutoregressiveConditioner):
     """A perceptron with masked weights (MADE); variables in their natural order.
 
-    Hidden units are sorted by degree, the number of leading variables that they may read. What a new
-    variable changes is then one slice of every layer, and :meth:`unroll` costs one forward pass
-    altogether instead of one a variable.
+    Hidden units are sorted by degree, the number of leading variables that they may read. What a
+    new variable changes is then one slice of every layer, and :meth:`unroll` costs one forward
+    pass altogether instead of one a variable.
 
     Args:
         in_features: Number of variables D.
@@ -91,9 +94,7 @@ class MaskedMLP(AutoregressiveConditioner):
         degrees = [np.arange(1, in_features + 1)]
         degrees += [lowest + np.arange(h) * span // h for h in self.hidden]
         reach = np.arange(in_features).repeat(param_size)
-        for i, (before, after) in enumerate(
-            zip(degrees, [*degrees[1:], reach], strict=True)
-        ):
+        for i, (before, after) in enumerate(zip(degrees, [*degrees[1:], reach], strict=True)):
             mask = torch.tensor(before <= after[:, None]).to(self.last.weight.dtype)
             self.register_buffer(f"mask_{i}", mask, persistent=False)
         # _ends[l][m]: how many units of hidden layer l have a degree of at most m.
@@ -101,15 +102,19 @@ class MaskedMLP(AutoregressiveConditioner):
             np.searchsorted(d, np.arange(in_features), side="right").tolist() for d in degrees[1:]
         ]
 
+    def _masked(self, i: int, layer: nn.Module, h: Tensor) -> Tensor:
+        weight = layer.weight * getattr(self, f"mask_{i}")
+        return F.linear(h, weight, layer.bias)  # type: ignore[arg-type]
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., features, param_size)`` raw parameters."""
         h = soft_clip(x, self.input_clip)
         for i, layer in enumerate(self.layers):
-            h = F.linear(h, layer.weight * getattr(self, f"mask_{i}"), layer.bias)
+            h = self._masked(i, layer, h)
             if i == 0 and self.from_context is not None and context is not None:
                 h = h + self.from_context(soft_clip(context, self.input_clip))
             h = self._act(h)
-        out = F.linear(h, self.last.weight * getattr(self, f"mask_{len(self.layers)}"), self.last.bias)
+        out = self._masked(len(self.layers), self.last, h)
         return out.unflatten(-1, (self.in_features, self.param_size))
 
     def unroll(
@@ -118,7 +123,7 @@ class MaskedMLP(AutoregressiveConditioner):
         like: Tensor,
         context: Tensor | None = None,
     ) -> Tensor:
-        """Build ``x`` one variable at a time; each hidden unit is computed once. See the base class."""
+        """Build ``x`` one variable at a time; each hidden unit is computed once."""
         from_context = None
         if self.from_context is not None and context is not None:
             from_context = self.from_context(soft_clip(context, self.input_clip))
@@ -134,7 +139,9 @@ class MaskedMLP(AutoregressiveConditioner):
                 below = chunks[depth - 1] if depth else read
                 known = torch.cat(below, -1) if below else like[..., :0]
                 h = F.linear(
-                    known, layer.weight[start:stop, : known.shape[-1]], layer.bias[start:stop]
+                    known,
+                    layer.weight[start:stop, : known.shape[-1]],  # type: ignore[index]
+                    layer.bias[start:stop],  # type: ignore[index]
                 )
                 if depth == 0 and from_context is not None:
                     h = h + from_context[..., start:stop]

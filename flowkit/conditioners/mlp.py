@@ -34,7 +34,8 @@ class Conditioner(nn.Module):
         context: Number of context features.
         hidden: Widths of the hidden layers.
         activation: One of ``elu``, ``gelu``, ``relu``, ``silu``, ``softplus``, ``tanh``.
-        input_clip: Soft-clip bound of everything read, in the units of the input; ``None`` for none.
+        input_clip: Soft-clip bound of everything read, in the units of the input; ``None`` for
+        none.
     """
 
     def __init__(
@@ -158,16 +159,15 @@ class ResidualMLP(Conditioner):
         if set(self.hidden) != {width}:
             raise ValueError(f"ResidualMLP needs one width for all blocks, got hidden={hidden}")
         self.first = nn.Linear(in_features + context, width)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width)]) for _ in self.hidden
+        self.inner = nn.ModuleList(nn.Linear(width, width) for _ in self.hidden)
+        self.outer = nn.ModuleList(
+            self._start_at_zero(nn.Linear(width, width)) for _ in self.hidden
         )
-        for block in self.blocks:
-            self._start_at_zero(block[1])  # type: ignore[index]
         self.last = self._start_at_zero(nn.Linear(width, out_features))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
         h = self.first(self._read(x, context))
-        for inner, outer in self.blocks:  # type: ignore[misc]
+        for inner, outer in zip(self.inner, self.outer, strict=True):
             h = h + outer(self._act(inner(self._act(h))))
         return self.last(self._act(h))

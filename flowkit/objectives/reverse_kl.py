@@ -15,15 +15,15 @@ from flowkit.objectives.base import Batch, Loss, Objective
 class ReverseKL(Objective):
     r"""Mean of :math:`\log q(x) + u(x)` over samples x of the flow: KL(q || p) - log Z.
 
-    The energy u is dimensionless, :math:`p(x) = e^{-u(x)} / Z`; with a normalised target the value is
-    the divergence itself. Without data in the batch, ``samples`` are drawn; contexts in the batch are
-    each given ``samples`` draws.
+    The energy u is dimensionless, :math:`p(x) = e^{-u(x)} / Z`; with a normalised target the value
+    is the divergence itself. Without data in the batch, ``samples`` are drawn; contexts in the
+    batch are each given ``samples`` draws.
 
     Args:
         energy: ``energy(x) -> (*batch,)``, or ``energy(x, context)`` for a flow with context.
-        estimator: ``"reparam"`` differentiates everything; ``"path"`` (sticking the landing) leaves
-            out the explicit gradient of :math:`\log q` in the parameters, whose mean is zero: its
-            variance vanishes as q approaches p.
+        estimator: ``"reparam"`` differentiates everything; ``"path"`` (sticking the landing)
+            leaves out the explicit gradient of :math:`\log q` in the parameters, whose mean is
+            zero: its variance vanishes as q approaches p.
         samples: Number of samples a step.
 
     Raises:
@@ -35,7 +35,8 @@ class ReverseKL(Objective):
     Example:
         >>> import torch
         >>> from flowkit import ReverseKL, elementwise_flow
-        >>> normal = lambda x: 0.5 * x.square().sum(-1) + 0.5 * torch.log(torch.tensor(2 * torch.pi))
+        >>> log_z = 0.5 * torch.log(torch.tensor(2 * torch.pi))
+        >>> normal = lambda x: 0.5 * x.square().sum(-1) + log_z
         >>> loss = ReverseKL(normal, samples=8)(elementwise_flow(1), {})
         >>> abs(loss.value.item()) < 1e-5
         True
@@ -67,8 +68,8 @@ class ReverseKL(Objective):
         energy = self.energy(x) if context is None else self.energy(x, context)
         if energy.shape != log_q.shape:
             raise DataError(
-                f"the energy returned {tuple(energy.shape)} for samples {tuple(x.shape)}; expected "
-                f"one number a sample, {tuple(log_q.shape)}"
+                f"the energy returned {tuple(energy.shape)} for samples {tuple(x.shape)}; "
+                f"expected one number a sample, {tuple(log_q.shape)}"
             )
         value = (log_q + energy).mean()
         return Loss(value, {"reverse_kl": value.detach(), "energy": energy.detach().mean()})

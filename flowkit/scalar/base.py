@@ -1,7 +1,8 @@
 """ScalarMap: a strictly increasing function of one number, with its parameters handed in.
 
-Structures (``Coupling``, ``MaskedAutoregressive``, ``Elementwise``) decide where the parameters come
-from; a scalar map only says what they mean. It keeps no tensors, so one object serves every layer.
+Structures (``Coupling``, ``MaskedAutoregressive``, ``Elementwise``) decide where the parameters
+come from; a scalar map only says what they mean. It keeps no tensors, so one object serves every
+layer.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ class ScalarMap:
 
     Subclasses are frozen dataclasses that define :attr:`param_size` and :meth:`forward`. All-zero
     parameters are the map's start, the identity where :attr:`starts_at_identity` is true. If
-    :meth:`inverse` is not overridden, it is found by a bracketed root search followed by two attached
-    Newton steps, so derivatives of the inverse are exact up to third order.
+    :meth:`inverse` is not overridden, it is found by a bracketed root search followed by two
+    attached Newton steps, so derivatives of the inverse are exact up to third order.
 
     Shapes:
-        ``x`` is ``(...)`` and ``params`` is ``(..., param_size)``; the two broadcast. The log-slope
-        has the shape of ``x`` and is **not** summed over the event.
+        ``x`` is ``(...)`` and ``params`` is ``(..., param_size)``; the two broadcast. The
+        log-slope has the shape of ``x`` and is **not** summed over the event.
 
     Example:
         >>> import torch
@@ -40,7 +41,7 @@ class ScalarMap:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The interval that the map sends to itself; the whole line unless a subclass says otherwise."""
+        """The interval that the map sends to itself; the whole line by default."""
         return (-math.inf, math.inf)
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The logit of a mixture-of-logistics distribution function: flexible, smooth, inverted by root search."""
+"""The logit of a mixture-of-logistics distribution function: smooth, inverted by root search."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class LogisticMixture(ScalarMap):
 
     Infinitely differentiable on the whole line, linear in the tails. In log space throughout: with
     responsibilities :math:`q_k \propto w_k \sigma(u_k)` and :math:`r_k \propto w_k \sigma(-u_k)`,
-    the slope is the sum of positive terms :math:`\sum_k (q_k \sigma(-u_k) + r_k \sigma(u_k)) / s_k`,
-    which loses no digits however far out ``x`` is.
+    the slope is the sum of positive terms :math:`\sum_k (q_k \sigma(-u_k) + r_k \sigma(u_k)) /
+    s_k`, which loses no digits however far out ``x`` is.
 
-    Three parameters a component: log-weights, centres, raw log-scales. All-zero parameters spread the
-    centres evenly over [-2, 2] (equal components would receive equal gradients for ever), so the
-    start is close to the identity, not equal to it.
+    Three parameters a component: log-weights, centres, raw log-scales. All-zero parameters spread
+    the centres evenly over [-2, 2] (equal components would receive equal gradients for ever), so
+    the start is close to the identity, not equal to it.
 
     Args:
         components: Number of logistic components.
@@ -75,7 +75,7 @@ class LogisticMixture(ScalarMap):
         return torch.logsumexp(below, -1) - torch.logsumexp(above, -1), log_slope
 
     def bracket(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """A mixture of distribution functions lies between its lowest and its highest component."""
+        """A mixture of distribution functions lies between its outermost components."""
         _, centres, log_scales = self._unpack(params)
         solutions = centres + log_scales.exp() * y.unsqueeze(-1)
         margin = 1e-3 * (1 + solutions.abs().amax(-1))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Chandrupatla's search reaches the resolution of the dtype in about 17 steps from a bracket of width
+# Chandrupatla's search reaches the resolution in about 17 steps from a bracket of width
 # one. The rest is margin for brackets that are wide, or around a root where f is nearly flat.
 _STEPS = {torch.float64: 40}
 _STEPS_SINGLE = 26
@@ -22,8 +22,8 @@ _DOUBLINGS = 24
 def expand_bracket(f: Callable[[Tensor], Tensor], centre: Tensor) -> tuple[Tensor, Tensor]:
     """Widen ``centre -+ (1 + |centre|)`` by doubling until an increasing ``f`` changes its sign.
 
-    A side stops moving as soon as the sign is right. After 24 doublings, i.e. 1.7e7 times the first
-    width, the search ends: a map whose slope stays above 1e-7 is always bracketed.
+    A side stops moving as soon as the sign is right. After 24 doublings, i.e. 1.7e7 times the
+    first width, the search ends: a map whose slope stays above 1e-7 is always bracketed.
     """
     width = 1 + centre.abs()
     lower, upper = centre - width, centre + width
@@ -74,8 +74,9 @@ def find_root(
             best = torch.where(fnew.abs() < fopp.abs(), new, opposite)
             span = opposite - new
             # Never step closer to an end than the resolution, or the bracket would stop shrinking.
-            least = (2 * eps * best.abs() / span.abs().clamp_min(1e-300 if eps < 1e-9 else 1e-37)
-                     ).clamp_max(0.5)
+            least = (
+                2 * eps * best.abs() / span.abs().clamp_min(1e-300 if eps < 1e-9 else 1e-37)
+            ).clamp_max(0.5)
             xi = (new - opposite) / (older - opposite)
             phi = (fnew - fopp) / (fold - fopp)
             interpolate = (phi * phi < xi) & ((1 - phi) ** 2 < 1 - xi)

@@ -22,13 +22,11 @@ def _forward_in_bin(theta: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """Height in the unit square at ``theta``, for slopes relative to the bin's diagonal."""
     rest = 1 - theta
     mixed = theta * rest
-    return (theta * theta + first * mixed) / (
-        theta * theta + rest * rest + (first + last) * mixed
-    )
+    return (theta * theta + first * mixed) / (theta * theta + rest * rest + (first + last) * mixed)
 
 
 def _inverse_in_bin(eta: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """The ``theta`` whose height is ``eta``: the quadratic's root, written without cancellation."""
+    """The ``theta`` whose height is ``eta``: the quadratic's root, without cancellation."""
     q = first * (1 - eta) - last * eta
     root = q.abs() + torch.sqrt(q * q + 4 * eta * (1 - eta))
     numerator = torch.where(q >= 0, 2 * eta, root)
@@ -130,19 +128,21 @@ class RationalQuadraticSpline(_Spline):
     r"""Monotone rational-quadratic spline on :math:`[-b, b]`, the identity outside.
 
     Between the knots :math:`(x_k, y_k)` with slopes :math:`s_k`, with
-    :math:`\theta = (x - x_k) / (x_{k+1} - x_k)` and :math:`\delta` the slope of the bin's diagonal,
+    :math:`\theta = (x - x_k) / (x_{k+1} - x_k)` and :math:`\delta` the slope of the bin's
+    diagonal,
 
     .. math:: y = y_k + (y_{k+1} - y_k) \frac{\delta \theta^2 + s_k \theta (1 - \theta)}
         {\delta + (s_k + s_{k+1} - 2 \delta) \theta (1 - \theta)}.
 
-    ``3 bins - 1`` parameters a scalar: logits of the widths, logits of the heights, raw inner slopes.
+    ``3 bins - 1`` parameters a scalar: logits of the widths, logits of the heights, raw inner
+    slopes.
 
     Args:
         bins: Number of bins K.
         min_size: Least width and height of a bin, as a fraction of the interval.
         min_slope: Least slope at a knot.
-        logit_clip: Soft clip of the width and height logits, which keeps float32 inversion accurate
-            for extreme parameters; ``None`` for none.
+        logit_clip: Soft clip of the width and height logits, which keeps float32 inversion
+            accurate for extreme parameters; ``None`` for none.
         bound: Half-width b of the interval.
 
     Raises:
@@ -181,8 +181,8 @@ class IntervalSpline(_Spline):
 
     Outside the interval it goes on along the line of its end slope, so that it stays a smooth
     bijection of the line; with a base that lives on the interval no mass ever gets there.
-    ``3 bins + 1`` parameters a scalar. See :class:`RationalQuadraticSpline` for the formula and the
-    other options.
+    ``3 bins + 1`` parameters a scalar. See :class:`RationalQuadraticSpline` for the formula and
+    the other options.
 
     Example:
         >>> import torch

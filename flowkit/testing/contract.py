@@ -104,12 +104,12 @@ def check_transform(
     backend: str = "inductor",
     seed: int = 0,
 ) -> ContractReport:
-    r"""Check a transform against the contract: shapes, inverse, Jacobian, derivatives, compile, copies.
+    """Check a transform against every rule of the contract.
 
-    All work is done on copies, whose parameters are randomised for every rule but R12; the transform
-    itself and the global random state stay as they are.
+    All work is done on copies, in eval mode, whose parameters are randomised for every rule but
+    R12; the transform itself and the global random state stay as they are.
 
-    ===== ==========================================================================================
+    ===== =======================================================================================
     R1    ``log_det`` has the batch shape
     R2    no batch dims, one, two, an empty batch, and broadcast context give the same numbers
     R3    dtype and device follow the input: float64, float32, meta, a bfloat16 smoke run
@@ -125,7 +125,7 @@ def check_transform(
     R13   every parameter gets a gradient
     R14   a stochastic layer's path weights average to one
     R15   in one and two dimensions the density integrates to one
-    ===== ==========================================================================================
+    ===== =======================================================================================
 
     Args:
         transform: The transform to check, in the state in which its constructor leaves it.
@@ -157,7 +157,8 @@ def check_transform(
         >>> from flowkit.transforms import LULinear
         >>> report = check_transform(LULinear(3), backend="aot_eager")
         >>> report.skipped
-        {'R14': 'the transform is deterministic', 'R15': 'an event of 3 numbers is too large for a grid'}
+        {'R14': 'the transform is deterministic',
+         'R15': 'an event of 3 numbers is too large for a grid'}
     """
     skip = _checked_skip(skip or {})
     bounds = {**TOLERANCE, **(tolerance or {})}

@@ -16,10 +16,10 @@ _STANDARD_ERRORS = 5.0
 
 @torch.no_grad()
 def path_weights_average_to_one(probe: Probe) -> str | None:
-    r"""R14: :math:`E[r(x)\, e^{s} / p_Z(z)] = 1` for noise z, its path to x, and a normalised target r.
+    r"""R14: :math:`E[r(x)\, e^{s} / p_Z(z)] = 1` for a normalised target density r.
 
-    The expectation is over :math:`z \sim p_Z` and the random path; s is what ``inverse`` returns in
-    the log-determinant slot, the log-ratio of the probabilities of the path back and of the path taken.
+    The expectation is over noise :math:`z \sim p_Z` and its random path to x; s is what ``inverse``
+    returns in the log-determinant slot, the log-ratio of the path back to the path taken.
     """
     if not probe.moved.stochastic:
         return "the transform is deterministic"
@@ -42,7 +42,7 @@ def path_weights_average_to_one(probe: Probe) -> str | None:
 
 @torch.no_grad()
 def the_density_integrates_to_one(probe: Probe) -> str | None:
-    """R15: the mass of the flow on its domain, by the trapezoidal rule in one and two dimensions."""
+    """R15: the mass of the flow on its domain, by the trapezoidal rule in 1 and 2 dimensions."""
     if probe.moved.stochastic:
         return "a stochastic layer has no exact density"
     event = probe.x.shape[1:]
@@ -60,7 +60,7 @@ def the_density_integrates_to_one(probe: Probe) -> str | None:
     x = to_domain(u)
     flow = Flow(probe.moved, probe.base)
     context = None if probe.context is None else probe.context[0]
-    # A density far beyond the ends of a bounded domain is nought, whatever the volume change there.
+    # At the ends of a bounded domain the volume is nought, to rounding.
     log_volume = to_domain.log_abs_det_jacobian(u, x).nan_to_num(neginf=-1e4)
     mass = torch.exp(flow.log_prob(x, context) + log_volume + log_steps).double().sum().item()
     expect(

@@ -1,4 +1,4 @@
-"""Rules about derivatives: Jacobian (R5), finite (R6), first and second order (R7), parameters (R13)."""
+"""Rules about derivatives: of x and parameters (R7, R13), the Jacobian (R5), finite ones (R6)."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def two_orders_of_derivatives_are_right(probe: Probe) -> str | None:
 
 
 def every_parameter_gets_a_gradient(probe: Probe) -> str | None:
-    """R13: no parameter is left out of the graph, and none has a gradient that is zero throughout."""
+    """R13: no parameter is left out of the graph or has a gradient of zeros throughout."""
     wanted = {key: p for key, p in probe.moved.named_parameters() if p.requires_grad}
     if not wanted:
         return "the transform has no parameters to learn"

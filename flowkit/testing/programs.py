@@ -45,7 +45,7 @@ def it_vmaps(probe: Probe) -> str | None:
     expect_close("vmap(grad(log_prob))", got, want, probe.tolerance)
 
     ensemble = [probe.moved, randomise(copy.deepcopy(probe.moved), 0.1, probe.generator())]
-    parameters, buffers = stack_module_state(ensemble)  # type: ignore[arg-type]
+    parameters, buffers = stack_module_state(ensemble)
     if not parameters and not buffers:
         return None
 

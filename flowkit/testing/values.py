@@ -1,13 +1,21 @@
-"""Rules about values: shapes (R1, R2), dtypes (R3), round trips (R4), constants (R11), start (R12)."""
+"""Rules about values: shapes (R1, R2), dtypes (R3), inverse (R4), constants (R11), start (R12)."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from flowkit.testing.probe import Probe, expect, expect_close, expect_shape
+
+
+_BATCHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "no batch dims": lambda rows: rows[0],
+    "two batch dims": lambda rows: rows.unflatten(0, (2, -1)),
+    "an empty batch": lambda rows: rows[:0],
+}
 
 
 @torch.no_grad()
@@ -27,15 +35,9 @@ def every_batch_shape_gives_the_same_numbers(probe: Probe) -> None:
         context = probe.context
         out, log_det = probe.call(module, value, context)
 
-        def at(tensor: Tensor | None, how: str) -> Tensor | None:
-            if tensor is None:
-                return None
-            cut = {"no": tensor[0], "two": tensor.unflatten(0, (2, -1)), "empty": tensor[:0]}
-            return cut[how]
-
-        cases = [
-            (f"{how} batch dims", at(value, how), at(context, how), at(out, how), at(log_det, how))
-            for how in ("no", "two", "empty")
+        cases: list[tuple[str, Tensor, Tensor | None, Tensor, Tensor]] = [
+            (how, cut(value), None if context is None else cut(context), cut(out), cut(log_det))
+            for how, cut in _BATCHES.items()
         ]
         if context is None:
             cases.append(("a context it does not need", value, value.new_ones(5), out, log_det))

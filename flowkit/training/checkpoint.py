@@ -1,4 +1,4 @@
-"""Checkpoints: everything a fit needs to go on, written atomically, read without unpickling code."""
+"""Checkpoints: all that a fit needs to go on, written atomically, read without running code."""
 
 from __future__ import annotations
 
@@ -40,7 +40,14 @@ def read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         stored = content["settings"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise CheckpointError(
             f"{path} is not a flowkit checkpoint, or is damaged ({type(error).__name__}); remedy: "
             "delete it or choose another path"
@@ -50,7 +57,7 @@ def read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             if name == "weights":
                 raise CheckpointError(f"the checkpoint {path} is of another flow; {remedy}")
             raise CheckpointError(
-                f"the checkpoint {path} was written with {name}={stored.get(name)!r}, this fit has "
-                f"{name}={value!r}; {remedy}"
+                f"the checkpoint {path} was written with {name}={stored.get(name)!r}, this fit "
+                f"has {name}={value!r}; {remedy}"
             )
     return content

@@ -1,4 +1,4 @@
-"""Rows: one view of arrays, frames, tensors, datasets and memory-mapped files for the training loop."""
+"""Rows: one view of arrays, frames, tensors, datasets and memory-mapped files."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def as_tensor(values: Any, name: str, dtype: torch.dtype) -> Tensor:
         ]
         if text:
             raise DataError(
-                f"{name}: column(s) {', '.join(map(repr, text))} do not hold numbers; remedy: drop "
-                "them or encode them as numbers"
+                f"{name}: column(s) {', '.join(map(repr, text))} do not hold numbers; remedy: "
+                "drop them or encode them as numbers"
             )
         values = values.to_numpy(dtype=float, na_value=np.nan)
     if not isinstance(values, Tensor):
@@ -47,8 +47,8 @@ def as_tensor(values: Any, name: str, dtype: torch.dtype) -> Tensor:
             raise DataError(f"{name}: rows have different lengths ({error})") from None
         if array.dtype.kind not in "fiub":
             raise DataError(
-                f"{name} expected numbers, got an array of dtype {array.dtype}; remedy: encode text "
-                "as numbers, and convert with array.astype(float)"
+                f"{name} expected numbers, got an array of dtype {array.dtype}; remedy: encode "
+                "text as numbers, and convert with array.astype(float)"
             )
         values = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
     if values.is_complex():
@@ -156,8 +156,8 @@ def as_rows(
 
     Args:
         data: An array, frame, list or tensor of events; a dict of them with the keys ``x``,
-            ``context``, ``weight`` and what the objective reads; a Dataset; a ``np.memmap``, or the
-            path of an ``.npy`` file, which is memory-mapped.
+            ``context``, ``weight`` and what the objective reads; a Dataset; a ``np.memmap``, or
+            the path of an ``.npy`` file, which is memory-mapped.
         dtype: Floating-point dtype of the batches.
         device: Where the batches go.
         event_shape: Shape of one event of ``x``.

@@ -30,16 +30,16 @@ def non_finite_error(
         if bool(bad.any()):
             rows = numbers[bad.cpu()][:5].tolist()
             return NonFiniteLossError(
-                f"{head}: {name} holds NaN or infinite values in row(s) {rows} of the data; remedy: "
-                "drop these rows or fill the gaps"
+                f"{head}: {name} holds NaN or infinite values in row(s) {rows} of the data; "
+                "remedy: drop these rows or fill the gaps"
             )
     for name, parameter in flow.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return NonFiniteLossError(
                 f"{head}: the parameter {name} is not finite; remedy: a lower lr, or clip"
             )
-    where, rows = _first_bad_layer(flow, batch)
-    text = f"; row(s) {numbers[rows.cpu()][:5].tolist()} of the data" if len(rows) else ""
+    where, at = _first_bad_layer(flow, batch)
+    text = f"; row(s) {numbers[at.cpu()][:5].tolist()} of the data" if len(at) else ""
     return NonFiniteLossError(
         f"{head}{text}; {where}; remedy: look for outliers in these rows, a lower lr, or clip"
     )
@@ -54,8 +54,9 @@ def _first_bad_layer(flow: Flow, batch: dict[str, Tensor]) -> tuple[str, Tensor]
         x, context = flow._prepare(batch["x"], batch.get("context"))
     except FlowkitError as error:
         return str(error), none
+    whole = flow.transform
     layers: list[Transform] = (
-        list(flow.transform.transforms) if isinstance(flow.transform, Compose) else [flow.transform]  # type: ignore[arg-type]
+        [whole[i] for i in range(len(whole))] if isinstance(whole, Compose) else [whole]
     )
     for number, layer in enumerate(layers):
         x, log_det = layer(x, context)

@@ -71,9 +71,9 @@ def fit(
 ) -> History:
     """Train a flow in place and return what happened.
 
-    The first fit of a flow starts it from the data (``flow.initialize``). With validation the weights
-    of the best epoch are restored at the end, also after an error or Ctrl-C. The global random state
-    is left as it was.
+    The first fit of a flow starts it from the data (``flow.initialize``). With validation the
+    weights of the best epoch are restored at the end, also after an error or Ctrl-C. The global
+    random state is left as it was.
 
     Args:
         flow: The flow; trained in place.
@@ -83,15 +83,15 @@ def fit(
             objectives that need no data.
         objective: What to minimise; maximum likelihood by default.
         validation: Fraction of the rows held out, or separate validation data, or ``None``.
-        epochs: Passes over the training rows. The last incomplete batch of a pass is left out; rows
-            are shuffled anew for each.
+        epochs: Passes over the training rows. The last incomplete batch of a pass is left out;
+            rows are shuffled anew for each.
         steps: Optimiser steps instead of epochs.
         batch_size: Rows a step, over all processes together.
         lr: Learning rate of the default optimiser, Adam.
         optimizer: Callable from parameters to an optimiser, instead of Adam.
         scheduler: ``"cosine"`` (to zero over the whole fit), ``"plateau"`` (tenfold down after
-            ``patience // 2`` epochs without improvement), ``None``, or a callable from optimiser and
-            total number of steps to a scheduler that is stepped every step.
+            ``patience // 2`` epochs without improvement), ``None``, or a callable from optimiser
+            and total number of steps to a scheduler that is stepped every step.
         clip: Largest norm of the gradient; ``None`` for no limit.
         patience: Epochs without a better validation loss before stopping; ``None`` for no limit.
         ema: Decay of an exponential moving average of the weights, which is then what is validated
@@ -108,8 +108,8 @@ def fit(
         The :class:`History`.
 
     Raises:
-        DataError: If the data cannot be used: empty, one row, text, NaN, constant columns, or shapes
-            that do not fit the flow.
+        DataError: If the data cannot be used: empty, one row, text, NaN, constant columns, or
+            shapes that do not fit the flow.
         NonFiniteLossError: If the loss becomes NaN or infinite; names step, rows and layer.
         CheckpointError: If the checkpoint is damaged or belongs to another flow or other settings.
 
@@ -252,7 +252,7 @@ class _Run:
         else:
             chosen = optimizer(parameters)
         self.step.to(self.fabric.device)
-        module = torch.compile(self.step) if compile else self.step
+        module: Any = torch.compile(self.step) if compile else self.step
         self.wrapped, self.optimizer = self.fabric.setup(module, chosen)
         self.plateau: ReduceLROnPlateau | None = None
         self.scheduler: LRScheduler | None = None
@@ -265,7 +265,8 @@ class _Run:
             self.scheduler = scheduler(chosen, self.total)
         elif scheduler is not None:
             raise DataError(
-                f"fit knows the schedulers 'cosine', 'plateau', None and callables; got {scheduler!r}"
+                f"fit knows the schedulers 'cosine', 'plateau', None and callables; "
+                f"got {scheduler!r}"
             )
         if ema is not None and not 0 < ema < 1:
             raise DataError(f"fit expected ema strictly between 0 and 1, got {ema}")

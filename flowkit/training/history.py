@@ -19,8 +19,8 @@ class History:
         learning_rate: Learning rate at the end of each epoch.
         seconds: Wall-clock time of each epoch, validation included.
         best_epoch: Epoch with the lowest validation loss, whose weights were restored.
-        stopped: Why the fit ended: ``"epochs"``, ``"steps"``, ``"patience"`` or ``"callback"``; empty
-            while it runs.
+        stopped: Why the fit ended: ``"epochs"``, ``"steps"``, ``"patience"`` or ``"callback"``;
+            empty while it runs.
 
     Example:
         >>> from flowkit import History

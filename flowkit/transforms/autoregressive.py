@@ -1,4 +1,4 @@
-"""Masked autoregressive layers: every feature is moved by a map that the features before it choose."""
+"""Masked autoregressive layers: each feature is moved by a map that those before it choose."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from flowkit.transforms.permute import check_order
 class MaskedAutoregressive(Transform):
     r"""Move feature i by a scalar map whose parameters the features before i give.
 
-    With an order :math:`o`, :math:`z_{o_i} = f(x_{o_i}; \theta_i(x_{o_1}, \dots, x_{o_{i-1}}, c))`.
-    The forward direction is one pass of the network. The inverse goes feature by feature, but its
-    conditioner computes each hidden unit once, so it costs about one pass in arithmetic, not D.
+    With an order :math:`o`, :math:`z_{o_i} = f(x_{o_i}; \theta_i(x_{o_1}, \dots, x_{o_{i-1}},
+    c))`. The forward direction is one pass of the network. The inverse goes feature by feature,
+    but its conditioner computes each hidden unit once, so it costs about one pass in arithmetic,
+    not D.
 
     Args:
         features: Number of features D.

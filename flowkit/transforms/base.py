@@ -1,7 +1,7 @@
 """Transform: the one contract of every map between data and noise.
 
-Shape checks live here, once: subclasses are wrapped when they are defined, so their own methods see
-only inputs of the right shape, and a context that already has the batch shape of ``x``.
+Shape checks live here, once: subclasses are wrapped when they are defined, so their own methods
+see only inputs of the right shape, and a context that already has the batch shape of ``x``.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ class Transform(nn.Module):
     :attr:`event_shape` (by ``super().__init__``) and the flags below.
 
     Shapes:
-        ``x`` is ``(*batch, *event)`` with any number of batch dimensions, the log-determinant exactly
-        ``(*batch,)``. Context ``(*b, C)`` broadcasts against the batch. dtype and device follow ``x``.
+        ``x`` is ``(*batch, *event)`` with any number of batch dimensions, the log-determinant
+        exactly ``(*batch,)``. Context ``(*b, C)`` broadcasts against the batch. dtype and device
+        follow ``x``.
 
     Attributes:
         event_shape: Shape of one event; ``None`` stands for any size.
         context_size: Number of context features read; 0 where context is ignored.
         needs_context: Whether context is read. If not, it is accepted and ignored.
-        constant_log_det: Promises that the log-determinant does not depend on ``x``; ``False`` means
-            "not known".
+        constant_log_det: Promises that the log-determinant does not depend on ``x``; ``False``
+            means "not known".
         stochastic: The log-determinant slot holds a log path-probability ratio
             :math:`\log \tilde q(z \to x) - \log q(x \to z)`. Methods take ``generator=``.
         accepts_integers: Whether ``x`` may be of an integer dtype.
@@ -99,12 +100,12 @@ class Transform(nn.Module):
         )
 
     def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Like ``forward``, less every term of the log-determinant that does not depend on ``x``."""
+        """Like ``forward``, less the terms of the log-determinant that do not depend on ``x``."""
         z, log_det = self(x, context)
         return z, torch.zeros_like(log_det) if self.constant_log_det else log_det
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Start from data ``x (*batch, *event)``; called once by ``fit``, never from ``forward``."""
+        """Start from data ``x (*batch, *event)``; called by the first ``fit``, not by forward."""
 
     @property
     def label(self) -> str:
@@ -129,7 +130,8 @@ class Transform(nn.Module):
             for want, got in zip(self.event_shape, event, strict=True)
         ):
             raise ShapeError(
-                f"{self.label} expected {name} {batch_text(self.event_shape)}, got {tuple(x.shape)}"
+                f"{self.label} expected {name} {batch_text(self.event_shape)}, got "
+                f"{tuple(x.shape)}"
             )
         if not (x.is_floating_point() or self.accepts_integers):
             raise ShapeError(
@@ -139,9 +141,7 @@ class Transform(nn.Module):
         if not self.needs_context:
             return x, context
         if context is None:
-            raise ShapeError(
-                f"{self.label} expected context (..., {self.context_size}), got None"
-            )
+            raise ShapeError(f"{self.label} expected context (..., {self.context_size}), got None")
         if context.ndim < 1 or context.shape[-1] != self.context_size:
             raise ShapeError(
                 f"{self.label} expected context (..., {self.context_size}), "

@@ -41,6 +41,10 @@ class Coupling(Transform):
         (torch.Size([5, 3]), torch.Size([5]))
     """
 
+    fixed_index: Tensor
+    moved_index: Tensor
+    merge_index: Tensor
+
     def __init__(
         self,
         mask: Sequence[bool] | Tensor,
@@ -56,8 +60,8 @@ class Coupling(Transform):
             )
         if all(mask) and not context:
             raise ShapeError(
-                "Coupling needs a feature that stays, or context, to read from; a layer that moves "
-                "every feature on its own is Elementwise"
+                "Coupling needs a feature that stays, or context, to read from; a layer that "
+                "moves every feature on its own is Elementwise"
             )
         super().__init__((len(mask),), context)
         self.scalar = scalar if scalar is not None else RationalQuadraticSpline()

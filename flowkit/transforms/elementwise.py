@@ -13,7 +13,7 @@ from flowkit.transforms.base import Transform
 
 
 class Elementwise(Transform):
-    r"""Move every feature on its own: :math:`z_i = f(x_i; \theta_i)` or :math:`f(x_i; \theta_i(c))`.
+    r"""Move every feature on its own: :math:`z_i = f(x_i; \theta_i)`.
 
     Without context the parameters are the layer's own; with context a conditioner gives them.
 

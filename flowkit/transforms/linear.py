@@ -1,4 +1,4 @@
-"""Linear layers: dense, triangular, LU, orthogonal, and any of them across the channels of an image."""
+"""Linear layers: dense, triangular, LU, orthogonal, and each of them across channels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit.transforms.base import Transform
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    """Factorisations and solves do not exist in half precision: do those in single."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Linear(Transform):
@@ -30,7 +35,7 @@ class _Linear(Transform):
         raise NotImplementedError
 
     def _solve(self, columns: Tensor) -> Tensor:
-        """``W^-1`` times ``columns (features, n)``."""
+        """``W^-1`` times ``columns (features, n)``, in single precision or better."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -41,8 +46,8 @@ class _Linear(Transform):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return ``W^-1 (z - b)`` and ``-log|det W|``."""
         rows = (z - self.bias).reshape(-1, z.shape[-1])
-        x = self._solve(rows.mT).mT.reshape(z.shape)
-        return x, -self.log_abs_det().expand(z.shape[:-1])
+        x = self._solve(_at_least_single(rows.mT)).mT.reshape(z.shape)
+        return x.to(z.dtype), -self.log_abs_det().expand(z.shape[:-1])
 
     def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return ``W x + b`` and zeros: no determinant is computed."""
@@ -50,7 +55,7 @@ class _Linear(Transform):
 
 
 class DenseLinear(_Linear):
-    """An unconstrained invertible matrix and a bias; its determinant costs O(D^3). Starts at the identity.
+    """An unconstrained matrix and a bias; the determinant costs O(D^3). Starts at the identity.
 
     Args:
         features: Number of features D.
@@ -72,10 +77,11 @@ class DenseLinear(_Linear):
 
     def log_abs_det(self) -> Tensor:
         """``log|det W|`` by an LU factorisation."""
-        return torch.linalg.slogdet(self.weight)[1]
+        log_abs_det = torch.linalg.slogdet(_at_least_single(self.weight))[1]
+        return log_abs_det.to(self.weight.dtype)
 
     def _solve(self, columns: Tensor) -> Tensor:
-        return torch.linalg.solve(self.weight, columns)
+        return torch.linalg.solve(_at_least_single(self.weight), columns)
 
 
 def _positive_diagonal(raw: Tensor, floor: float) -> Tensor:
@@ -93,11 +99,11 @@ class TriangularLinear(_Linear):
     Example:
         >>> import torch
         >>> from flowkit.transforms import TriangularLinear
-        >>> TriangularLinear(3).weight_matrix().detach()
-        tensor([[1., 0., 0.],
-                [0., 1., 0.],
-                [0., 0., 1.]])
+        >>> TriangularLinear(2)(torch.ones(1, 2))[0].detach().round(decimals=3)
+        tensor([[1., 1.]])
     """
+
+    place: Tensor
 
     def __init__(self, features: int, min_diagonal: float = 1e-3) -> None:
         super().__init__(features)
@@ -124,7 +130,8 @@ class TriangularLinear(_Linear):
         return self._diagonal().log().sum()
 
     def _solve(self, columns: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.weight_matrix(), columns, upper=False)
+        weight = _at_least_single(self.weight_matrix())
+        return torch.linalg.solve_triangular(weight, columns, upper=False)
 
 
 class LULinear(_Linear):
@@ -169,18 +176,18 @@ class LULinear(_Linear):
         return self._diagonal().log().sum()
 
     def _solve(self, columns: Tensor) -> Tensor:
-        lower, upper = self._factors()
+        lower, upper = map(_at_least_single, self._factors())
         columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
         return torch.linalg.solve_triangular(upper, columns, upper=True)
 
 
 class OrthogonalLinear(_Linear):
-    r"""An orthogonal matrix as a product of Householder reflections, and a bias; volume-preserving.
+    r"""An orthogonal matrix, a product of Householder reflections, and a bias; keeps volumes.
 
     The product :math:`Q = H_1 \cdots H_K` of :math:`H_k = I - 2 v_k v_k^T / |v_k|^2` is computed
     without a loop as :math:`Q = I - V S^{-1} V^T`, with S the strict upper triangle of
-    :math:`V^T V` plus half its diagonal. Pairs of equal reflections give the identity as the start;
-    K is therefore rounded up to an even number.
+    :math:`V^T V` plus half its diagonal. Pairs of equal reflections give the identity as the
+    start; K is therefore rounded up to an even number.
 
     Args:
         features: Number of features D.
@@ -209,18 +216,19 @@ class OrthogonalLinear(_Linear):
 
     def weight_matrix(self) -> Tensor:
         """The matrix Q."""
-        v = self.vectors
+        v = _at_least_single(self.vectors)
         gram = v.mT @ v
         s = gram.triu(1) + torch.diag(0.5 * torch.diagonal(gram))
-        eye = torch.diag(torch.ones_like(self.bias))
-        return eye - v @ torch.linalg.solve_triangular(s, v.mT, upper=True)
+        eye = torch.diag(torch.ones_like(v[:, 0]))
+        q = eye - v @ torch.linalg.solve_triangular(s, v.mT, upper=True)
+        return q.to(self.vectors.dtype)
 
     def log_abs_det(self) -> Tensor:
         """Zero."""
         return self.bias.new_zeros(())
 
     def _solve(self, columns: Tensor) -> Tensor:
-        return self.weight_matrix().mT @ columns
+        return _at_least_single(self.weight_matrix()).mT @ columns
 
 
 class Conv1x1(Transform):

@@ -28,7 +28,8 @@ def _moments(x: Tensor, event_ndim: int, label: str) -> tuple[Tensor, Tensor]:
 class Standardize(Transform):
     r""":math:`z = (x - \mu) / \sigma` with constants, set once from data by ``initialize``.
 
-    As the first layer of a flow it keeps densities in the user's units, and is saved with the flow.
+    As the first layer of a flow it keeps densities in the user's units, and is saved with the
+    flow.
 
     Args:
         features: Number of features.
@@ -73,8 +74,8 @@ class Standardize(Transform):
 class ActNorm(Transform):
     r""":math:`z = (x - b)\, e^{-s}` with learned b and s, one pair a feature or channel.
 
-    ``initialize`` sets them so that the first batch leaves with mean 0 and variance 1; until then the
-    layer is the identity.
+    ``initialize`` sets them so that the first batch leaves with mean 0 and variance 1; until then
+    the layer is the identity.
 
     Args:
         features: Number of features, or of channels.

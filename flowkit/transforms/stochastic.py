@@ -12,8 +12,8 @@ class Dequantize(Transform):
     r"""Counts to the line: :math:`z = x + u`, :math:`u \sim U[0, 1)`; back by rounding down.
 
     Forward, u has density one; backward the rounding is certain: the log path-probability ratio
-    is zero, and the density of a flow behind this layer bounds the probability of a count from below
-    (``Flow.log_prob_bound``).
+    is zero, and the density of a flow behind this layer bounds the probability of a count from
+    below (``Flow.log_prob_bound``).
 
     Args:
         features: Number of features.

@@ -1,0 +1,44 @@
+# make demo: fit, score and sample a density on real data, in a few minutes
+# make test: the whole test suite
+# make lint: style, types, the direction of imports
+# make docs: the documentation, warnings as errors
+# Each target makes .venv from nothing and installs what it needs.
+
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+JOBS ?= 2
+
+.PHONY: demo test lint docs clean
+
+demo: .venv/.core
+	.venv/bin/flowkit demo --output demo
+
+test: .venv/.test
+	.venv/bin/python -m pytest -n $(JOBS)
+
+lint: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+docs: .venv/.dev
+	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+clean:
+	rm -rf .venv demo docs/_build docs/api
+
+# torch first and by itself, at the tested version: later installs then find it satisfied.
+.venv/.core: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e .
+	touch $@
+
+.venv/.test: .venv/.core
+	$(PIP) -e ".[test]"
+	touch $@
+
+.venv/.dev: .venv/.test
+	$(PIP) -e ".[dev]"
+	touch $@

@@ -1,0 +1,285 @@
+"""Networks between the two libraries: nflows' rebuilt as flowkit's, or held as they are; and back.
+
+A held network keeps its own weights, dropout and batch norm; what changes is only how its output is
+laid out, and that any batch shape may come in (nflows' networks know one batch dimension).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowkit.conditioners import ACTIVATIONS, MLP, AutoregressiveConditioner, MaskedMLP
+from flowkit.interop.nflows.scalars import SigmoidAffine
+from flowkit.scalar import Affine, IntervalSpline, RationalQuadraticSpline, ScalarMap, soft_clip
+from flowkit.transforms import Coupling, Elementwise, MaskedAutoregressive
+
+_NAMES: dict[Any, str] = {f: name for name, f in ACTIVATIONS.items()}
+_NAMES |= {torch.relu: "relu", F.tanh: "tanh"}
+MAF_FLOOR = 1e-3
+"""The least scale of nflows' ``MaskedAffineAutoregressiveTransform``, fixed there."""
+
+
+def slope_offset(spline: RationalQuadraticSpline | IntervalSpline) -> float:
+    """What flowkit adds to a raw slope and nflows does not: softplus of it is ``1 - min_slope``."""
+    return math.log(math.expm1(1 - spline.min_slope))
+
+
+def softplus_inverse(y: Tensor) -> Tensor:
+    """The ``x`` with ``softplus(x) = y``."""
+    return y + torch.log(-torch.expm1(-y))
+
+
+def _rows(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Fold all batch dimensions into one."""
+    n = math.prod(x.shape[:-1])
+    rows = x.reshape(n, x.shape[-1])
+    return rows, None if context is None else context.reshape(n, context.shape[-1])
+
+
+class HeldNet(nn.Module):
+    """An nflows network as the conditioner of a coupling: ``net(x, context) * scale + offset``.
+
+    Args:
+        net: The network, called as ``net(inputs (N, in), context (N, C) or None)``.
+        context: Number of context features; 0 hides the context from the network.
+        scale: Factor a parameter of one feature, ``(param_size,)``.
+        offset: Summand a parameter of one feature, ``(param_size,)``.
+        kinds_first: Whether the network emits all shifts before all scales, rather than all
+            parameters of one feature before those of the next.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        context: int,
+        scale: Tensor,
+        offset: Tensor,
+        kinds_first: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.context_size = context
+        self.kinds_first = kinds_first
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return ``(..., features * param_size)`` raw parameters."""
+        raw = self.net(*_rows(x, context if self.context_size else None))
+        size = self.scale.shape[-1]
+        raw = raw.unflatten(-1, (size, -1)).mT if self.kinds_first else raw.unflatten(-1, (-1, size))
+        return (raw * self.scale + self.offset).reshape(*x.shape[:-1], -1)
+
+
+class HeldMADE(AutoregressiveConditioner):
+    """An nflows MADE as an autoregressive conditioner; arguments as in :class:`HeldNet`.
+
+    The inverse costs one pass of the network a feature, as it does in nflows.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(
+        self, net: nn.Module, features: int, context: int, scale: Tensor, offset: Tensor
+    ) -> None:
+        super().__init__(features, features * scale.shape[-1], context, input_clip=None)
+        self.net = net
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    def extra_repr(self) -> str:
+        """Sizes, for printing."""
+        return f"{self.in_features} -> {self.out_features}, context={self.context_size}"
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return ``(..., features, param_size)`` raw parameters."""
+        raw = self.net(*_rows(x, context if self.context_size else None))
+        raw = raw.reshape(*x.shape, self.scale.shape[-1])
+        return raw * self.scale + self.offset
+
+
+class HeldEncoder(nn.Module):
+    """An nflows network of the context alone, for any batch shape."""
+
+    def __init__(self, net: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Return ``net(context)``."""
+        rows, _ = _rows(context, None)
+        return self.net(rows).reshape(*context.shape[:-1], -1)
+
+
+class ConstantParams(nn.Module):
+    """A conditioner that reads nothing: parameters of its own for part of the features."""
+
+    def __init__(self, params: Tensor) -> None:
+        super().__init__()
+        self.params = nn.Parameter(params.flatten().clone())
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the parameters, ``(..., n)``."""
+        return self.params.expand(*x.shape[:-1], -1)
+
+
+@torch.no_grad()
+def _copy_linear(target: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    target.weight.copy_(weight)
+    target.bias.copy_(bias)
+
+
+def mlp_from_nflows(net: Any) -> nn.Module:
+    """Rebuild nflows' ``MLP`` as flowkit's if it is one vector to one vector; else return a copy."""
+    from copy import deepcopy
+
+    from nflows.nn import nets
+
+    vectors = type(net) is nets.MLP and len(net._in_shape) == 1 and len(net._out_shape) == 1
+    if not vectors or net._activate_output or net._activation not in _NAMES:
+        return deepcopy(net)
+    copy = MLP(
+        net._in_shape[0],
+        net._out_shape[0],
+        hidden=tuple(net._hidden_sizes),
+        activation=_NAMES[net._activation],
+        input_clip=None,
+    ).to(net._output_layer.weight)
+    theirs = [net._input_layer, *net._hidden_layers, net._output_layer]
+    for ours, layer in zip([*copy.layers, copy.last], theirs, strict=True):
+        _copy_linear(ours, layer.weight, layer.bias)  # type: ignore[arg-type]
+    return copy
+
+
+def masked_mlp_from_made(made: Any, scale: Tensor, offset: Tensor) -> MaskedMLP | None:
+    """Rebuild a MADE as a :class:`~flowkit.conditioners.MaskedMLP`, if that is exactly possible.
+
+    It is for feed-forward blocks without context, batch norm and dropout whose hidden units, sorted
+    by degree, have the masks of ``MaskedMLP``. Returns ``None`` otherwise.
+    """
+    from nflows.transforms.made import MADE
+
+    if type(made) is not MADE or made.use_residual_blocks or hasattr(made, "context_layer"):
+        return None
+    if made.activation not in _NAMES:
+        return None
+    if any(block.batch_norm is not None or block.dropout.p > 0 for block in made.blocks):
+        return None
+    layers = [made.initial_layer, *(block.linear for block in made.blocks)]
+    features = made.initial_layer.in_features
+    copy = MaskedMLP(
+        features,
+        scale.shape[-1],
+        hidden=tuple(layer.out_features for layer in layers),
+        activation=_NAMES[made.activation],
+        input_clip=None,
+    ).to(made.final_layer.weight)
+    columns = torch.arange(features, device=scale.device)
+    for i, (ours, layer) in enumerate(zip(copy.layers, layers, strict=True)):
+        rows = torch.argsort(layer.degrees, stable=True)
+        if not torch.equal(layer.mask[rows][:, columns], getattr(copy, f"mask_{i}")):
+            return None
+        _copy_linear(ours, layer.weight[rows][:, columns], layer.bias[rows])  # type: ignore[arg-type]
+        columns = rows
+    last = made.final_layer
+    if not torch.equal(last.mask[:, columns], getattr(copy, f"mask_{len(layers)}")):
+        return None
+    factor, summand = scale.repeat(features), offset.repeat(features)
+    weight = last.weight[:, columns] * factor.unsqueeze(-1)
+    _copy_linear(copy.last, weight, last.bias * factor + summand)
+    return copy
+
+
+def nflows_params(scalar: ScalarMap, raw: Tensor) -> Tensor:
+    """Translate raw parameters ``(..., param_size)`` of a scalar map into nflows' for the same map.
+
+    An :class:`~flowkit.scalar.Affine` becomes the softplus-affine map of nflows' autoregressive layer.
+    """
+    if isinstance(scalar, (RationalQuadraticSpline, IntervalSpline)):
+        logits, slopes = raw[..., : 2 * scalar.bins], raw[..., 2 * scalar.bins :]
+        logits = soft_clip(logits, scalar.logit_clip)
+        return torch.cat([logits, slopes + slope_offset(scalar)], -1)
+    if isinstance(scalar, Affine):
+        shift, log_scale = raw.unbind(-1)
+        scale = soft_clip(log_scale, scalar.max_log_scale).exp()
+        return torch.stack([softplus_inverse(scale - MAF_FLOOR), shift], -1)
+    return raw
+
+
+class _NetForNflows(nn.Module):
+    """What the networks for nflows share: a conditioner, and how its output is translated."""
+
+    # nflows divides spline logits by the root of this number.
+    hidden_features = 1
+
+    def __init__(self, layer: Coupling | Elementwise | MaskedAutoregressive) -> None:
+        super().__init__()
+        self.conditioner = layer.conditioner
+        self.scalar = layer.scalar
+        self.reads_context = layer.context_size > 0
+
+    def _raw(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """The conditioner's parameters, ``(N, features, param_size)``."""
+        assert self.conditioner is not None
+        raw = self.conditioner(x, context if self.reads_context else None)
+        size = self.scalar.param_size
+        return raw if raw.ndim > x.ndim else raw.unflatten(-1, (-1, size))
+
+
+class CouplingNet(_NetForNflows):
+    """The ``transform_net`` of an nflows coupling layer that does what a flowkit layer does."""
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return parameters in nflows' layout, ``(N, features * param_size)``."""
+        raw = nflows_params(self.scalar, self._raw(inputs, context))
+        return (raw.mT if isinstance(self.scalar, SigmoidAffine) else raw).flatten(-2)
+
+
+class MaskedNet(_NetForNflows):
+    """The ``autoregressive_net`` of an nflows layer that does what ``MaskedAutoregressive`` does."""
+
+    order: Tensor
+
+    def __init__(self, layer: MaskedAutoregressive) -> None:
+        super().__init__(layer)
+        self.register_buffer("order", layer.order)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return parameters in nflows' layout, ``(N, features * param_size)``."""
+        raw = self._raw(inputs[..., self.order], context)[..., self.order.argsort(), :]
+        return nflows_params(self.scalar, raw).flatten(-2)
+
+
+class CouplingMaskedNet(_NetForNflows):
+    """The ``autoregressive_net`` of an affine coupling: features that stay get the identity.
+
+    nflows' own affine coupling cannot scale by more than 1.001; its autoregressive layer can.
+    """
+
+    fixed_index: Tensor
+    merge_index: Tensor
+
+    def __init__(
+        self, layer: Coupling | Elementwise, fixed_index: Tensor, merge_index: Tensor
+    ) -> None:
+        super().__init__(layer)
+        self.register_buffer("fixed_index", fixed_index)
+        self.register_buffer("merge_index", merge_index)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return parameters in nflows' layout, ``(N, features * 2)``."""
+        fixed = inputs[..., self.fixed_index]
+        raw = self._raw(fixed, context)
+        identity = raw.new_zeros(*fixed.shape, raw.shape[-1])
+        raw = torch.cat([identity, raw], -2)[..., self.merge_index, :]
+        return nflows_params(self.scalar, raw).flatten(-2)

@@ -1,0 +1,114 @@
+"""nflows' three parameterisations of the affine map, as scalar maps.
+
+They exist so that a converted layer means the same by the same raw numbers and can be trained
+further; new flows are better served by :class:`flowkit.scalar.Affine`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowkit.scalar import ScalarMap
+
+
+@dataclass(frozen=True)
+class Shift(ScalarMap):
+    """:math:`y = x + t`, the map of nflows' ``AdditiveCouplingTransform``; one parameter.
+
+    Example:
+        >>> import torch
+        >>> Shift().forward(torch.tensor([2.0]), torch.tensor([[3.0]]))
+        (tensor([5.]), tensor([0.]))
+    """
+
+    @property
+    def param_size(self) -> int:  # type: ignore[override]
+        """One: the shift."""
+        return 1
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x + t`` and zero."""
+        y = x + params.squeeze(-1)
+        return y, torch.zeros_like(y)
+
+    def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``y - t`` and zero."""
+        x = y - params.squeeze(-1)
+        return x, torch.zeros_like(x)
+
+
+class _ScaleAndShift(ScalarMap):
+    """``y = scale x + shift``; subclasses say how both follow from two raw numbers."""
+
+    starts_at_identity: ClassVar[bool] = False
+
+    @property
+    def param_size(self) -> int:  # type: ignore[override]
+        """Two: shift and raw scale."""
+        return 2
+
+    def _scale_and_shift(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``scale x + shift`` and the logarithm of the scale."""
+        scale, shift = self._scale_and_shift(params)
+        y = scale * x + shift
+        return y, scale.log().expand_as(y)
+
+    def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(y - shift) / scale`` and minus the logarithm of the scale."""
+        scale, shift = self._scale_and_shift(params)
+        x = (y - shift) / scale
+        return x, -scale.log().expand_as(x)
+
+
+@dataclass(frozen=True)
+class SigmoidAffine(_ScaleAndShift):
+    r""":math:`y = (\sigma(a + 2) + \epsilon)\, x + t`, as in nflows' ``AffineCouplingTransform``.
+
+    Parameters in the order ``t, a``. The scale never exceeds :math:`1 + \epsilon`.
+
+    Args:
+        floor: The least scale :math:`\epsilon`.
+
+    Example:
+        >>> import torch
+        >>> y, _ = SigmoidAffine().forward(torch.tensor([1.0]), torch.tensor([[0.5, 0.0]]))
+        >>> round(y.item(), 4)
+        1.3818
+    """
+
+    floor: float = 1e-3
+
+    def _scale_and_shift(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw = params.unbind(-1)
+        return torch.sigmoid(raw + 2) + self.floor, shift
+
+
+@dataclass(frozen=True)
+class SoftplusAffine(_ScaleAndShift):
+    r""":math:`y = (\log(1 + e^a) + \epsilon)\, x + t`: nflows' ``MaskedAffineAutoregressiveTransform``.
+
+    Parameters in the order ``a, t``.
+
+    Args:
+        floor: The least scale :math:`\epsilon`.
+
+    Example:
+        >>> import torch
+        >>> y, _ = SoftplusAffine().forward(torch.tensor([1.0]), torch.tensor([[0.0, 0.5]]))
+        >>> round(y.item(), 4)
+        1.1941
+    """
+
+    floor: float = 1e-3
+
+    def _scale_and_shift(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        raw, shift = params.unbind(-1)
+        return F.softplus(raw) + self.floor, shift
