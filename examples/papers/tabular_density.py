@@ -46,8 +46,8 @@ ARCHITECTURES = ("coupling", "autoregressive")
 LIBRARIES = ("flowkit", "zuko", "nflows", "zuko NSF")
 LAYERS = {"coupling": 8, "autoregressive": 5}
 HIDDEN, BINS, BOUND = (128, 128), 8, 5.0
-STEPS = {"magic": 4000, "patches": 2500}
-SEEDS = {"magic": (0, 1, 2), "patches": (0,)}
+STEPS = {"magic": 3000, "patches": 2000}
+SEEDS = {"magic": (0, 1), "patches": (0,)}
 TITLES = {"magic": "MAGIC, 10 columns", "patches": "photograph patches, 63 columns"}
 
 
@@ -211,7 +211,7 @@ def train_and_test(s: Setting, splits: Splits) -> dict[str, np.ndarray]:
     every = max(1, s.steps // 20)
     best, best_step, weights, seconds = -math.inf, 0, None, 0.0
     order = torch.empty(0, dtype=torch.long)
-    begun = time.perf_counter()
+    begun = time.process_time()
     for step in range(1, s.steps + 1):
         if len(order) < s.batch_size:
             order = torch.randperm(len(splits.train), generator=generator)
@@ -223,12 +223,12 @@ def train_and_test(s: Setting, splits: Splits) -> dict[str, np.ndarray]:
         optimizer.step()
         scheduler.step()
         if step % every == 0 or step == s.steps:
-            seconds += time.perf_counter() - begun
-            score = float(log_likelihoods(model, splits.validation).mean())
+            seconds += time.process_time() - begun
+            score = float(log_likelihoods(model, splits.validation[:2000]).mean())
             if score > best:
                 best, best_step = score, step
                 weights = copy.deepcopy(model.module.state_dict())
-            begun = time.perf_counter()
+            begun = time.process_time()
     last = float(log_likelihoods(model, splits.test).mean())
     if weights is not None:
         model.module.load_state_dict(weights)

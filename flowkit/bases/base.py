@@ -24,7 +24,10 @@ class Base(nn.Module):
     Attributes:
         event_shape: Shape of one event.
         context_size: Number of context features read; 0 where context is ignored.
+        reparameterized: Whether samples carry gradients to every parameter.
     """
+
+    reparameterized: bool = True
 
     def __init__(self, event_shape: tuple[int, ...], context: int = 0) -> None:
         super().__init__()

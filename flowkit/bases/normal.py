@@ -79,7 +79,7 @@ class DiagonalNormal(Base):
     Args:
         features: Number of features.
         context: Number of context features.
-        max_log_scale: Bound on the log-scale.
+        max_log_scale: Bound on the log-scale; ``None`` for none.
 
     Example:
         >>> import torch
@@ -88,7 +88,9 @@ class DiagonalNormal(Base):
         torch.Size([4, 5, 2])
     """
 
-    def __init__(self, features: int, context: int = 0, max_log_scale: float = 10.0) -> None:
+    def __init__(
+        self, features: int, context: int = 0, max_log_scale: float | None = 10.0
+    ) -> None:
         super().__init__((features,), context)
         self.max_log_scale = max_log_scale
         self.params = None if context else nn.Parameter(torch.zeros(2 * features))
@@ -155,6 +157,8 @@ class NormalMixture(Base):
         >>> NormalMixture(2, components=5).log_prob(torch.zeros(3, 2)).shape
         torch.Size([3])
     """
+
+    reparameterized = False
 
     def __init__(self, features: int, components: int = 8, seed: int = 0) -> None:
         if components < 1:

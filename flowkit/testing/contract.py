@@ -179,15 +179,16 @@ def check_transform(
         tolerance=bounds[torch.float64],
         backend=backend,
         starts_at_identity=starts_at_identity,
-        invertible=has_inverse(moved, x, context),
+        invertible=has_inverse(copy.deepcopy(moved), x, context),
         seed=seed,
     )
     results = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for dtype in dtypes:
-            probe = replace(exact.to(dtype), tolerance=bounds[dtype])
             for name, (title, rule) in RULES.items():
+                # Fresh copies for every rule: what a call may leave behind goes no further.
+                probe = replace(exact.to(dtype), tolerance=bounds[dtype])
                 reason = skip[name] if name in skip else _run(name, title, rule, probe)
                 results.append(RuleResult(name, title, dtype, reason))
     return ContractReport(transform.label, tuple(results))

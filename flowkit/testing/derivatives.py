@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 from torch.distributions import constraints
-from torch.func import functional_call, jacrev
+from torch.func import functional_call, jacrev, vmap
 
 from flowkit.errors import ContractError
 from flowkit.testing.probe import Probe, expect, expect_close, expect_finite
@@ -29,13 +29,12 @@ def log_det_is_that_of_the_jacobian(probe: Probe) -> str | None:
             reference = exact.moved if name == "forward" else exact.moved.inv
             with torch.no_grad():
                 log_det = module(value, context)[1]
-            for i in range(len(value)):
-                row = None if context is None else context[i].double()
-                jacobian = jacrev(lambda v, m=reference, c=row: m(v, c)[0])(value[i].double())
-                size = value[i].numel()
-                want = torch.linalg.slogdet(jacobian.reshape(size, size))[1]
-                what = f"log_det of {name} = log|det| of the Jacobian"
-                expect_close(what, log_det[i], want, probe.tolerance)
+            rows = (value.double(),) if context is None else (value.double(), context.double())
+            jacobian = vmap(jacrev(lambda *row, m=reference: m(*row)[0]))(*rows)
+            size = value[0].numel()
+            want = torch.linalg.slogdet(jacobian.detach().reshape(-1, size, size))[1]
+            what = f"log_det of {name} = log|det| of the Jacobian"
+            expect_close(what, log_det, want, probe.tolerance)
     return None
 
 
@@ -103,19 +102,25 @@ def two_orders_of_derivatives_are_right(probe: Probe) -> str | None:
         return "finite differences need float64"
     context = None if probe.context is None else probe.context[:2]
     for name, module, value in probe.directions(probe.x[:2], context):
-        names = [key for key, _ in module.named_parameters()]
-        given = [value] if context is None else [value, context]
-        inputs = [t.detach().clone().requires_grad_() for t in [*given, *module.parameters()]]
+        # All parameters as one vector: one pair of evaluations serves them all.
+        parameters = dict(module.named_parameters())
+        vector = torch.cat([value.new_empty(0), *(p.flatten() for p in parameters.values())])
+        given = [vector, value] if context is None else [vector, value, context]
+        inputs = [tensor.detach().clone().requires_grad_() for tensor in given]
 
         def function(
-            *tensors: Tensor,
+            vector: Tensor,
+            *rows: Tensor,
             module: Transform = module,
-            names: list[str] = names,
-            split: int = len(given),
+            parameters: dict[str, Tensor] = parameters,
         ) -> tuple[Tensor, ...]:
-            parameters = dict(zip(names, tensors[split:], strict=True))
-            out = functional_call(module, parameters, tensors[:split])
-            return tuple(t for t in out if t.requires_grad)
+            pieces = vector.split([p.numel() for p in parameters.values()])
+            shaped = {
+                key: piece.reshape(p.shape)
+                for (key, p), piece in zip(parameters.items(), pieces, strict=True)
+            }
+            out = functional_call(module, shaped, rows)
+            return tuple(tensor for tensor in out if tensor.requires_grad)
 
         for order, check in (
             ("first", torch.autograd.gradcheck),

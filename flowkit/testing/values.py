@@ -10,7 +10,6 @@ from torch import Tensor
 
 from flowkit.testing.probe import Probe, expect, expect_close, expect_shape
 
-
 _BATCHES: dict[str, Callable[[Tensor], Tensor]] = {
     "no batch dims": lambda rows: rows[0],
     "two batch dims": lambda rows: rows.unflatten(0, (2, -1)),
@@ -94,9 +93,9 @@ def the_inverse_undoes_forward(probe: Probe) -> str | None:
     if not probe.invertible:
         return "the transform defines no inverse"
     inputs = [("the data", probe.x, probe.context)]
-    if probe.on_whole_line():
+    if probe.on_whole_line() and probe.far:
         repeated = None if probe.context is None else probe.context.repeat(len(probe.far), 1)
-        inputs.append((f"|x| up to {max(probe.far, default=0):g}", probe.far_rows(), repeated))
+        inputs.append((f"|x| up to {max(probe.far):g}", probe.far_rows(), repeated))
     for where, x, context in inputs:
         z, log_det = probe.moved(x, context)
         back, back_log_det = probe.moved.inverse(z, context)

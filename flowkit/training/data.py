@@ -113,10 +113,10 @@ class MappedRows:
         return len(next(iter(self.arrays.values())))
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Read the rows at ``index``, in the order of the file."""
-        rows = np.sort(index.numpy())
+        """Return the rows at ``index``; they are read in the order of the file."""
+        rows, place = np.unique(index.numpy(), return_inverse=True)
         return {
-            name: torch.from_numpy(np.ascontiguousarray(array[rows])).to(self.device, self.dtype)
+            name: torch.from_numpy(np.asarray(array[rows])[place]).to(self.device, self.dtype)
             for name, array in self.arrays.items()
         }
 

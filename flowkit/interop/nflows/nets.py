@@ -1,6 +1,6 @@
-"""Networks between the two libraries: nflows' rebuilt as flowkit's, or held as they are; and back.
+"""Networks between the libraries: nflows' rebuilt as flowkit's or held as they are, and back.
 
-A held network keeps its own weights, dropout and batch norm; what changes is only how its output is
+A held network keeps its own weights, dropout and batch norm; what changes is how its output is
 laid out, and that any batch shape may come in (nflows' networks know one batch dimension).
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ MAF_FLOOR = 1e-3
 
 
 def slope_offset(spline: RationalQuadraticSpline | IntervalSpline) -> float:
-    """What flowkit adds to a raw slope and nflows does not: softplus of it is ``1 - min_slope``."""
+    """What flowkit adds to a raw slope and nflows does not: softplus gives ``1 - min_slope``."""
     return math.log(math.expm1(1 - spline.min_slope))
 
 
@@ -76,8 +77,12 @@ class HeldNet(nn.Module):
         """Return ``(..., features * param_size)`` raw parameters."""
         raw = self.net(*_rows(x, context if self.context_size else None))
         size = self.scale.shape[-1]
-        raw = raw.unflatten(-1, (size, -1)).mT if self.kinds_first else raw.unflatten(-1, (-1, size))
-        return (raw * self.scale + self.offset).reshape(*x.shape[:-1], -1)
+        if self.kinds_first:
+            raw = raw.unflatten(-1, (size, -1)).mT
+        else:
+            raw = raw.unflatten(-1, (-1, size))
+        raw = (raw * self.scale + self.offset).flatten(-2)
+        return raw.reshape(*x.shape[:-1], raw.shape[-1])
 
 
 class HeldMADE(AutoregressiveConditioner):
@@ -118,7 +123,8 @@ class HeldEncoder(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         """Return ``net(context)``."""
         rows, _ = _rows(context, None)
-        return self.net(rows).reshape(*context.shape[:-1], -1)
+        out = self.net(rows)
+        return out.reshape(*context.shape[:-1], out.shape[-1])
 
 
 class ConstantParams(nn.Module):
@@ -140,9 +146,7 @@ def _copy_linear(target: nn.Linear, weight: Tensor, bias: Tensor) -> None:
 
 
 def mlp_from_nflows(net: Any) -> nn.Module:
-    """Rebuild nflows' ``MLP`` as flowkit's if it is one vector to one vector; else return a copy."""
-    from copy import deepcopy
-
+    """Rebuild nflows' ``MLP`` as flowkit's if it maps vectors to vectors; else return a copy."""
     from nflows.nn import nets
 
     vectors = type(net) is nets.MLP and len(net._in_shape) == 1 and len(net._out_shape) == 1
@@ -157,15 +161,15 @@ def mlp_from_nflows(net: Any) -> nn.Module:
     ).to(net._output_layer.weight)
     theirs = [net._input_layer, *net._hidden_layers, net._output_layer]
     for ours, layer in zip([*copy.layers, copy.last], theirs, strict=True):
-        _copy_linear(ours, layer.weight, layer.bias)  # type: ignore[arg-type]
+        _copy_linear(ours, layer.weight, layer.bias)
     return copy
 
 
 def masked_mlp_from_made(made: Any, scale: Tensor, offset: Tensor) -> MaskedMLP | None:
     """Rebuild a MADE as a :class:`~flowkit.conditioners.MaskedMLP`, if that is exactly possible.
 
-    It is for feed-forward blocks without context, batch norm and dropout whose hidden units, sorted
-    by degree, have the masks of ``MaskedMLP``. Returns ``None`` otherwise.
+    It is for feed-forward blocks without context, batch norm and dropout whose hidden units,
+    sorted by degree, have the masks of ``MaskedMLP``. Returns ``None`` otherwise.
     """
     from nflows.transforms.made import MADE
 
@@ -201,9 +205,9 @@ def masked_mlp_from_made(made: Any, scale: Tensor, offset: Tensor) -> MaskedMLP 
 
 
 def nflows_params(scalar: ScalarMap, raw: Tensor) -> Tensor:
-    """Translate raw parameters ``(..., param_size)`` of a scalar map into nflows' for the same map.
+    """Translate raw parameters ``(..., param_size)`` into nflows' for the same scalar map.
 
-    An :class:`~flowkit.scalar.Affine` becomes the softplus-affine map of nflows' autoregressive layer.
+    An :class:`~flowkit.scalar.Affine` becomes the map of nflows' affine autoregressive layer.
     """
     if isinstance(scalar, (RationalQuadraticSpline, IntervalSpline)):
         logits, slopes = raw[..., : 2 * scalar.bins], raw[..., 2 * scalar.bins :]
@@ -216,70 +220,52 @@ def nflows_params(scalar: ScalarMap, raw: Tensor) -> Tensor:
     return raw
 
 
-class _NetForNflows(nn.Module):
-    """What the networks for nflows share: a conditioner, and how its output is translated."""
+class NetForNflows(nn.Module):
+    """A copy of a flowkit layer as the network of an nflows layer; ``from_nflows`` unpacks it."""
 
     # nflows divides spline logits by the root of this number.
     hidden_features = 1
 
     def __init__(self, layer: Coupling | Elementwise | MaskedAutoregressive) -> None:
         super().__init__()
-        self.conditioner = layer.conditioner
-        self.scalar = layer.scalar
-        self.reads_context = layer.context_size > 0
+        self.layer = deepcopy(layer)
+        self.context_features = layer.context_size
 
     def _raw(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """The conditioner's parameters, ``(N, features, param_size)``."""
-        assert self.conditioner is not None
-        raw = self.conditioner(x, context if self.reads_context else None)
-        size = self.scalar.param_size
-        return raw if raw.ndim > x.ndim else raw.unflatten(-1, (-1, size))
+        """What the conditioner makes of ``x``, ``(N, features, param_size)``."""
+        conditioner = self.layer.conditioner
+        assert conditioner is not None
+        raw = conditioner(x, context if self.context_features else None)
+        return raw if raw.ndim > x.ndim else raw.unflatten(-1, (-1, self.layer.scalar.param_size))
 
 
-class CouplingNet(_NetForNflows):
-    """The ``transform_net`` of an nflows coupling layer that does what a flowkit layer does."""
-
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return parameters in nflows' layout, ``(N, features * param_size)``."""
-        raw = nflows_params(self.scalar, self._raw(inputs, context))
-        return (raw.mT if isinstance(self.scalar, SigmoidAffine) else raw).flatten(-2)
-
-
-class MaskedNet(_NetForNflows):
-    """The ``autoregressive_net`` of an nflows layer that does what ``MaskedAutoregressive`` does."""
-
-    order: Tensor
-
-    def __init__(self, layer: MaskedAutoregressive) -> None:
-        super().__init__(layer)
-        self.register_buffer("order", layer.order)
+class CouplingNet(NetForNflows):
+    """The ``transform_net`` of an nflows coupling layer that stands for a flowkit layer."""
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return parameters in nflows' layout, ``(N, features * param_size)``."""
-        raw = self._raw(inputs[..., self.order], context)[..., self.order.argsort(), :]
-        return nflows_params(self.scalar, raw).flatten(-2)
+        scalar = self.layer.scalar
+        raw = nflows_params(scalar, self._raw(inputs, context))
+        return (raw.mT if isinstance(scalar, SigmoidAffine) else raw).flatten(-2)
 
 
-class CouplingMaskedNet(_NetForNflows):
-    """The ``autoregressive_net`` of an affine coupling: features that stay get the identity.
+class MaskedNet(NetForNflows):
+    """The ``autoregressive_net`` of an nflows layer that stands for any flowkit layer.
 
-    nflows' own affine coupling cannot scale by more than 1.001; its autoregressive layer can.
+    For a coupling the features that stay get the identity: nflows' own affine coupling cannot
+    scale by more than 1.001, its autoregressive layer can.
     """
 
-    fixed_index: Tensor
-    merge_index: Tensor
-
-    def __init__(
-        self, layer: Coupling | Elementwise, fixed_index: Tensor, merge_index: Tensor
-    ) -> None:
-        super().__init__(layer)
-        self.register_buffer("fixed_index", fixed_index)
-        self.register_buffer("merge_index", merge_index)
-
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return parameters in nflows' layout, ``(N, features * 2)``."""
-        fixed = inputs[..., self.fixed_index]
-        raw = self._raw(fixed, context)
-        identity = raw.new_zeros(*fixed.shape, raw.shape[-1])
-        raw = torch.cat([identity, raw], -2)[..., self.merge_index, :]
-        return nflows_params(self.scalar, raw).flatten(-2)
+        """Return parameters in nflows' layout, ``(N, features * param_size)``."""
+        layer = self.layer
+        if isinstance(layer, MaskedAutoregressive):
+            raw = self._raw(inputs[..., layer.order], context)[..., layer.order.argsort(), :]
+        elif isinstance(layer, Coupling):
+            fixed = inputs[..., layer.fixed_index]
+            raw = self._raw(fixed, context)
+            identity = raw.new_zeros(*fixed.shape, raw.shape[-1])
+            raw = torch.cat([identity, raw], -2)[..., layer.merge_index, :]
+        else:
+            raw = self._raw(inputs[..., :0], context)
+        return nflows_params(layer.scalar, raw).flatten(-2)

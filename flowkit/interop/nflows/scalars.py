@@ -93,7 +93,7 @@ class SigmoidAffine(_ScaleAndShift):
 
 @dataclass(frozen=True)
 class SoftplusAffine(_ScaleAndShift):
-    r""":math:`y = (\log(1 + e^a) + \epsilon)\, x + t`: nflows' ``MaskedAffineAutoregressiveTransform``.
+    r""":math:`y = (\log(1 + e^a) + \epsilon)\, x + t`, from nflows' affine autoregressive layer.
 
     Parameters in the order ``a, t``.
 

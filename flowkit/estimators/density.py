@@ -1,0 +1,397 @@
+"""FlowDensity: a normalizing flow as a scikit-learn density estimator.
+
+scikit-learn's conventions are kept here, at the edge: validation in its wording, ``random_state``,
+NumPy in and out. What is trained, and how, is a recipe and :func:`flowkit.fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from flowkit.errors import DataError, RecipeError
+from flowkit.flow import Flow
+from flowkit.objectives import Batch, Loss, MaximumLikelihood
+from flowkit.recipes import build
+from flowkit.training import fit
+
+_ROWS_AT_ONCE = 8192
+_START_ROWS = 100_000
+# Rounding to float32 would be seen in a column whose spread is less than this part of its size.
+_SINGLE_SPREAD = 1e-3
+
+
+class FlowDensity(DensityMixin, BaseEstimator):
+    r"""Density estimation with a normalizing flow, in the manner of scikit-learn.
+
+    .. math:: \max \sum_i w_i \log p(x_i), \quad \log p(x) = \log p_Z(T(x)) + \log|\det T'(x)|
+
+    over the parameters of a flow that a recipe builds. The flow is trained in float32, or in
+    float64 if the spread of a column is below a thousandth of its size (dates, say), and scores in
+    float64.
+
+    Args:
+        recipe: Name of a flow in :mod:`flowkit.recipes`, such as ``"coupling_flow"``,
+            ``"autoregressive_flow"`` or ``"elementwise_flow"``.
+        options: Arguments of the recipe other than ``features``, such as
+            ``{"layers": 4, "hidden": (64, 64)}``; ``None`` for its defaults. A grid search runs
+            over a list of such dicts.
+        epochs: Largest number of passes over the training rows.
+        batch_size: Rows a step.
+        lr: Learning rate of Adam, lowered to zero along a cosine over ``epochs``.
+        validation: Fraction of the rows held out to choose the best epoch, in [0, 1); ``0`` or
+            ``None`` trains on all rows for all epochs.
+        patience: Epochs without a better validation likelihood before stopping; ``None`` for no
+            limit.
+        dequantize: Width w of the cells to which the data were rounded, in the units of the data:
+            one number, or one a column with 0 for columns that were not rounded. ``1`` suits whole
+            numbers. Every training step sees :math:`x + u`, :math:`u \sim U[-w/2, w/2)`, drawn
+            anew. Without it, a column with many ties is fitted by ever narrower spikes.
+        random_state: Seed of the weights, the split, the shuffling and the noise: an int, a
+            ``numpy.random.RandomState``, which is advanced, or ``None`` for a different fit each
+            time. The global random states of NumPy and torch are neither read nor changed.
+        verbose: Whether to show a progress bar.
+        device: Where to train: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` and so on. The fitted flow
+            comes back to the CPU, so that a pickle opens on any machine.
+
+    Attributes:
+        flow_: The fitted :class:`flowkit.Flow`, in float64 and evaluation mode. After
+            ``flow_.to("cuda")`` the estimator scores and samples there.
+        history_: The :class:`flowkit.History` of the fit.
+        n_features_in_: Number of columns seen by ``fit``.
+        feature_names_in_: Names of the columns, if ``fit`` was given a frame with text names.
+
+    Raises:
+        DataError: From ``fit``, if a column is constant, or an argument or the weights cannot be
+            used.
+        RecipeError: From ``fit``, if the recipe or one of its options is unknown or does not fit.
+        ValueError: From ``fit``, ``score_samples`` and ``score``, in scikit-learn's wording, for
+            NaN, infinity, text, a single row, or another number of columns than in ``fit``.
+        NonFiniteLossError: From ``fit``, if the loss becomes NaN or infinite.
+
+    References:
+        Papamakarios et al. 2021, Normalizing Flows for Probabilistic Modeling and Inference,
+        arXiv 1912.02762.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowkit.estimators import FlowDensity
+        >>> X = np.random.default_rng(0).normal(size=(200, 2))
+        >>> model = FlowDensity(options={"layers": 2, "hidden": (16,)}, epochs=3, random_state=0)
+        >>> log_density = model.fit(X).score_samples(X)
+        >>> log_density.shape, log_density.dtype, bool(model.score(X) == log_density.mean())
+        ((200,), dtype('float64'), True)
+        >>> model.sample(5, random_state=1).shape
+        (5, 2)
+    """
+
+    flow_: Flow
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+
+    def __init__(
+        self,
+        recipe: str = "coupling_flow",
+        options: Mapping[str, Any] | None = None,
+        *,
+        epochs: int = 100,
+        batch_size: int = 256,
+        lr: float = 1e-3,
+        validation: float | None = 0.1,
+        patience: int | None = 20,
+        dequantize: float | Sequence[float] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        self.recipe = recipe
+        self.options = options
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.validation = validation
+        self.patience = patience
+        self.dequantize = dequantize
+        self.random_state = random_state
+        self.verbose = verbose
+        self.device = device
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FlowDensity:
+        """Fit the flow.
+
+        Args:
+            X: ``(rows, columns)``, numbers, in any units: the flow standardises for itself.
+            y: Ignored; pipelines pass it.
+            sample_weight: ``(rows,)``, non-negative; a weight of 2 counts as two rows, and a
+                weight of 0 takes the row out. Only the ratios matter.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            DataError, RecipeError, ValueError, NonFiniteLossError: See the class.
+
+        Example:
+            >>> import numpy as np
+            >>> from flowkit.estimators import FlowDensity
+            >>> X = np.array([[0.0, 7.0], [1.0, 7.0], [2.0, 7.0]])
+            >>> FlowDensity().fit(X)
+            Traceback (most recent call last):
+            ...
+            flowkit.errors.DataError: column(s) 1 of X are constant, so they have no density;
+            remedy: drop them, or set dequantize to the width to which they were rounded
+        """
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        self._check_validation()
+        width = self._cell_widths(X.shape[1])
+        weight = _check_weight(sample_weight, len(X))
+        if weight is not None:
+            X, weight = X[weight > 0], weight[weight > 0]
+        dtype = self._choose_dtype(X, width)
+        seed = _seed_from(self.random_state)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            flow = self._build_flow(X.shape[1]).to(dtype)
+            flow.initialize(_start_rows(X, weight, width).to(dtype))
+        data = {"x": X} if weight is None else {"x": X, "weight": weight}
+        self.history_ = fit(
+            flow,
+            data,
+            _DequantizedLikelihood(torch.from_numpy(width).to(dtype)) if width.any() else None,
+            validation=self.validation,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            patience=self.patience,
+            fabric=_fabric_on(self.device),
+            seed=seed,
+            progress=bool(self.verbose),
+        )
+        self.flow_ = flow.cpu().double()
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Log-density of every row, in nats, in the units of the data.
+
+        Args:
+            X: ``(rows, columns)``.
+
+        Returns:
+            ``(rows,)``, float64.
+
+        Raises:
+            NotFittedError: Before ``fit``.
+            ValueError: If X cannot be used; see the class.
+
+        Example:
+            >>> import numpy as np
+            >>> from flowkit.estimators import FlowDensity
+            >>> X = np.linspace(0, 1, 50)[:, None]
+            >>> FlowDensity("elementwise_flow", epochs=1).fit(X).score_samples(X[:4]).shape
+            (4,)
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        device = self.flow_.initialized.device
+        with torch.no_grad():
+            parts = [
+                self.flow_.log_prob(torch.tensor(part, device=device)).cpu()
+                for part in np.split(X, range(_ROWS_AT_ONCE, len(X), _ROWS_AT_ONCE))
+            ]
+        return torch.cat(parts).numpy()
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean log-density of the rows, in nats; higher is better.
+
+        A mean, as in :class:`sklearn.mixture.GaussianMixture`, so that folds of unequal size can
+        be compared; :class:`sklearn.neighbors.KernelDensity` returns the total instead.
+
+        Args:
+            X: ``(rows, columns)``.
+            y: Ignored; grid searches pass it.
+
+        Example:
+            >>> import numpy as np
+            >>> from sklearn.model_selection import cross_val_score
+            >>> from flowkit.estimators import FlowDensity
+            >>> X = np.random.default_rng(0).normal(size=(60, 1))
+            >>> cross_val_score(FlowDensity("elementwise_flow", epochs=1), X, cv=3).shape
+            (3,)
+        """
+        return float(self.score_samples(X).mean())
+
+    def sample(
+        self, n_samples: int = 1, random_state: int | np.random.RandomState | None = None
+    ) -> np.ndarray:
+        """Draw rows from the fitted density.
+
+        Args:
+            n_samples: How many, 1 or more.
+            random_state: As in the class: the same int gives the same rows; ``None`` gives others
+                each time.
+
+        Returns:
+            ``(n_samples, columns)``, float64, in the units of the data; not rounded, also with
+            ``dequantize``.
+
+        Raises:
+            NotFittedError: Before ``fit``.
+            DataError: If ``n_samples`` is not a whole number of 1 or more.
+            NotInvertibleError: If the flow of the recipe cannot be sampled.
+
+        Example:
+            >>> import numpy as np
+            >>> from flowkit.estimators import FlowDensity
+            >>> X = np.linspace(0, 1, 50)[:, None]
+            >>> model = FlowDensity("elementwise_flow", epochs=1).fit(X)
+            >>> bool((model.sample(3, random_state=0) == model.sample(3, random_state=0)).all())
+            True
+        """
+        check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise DataError(
+                f"sample expected n_samples to be a whole number >= 1, got {n_samples!r}; remedy: "
+                "for example sample(1000)"
+            )
+        generator = torch.Generator(self.flow_.initialized.device)
+        generator.manual_seed(_seed_from(random_state))
+        full, rest = divmod(int(n_samples), _ROWS_AT_ONCE)
+        sizes = [_ROWS_AT_ONCE] * full + [rest] * (rest > 0)
+        return torch.cat([self.flow_.sample(n, generator=generator).cpu() for n in sizes]).numpy()
+
+    def _check_validation(self) -> None:
+        # fit would also take an array here, which cross-validation could not split.
+        if self.validation is not None and not isinstance(self.validation, Real):
+            raise DataError(
+                "FlowDensity expected validation to be a fraction of the rows in [0, 1) or None, "
+                f"got {type(self.validation).__name__}; remedy: validation=0.1, or flowkit.fit, "
+                "which takes validation data"
+            )
+
+    def _cell_widths(self, columns: int) -> np.ndarray:
+        """Widths of the rounding cells, one a column."""
+        given = 0.0 if self.dequantize is None else self.dequantize
+        try:
+            width = np.asarray(given, dtype=np.float64)
+        except (TypeError, ValueError):
+            width = np.array(np.nan)
+        if width.shape not in ((), (columns,)) or not np.all((width >= 0) & np.isfinite(width)):
+            raise DataError(
+                f"FlowDensity expected dequantize to be None, a width >= 0, or {columns} of them, "
+                f"one a column of X; got {self.dequantize!r}"
+            )
+        return np.broadcast_to(width, (columns,)).copy()
+
+    def _choose_dtype(self, X: np.ndarray, width: np.ndarray) -> torch.dtype:
+        """The dtype to train in; refuses columns that have no density."""
+        size = np.maximum(np.abs(X).max(0), width)
+        size = np.where(size > 0, size, 1.0)
+        relative = np.hypot((X / size).std(0), width / size)
+        constant = np.flatnonzero(relative <= 1e-10)
+        if len(constant):
+            names = getattr(self, "feature_names_in_", np.arange(X.shape[1])).tolist()
+            listed = ", ".join(repr(names[i]) for i in constant)
+            raise DataError(
+                f"column(s) {listed} of X are constant, so they have no density; remedy: drop "
+                "them, or set dequantize to the width to which they were rounded"
+            )
+        moderate = bool(np.all((size > 1e-15) & (size < 1e15)))
+        return torch.float32 if moderate and relative.min() > _SINGLE_SPREAD else torch.float64
+
+    def _build_flow(self, columns: int) -> Flow:
+        options = {} if self.options is None else self.options
+        if not isinstance(options, Mapping):
+            raise RecipeError(
+                f"FlowDensity expected options to be a dict of arguments of {self.recipe}, or "
+                f"None; got {options!r}"
+            )
+        if "features" in options:
+            raise RecipeError(
+                "FlowDensity reads features from the columns of X; remedy: leave it out of options"
+            )
+        flow = build(self.recipe, features=columns, **options)
+        if flow.needs_context or flow.stochastic:
+            kind = "conditional" if flow.needs_context else "stochastic"
+            raise RecipeError(
+                f"FlowDensity needs a flow with an exact density of X alone; {self.recipe} with "
+                f"options {dict(options)} is {kind}; remedy: train it with flowkit.fit"
+            )
+        return flow
+
+
+class _DequantizedLikelihood(MaximumLikelihood):
+    """Maximum likelihood of rounded data: each batch is spread over its cells, drawn anew."""
+
+    width: Tensor
+
+    def __init__(self, width: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("width", width)
+
+    def forward(self, flow: Flow, batch: Batch) -> Loss:
+        return super().forward(flow, {**batch, "x": _spread(batch["x"], self.width)})
+
+
+def _spread(x: Tensor, width: Tensor) -> Tensor:
+    """Add uniform noise that fills the cells of rounded values, which are their centres."""
+    return x + width * (torch.rand_like(x) - 0.5)
+
+
+def _check_weight(sample_weight: Any, rows: int) -> np.ndarray | None:
+    """Weights with mean 1 over the rows that count."""
+    if sample_weight is None:
+        return None
+    weight = check_array(
+        sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
+    )
+    if weight.shape != (rows,):
+        raise DataError(
+            f"sample_weight expected one weight a row of X, shape ({rows},), got {weight.shape}"
+        )
+    if (weight < 0).any():
+        raise DataError(
+            f"sample_weight expected weights >= 0, got {weight.min()} in row {weight.argmin()}; "
+            "remedy: set the weight of rows to leave out to 0"
+        )
+    positive = np.count_nonzero(weight)
+    if positive < 2:
+        raise DataError(
+            f"FlowDensity needs at least 2 rows with a non-zero sample_weight, got {positive}"
+        )
+    weight = weight / weight.max()
+    return weight * (positive / weight.sum())
+
+
+def _start_rows(X: np.ndarray, weight: np.ndarray | None, width: np.ndarray) -> Tensor:
+    """Rows whose moments start the flow, repeated in proportion to their weights."""
+    if len(X) > _START_ROWS:
+        chosen = torch.randperm(len(X))[:_START_ROWS].numpy()
+        X, weight = X[chosen], None if weight is None else weight[chosen]
+    if weight is not None:
+        # Weights that are multiples of the least one are met exactly; every row is met once.
+        unit = max(weight.min(), weight.mean() / 16)
+        X = np.repeat(X, np.maximum(1, np.rint(weight / unit)).astype(int), axis=0)
+    return _spread(torch.tensor(X), torch.from_numpy(width))
+
+
+def _seed_from(random_state: Any) -> int:
+    """A seed for torch; ``None`` asks the operating system, not NumPy's global state."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def _fabric_on(device: str) -> Any:
+    from lightning_fabric import Fabric
+
+    place = torch.device(device)
+    devices = 1 if place.index is None or place.type == "cpu" else [place.index]
+    return Fabric(accelerator=place.type, devices=devices)

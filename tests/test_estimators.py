@@ -1,0 +1,425 @@
+"""FlowDensity keeps scikit-learn's contract, finds known densities, and says what is wrong."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import flowkit
+from flowkit.errors import DataError, RecipeError
+from flowkit.estimators import FlowDensity
+
+torch.set_num_threads(1)
+
+SMALL = {"layers": 2, "hidden": (16,)}
+
+
+def quick(**settings):
+    return FlowDensity(**{"options": SMALL, "epochs": 2, "random_state": 0, **settings})
+
+
+def normal_rows(rows=200, columns=2, seed=0):
+    return np.random.default_rng(seed).normal(size=(rows, columns))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return quick().fit(normal_rows())
+
+
+# scikit-learn's contract
+
+
+@parametrize_with_checks([FlowDensity(options=SMALL, epochs=2)])
+def test_scikit_learn_contract(estimator, check):
+    check(estimator)
+
+
+def test_scikit_learn_contract_under_array_api_dispatch():
+    # This one check runs only if SciPy was imported with the variable set.
+    code = (
+        "from sklearn.utils.estimator_checks import check_array_api_input as check\n"
+        "from flowkit.estimators import FlowDensity\n"
+        "model = FlowDensity(options={'layers': 2, 'hidden': (16,)}, epochs=2)\n"
+        "check('FlowDensity', model, 'numpy', expect_only_array_outputs=False)\n"
+    )
+    environment = {**os.environ, "SCIPY_ARRAY_API": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("coupling_flow", None),
+        ("autoregressive_flow", {"layers": 2}),
+        ("elementwise_flow", {"base": "student_t"}),
+    ],
+)
+def test_default_training_copes_with_ten_rows(recipe, options):
+    X = normal_rows(rows=10, columns=3)
+    model = FlowDensity(recipe, options, random_state=0).fit(X)
+    assert np.isfinite(model.score_samples(10 * X)).all()
+    assert np.isfinite(model.sample(100, random_state=0)).all()
+
+
+def test_constructor_stores_its_arguments_untouched():
+    options = {"layers": 3}
+    model = FlowDensity(options=options, random_state=np.random.RandomState(0))
+    assert model.options is options
+    assert clone(model).get_params()["options"] == options
+
+
+def test_pipeline_with_a_scaler_scores_and_samples():
+    X = normal_rows() * [1.0, 50.0] + [0.0, 1000.0]
+    pipeline = make_pipeline(StandardScaler(), quick()).fit(X)
+    scaled = pipeline[0].transform(X)
+    assert pipeline.score(X) == pipeline[1].score(scaled)
+    np.testing.assert_array_equal(pipeline.score_samples(X), pipeline[1].score_samples(scaled))
+
+
+def test_grid_search_over_options_prefers_a_flow_that_sees_the_dependence():
+    # Correlation 0.95: independent margins lose -log(1 - 0.95^2) / 2 = 1.16 nats a row.
+    X = normal_rows(rows=400) @ np.array([[1.0, 0.95], [0.0, np.sqrt(1 - 0.95**2)]])
+    grid = [
+        {"recipe": ["elementwise_flow"], "options": [{"hidden": (16,)}]},
+        {"recipe": ["coupling_flow"], "options": [SMALL, {**SMALL, "scalar": "affine"}]},
+    ]
+    search = GridSearchCV(quick(epochs=30, lr=1e-2), grid, cv=2).fit(X)
+    assert search.best_params_["recipe"] == "coupling_flow"
+    scores = search.cv_results_["mean_test_score"]
+    assert scores[1:].min() - scores[0] > 0.5
+    assert search.best_estimator_.score(X) == search.score(X)
+
+
+def test_cross_validation_returns_the_mean_log_density_of_each_fold():
+    X = normal_rows(rows=61)
+    scores = cross_val_score(quick(), X, cv=[(np.arange(40), np.arange(40, 61))])
+    model = quick().fit(X[:40])
+    assert scores[0] == pytest.approx(model.score_samples(X[40:]).mean(), abs=1e-12)
+
+
+def test_frames_give_feature_names_and_the_numbers_of_arrays():
+    X = normal_rows()
+    frame = pd.DataFrame(X, columns=["height", "weight"])
+    model = quick().fit(frame)
+    assert model.feature_names_in_.tolist() == ["height", "weight"]
+    np.testing.assert_array_equal(model.score_samples(frame), quick().fit(X).score_samples(X))
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.score_samples(frame[["weight", "height"]])
+
+
+# Numbers
+
+
+def test_known_density_is_recovered():
+    # x ~ N(0, 1), y | x ~ N(x^2 / 2, 1/4): not normal, entropy log(2 pi e) + log(1/2).
+    def banana(rows, seed):
+        z = normal_rows(rows, seed=seed)
+        return np.column_stack([z[:, 0], z[:, 0] ** 2 / 2 + z[:, 1] / 2])
+
+    def residual(X):
+        return (X[:, 1] - X[:, 0] ** 2 / 2) / 0.5
+
+    model = quick(options={"layers": 4, "hidden": (32,)}, epochs=30, batch_size=128, lr=5e-3)
+    model.fit(banana(2000, seed=1))
+    X = banana(4000, seed=2)
+    truth = -np.log(2 * np.pi) - X[:, 0] ** 2 / 2 - residual(X) ** 2 / 2 - np.log(0.5)
+    gap = truth - model.score_samples(X)
+    error = gap.std() / np.sqrt(len(gap))
+    # The mean gap estimates KL(p || q) >= 0; 0.1 nats is what 2000 rows are asked to reach.
+    assert -4 * error < gap.mean() < 0.1 + 4 * error
+    entropy = np.log(2 * np.pi * np.e) + np.log(0.5)
+    assert abs(model.score(X) + entropy) < 0.1 + 4 * model.score_samples(X).std() / np.sqrt(len(X))
+    # Four standard errors of 4000 draws are 0.063 for the mean and 0.045 for the deviation.
+    noise = residual(model.sample(4000, random_state=3))
+    assert abs(noise.mean()) < 0.063 + 0.1
+    assert abs(noise.std() - 1) < 0.045 + 0.15
+
+
+def test_densities_are_in_the_units_of_the_data():
+    X = normal_rows()
+    scale = np.array([1e-6, 1e6]) * 2
+    metres, other = quick().fit(X), quick().fit(X * scale)
+    shift = np.log(scale).sum()
+    np.testing.assert_allclose(
+        metres.score_samples(X) - shift, other.score_samples(X * scale), atol=2e-3
+    )
+
+
+def test_large_offsets_do_not_cost_precision():
+    # In float32 the numbers near 1e9 are 64 apart; these have a standard deviation of 1.
+    X = normal_rows(rows=500, columns=1)
+    near, far = quick().fit(X), quick().fit(X + 1e9)
+    np.testing.assert_allclose(near.score_samples(X), far.score_samples(X + 1e9), atol=1e-3)
+
+
+def test_single_and_double_precision_input_agree():
+    X = normal_rows().astype(np.float32)
+    model = quick().fit(X)
+    scores = model.score_samples(X)
+    assert scores.dtype == np.float64
+    np.testing.assert_array_equal(scores, quick().fit(X.astype(np.float64)).score_samples(X))
+
+
+def test_many_rows_are_scored_and_sampled_in_parts(fitted):
+    X = fitted.sample(20_001, random_state=0)
+    assert X.shape == (20_001, 2)
+    np.testing.assert_allclose(
+        fitted.score_samples(X)[-5:], fitted.score_samples(X[-5:]), rtol=1e-12
+    )
+
+
+def test_dequantized_density_at_a_count_is_its_probability():
+    counts = np.random.default_rng(0).binomial(6, 0.5, size=(2000, 1))
+    model = FlowDensity("elementwise_flow", epochs=40, dequantize=1, lr=1e-2, random_state=0)
+    density = np.exp(model.fit(counts).score_samples(np.arange(7.0)[:, None]))
+    probability = np.array([1, 6, 15, 20, 15, 6, 1]) / 64
+    # Four standard errors of the largest frequency, and 0.02 for the corners of the cells.
+    assert np.abs(density - probability).max() < 4 * np.sqrt(0.31 * 0.69 / 2000) + 0.02
+
+
+def test_dequantize_takes_one_width_a_column_and_gives_constant_columns_a_density():
+    X = np.column_stack([normal_rows(columns=1)[:, 0], np.full(200, 5.0)])
+    model = quick(dequantize=[0, 2.0], epochs=20, lr=1e-2).fit(X)
+    assert np.isfinite(model.score(X))
+    column = model.sample(2000, random_state=0)[:, 1]
+    # Uniform on [4, 6]: deviation 1 / sqrt(3), standard error 0.013.
+    assert abs(column.mean() - 5) < 4 * 0.013 + 0.1
+
+
+# Weights
+
+
+def full_batch(**settings):
+    return quick(validation=None, epochs=5, batch_size=10_000, **settings)
+
+
+def test_weight_two_is_two_rows():
+    # The offset makes it train in float64, where Adam does not amplify the rounding of gradients.
+    X = 5000 + normal_rows(rows=60)
+    weight = np.where(np.arange(60) < 20, 2, 1)
+    weighted = full_batch().fit(X, sample_weight=weight)
+    repeated = full_batch().fit(X.repeat(weight, axis=0))
+    plain = full_batch().fit(X)
+    difference = np.abs(weighted.score_samples(X) - repeated.score_samples(X)).max()
+    assert difference < 1e-6
+    assert np.abs(weighted.score_samples(X) - plain.score_samples(X)).max() > 1e-2
+
+
+def test_weight_zero_takes_a_row_out():
+    X = normal_rows()
+    weight = np.ones(200)
+    weight[::3] = 0
+    kept = quick().fit(X[weight > 0]).score_samples(X)
+    np.testing.assert_allclose(quick().fit(X, sample_weight=weight).score_samples(X), kept, 1e-5)
+
+
+def test_only_the_ratios_of_weights_matter():
+    X, weight = normal_rows(), np.random.default_rng(1).uniform(0.1, 3, size=200)
+    once = quick().fit(X, sample_weight=weight).score_samples(X)
+    np.testing.assert_array_equal(
+        once, quick().fit(X, sample_weight=2.0**-80 * weight).score_samples(X)
+    )
+
+
+def test_importance_weights_move_the_density():
+    # Rows of N(0, 2^2), weighted by N(1, 1) / N(0, 2^2), stand for N(1, 1).
+    X = 2 * normal_rows(rows=4000, columns=1)
+    weight = np.exp(-((X[:, 0] - 1) ** 2) / 2 + X[:, 0] ** 2 / 8)
+    model = FlowDensity("elementwise_flow", epochs=20, lr=1e-2, random_state=0)
+    draws = model.fit(X, sample_weight=weight).sample(4000, random_state=0)
+    error = 1 / np.sqrt(4000) + 1 / np.sqrt(weight.sum() ** 2 / (weight**2).sum())
+    assert abs(draws.mean() - 1) < 4 * error
+    assert abs(draws.std() - 1) < 4 * error
+
+
+# Randomness and pickles
+
+
+def test_same_random_state_is_the_same_fit():
+    X = normal_rows()
+    once, again, other = (quick(random_state=seed).fit(X) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(once.score_samples(X), again.score_samples(X))
+    assert once.history_.validation == again.history_.validation
+    assert not np.array_equal(once.score_samples(X), other.score_samples(X))
+
+
+def test_random_state_none_differs_and_an_instance_is_advanced():
+    X = normal_rows()
+    free = [quick(random_state=None).fit(X).score(X) for _ in range(2)]
+    assert free[0] != free[1]
+    shared = np.random.RandomState(0)
+    scores = [quick(random_state=shared).fit(X).score(X) for _ in range(2)]
+    fresh = quick(random_state=np.random.RandomState(0)).fit(X).score(X)
+    assert scores[0] != scores[1]
+    assert scores[0] == fresh
+
+
+def test_samples_repeat_with_their_random_state(fitted):
+    first = fitted.sample(50, random_state=1)
+    assert first.dtype == np.float64
+    np.testing.assert_array_equal(first, fitted.sample(50, random_state=1))
+    assert not np.array_equal(first, fitted.sample(50, random_state=2))
+    assert not np.array_equal(fitted.sample(50), fitted.sample(50))
+
+
+@pytest.mark.parametrize("random_state", [0, None])
+def test_global_random_states_are_untouched(random_state):
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
+    model = quick(random_state=random_state, dequantize=0.1).fit(normal_rows())
+    model.score_samples(model.sample(5, random_state=random_state))
+    assert torch.equal(torch_state, torch.get_rng_state())
+    assert all(
+        np.array_equal(a, b) for a, b in zip(numpy_state, np.random.get_state(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("how", ["pickle", "joblib", "flow file"])
+def test_stored_estimators_give_the_same_bits(fitted, how, tmp_path):
+    X = normal_rows(seed=1)
+    expected = fitted.score_samples(X)
+    if how == "flow file":
+        flowkit.save(fitted.flow_, tmp_path / "flow.safetensors")
+        flow = flowkit.load(tmp_path / "flow.safetensors")
+        np.testing.assert_array_equal(flow.log_prob(torch.tensor(X)).detach().numpy(), expected)
+        return
+    if how == "pickle":
+        again = pickle.loads(pickle.dumps(fitted))
+    else:
+        file = io.BytesIO()
+        joblib.dump(fitted, file)
+        file.seek(0)
+        again = joblib.load(file)
+    np.testing.assert_array_equal(again.score_samples(X), expected)
+    np.testing.assert_array_equal(
+        again.sample(9, random_state=0), fitted.sample(9, random_state=0)
+    )
+
+
+def test_fitting_again_starts_anew(fitted):
+    X = normal_rows()
+    model = quick().fit(normal_rows(columns=3))
+    np.testing.assert_array_equal(model.fit(X).score_samples(X), fitted.score_samples(X))
+    assert model.n_features_in_ == 2
+
+
+def test_verbose_shows_a_progress_bar(capsys):
+    quick().fit(normal_rows())
+    assert capsys.readouterr().err == ""
+    quick(verbose=True).fit(normal_rows())
+    assert "step" in capsys.readouterr().err
+
+
+# Mistakes
+
+
+def with_cell(value):
+    X = normal_rows()
+    X[3, 1] = value
+    return X
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "text"),
+    [
+        (with_cell(np.nan), ValueError, "Input X contains NaN"),
+        (with_cell(np.inf), ValueError, "Input X contains infinity"),
+        ([["a", "b"], ["c", "d"]], ValueError, "could not convert string to float"),
+        (normal_rows(1), ValueError, "1 sample.* while a minimum of 2 is required"),
+        (np.empty((0, 2)), ValueError, "0 sample"),
+        (np.arange(5.0), ValueError, "Reshape your data"),
+        (np.ones((5, 2)), DataError, r"column\(s\) 0, 1 of X are constant.*remedy: drop them"),
+        (
+            pd.DataFrame({"a": [1.0, 2.0, 3.0], "flat": [1e9, 1e9, 1e9]}),
+            DataError,
+            r"column\(s\) 'flat' of X are constant",
+        ),
+    ],
+)
+def test_unusable_data_are_refused(X, error, text):
+    with pytest.raises(error, match=text):
+        quick().fit(X)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "text"),
+    [
+        ({"recipe": "coupling_fow"}, RecipeError, "did you mean 'coupling_flow'"),
+        ({"options": {"layer": 2}}, RecipeError, "no argument 'layer'; did you mean 'layers'"),
+        ({"options": {"features": 2}}, RecipeError, "leave it out of options"),
+        (
+            {"options": ["layers"]},
+            RecipeError,
+            "options to be a dict of arguments of coupling_flow",
+        ),
+        (
+            {"options": {**SMALL, "context": 1}},
+            RecipeError,
+            "is conditional; remedy: train it with",
+        ),
+        ({"validation": 1.5}, DataError, r"fraction in \[0, 1\), got 1.5"),
+        ({"validation": normal_rows()}, DataError, "got ndarray; remedy: validation=0.1"),
+        ({"epochs": 0}, DataError, "epochs to be a whole number >= 1, got 0"),
+        ({"batch_size": 0.5}, DataError, "batch_size to be a whole number >= 1, got 0.5"),
+        ({"dequantize": -1}, DataError, "dequantize to be None, a width >= 0, or 2 of them"),
+        ({"dequantize": [1, 1, 1]}, DataError, r"one a column of X; got \[1, 1, 1\]"),
+        ({"dequantize": "auto"}, DataError, "got 'auto'"),
+        ({"random_state": "zero"}, ValueError, "'zero' cannot be used to seed"),
+    ],
+)
+def test_unusable_arguments_are_refused(settings, error, text):
+    with pytest.raises(error, match=text):
+        quick(**settings).fit(normal_rows())
+
+
+@pytest.mark.parametrize(
+    ("weight", "text"),
+    [
+        (np.ones(3), r"one weight a row of X, shape \(200,\), got \(3,\)"),
+        (np.r_[-1.0, np.ones(199)], "weights >= 0, got -1.0 in row 0"),
+        (np.r_[1.0, np.zeros(199)], "at least 2 rows with a non-zero sample_weight, got 1"),
+        (np.r_[np.nan, np.ones(199)], "sample_weight contains NaN"),
+    ],
+)
+def test_unusable_weights_are_refused(weight, text):
+    with pytest.raises(ValueError, match=text):
+        quick().fit(normal_rows(), sample_weight=weight)
+
+
+def test_wrong_columns_are_refused_when_scoring(fitted):
+    with pytest.raises(ValueError, match="X has 3 features, but FlowDensity is expecting 2"):
+        fitted.score_samples(normal_rows(columns=3))
+
+
+@pytest.mark.parametrize("n_samples", [0, 2.5, "many"])
+def test_sample_needs_a_whole_number(fitted, n_samples):
+    with pytest.raises(DataError, match=f"whole number >= 1, got {n_samples!r}"):
+        fitted.sample(n_samples)
+
+
+@pytest.mark.parametrize("method", ["score_samples", "score"])
+def test_nothing_is_scored_or_drawn_before_fit(method):
+    with pytest.raises(NotFittedError, match="FlowDensity instance is not fitted yet"):
+        getattr(quick(), method)(normal_rows())
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        quick().sample()

@@ -1,0 +1,455 @@
+"""fit: it learns, records, stops, restores, resumes, and says what is wrong with data."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from flowkit import Flow, MaximumLikelihood, ReverseKL, coupling_flow, elementwise_flow, fit
+from flowkit.bases import StandardNormal
+from flowkit.errors import CheckpointError, DataError, NonFiniteLossError
+from flowkit.objectives import Loss, Objective
+from flowkit.transforms import Compose, Log, LULinear, Standardize
+
+QUIET = {"progress": False, "batch_size": 50}
+
+
+def rows(n=200, features=2, seed=0):
+    return torch.randn(n, features, generator=torch.Generator().manual_seed(seed))
+
+
+def small(features=2):
+    torch.manual_seed(0)
+    return coupling_flow(features, layers=2, hidden=(8,))
+
+
+def weights(flow):
+    return torch.cat([p.detach().flatten().clone() for p in flow.parameters()])
+
+
+def test_it_finds_the_normal_that_the_data_have():
+    n, mean, scale = 4000, 3.0, 2.0
+    x = mean + scale * rows(n, 1)
+    flow = Flow(Compose(Standardize(1), LULinear(1)), StandardNormal(1))
+    fit(flow, x, epochs=20, validation=None, **QUIET)
+    samples = flow.sample(200_000, generator=torch.Generator().manual_seed(0))
+    # The maximum-likelihood normal has the moments of the data; Monte Carlo error of 2e5 draws.
+    assert samples.mean().item() == pytest.approx(
+        x.mean().item(), abs=4 * 2 / math.sqrt(2e5) + 0.02
+    )
+    assert samples.std().item() == pytest.approx(x.std().item(), abs=4 * 2 / math.sqrt(4e5) + 0.03)
+
+
+def test_reverse_kl_learns_without_data():
+    def energy(x):
+        return 0.5 * ((x - 2.0) / 0.5).square().sum(-1)
+
+    flow = elementwise_flow(1, scalar="affine", standardize=False)
+    history = fit(flow, None, ReverseKL(energy, samples=64), steps=400, lr=2e-2, progress=False)
+    samples = flow.sample(10_000, generator=torch.Generator().manual_seed(0))
+    assert samples.mean().item() == pytest.approx(2.0, abs=0.05)
+    assert samples.std().item() == pytest.approx(0.5, abs=0.05)
+    assert history.stopped == "steps"
+    assert history.steps == [100, 200, 300, 400]
+
+
+def test_the_history_has_one_entry_an_epoch():
+    history = fit(small(), rows(), epochs=3, **QUIET)
+    assert history.epochs == [1, 2, 3]
+    assert history.steps == [3, 6, 9]  # 180 training rows, batches of 50, the rest left out
+    assert len(history.train) == len(history.validation) == len(history.seconds) == 3
+    assert history.terms["nll"] == pytest.approx(history.train)
+    assert history.learning_rate[-1] == pytest.approx(0.0, abs=1e-12)
+    assert history.best == min(history.validation)
+    assert history.stopped == "epochs"
+    assert json.loads(json.dumps(history.to_dict()))["best_epoch"] == history.best_epoch
+
+
+def test_the_best_weights_come_back():
+    flow, x, seen = small(), rows(), {}
+    held = rows(100, seed=9)
+
+    def remember(flow, history):
+        seen[history.epochs[-1]] = weights(flow)
+
+    history = fit(
+        flow, x, validation=held, epochs=12, lr=0.05, scheduler=None, callbacks=[remember], **QUIET
+    )
+    assert history.best_epoch < 12  # this learning rate overfits 200 rows
+    assert torch.equal(weights(flow), seen[history.best_epoch])
+    loss = -flow.log_prob(held).mean().item()
+    assert loss == pytest.approx(history.best, abs=1e-5)
+    assert not flow.training
+
+
+def test_patience_stops():
+    history = fit(small(), rows(), epochs=200, lr=0.05, patience=3, **QUIET)
+    assert history.stopped == "patience"
+    assert history.epochs[-1] == history.best_epoch + 3
+
+
+def test_a_callback_can_stop():
+    history = fit(small(), rows(), epochs=9, callbacks=[lambda f, h: len(h.epochs) == 2], **QUIET)
+    assert history.stopped == "callback"
+    assert history.epochs == [1, 2]
+
+
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_state_alone():
+    first, second = small(), small()
+    before = torch.get_rng_state()
+    fit(first, rows(), epochs=2, seed=5, **QUIET)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    fit(second, rows(), epochs=2, seed=5, **QUIET)
+    assert torch.equal(weights(first), weights(second))
+    third = small()
+    fit(third, rows(), epochs=2, seed=6, **QUIET)
+    assert not torch.equal(weights(first), weights(third))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ema": 0.9},
+        {"scheduler": "plateau", "patience": 50},
+        {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9)},
+    ],
+    ids=["plain", "ema", "plateau", "sgd"],
+)
+def test_a_resumed_fit_ends_with_the_same_bits(tmp_path, options):
+    whole = small()
+    expected = fit(whole, rows(), epochs=6, **options, **QUIET)
+
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(flow, history):
+        if len(history.epochs) == 4:
+            raise Interrupt
+
+    broken, path = small(), tmp_path / "run.ckpt"
+    with pytest.raises(Interrupt):
+        fit(broken, rows(), epochs=6, checkpoint=path, callbacks=[interrupt], **options, **QUIET)
+    resumed = small()
+    history = fit(resumed, rows(), epochs=6, checkpoint=path, **options, **QUIET)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert history.validation == expected.validation
+    assert history.train == expected.train
+    assert [p.name for p in tmp_path.iterdir()] == ["run.ckpt"]
+
+
+def test_a_finished_checkpoint_gives_the_result_again(tmp_path):
+    first, second = small(), small()
+    history = fit(first, rows(), epochs=2, checkpoint=tmp_path / "c", **QUIET)
+    again = fit(second, rows(), epochs=2, checkpoint=tmp_path / "c", **QUIET)
+    assert torch.equal(weights(first), weights(second))
+    assert again == history
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flow": 3}, "another flow"),
+        ({"seed": 7}, "seed=0, this fit has seed=7"),
+        ({"batch_size": 20}, "batch_size=50"),
+        ({"data": 100}, "rows=180"),
+        ({"content": b"junk"}, "damaged"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(tmp_path, change, message):
+    path = tmp_path / "c"
+    fit(small(), rows(), epochs=2, checkpoint=path, **QUIET)
+    if "content" in change:
+        path.write_bytes(change["content"])
+    features = change.get("flow", 2)
+    options = {**QUIET, **{k: v for k, v in change.items() if k in ("seed", "batch_size")}}
+    with pytest.raises(CheckpointError, match=message):
+        fit(
+            small(features),
+            rows(change.get("data", 200), features),
+            epochs=2,
+            checkpoint=path,
+            **options,
+        )
+
+
+def test_the_moving_average_follows_its_definition():
+    flow, seen = Flow(LULinear(2), StandardNormal(2)), []
+
+    class Watch(Objective):
+        def forward(self, flow, batch):
+            seen.append(weights(flow))
+            return MaximumLikelihood()(flow, batch)
+
+    fit(flow, rows(), Watch(), steps=12, ema=0.9, validation=None, epochs=9, **QUIET)
+    # seen[k] are the weights before step k + 1; the average starts as the weights after step 1.
+    after = [*seen[1:], None]
+    average = after[0]
+    for count, value in enumerate(after[1:-1], start=1):
+        keep = min(0.9, (1 + count) / (10 + count))
+        average = keep * average + (1 - keep) * value
+    last_keep = min(0.9, (1 + 11) / (10 + 11))
+    last = (weights(flow) - last_keep * average) / (1 - last_keep)
+    # What remains is the weights after the last step: close to those before it.
+    assert (last - seen[-1]).abs().max() < 2e-2
+
+
+def test_a_second_fit_goes_on_instead_of_starting_over():
+    flow = small()
+    fit(flow, rows(), epochs=1, **QUIET)
+    mean = flow.transform[0].mean.clone()
+    fit(flow, 10 + rows(), epochs=1, **QUIET)
+    assert torch.equal(flow.transform[0].mean, mean)
+
+
+def test_compiled_steps_learn_the_same():
+    plain, compiled = small(), small()
+    fit(plain, rows(), epochs=2, validation=None, **QUIET)
+    fit(compiled, rows(), epochs=2, validation=None, compile=True, **QUIET)
+    torch.testing.assert_close(weights(plain), weights(compiled), atol=1e-4, rtol=1e-3)
+
+
+class TestEveryKindOfData:
+    """The same rows in any container give the same bits."""
+
+    def check(self, data):
+        expected, flow = small(), small()
+        fit(expected, rows(), epochs=2, **QUIET)
+        fit(flow, data, epochs=2, **QUIET)
+        assert torch.equal(weights(flow), weights(expected))
+
+    def test_arrays_of_any_float(self):
+        self.check(rows().numpy())
+        self.check(rows().numpy().astype(np.float64))
+        self.check(rows().numpy().astype(">f4"))
+
+    def test_lists_and_frames(self):
+        self.check(rows().tolist())
+        self.check(pandas.DataFrame(rows().numpy(), columns=["a", "b"]))
+        nullable = pandas.DataFrame(rows().double().numpy(), columns=["a", "b"]).convert_dtypes()
+        self.check(nullable)
+
+    def test_dicts(self):
+        self.check({"x": rows()})
+
+    def test_datasets(self):
+        class Items(Dataset):
+            def __len__(self):
+                return 200
+
+            def __getitem__(self, i):
+                return {"x": rows()[i]}
+
+        self.check(TensorDataset(rows()))
+        self.check(Items())
+
+    def test_memory_mapped_files(self, tmp_path):
+        np.save(tmp_path / "x.npy", rows().numpy().astype(np.float64))
+        self.check(tmp_path / "x.npy")
+        self.check({"x": np.load(tmp_path / "x.npy", mmap_mode="r")})
+
+    def test_separate_validation_data(self):
+        history = fit(small(), rows(), validation=rows(30).numpy(), epochs=1, **QUIET)
+        assert len(history.validation) == 1
+
+    def test_context_and_weight(self):
+        flow = elementwise_flow(1, context=1, hidden=(8,))
+        c = 2000 + 10 * rows(300, 1)
+        x = 0.1 * (c - 2000) + 0.1 * rows(300, 1, seed=1)
+        data = {"x": x, "context": c, "weight": torch.ones(300)}
+        fit(flow, data, epochs=60, lr=1e-2, **QUIET)
+        assert bool(flow.initialized)
+        assert flow.embedding.mean.item() == pytest.approx(2000, abs=3)
+        means = flow.sample(2000, torch.tensor([[1990.0], [2010.0]])).mean(0).flatten()
+        torch.testing.assert_close(means, torch.tensor([-1.0, 1.0]), atol=0.2, rtol=0)
+
+
+def test_a_memory_mapped_file_is_never_read_whole(tmp_path):
+    """A sparse file of 4 GB: only the rows of the batches can be touched."""
+    path = tmp_path / "huge.npy"
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(5 * 10**8, 2))
+    array[:1] = 1.0
+    del array
+    code = f"""
+        import resource, numpy as np
+        from flowkit.training.data import MappedRows, as_rows
+        import torch
+        rows = as_rows({str(path)!r}, torch.float32, torch.device("cpu"), (2,))
+        assert isinstance(rows, MappedRows) and len(rows) == 5 * 10**8
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        g = torch.Generator().manual_seed(0)
+        for _ in range(20):
+            batch = rows.batch(torch.randint(0, len(rows), (256,), generator=g))
+        assert batch["x"].shape == (256, 2) and batch["x"].dtype == torch.float32
+        used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        assert used < 300, used
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.zeros((0, 2)), "x is empty"),
+        (np.zeros((1, 2)), "at least 2 rows, got 1"),
+        (np.zeros((5, 3)), r"x expected shape \(rows, 2\), as the flow has it; got \(5, 3\)"),
+        (np.zeros(5), r"x expected shape \(rows, 2\)"),
+        (np.array([["a", "b"]]), "expected numbers, got an array of dtype <U1"),
+        (np.array([[1, None]], dtype=object), "got an array of dtype object"),
+        ([[1.0, 2.0], [3.0]], "different lengths"),
+        (torch.zeros(5, 2, dtype=torch.complex64), "real numbers"),
+        (
+            pandas.DataFrame({"a": [1.0, 2.0], "b": ["u", "v"]}),
+            r"column\(s\) 'b' do not hold numbers",
+        ),
+        (
+            pandas.DataFrame({"a": [1.0, 2.0, 3.0], "b": [1.0, None, 2.0]}),
+            r"NaN or infinite values in 1 of 3 rows \(first rows: \[1\]; columns: \['b'\]\)",
+        ),
+        (np.array([[1, 2], [np.inf, 1.0], [0, np.nan]]), r"in 2 of 3 rows"),
+        (np.column_stack([np.arange(50.0), np.full(50, 7.0)]), r"column\(s\) \[1\] are constant"),
+        ({"x": np.zeros((5, 2)), "context": np.zeros((4, 1))}, "one row an event in every array"),
+        ({"x": np.zeros((5, 2)), "context": np.zeros(5)}, r"context expected shape \(rows, C\)"),
+        ({"y": np.zeros((5, 2))}, "the key x"),
+        ("rows.csv", "path of an .npy file"),
+        ("missing.npy", "no file at"),
+        (None, "MaximumLikelihood needs data"),
+        (TensorDataset(torch.zeros(0, 2)), "the dataset is empty"),
+    ],
+    ids=lambda v: v[:30] if isinstance(v, str) else type(v).__name__,
+)
+def test_data_that_cannot_be_used_are_named(data, message):
+    with pytest.raises(DataError, match=message):
+        fit(small(), data, epochs=1, **QUIET)
+
+
+def test_one_column_given_as_a_vector_gets_a_hint():
+    with pytest.raises(DataError, match=r"x.reshape\(-1, 1\)"):
+        fit(elementwise_flow(1), np.zeros(10), epochs=1, **QUIET)
+
+
+def test_a_conditional_flow_asks_for_its_context():
+    with pytest.raises(DataError, match="conditional: data expected a dict with x and context"):
+        fit(coupling_flow(2, context=3, layers=1), rows(), epochs=1, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs to be a whole number >= 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size to be a whole number"),
+        ({"steps": -1}, "steps"),
+        ({"validation": 1.5}, r"fraction in \[0, 1\), got 1.5"),
+        ({"scheduler": "linear"}, "'cosine', 'plateau'"),
+        ({"ema": 1.0}, "ema strictly between 0 and 1"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(DataError, match=message):
+        fit(small(), rows(), **{**QUIET, **options})
+
+
+def test_a_flow_without_parameters_has_nothing_to_train():
+    with pytest.raises(DataError, match="nothing to train"):
+        fit(Flow(Standardize(2), StandardNormal(2)), rows(), **QUIET)
+
+
+class TestNonFiniteLoss:
+    def test_rows_outside_the_domain_are_named_with_the_layer(self):
+        x = rows(100).exp()
+        x[17, 0] = -1.0
+        flow = Flow(Compose(Log(2), LULinear(2)), StandardNormal(2))
+        message = r"inf at step \d+; row\(s\) \[17\].*number 0, Log\(features=2\), whose domain"
+        with pytest.raises(NonFiniteLossError, match=message):
+            fit(flow, x, epochs=1, validation=None, **QUIET)
+
+    def test_a_weight_that_is_not_finite_is_named(self):
+        flow = small()
+        with torch.no_grad():
+            flow.transform[2].bias[0] = math.nan
+        with pytest.raises(NonFiniteLossError, match=r"parameter transform.transforms.2.bias"):
+            fit(flow, rows(), epochs=1, **QUIET)
+
+    def test_bad_rows_of_a_mapped_file_are_named(self, tmp_path):
+        x = rows(100).numpy()
+        x[33] = np.nan
+        np.save(tmp_path / "x.npy", x)
+        flow = small()
+        flow.initialize(rows())
+        with pytest.raises(NonFiniteLossError, match=r"x holds NaN .* row\(s\) \[33\]"):
+            fit(flow, tmp_path / "x.npy", epochs=1, validation=None, **QUIET)
+
+    def test_the_best_weights_survive_it(self):
+        flow, kept = small(), []
+
+        class Fails(Objective):
+            def forward(self, flow, batch):
+                loss = MaximumLikelihood()(flow, batch)
+                return Loss(loss.value * (math.nan if len(kept) > 1 and flow.training else 1), {})
+
+        with pytest.raises(NonFiniteLossError, match="at step 7"):
+            fit(
+                flow,
+                rows(),
+                Fails(),
+                epochs=9,
+                callbacks=[lambda f, h: kept.append(weights(f)) and None],
+                **QUIET,
+            )
+        assert torch.isfinite(weights(flow)).all()
+        assert any(torch.equal(weights(flow), w) for w in kept)
+
+
+@pytest.mark.slow
+def test_two_processes_reach_the_optimum_of_one(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys, warnings
+            import torch
+            from lightning_fabric import Fabric
+            from flowkit import coupling_flow, fit
+
+            torch.set_num_threads(1)
+            torch.manual_seed(0)
+            world = int(sys.argv[1])
+            kwargs = {"strategy": "ddp"} if world > 1 else {}
+            fabric = Fabric(accelerator="cpu", devices=world, **kwargs)
+            x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+            x[:, 1] += x[:, 0] ** 2
+            flow = coupling_flow(2, layers=2, hidden=(16,)).double()
+            h = fit(flow, x, epochs=4, batch_size=100, fabric=fabric, progress=False,
+                    checkpoint=sys.argv[2] + ".ckpt")
+            if fabric.is_global_zero:
+                torch.save({"w": flow.state_dict(), "v": h.validation}, sys.argv[2])
+            """
+        )
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone, shared = tmp_path / "one.pt", tmp_path / "two.pt"
+    subprocess.run([sys.executable, script, "1", alone], check=True, env=env, timeout=300)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    launcher += ["--master_addr=127.0.0.1", "--master_port=29511"]
+    subprocess.run([*launcher, script, "2", shared], check=True, env=env, timeout=300)
+    one, two = torch.load(alone), torch.load(shared)
+    # Each step sees the same rows, so only the order of sums differs.
+    for name, value in one["w"].items():
+        torch.testing.assert_close(two["w"][name], value, atol=1e-7, rtol=1e-6)
+    assert two["v"] == pytest.approx(one["v"], abs=1e-8)
+
+
+def test_flows_can_be_copied_after_a_fit():
+    flow = small()
+    fit(flow, rows(), epochs=1, **QUIET)
+    assert torch.equal(copy.deepcopy(flow).log_prob(rows()), flow.log_prob(rows()))

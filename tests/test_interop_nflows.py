@@ -1,0 +1,631 @@
+"""nflows and flowkit give the same numbers, to 1e-6 relative in float64, for the same parameters."""
+
+import copy
+import pickle
+
+import nflows.distributions as nd
+import nflows.flows as nfl
+import nflows.transforms as nt
+import pytest
+import torch
+from nflows.nn import nets
+from nflows.transforms.splines import rational_quadratic
+from torch import nn
+from torch.nn import functional as F
+
+from flowkit import Flow
+from flowkit.bases import DiagonalNormal, StandardNormal, StudentT
+from flowkit.conditioners import MLP, MaskedMLP, ResidualMLP, StandardizeContext
+from flowkit.errors import ConversionError
+from flowkit.interop.nflows import (
+    Shift,
+    SigmoidAffine,
+    SoftplusAffine,
+    from_nflows,
+    to_nflows,
+)
+from flowkit.interop.nflows.nets import HeldMADE, HeldNet
+from flowkit.scalar import (
+    Affine,
+    CircularSpline,
+    IntervalSpline,
+    LogisticMixture,
+    RationalQuadraticSpline,
+)
+from flowkit.testing import check_transform
+from flowkit.transforms import (
+    ActNorm,
+    CircularShift,
+    Compose,
+    Conv1x1,
+    Coupling,
+    DenseLinear,
+    Elementwise,
+    Logit,
+    LULinear,
+    MaskedAutoregressive,
+    OrthogonalLinear,
+    Permutation,
+    Standardize,
+    TriangularLinear,
+)
+
+pytestmark = [
+    # nflows 0.14 was written for torch 1.x and calls functions that torch 2 deprecates.
+    pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated:UserWarning"),
+    pytest.mark.filterwarnings("ignore:torch.qr is deprecated:UserWarning"),
+]
+
+D, C, ROWS = 4, 3, 64
+MASK = [1, 0, 1, 0]
+
+
+def randomised(module):
+    """Move every parameter and statistic away from its start; float64, eval mode."""
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+        for m in module.modules():
+            if hasattr(m, "running_mean") and m.running_mean is not None:
+                m.running_mean.normal_()
+                m.running_var.uniform_(0.5, 2.0)
+    return module.double().eval()
+
+
+def same(a, b):
+    torch.testing.assert_close(a.double(), b.double(), rtol=1e-6, atol=1e-9)
+
+
+def inputs(unit):
+    x = 2 * torch.randn(ROWS, D, dtype=torch.float64)
+    return torch.sigmoid(x) if unit else x
+
+
+def same_transform(one, other, unit=False, context=None, invertible=True):
+    x = inputs(unit)
+    for a, b in zip(one(x, context), other(x, context), strict=True):
+        same(a, b)
+    if invertible:
+        z = one(x, context)[0]
+        for a, b in zip(one.inverse(z, context), other.inverse(z, context), strict=True):
+            same(a, b)
+
+
+def residual_net(context=None, **kwargs):
+    return lambda i, o: nets.ResidualNet(i, o, 8, context_features=context, num_blocks=1, **kwargs)
+
+
+def spline_coupling(**kwargs):
+    options = {"num_bins": 5, "tails": "linear", "tail_bound": 3.0}
+    options.update(kwargs)
+    net = options.pop("net", residual_net())
+    return nt.PiecewiseRationalQuadraticCouplingTransform(MASK, net, **options)
+
+
+def masked_spline(**kwargs):
+    options = {"num_bins": 5, "tails": "linear", "tail_bound": 3.0, "num_blocks": 1}
+    options.update(kwargs)
+    return nt.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(D, 9, **options)
+
+
+def masked_affine(**kwargs):
+    return nt.MaskedAffineAutoregressiveTransform(D, 9, **kwargs)
+
+
+def squashed_spline():
+    spline = nt.PiecewiseRationalQuadraticCDF([D], 5)
+    return nt.CompositeCDFTransform(nt.Sigmoid(), spline)
+
+
+def random_householder(count):
+    layer = nt.HouseholderSequence(D, count)
+    nn.init.normal_(layer.q_vectors)
+    return layer
+
+
+feedforward = {"use_residual_blocks": False}
+LAYERS = {
+    "composite": lambda: nt.CompositeTransform([nt.LULinear(D), nt.ReversePermutation(D)]),
+    "inverse": lambda: nt.InverseTransform(nt.LULinear(D)),
+    "identity": lambda: nt.CompositeTransform([nt.IdentityTransform(), nt.LULinear(D)]),
+    "permutation": lambda: nt.Permutation(torch.tensor([2, 0, 3, 1])),
+    "random permutation": lambda: nt.RandomPermutation(D),
+    "reverse permutation": lambda: nt.ReversePermutation(D),
+    "lu": lambda: nt.LULinear(D, identity_init=False),
+    "svd": lambda: nt.SVDLinear(D, 2, identity_init=False),
+    "qr": lambda: nt.QRLinear(D, 3),
+    "householder": lambda: random_householder(4),
+    "odd householder": lambda: random_householder(3),
+    "batch norm": lambda: nt.BatchNorm(D),
+    "act norm": lambda: nt.ActNorm(D),
+    "affine": lambda: nt.PointwiseAffineTransform(torch.randn(D), torch.rand(D) + 0.5),
+    "affine coupling": lambda: nt.AffineCouplingTransform(MASK, residual_net()),
+    "additive coupling": lambda: nt.AdditiveCouplingTransform(MASK, residual_net()),
+    "batch-normed net": lambda: nt.AffineCouplingTransform(
+        MASK, residual_net(use_batch_norm=True, dropout_probability=0.3)
+    ),
+    "spline coupling": spline_coupling,
+    "spline coupling, all moved": lambda: spline_coupling(apply_unconditional_transform=True),
+    "maf": masked_affine,
+    "feed-forward maf": lambda: masked_affine(**feedforward),
+    "random-mask maf": lambda: masked_affine(**feedforward, random_mask=True),
+    "batch-normed maf": lambda: masked_affine(use_batch_norm=True),
+    "masked spline": masked_spline,
+    "feed-forward masked spline": lambda: masked_spline(**feedforward, activation=torch.tanh),
+    "elementwise spline": lambda: nt.PiecewiseRationalQuadraticCDF([D], 5, "linear", 3.0),
+    "squashed spline": squashed_spline,
+}
+UNIT_LAYERS = {
+    "logit": lambda: nt.CompositeTransform([nt.Logit(), nt.LULinear(D)]),
+    "logit with temperature": lambda: nt.CompositeTransform([nt.Logit(0.5), nt.LULinear(D)]),
+    "unit spline coupling": lambda: spline_coupling(tails=None),
+    "unit spline coupling, all moved": lambda: spline_coupling(
+        tails=None, apply_unconditional_transform=True
+    ),
+    "unit masked spline": lambda: masked_spline(tails=None),
+    "unit elementwise spline": lambda: nt.PiecewiseRationalQuadraticCDF([D], 5),
+}
+CONDITIONAL_LAYERS = {
+    "affine coupling": lambda: nt.AffineCouplingTransform(MASK, residual_net(C)),
+    "spline coupling": lambda: spline_coupling(net=residual_net(C)),
+    "nothing stays": lambda: nt.AffineCouplingTransform([1] * D, residual_net(C)),
+    "maf": lambda: masked_affine(context_features=C),
+    "feed-forward maf": lambda: masked_affine(context_features=C, **feedforward),
+    "masked spline": lambda: masked_spline(context_features=C),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_nflows_layers_keep_their_numbers_in_flowkit_and_back(name):
+    theirs = randomised(LAYERS[name]())
+    ours = from_nflows(theirs)
+    same_transform(ours, theirs)
+    same_transform(ours, to_nflows(ours))
+
+
+@pytest.mark.parametrize("name", UNIT_LAYERS)
+def test_nflows_layers_of_the_unit_interval_keep_their_numbers(name):
+    theirs = randomised(UNIT_LAYERS[name]())
+    ours = from_nflows(theirs)
+    same_transform(ours, theirs, unit=True)
+    same_transform(ours, to_nflows(ours), unit=True)
+
+
+@pytest.mark.parametrize("name", CONDITIONAL_LAYERS)
+def test_conditional_nflows_layers_keep_their_numbers(name):
+    theirs = randomised(CONDITIONAL_LAYERS[name]())
+    context = torch.randn(ROWS, C, dtype=torch.float64)
+    ours = from_nflows(theirs)
+    same_transform(ours, theirs, context=context)
+    same_transform(ours, to_nflows(ours), context=context)
+
+
+def test_a_naive_linear_layer_gains_the_inverse_that_nflows_lost():
+    theirs = randomised(nt.NaiveLinear(D))
+    ours = from_nflows(theirs)
+    same_transform(ours, theirs, invertible=False)
+    same_transform(ours, to_nflows(ours))
+
+
+CONTRACT = {
+    "shift": lambda: Coupling([False, True, True], Shift(), small_mlp),
+    "sigmoid affine": lambda: Coupling([False, True, True], SigmoidAffine(), small_mlp),
+    "softplus affine": lambda: Coupling([False, True, True], SoftplusAffine(), small_mlp),
+    "held coupling net": lambda: from_nflows(spline_coupling(num_bins=3)),
+    "held conditional net": lambda: from_nflows(spline_coupling(net=residual_net(C), num_bins=3)),
+    "held made": lambda: from_nflows(masked_affine()),
+}
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_converted_layers_obey_the_contract(name):
+    check_transform(
+        CONTRACT[name](),
+        starts_at_identity=False,
+        skip={"R12": "starts where nflows starts"},
+        dtypes=(torch.float64,),
+        far=(1e2,),
+        backend="aot_eager",
+    )
+
+
+# From flowkit
+
+
+def small_mlp(i, o, context=0):
+    return MLP(i, o, context=context, hidden=(8,))
+
+
+def small_residual(i, o, context=0):
+    return ResidualMLP(i, o, context=context, hidden=(8, 8))
+
+
+def small_masked(i, o, context=0):
+    return MaskedMLP(i, o, context=context, hidden=(9, 7))
+
+
+MOVED = [True, False, True, False]
+FLOWKIT_LAYERS = {
+    "compose": lambda: Compose(LULinear(D), Permutation([2, 0, 3, 1]), LULinear(D).inv),
+    "lu": lambda: LULinear(D, min_diagonal=0.05),
+    "triangular": lambda: TriangularLinear(D, min_diagonal=0.05),
+    "orthogonal": lambda: OrthogonalLinear(D),
+    "act norm": lambda: ActNorm(D),
+    "affine": lambda: Elementwise(D, Affine()),
+    "elementwise spline": lambda: Elementwise(D, RationalQuadraticSpline(6)),
+    "affine coupling": lambda: Coupling(MOVED, Affine(), small_mlp),
+    "spline coupling": lambda: Coupling(MOVED, conditioner=small_residual),
+    "maf": lambda: MaskedAutoregressive(D, Affine(), small_masked, order=[2, 0, 3, 1]),
+    "masked spline": lambda: MaskedAutoregressive(D, None, small_masked, order=[2, 0, 3, 1]),
+}
+CONDITIONAL_FLOWKIT_LAYERS = {
+    "affine": lambda: Elementwise(D, Affine(), C, small_mlp),
+    "elementwise spline": lambda: Elementwise(D, None, C, small_mlp),
+    "affine coupling": lambda: Coupling(MOVED, Affine(), small_mlp, C),
+    "spline coupling": lambda: Coupling(MOVED, None, small_mlp, C),
+    "masked spline": lambda: MaskedAutoregressive(D, None, small_masked, C),
+}
+
+
+@pytest.mark.parametrize("name", FLOWKIT_LAYERS)
+def test_flowkit_layers_keep_their_numbers_in_nflows_and_back(name):
+    ours = randomised(FLOWKIT_LAYERS[name]())
+    theirs = to_nflows(ours)
+    assert type(theirs).__module__.startswith("nflows.")
+    same_transform(theirs, ours)
+    same_transform(theirs, from_nflows(theirs))
+
+
+@pytest.mark.parametrize("name", CONDITIONAL_FLOWKIT_LAYERS)
+def test_conditional_flowkit_layers_keep_their_numbers_in_nflows_and_back(name):
+    ours = randomised(CONDITIONAL_FLOWKIT_LAYERS[name]())
+    context = torch.randn(ROWS, C, dtype=torch.float64)
+    theirs = to_nflows(ours)
+    same_transform(theirs, ours, context=context)
+    same_transform(theirs, from_nflows(theirs), context=context)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dense_matrices_of_either_sign_are_factorised_exactly(seed):
+    ours = DenseLinear(D).double()
+    nn.init.normal_(ours.weight, generator=torch.Generator().manual_seed(seed))
+    nn.init.normal_(ours.bias)
+    same_transform(to_nflows(ours), ours)
+
+
+def test_standardisation_and_intervals_reach_nflows_as_fixed_layers():
+    standardize = Standardize(D).double()
+    standardize.initialize(3 + 2 * torch.randn(100, D, dtype=torch.float64))
+    ours = Compose(standardize, LULinear(D).double())
+    theirs = to_nflows(ours)
+    same_transform(theirs, ours)
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
+    box = Compose(Logit(D, -1.0, 2.0), LULinear(D)).double()
+    x = 3 * torch.rand(ROWS, D, dtype=torch.float64) - 1
+    for a, b in zip(to_nflows(box)(x), box(x), strict=True):
+        same(a, b)
+
+
+# The spline itself
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_spline_is_nflows_spline(inverse):
+    raw = torch.randn(500, 3 * 8 - 1, dtype=torch.float64)
+    x = torch.linspace(-4, 4, 500, dtype=torch.float64)
+    ours = RationalQuadraticSpline(bins=8, bound=3.0, logit_clip=None)
+    widths, heights, slopes = raw.split((8, 8, 7), -1)
+    offset = torch.log(torch.expm1(torch.tensor(1 - 1e-3, dtype=torch.float64)))
+    theirs = rational_quadratic.unconstrained_rational_quadratic_spline(
+        x, widths, heights, slopes + offset, inverse=inverse, tail_bound=3.0
+    )
+    for a, b in zip((ours.inverse if inverse else ours.forward)(x, raw), theirs, strict=True):
+        same(a, b)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_interval_spline_is_nflows_spline(inverse):
+    raw = torch.randn(500, 3 * 8 + 1, dtype=torch.float64)
+    x = torch.rand(500, dtype=torch.float64)
+    ours = IntervalSpline(bins=8, logit_clip=None)
+    widths, heights, slopes = raw.split((8, 8, 9), -1)
+    offset = torch.log(torch.expm1(torch.tensor(1 - 1e-3, dtype=torch.float64)))
+    theirs = rational_quadratic.rational_quadratic_spline(
+        x, widths, heights, slopes + offset, inverse=inverse
+    )
+    for a, b in zip((ours.inverse if inverse else ours.forward)(x, raw), theirs, strict=True):
+        same(a, b)
+
+
+# Whole flows
+
+
+@pytest.fixture
+def double():
+    """nflows draws its noise in the default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def same_flow(one, other, context=None):
+    x = inputs(unit=False)
+    same(one.log_prob(x, context), other.log_prob(x, context))
+
+
+def same_samples(ours, theirs):
+    torch.manual_seed(1)
+    a = ours.sample(50)
+    torch.manual_seed(1)
+    same(a, theirs.sample(50))
+
+
+FLOWS = {
+    "maf": lambda: nfl.MaskedAutoregressiveFlow(
+        D, 9, 2, 1, use_residual_blocks=False, batch_norm_between_layers=True
+    ),
+    "realnvp": lambda: nfl.SimpleRealNVP(D, 8, 3, 1, batch_norm_between_layers=True),
+    "nice": lambda: nfl.SimpleRealNVP(D, 8, 3, 1, use_volume_preserving=True),
+    "spline": lambda: nfl.Flow(
+        nt.CompositeTransform([nt.LULinear(D), spline_coupling(), masked_spline()]),
+        nd.StandardNormal([D]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_flows_score_and_sample_alike(name, double):
+    theirs = randomised(FLOWS[name]())
+    ours = from_nflows(theirs)
+    same_flow(ours, theirs)
+    same_samples(ours, theirs)
+    back = to_nflows(ours)
+    same_flow(ours, back)
+    same_samples(ours, back)
+
+
+@pytest.mark.parametrize(
+    "encoder", [None, nn.Linear(C, 2 * D), nn.Sequential(nn.Linear(C, 7), nn.Linear(7, 2 * D))]
+)
+def test_conditional_flows_with_an_embedding_score_and_sample_alike(encoder, double):
+    embedded = 2 * D if encoder is None else C
+    theirs = randomised(
+        nfl.Flow(
+            nt.CompositeTransform([spline_coupling(net=residual_net(embedded)), nt.LULinear(D)]),
+            nd.ConditionalDiagonalNormal([D], copy.deepcopy(encoder)),
+            nets.MLP([2], [embedded], [6], activation=torch.tanh),
+        )
+    )
+    ours = from_nflows(theirs)
+    assert isinstance(ours.embedding, MLP)
+    context = torch.randn(ROWS, 2)
+    for one in (ours, to_nflows(ours)):
+        same_flow(one, theirs, context)
+    # nflows puts the context first, flowkit the samples; one context needs no order.
+    torch.manual_seed(1)
+    a = theirs.sample(20, context[:1])
+    torch.manual_seed(1)
+    same(ours.sample(20, context[:1]).transpose(0, 1), a)
+
+
+def test_a_diagonal_normal_keeps_its_density_and_learns_to_sample(double):
+    theirs = randomised(nfl.Flow(nt.LULinear(D), nd.DiagonalNormal([D])))
+    ours = from_nflows(theirs)
+    same_flow(ours, theirs)
+    back = to_nflows(ours)
+    same_flow(back, theirs)
+    same_samples(ours, back)
+
+
+def test_flowkit_flows_with_normal_bases_score_and_sample_alike(double):
+    layers = Compose(LULinear(D), Coupling(MOVED, None, small_mlp))
+    for base in (StandardNormal(D), DiagonalNormal(D)):
+        ours = randomised(Flow(layers, base))
+        same_flow(to_nflows(ours), ours)
+        same_samples(ours, to_nflows(ours))
+
+
+def test_conditional_flowkit_flows_score_alike(double):
+    embedding = StandardizeContext(C)
+    embedding.initialize(5 + 3 * torch.randn(100, C))
+    layers = Compose(LULinear(D), Coupling(MOVED, Affine(), small_mlp, C))
+    ours = randomised(Flow(layers, DiagonalNormal(D, C), embedding))
+    context = 5 + 3 * torch.randn(ROWS, C)
+    theirs = to_nflows(ours)
+    same_flow(theirs, ours, context)
+    assert theirs.sample(3, context[:2]).shape == (2, 3, D)
+    same_flow(from_nflows(theirs), ours, context)
+
+
+def test_converted_flows_take_any_batch_shape():
+    theirs = randomised(nfl.SimpleRealNVP(D, 8, 2, 1))
+    ours = from_nflows(theirs)
+    x = inputs(unit=False)
+    rows = theirs.log_prob(x)
+    same(ours.log_prob(x.reshape(4, 16, D)), rows.reshape(4, 16))
+    same(ours.log_prob(x[0]), rows[0])
+    assert ours.log_prob(x[:0]).shape == (0,)
+
+
+def test_one_step_of_training_is_the_same_step_on_both_sides():
+    theirs = randomised(FLOWS["spline"]())
+    ours = from_nflows(theirs)
+    x = inputs(unit=False)
+    for flow in (theirs, ours):
+        optimizer = torch.optim.SGD(flow.parameters(), lr=1e-2)
+        (-flow.log_prob(x).mean()).backward()
+        optimizer.step()
+    same_flow(ours, theirs)
+
+
+def test_nothing_is_shared_with_the_source():
+    theirs = randomised(nfl.SimpleRealNVP(D, 8, 2, 1))
+    ours = from_nflows(theirs)
+    back = to_nflows(ours)
+    x = inputs(unit=False)
+    before = theirs.log_prob(x)
+    with torch.no_grad():
+        for p in [*ours.parameters(), *back.parameters()]:
+            p.zero_()
+    assert torch.equal(theirs.log_prob(x), before)
+
+
+def test_converted_flows_can_be_pickled():
+    ours = from_nflows(randomised(FLOWS["spline"]()))
+    for flow in (ours, to_nflows(ours)):
+        same_flow(pickle.loads(pickle.dumps(flow)), ours)
+
+
+def test_training_mode_and_dtype_are_those_of_the_source():
+    theirs = nfl.SimpleRealNVP(D, 8, 2, 1)
+    assert from_nflows(theirs).training
+    assert from_nflows(theirs).dtype == torch.float32
+    theirs = theirs.double().eval()
+    assert not from_nflows(theirs).training
+    assert to_nflows(from_nflows(theirs)).log_prob(inputs(unit=False)).dtype == torch.float64
+
+
+def test_a_trained_flow_does_not_start_again_from_data():
+    norm = nt.ActNorm(D)
+    flow = nfl.Flow(norm, nd.StandardNormal([D]))
+    assert not from_nflows(flow).initialized
+    flow.log_prob(torch.randn(10, D))
+    assert norm.initialized
+    assert from_nflows(flow).initialized
+
+
+# Which networks become flowkit's own
+
+
+def test_a_feed_forward_made_becomes_a_masked_mlp_that_unrolls_in_one_pass():
+    # Nine hidden units share three degrees equally, so sorting them gives MaskedMLP's masks.
+    ours = from_nflows(masked_affine(**feedforward))
+    assert isinstance(ours.conditioner, MaskedMLP)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {**feedforward, "random_mask": True},
+        {**feedforward, "context_features": C},
+        {**feedforward, "dropout_probability": 0.1},
+        {**feedforward, "use_batch_norm": True},
+        {**feedforward, "activation": lambda h: F.relu(h) ** 2},
+    ],
+)
+def test_other_mades_are_held_as_they_are(kwargs):
+    assert isinstance(from_nflows(masked_affine(**kwargs)).conditioner, HeldMADE)
+
+
+def test_layers_that_went_over_come_back_as_they_were():
+    for make in [*CONDITIONAL_FLOWKIT_LAYERS.values(), FLOWKIT_LAYERS["maf"]]:
+        ours = make()
+        assert str(from_nflows(to_nflows(ours))) == str(ours)
+    theirs = spline_coupling()
+    assert str(to_nflows(from_nflows(theirs))) == str(theirs)
+
+
+def test_networks_of_ones_own_are_held_and_may_read_context():
+    class Net(nn.Module):
+        def __init__(self, i, o):
+            super().__init__()
+            self.linear = nn.Linear(i + C, o)
+
+        def forward(self, x, context):
+            return torch.tanh(self.linear(torch.cat([x, context], -1)))
+
+    theirs = randomised(nt.AffineCouplingTransform(MASK, Net))
+    ours = from_nflows(theirs, context=C)
+    assert isinstance(ours.conditioner, HeldNet)
+    same_transform(ours, theirs, context=torch.randn(ROWS, C, dtype=torch.float64))
+
+
+# What cannot be converted says so
+
+
+class Odd(nt.LULinear):
+    """A user's layer that computes something else."""
+
+    def logabsdet(self):
+        return 2 * super().logabsdet()
+
+
+class Named(nt.LULinear):
+    """A user's layer that only sets defaults."""
+
+    def __init__(self):
+        super().__init__(D)
+
+
+@pytest.mark.parametrize(
+    ("layer", "match"),
+    [
+        (nt.Tanh(), "Tanh has no counterpart.*remedy"),
+        (nt.SqueezeTransform(), "SqueezeTransform has no counterpart"),
+        (Odd(D), "Odd has no counterpart"),
+        (nt.CompositeTransform([nt.LULinear(D), nt.LeakyReLU()]), "LeakyReLU has no counterpart"),
+        (nt.BatchNorm(D), "BatchNorm in training mode.*eval"),
+        (nt.Permutation(torch.arange(D), dim=2), "dim=2.*flatten"),
+        (nt.Sigmoid(), "Sigmoid does not tell its number of features.*features="),
+        (nt.PiecewiseRationalQuadraticCDF([2, 2], 5), "vectors.*flatten"),
+        (nt.PointwiseAffineTransform(torch.zeros(2, 2)), "vectors.*flatten"),
+        (masked_spline(min_bin_width=1e-2), "min_bin_width=0.01.*equal ones"),
+        (
+            nt.AffineCouplingTransform([1, 0], lambda i, o: nets.ConvResidualNet(i, o, 4)),
+            "convolutional network",
+        ),
+        (nd.StandardNormal([D]), "expected an nflows Flow or Transform, got StandardNormal"),
+        (nfl.Flow(nt.LULinear(D), nd.MADEMoG(D, 8, 2)), "MADEMoG has no counterpart"),
+        (nfl.Flow(nt.ActNorm(2), nd.StandardNormal([2, 3, 3])), r"shape \(2, 3, 3\)"),
+        (
+            nfl.Flow(nt.LULinear(D), nd.ConditionalDiagonalNormal([D], nn.Sequential())),
+            "how many context features.*context=",
+        ),
+    ],
+)
+def test_what_flowkit_has_not_is_named_with_its_remedy(layer, match):
+    with pytest.raises(ConversionError, match=match):
+        from_nflows(layer)
+
+
+@pytest.mark.parametrize(
+    ("layer", "match"),
+    [
+        (CircularShift(D), "CircularShift.*no counterpart in nflows.*as it is"),
+        (Coupling(MOVED, LogisticMixture()), "LogisticMixture"),
+        (Coupling(MOVED, CircularSpline()), "CircularSpline"),
+        (Coupling(MOVED, SoftplusAffine()), "SoftplusAffine"),
+        (Coupling(MOVED, SigmoidAffine(0.1)), "SigmoidAffine"),
+        (Coupling(MOVED, Affine(max_log_scale=None)), "least one, 0.001"),
+        (MaskedAutoregressive(D, IntervalSpline(lower=-1.0)), "IntervalSpline"),
+        (Elementwise(D, LogisticMixture()), "LogisticMixture"),
+        (Conv1x1(3), "events of shape"),
+        (Flow(LULinear(D), StudentT(D)), "StudentT has no counterpart"),
+        (nt.LULinear(D), "expected a flowkit Flow or Transform, got LULinear"),
+    ],
+)
+def test_what_nflows_has_not_is_named_with_its_remedy(layer, match):
+    with pytest.raises(ConversionError, match=match):
+        to_nflows(layer)
+
+
+def test_singular_matrices_are_refused():
+    layer = DenseLinear(2)
+    nn.init.zeros_(layer.weight)
+    with pytest.raises(ConversionError, match="singular"):
+        to_nflows(layer)
+
+
+def test_a_subclass_that_only_sets_defaults_is_converted():
+    theirs = randomised(Named())
+    same_transform(from_nflows(theirs), theirs)
+
+
+def test_flowkit_layers_work_in_nflows_as_they_are():
+    coupling = randomised(Coupling(MOVED, LogisticMixture(3), small_mlp))
+    theirs = nfl.Flow(
+        nt.CompositeTransform([coupling, nt.LULinear(D).double()]), nd.StandardNormal([D])
+    )
+    ours = Flow(Compose(coupling, LULinear(D).double()), StandardNormal(D).double())
+    same_flow(theirs, ours)
