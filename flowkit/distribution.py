@@ -1,4 +1,4 @@
-"""A flow seen as a ``torch.distributions.Distribution``, and as one of Pyro's where Pyro is used."""
+"""A flow seen as a ``torch.distributions.Distribution``, and as Pyro's where Pyro is imported."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class FlowDistribution(Distribution):
         )
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         """Where the density lives."""
         return self.flow.support
 
@@ -109,7 +109,7 @@ def _pyro_class() -> type[FlowDistribution]:
     """The same class with Pyro's methods, made when Pyro is there: flowkit does not import it."""
     from pyro.distributions.torch_distribution import TorchDistributionMixin
 
-    class PyroFlowDistribution(FlowDistribution, TorchDistributionMixin):
+    class PyroFlowDistribution(FlowDistribution, TorchDistributionMixin):  # type: ignore[misc, override]
         """A flow as a Pyro distribution, with ``to_event``, ``mask`` and the rest."""
 
         def __reduce__(self) -> Any:

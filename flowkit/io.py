@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ _KEY = "flowkit"
 _FORMAT = 1
 
 
-def save(flow: Flow, path: str | os.PathLike[str]) -> None:
+def save(
+    flow: Flow, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None
+) -> None:
     """Write a flow to a file: weights as safetensors, the recipe as JSON in its header.
 
     The file is written beside its place and then moved, so an interrupted write leaves the old
@@ -29,9 +33,11 @@ def save(flow: Flow, path: str | os.PathLike[str]) -> None:
     Args:
         flow: A flow built by a recipe with JSON arguments.
         path: Where to write, usually ``*.safetensors``.
+        extra: What else to keep in the header, as JSON values: column names, say. Flowkit's
+            functions ignore it; :func:`read_extra` returns it.
 
     Raises:
-        FlowFileError: If the flow was not built by a recipe.
+        FlowFileError: If the flow was not built by a recipe, or ``extra`` is not JSON.
 
     Example:
         >>> import tempfile, torch
@@ -51,7 +57,13 @@ def save(flow: Flow, path: str | os.PathLike[str]) -> None:
             "flowkit.recipes.recipe), or save flow.state_dict() and rebuild the flow in code"
         )
     path = Path(path)
-    header = {_KEY: json.dumps({"format": _FORMAT, **flow.recipe})}
+    described = {"format": _FORMAT, **flow.recipe}
+    if extra is not None:
+        described["extra"] = dict(extra)
+    try:
+        header = {_KEY: json.dumps(described)}
+    except (TypeError, ValueError) as error:
+        raise FlowFileError(f"extra expected JSON values: {error}") from None
     state = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -102,6 +114,51 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Fl
     flow = flow.to(dtype=dtype)
     flow.load_state_dict(state)
     return flow.to(device).eval()
+
+
+def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what :func:`save` was given as ``extra``, without reading the weights.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The dict; empty if the file has none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        FlowFileError: If the file is not a flow file, or its header is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> import flowkit
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/flow.safetensors"
+        ...     flowkit.save(flowkit.elementwise_flow(1), path, extra={"columns": ["height"]})
+        ...     flowkit.io.read_extra(path)
+        {'columns': ['height']}
+    """
+    path = Path(path)
+    with _open(path) as file:
+        extra = _read_header(file.metadata() or {}, path).get("extra", {})
+    if not isinstance(extra, dict):
+        raise FlowFileError(f"the flowkit header of {path} is damaged")
+    return extra
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """The open safetensors file, with errors in words."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no flow file at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise FlowFileError(
+            f"{path} is not a safetensors file, or is truncated ({error}); remedy: save the flow "
+            "again with flowkit.save"
+        ) from None
 
 
 def _read_header(metadata: dict[str, str], path: Path) -> dict[str, Any]:

@@ -66,7 +66,6 @@ def test_scikit_learn_contract_under_array_api_dispatch():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "options"),
     [
@@ -349,6 +348,7 @@ def with_cell(value):
         (np.empty((0, 2)), ValueError, "0 sample"),
         (np.arange(5.0), ValueError, "Reshape your data"),
         (np.ones((5, 2)), DataError, r"column\(s\) 0, 1 of X are constant.*remedy: drop them"),
+        (normal_rows() * [1, 1e200], DataError, r"column\(s\) 1 of X .*change their units"),
         (
             pd.DataFrame({"a": [1.0, 2.0, 3.0], "flat": [1e9, 1e9, 1e9]}),
             DataError,
@@ -384,6 +384,7 @@ def test_unusable_data_are_refused(X, error, text):
         ({"dequantize": -1}, DataError, "dequantize to be None, a width >= 0, or 2 of them"),
         ({"dequantize": [1, 1, 1]}, DataError, r"one a column of X; got \[1, 1, 1\]"),
         ({"dequantize": "auto"}, DataError, "got 'auto'"),
+        ({"device": "gpu"}, DataError, "cannot train on device 'gpu'.*remedy: device='cpu'"),
         ({"random_state": "zero"}, ValueError, "'zero' cannot be used to seed"),
     ],
 )
@@ -423,3 +424,11 @@ def test_nothing_is_scored_or_drawn_before_fit(method):
         getattr(quick(), method)(normal_rows())
     with pytest.raises(NotFittedError, match="not fitted yet"):
         quick().sample()
+
+
+def test_a_failed_fit_leaves_the_estimator_unfitted():
+    model = quick()
+    with pytest.raises(DataError, match="constant"):
+        model.fit(np.ones((5, 2)))
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        model.score_samples(np.ones((5, 2)))

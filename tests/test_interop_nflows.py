@@ -1,4 +1,4 @@
-"""nflows and flowkit give the same numbers, to 1e-6 relative in float64, for the same parameters."""
+"""With the same parameters nflows and flowkit give the same numbers: 1e-6 relative in float64."""
 
 import copy
 import pickle

@@ -110,6 +110,11 @@ def test_an_energy_of_the_wrong_shape_is_named():
         objective(elementwise_flow(1), {})
 
 
+def test_a_base_without_reparameterised_samples_is_refused():
+    with pytest.raises(DataError, match="NormalMixture cannot give"):
+        ReverseKL(standard_energy)(elementwise_flow(1, base="mixture"), {})
+
+
 def test_a_weighted_sum_adds_values_gradients_and_terms():
     flow = normal_flow([0.5], [0.7])
     batch = {"x": torch.randn(10, 1, dtype=torch.float64)}

@@ -319,7 +319,7 @@ def markdown(entries: Sequence[dict]) -> str:
         lines = [
             f"**{TITLES[data]}** ({chosen[0]['steps']} steps, seeds {seeds})",
             "",
-            "| flow | library | held-out log-likelihood | flowkit's lead | parameters | training |",
+            "| flow | library | test log-likelihood | flowkit's lead | parameters | training |",
             "|---|---|---|---|---|---|",
         ]
         for e in chosen:
@@ -352,15 +352,15 @@ def describe(args: argparse.Namespace, entries: Sequence[dict], sets: dict[str, 
 Mean log-likelihood of the test rows in nats, in units of the standardised columns. "±" is the
 standard error over test rows of the mean over seeds; "flowkit's lead" is the mean difference to
 flowkit on the same rows, paired. Patches of one image overlap, so for them the standard errors are
-too small. Training is seconds on one thread, mean over seeds, without evaluation; compare the
-libraries, not the machines.
+too small. Training is CPU seconds of one thread, mean over seeds, without evaluation.
 
 Command: `{args.command}`
 
 flowkit {flowkit.__version__}, {versions}, Python {platform.python_version()}. Rows: {shapes}.
-Batches of {args.batch_size}, Adam 1e-3 with a cosine to zero, gradient norm at most 10, the weights
-of the best of 20 validations. What the libraries build, and where they differ, is told at the head
-of `examples/papers/tabular_density.py`. Results of each seed are in the `.json` beside this file.
+Batches of {args.batch_size}, Adam 1e-3 with a cosine to zero, gradient norm at most 10, the
+weights of the best of 20 validations. What the libraries build, and where they differ, is told at
+the head of `examples/papers/tabular_density.py`. Results of each seed are in the `.json` beside
+this file.
 """
 
 

