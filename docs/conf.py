@@ -1,4 +1,4 @@
-"""Sphinx configuration. Tutorials are the files of ``examples/``, converted and run at build time."""
+"""Sphinx configuration; the files of ``examples/`` become tutorials, run at build time."""
 
 import os
 from pathlib import Path

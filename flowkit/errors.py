@@ -54,4 +54,4 @@ class ConversionError(FlowkitError, TypeError):
 
 
 class ContractError(FlowkitError, AssertionError):
-    """A transform breaks a rule of the contract; see :func:`flowkit.testing.check_transform`."""
+    """A transform breaks a rule of the contract; see :mod:`flowkit.testing`."""

@@ -16,6 +16,11 @@ def test_example_runs(path, tmp_path):
     env = {**os.environ, "FLOWKIT_EXAMPLES": "small", "MPLBACKEND": "Agg"}
     done = subprocess.run(
         [sys.executable, "-W", "error", path],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False,
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -351,12 +351,39 @@ def test_a_conditional_flow_asks_for_its_context():
         ({"steps": -1}, "steps"),
         ({"validation": 1.5}, r"fraction in \[0, 1\), got 1.5"),
         ({"scheduler": "linear"}, "'cosine', 'plateau'"),
+        ({"lr": -1.0}, "lr to be a number > 0, got -1.0"),
+        ({"lr": "fast"}, "lr to be a number > 0, got 'fast'"),
         ({"ema": 1.0}, "ema strictly between 0 and 1"),
     ],
 )
 def test_wrong_options_are_named(options, message):
     with pytest.raises(DataError, match=message):
         fit(small(), rows(), **{**QUIET, **options})
+
+
+@pytest.mark.parametrize("weight", [[-1.0] + [1.0] * 199, [0.0] * 200])
+def test_weights_must_be_weights(weight):
+    with pytest.raises(DataError, match="numbers >= 0 with a positive sum"):
+        fit(small(), {"x": rows(), "weight": weight}, epochs=1, **QUIET)
+
+
+def test_the_scale_of_weights_does_not_matter():
+    one, thousand = small(), small()
+    weight = rows(200, 1).abs().flatten()
+    a = fit(one, {"x": rows(), "weight": weight}, epochs=2, **QUIET)
+    b = fit(thousand, {"x": rows(), "weight": 1024 * weight}, epochs=2, **QUIET)
+    torch.testing.assert_close(weights(one), weights(thousand))
+    assert a.validation == pytest.approx(b.validation)
+
+
+def test_digits_that_float32_would_lose_are_announced():
+    x = 1e9 + rows().double()
+    with (
+        pytest.warns(UserWarning, match=r"column\(s\) \[0, 1\] vary by less"),
+        pytest.raises(DataError, match="constant"),
+    ):
+        fit(small(), x, epochs=1, **QUIET)
+    fit(small().double(), x, epochs=1, **QUIET)
 
 
 def test_a_flow_without_parameters_has_nothing_to_train():

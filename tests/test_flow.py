@@ -11,12 +11,12 @@ from flowkit.bases import Logistic, NormalMixture, StandardNormal, StudentT, Uni
 from flowkit.errors import NotInvertibleError, ShapeError, StochasticFlowError
 from flowkit.transforms import (
     Compose,
-    Dequantize,
     DenseLinear,
+    Dequantize,
     Elementwise,
-    LULinear,
     Log,
     Logit,
+    LULinear,
     Standardize,
     Transform,
 )

@@ -36,7 +36,8 @@ def test_importing_flowkit_changes_no_global_state():
                 torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(),
                 random.getstate(), list(warnings.filters),
                 torch.distributions.Distribution._validate_args,
-                torch.backends.cuda.matmul.allow_tf32, torch.are_deterministic_algorithms_enabled(),
+                torch.backends.cuda.matmul.allow_tf32,
+                torch.are_deterministic_algorithms_enabled(),
             )
 
         before = state()

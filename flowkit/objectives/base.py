@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from flowkit.errors import DataError
@@ -81,11 +80,15 @@ class WeightedSum(Objective):
 
 
 def mean_over_rows(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of one number a row, weighted if the batch has weights."""
+    r"""Mean over rows, :math:`\frac1n \sum_i w_i v_i`, where absent weights are one.
+
+    Not divided by the batch's own sum of weights: that would be biased for uneven weights, and
+    would differ between processes. ``fit`` brings weights to a mean of one over the data.
+    """
     if weight is None:
         return values.mean()
     if weight.shape != values.shape:
         raise DataError(
             f"expected one weight a row, {tuple(values.shape)}, got {tuple(weight.shape)}"
         )
-    return torch.sum(weight * values) / weight.sum()
+    return (weight * values).mean()

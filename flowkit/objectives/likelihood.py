@@ -7,9 +7,10 @@ from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
 
 class MaximumLikelihood(Objective):
-    r"""Mean negative log-density, :math:`-\sum_i w_i \log p(x_i | c_i) / \sum_i w_i`, in nats.
+    r"""Mean negative log-density, :math:`-\frac1n \sum_i w_i \log p(x_i | c_i)`, in nats.
 
-    Reads ``x``, and if present ``context`` and ``weight``. For a flow with a stochastic layer the
+    Reads ``x``, and if present ``context`` and ``weight``; weights should have mean one over the
+    data, where ``fit`` brings them. For a flow with a stochastic layer the
     log-density is replaced by its one-path lower bound.
 
     Example:

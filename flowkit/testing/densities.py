@@ -18,8 +18,8 @@ _STANDARD_ERRORS = 5.0
 def path_weights_average_to_one(probe: Probe) -> str | None:
     r"""R14: :math:`E[r(x)\, e^{s} / p_Z(z)] = 1` for a normalised target density r.
 
-    The expectation is over noise :math:`z \sim p_Z` and its path to x; s is what ``inverse`` returns
-    in the log-determinant slot, the log-ratio of the path back to the path taken.
+    The expectation is over noise :math:`z \sim p_Z` and its path to x; s is what ``inverse``
+    returns in the log-determinant slot, the log-ratio of the path back to the path taken.
     """
     if not probe.moved.stochastic:
         return "the transform is deterministic"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,30 @@ def as_tensor(values: Any, name: str, dtype: torch.dtype) -> Tensor:
         values = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
     if values.is_complex():
         raise DataError(f"{name} expected real numbers, got {values.dtype}")
+    if values.ndim < 1 or values.numel() == 0:
+        raise DataError(f"{name} is empty: its shape is {tuple(values.shape)}")
     tensor = values.detach().to(dtype)
-    if tensor.ndim < 1 or tensor.numel() == 0:
-        raise DataError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
     check_finite(tensor, name, columns)
+    _warn_of_lost_digits(values.detach(), dtype, name, columns)
     return tensor
+
+
+def _warn_of_lost_digits(
+    values: Tensor, dtype: torch.dtype, name: str, columns: list[str]
+) -> None:
+    """Say so if a column's variation is close to what its new dtype can resolve."""
+    if dtype == torch.float64 or values.ndim != 2 or values.dtype == dtype or len(values) < 2:
+        return
+    spread, size = values.double().std(0), values.double().abs().amax(0)
+    lost = (spread < 1e3 * torch.finfo(dtype).eps * size) & (spread > 0)
+    if bool(lost.any()):
+        named = [columns[i] if columns else i for i in lost.nonzero().flatten().tolist()[:5]]
+        warnings.warn(
+            f"{name}: column(s) {named} vary by less than {1e3 * torch.finfo(dtype).eps:.0e} of "
+            f"their size, and {dtype} keeps few digits of that; remedy: subtract an offset, or "
+            "train in float64 with flow.double()",
+            stacklevel=5,
+        )
 
 
 def check_finite(tensor: Tensor, name: str, columns: list[str] | None = None) -> None:
@@ -72,6 +92,17 @@ def check_finite(tensor: Tensor, name: str, columns: list[str] | None = None) ->
         f"{name} has NaN or infinite values in {len(rows)} of {len(bad)} rows (first rows: "
         f"{rows[:5].tolist()}; columns: {named}); remedy: drop these rows or fill the gaps"
     )
+
+
+def mean_one(weight: Tensor) -> Tensor:
+    """Scale weights to mean one.
+
+    Raises:
+        DataError: If a weight is negative, or all are zero.
+    """
+    if bool((weight < 0).any()) or not bool(weight.sum() > 0):
+        raise DataError("weight expected numbers >= 0 with a positive sum")
+    return weight / weight.mean()
 
 
 class TensorRows:
@@ -181,9 +212,14 @@ def as_rows(
             for name, array in arrays.items():
                 if array.dtype.kind not in "fiub":
                     raise DataError(f"{name} expected numbers, got dtype {array.dtype}")
+            if "weight" in arrays:
+                arrays["weight"] = mean_one(torch.from_numpy(np.array(arrays["weight"]))).numpy()
             rows = MappedRows(arrays, dtype, device)
         else:
-            rows = TensorRows({k: as_tensor(v, k, dtype) for k, v in named.items()}, device)
+            tensors = {k: as_tensor(v, k, dtype) for k, v in named.items()}
+            if "weight" in tensors:
+                tensors["weight"] = mean_one(tensors["weight"])
+            rows = TensorRows(tensors, device)
         source = rows.arrays if isinstance(rows, MappedRows) else rows.tensors
         shapes = {name: tuple(value.shape) for name, value in source.items()}
     _check_shapes(shapes, event_shape, check_length=not isinstance(rows, DatasetRows))

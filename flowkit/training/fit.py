@@ -78,7 +78,8 @@ def fit(
     Args:
         flow: The flow; trained in place.
         data: Events ``(rows, *event)`` as an array, frame, list or tensor; a dict of such with the
-            keys ``x``, ``context``, ``weight`` and whatever the objective reads; a Dataset; a
+            keys ``x``, ``context``, ``weight`` (scaled to mean one) and whatever the objective
+            reads; a Dataset; a
             ``np.memmap`` or the path of an ``.npy`` file, both read batch by batch. ``None`` for
             objectives that need no data.
         objective: What to minimise; maximum likelihood by default.
@@ -128,9 +129,11 @@ def fit(
     _check_numbers(epochs=epochs, batch_size=batch_size, steps=steps, patience=patience)
     if fabric.world_size > 1 and not fabric._launched:
         fabric.launch()
+    if not isinstance(lr, (int, float)) or not 0 < lr < float("inf"):
+        raise DataError(f"fit expected lr to be a number > 0, got {lr!r}")
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        _seed_generators(fabric.device, seed)
         rows, train, held_rows, held = _prepare_rows(
             flow, data, objective, validation, seed, fabric.device
         )
@@ -189,6 +192,13 @@ def _start_from_data(flow: Flow, rows: Rows | None, train: Tensor) -> None:
     sample = rows.batch(train[:_START_ROWS])
     if "x" in sample:
         flow.initialize(sample["x"], sample.get("context"))
+
+
+def _seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the generators of the CPU and of the device in use, and no others."""
+    torch.random.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _seed_of(*parts: int) -> int:
@@ -357,7 +367,8 @@ class _Run:
     def _one_epoch(self, bar: Any) -> None:
         begun = time.perf_counter()
         # Seeded anew: an epoch is the same whether or not the fit was resumed before it.
-        torch.manual_seed(_seed_of(self.seed, self.epoch, 1 + self.fabric.global_rank))
+        seed = _seed_of(self.seed, self.epoch, 1 + self.fabric.global_rank)
+        _seed_generators(self.fabric.device, seed)
         index = None if self.rows is None else self._index(self.epoch)
         steps = min(self.per_epoch, self.total - self.done)
         total: Tensor | float = 0.0
