@@ -112,7 +112,7 @@ for axes, image, title in zip(
     ["the photograph", "a colour drawn for every fourth pixel"],
     strict=True,
 ):
-    axes.imshow(image)
+    axes.imshow(image, extent=(0, photo.width, photo.height, 0))
     axes.set(title=title, xlabel="x (pixels)", ylabel="y (pixels)")
 figure
 

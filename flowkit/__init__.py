@@ -3,7 +3,7 @@
 from flowkit.flow import Flow
 from flowkit.io import load, save
 from flowkit.objectives import MaximumLikelihood, ReverseKL, WeightedSum
-from flowkit.recipes import autoregressive_flow, coupling_flow, elementwise_flow
+from flowkit.recipes import autoregressive_flow, box_flow, coupling_flow, elementwise_flow
 from flowkit.training import History, fit
 
 __version__ = "0.1.0"
@@ -15,6 +15,7 @@ __all__ = [
     "ReverseKL",
     "WeightedSum",
     "autoregressive_flow",
+    "box_flow",
     "coupling_flow",
     "elementwise_flow",
     "fit",

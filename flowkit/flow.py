@@ -347,9 +347,10 @@ class Flow(nn.Module):
         return self.log_survival(x, context).exp()
 
     def quantile(self, q: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""The ``x`` with ``P(X <= x) = q`` of a scalar event; ``q (*batch,) -> (*batch, 1)``."""
-        if not bool(((q > 0) & (q < 1)).all()):
-            raise ShapeError("quantile expected probabilities strictly between 0 and 1")
+        r"""The ``x`` with ``P(X <= x) = q`` of a scalar event; ``q (*batch,) -> (*batch, 1)``.
+
+        A ``q`` outside [0, 1] gives NaN.
+        """
         _, increasing, embedded = self._scalar_noise(
             torch.distributions.transform_to(self.support)(torch.zeros_like(q).unsqueeze(-1)),
             context,

@@ -23,7 +23,7 @@ from flowkit.bases import (
     StudentT,
     Uniform,
 )
-from flowkit.conditioners import MLP, MaskedMLP, ResidualMLP
+from flowkit.conditioners import MLP, FourierMaskedMLP, MaskedMLP, ResidualMLP
 from flowkit.scalar import (
     Affine,
     CircularSpline,
@@ -34,6 +34,7 @@ from flowkit.scalar import (
 )
 from flowkit.transforms import (
     ActNorm,
+    Box,
     CircularShift,
     Compose,
     Conv1x1,
@@ -79,6 +80,7 @@ SCALARS: dict[str, ScalarMap] = {
 mlp = partial(MLP, hidden=(6, 6))
 residual = partial(ResidualMLP, hidden=(6, 6))
 masked = partial(MaskedMLP, hidden=(7, 6))
+fourier = partial(FourierMaskedMLP, hidden=(7, 6), waves=2, highest=3.0)
 
 STRUCTURES: dict[str, Callable[[ScalarMap], Transform]] = {
     "elementwise-2": lambda s: Elementwise(2, s),
@@ -155,6 +157,19 @@ CASES: list[Case] = [
     Case("Permutation-4", lambda: Permutation([2, 0, 3, 1]), MOVED),
     Case("Logit-1", lambda: Logit(1, -1.0, 3.0), MOVED),
     Case("Logit-2", lambda: Logit(2), MOVED),
+    Case(
+        "Box-2",
+        lambda: Box([0.0, -1.0], [2.0, 5.0]),
+        {**MOVED, "base": Uniform(2, -1.0, 1.0)},
+    ),
+    Case(
+        "autoregressive-3-fourier-of-interval",
+        lambda: MaskedAutoregressive(3, SCALARS["interval"], fourier),
+    ),
+    Case(
+        "autoregressive-2-context-fourier-of-affine",
+        lambda: MaskedAutoregressive(2, SCALARS["affine"], fourier, context=1),
+    ),
     Case("Log-1", lambda: Log(1), MOVED),
     Case("Log-2", lambda: Log(2, lower=-1.0), MOVED),
     Case("CircularShift-2", lambda: CircularShift(2), CIRCLE),

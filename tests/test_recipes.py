@@ -28,6 +28,9 @@ VARIANTS = [
     ("elementwise_flow", {"features": 3, "base": "mixture"}),
     ("elementwise_flow", {"features": 2, "context": 3, "layers": 2, "base": "logistic"}),
     ("elementwise_flow", {"features": 2, "standardize": False}),
+    ("box_flow", {"lower": [-9, -9, -9], "upper": [9, 8, 9.5], "layers": 2, "order": [2, 0, 1]}),
+    ("box_flow", {"lower": [-9], "upper": [9], "context": 2, "bins": 4}),
+    ("box_flow", {"lower": [-9, -8], "upper": [9, 9], "waves": 3, "highest": 5.0}),
 ]
 
 

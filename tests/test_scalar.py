@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ class Bent(ScalarMap):
     """``exp(a) (x + 0.9 sin(x))``: no closed-form inverse, and no bracket of its own."""
 
     param_size: int = 1
+    starts_at_identity: ClassVar[bool] = False
 
     def forward(self, x, params):
         a = params[..., 0]
@@ -68,8 +70,8 @@ def test_every_map_is_strictly_increasing(scalar):
 
 @pytest.mark.parametrize("scalar", MAPS.values(), ids=MAPS)
 def test_the_inverse_has_the_derivatives_of_an_inverse_function(scalar):
-    x = torch.linspace(-2.7, 2.6, 7, dtype=torch.float64)
-    params = params_of(scalar, 7).requires_grad_()
+    x = torch.linspace(-2.7, 2.6, 4, dtype=torch.float64)
+    params = params_of(scalar, 4).requires_grad_()
     y = scalar.forward(x, params)[0].detach().requires_grad_()
     back, log_slope = scalar.inverse(y, params)
     torch.testing.assert_close(back, x, rtol=1e-10, atol=1e-10)
@@ -83,7 +85,8 @@ def test_zero_parameters_are_the_stated_start(scalar):
     x = torch.linspace(-6, 6, 25, dtype=torch.float64)
     y, log_slope = scalar.forward(x, x.new_zeros(scalar.param_size))
     if scalar.starts_at_identity:
-        torch.testing.assert_close(y, x if not isinstance(scalar, Bent) else y)
+        torch.testing.assert_close(y, x)
+        torch.testing.assert_close(log_slope, torch.zeros_like(x))
     if isinstance(scalar, LogisticMixture):
         # Near the identity: an odd function with slopes of the order of one.
         torch.testing.assert_close(y, -y.flip(0))
@@ -104,7 +107,7 @@ def test_affine_scales_stay_within_their_bound():
     torch.testing.assert_close(log_slope, torch.tensor([2.0, -2.0]).double())
 
 
-# ------------------------------------------------------------------------------------------ splines
+# ---- splines ----
 
 
 def numpy_spline(x, widths, heights, slopes, lower):
@@ -204,7 +207,7 @@ def test_spline_options_out_of_range_are_named(options, message):
         RationalQuadraticSpline(**options)
 
 
-# ------------------------------------------------------------------------------------------ mixture
+# ---- mixture ----
 
 
 def test_the_mixture_is_the_logit_of_a_mixture_of_logistic_cdfs():
@@ -230,7 +233,7 @@ def test_the_mixture_is_linear_and_accurate_far_out():
         assert abs(back.item() - x) < 1e-6
 
 
-# ------------------------------------------------------------------------------------ root finding
+# ---- root finding ----
 
 
 def test_find_root_agrees_with_brentq():
@@ -272,6 +275,8 @@ def nth_derivative(f, at, order):
     x = torch.tensor(at, dtype=torch.float64, requires_grad=True)
     value = f(x)
     for _ in range(order):
+        if not value.requires_grad:
+            return 0.0
         (value,) = grad(value, x, create_graph=True)
     return value.item()
 

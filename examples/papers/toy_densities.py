@@ -132,7 +132,7 @@ fresh rows, seed {args.seed}. flowkit {flowkit.__version__}, torch {version("tor
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--toys", nargs="+", default=list(TOLERANCES), choices=list(TOLERANCES))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--test-rows", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -76,7 +76,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Any:
         command = commands.add_parser(
-            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            name,
+            help=text,
+            description=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         command.set_defaults(run=run)
         command.add_argument(
@@ -172,7 +175,9 @@ def _fit(options: argparse.Namespace) -> None:
         seed=options.seed, progress=not options.quiet,
     )  # fmt: skip
     save(flow, options.output, extra={"columns": list(table.columns), "dequantized": noisy})
-    held = "" if history.best is None else f"; held-out log-likelihood {-history.best:.4f} nats a row"
+    held = (
+        "" if history.best is None else f"; held-out log-likelihood {-history.best:.4f} nats a row"
+    )
     print(
         f"{options.output}: {options.recipe} of {len(x):,} rows and {x.shape[1]} columns, "
         f"{history.steps[-1]:,} steps{held}"
@@ -201,13 +206,14 @@ def _score(options: argparse.Namespace) -> None:
     table = read_table(options.data, columns)
     if table.unnamed not in (0, len(columns)):
         raise DataError(
-            f"{options.model} expected {len(columns)} columns, got {table.unnamed} in {options.data}"
+            f"{options.model} expected {len(columns)} columns, got {table.unnamed} in "
+            f"{options.data}"
         )
     fractional = set(noisy) - set(_whole_columns(table.values, table.columns))
     if fractional:
         raise DataError(
-            f"{options.data}: column(s) {', '.join(sorted(fractional))} expected whole numbers, as "
-            "the flow was fitted to with --dequantize"
+            f"{options.data}: column(s) {', '.join(sorted(fractional))} expected whole numbers, "
+            "as the flow was fitted to with --dequantize"
         )
     x = _rows(table.values, columns, noisy, options.seed)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Networks that emit the parameters of scalar maps."""
 
 from flowkit.conditioners.context import StandardizeContext
+from flowkit.conditioners.fourier import FourierMaskedMLP
 from flowkit.conditioners.masked import AutoregressiveConditioner, MaskedMLP
 from flowkit.conditioners.mlp import ACTIVATIONS, MLP, Conditioner, ResidualMLP
 
@@ -9,6 +10,7 @@ __all__ = [
     "MLP",
     "AutoregressiveConditioner",
     "Conditioner",
+    "FourierMaskedMLP",
     "MaskedMLP",
     "ResidualMLP",
     "StandardizeContext",

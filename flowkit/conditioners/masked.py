@@ -106,14 +106,18 @@ class MaskedMLP(AutoregressiveConditioner):
         weight = layer.weight * getattr(self, f"mask_{i}")
         return F.linear(h, weight, layer.bias)  # type: ignore[arg-type]
 
+    def _first(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """What the first hidden units read, from soft-clipped ``x``, before the activation."""
+        h = self._masked(0, self.layers[0], x)
+        if self.from_context is not None and context is not None:
+            h = h + self.from_context(soft_clip(context, self.input_clip))
+        return h
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., features, param_size)`` raw parameters."""
-        h = soft_clip(x, self.input_clip)
-        for i, layer in enumerate(self.layers):
-            h = self._masked(i, layer, h)
-            if i == 0 and self.from_context is not None and context is not None:
-                h = h + self.from_context(soft_clip(context, self.input_clip))
-            h = self._act(h)
+        h = self._act(self._first(soft_clip(x, self.input_clip), context))
+        for i, layer in enumerate(self.layers[1:], start=1):
+            h = self._act(self._masked(i, layer, h))
         out = self._masked(len(self.layers), self.last, h)
         return out.unflatten(-1, (self.in_features, self.param_size))
 

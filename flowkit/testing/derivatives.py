@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -54,9 +55,10 @@ def _landmarks(transform: Transform) -> list[float]:
         while isinstance(domain, constraints.independent):
             domain = domain.base_constraint
         places += [
-            float(getattr(domain, name))
+            float(end)
             for name in ("lower_bound", "upper_bound")
             if hasattr(domain, name)
+            for end in torch.as_tensor(getattr(domain, name)).flatten()
         ]
     return sorted(set(places))
 
@@ -112,7 +114,7 @@ def two_orders_of_derivatives_are_right(probe: Probe) -> str | None:
             vector: Tensor,
             *rows: Tensor,
             module: Transform = module,
-            parameters: dict[str, Tensor] = parameters,
+            parameters: Mapping[str, Tensor] = parameters,
         ) -> tuple[Tensor, ...]:
             pieces = vector.split([p.numel() for p in parameters.values()])
             shaped = {

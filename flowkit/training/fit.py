@@ -453,7 +453,7 @@ def _bar(run: _Run, progress: bool) -> Any:
 
         def update(loss: Loss) -> None:
             if bar.update(1):
-                shown: Mapping[str, str] = {"loss": f"{float(loss.value):.4g}"}
+                shown: Mapping[str, str] = {"loss": f"{float(loss.value.detach()):.4g}"}
                 if run.history.validation:
                     shown = {**shown, "validation": f"{run.history.validation[-1]:.4g}"}
                 bar.set_postfix(shown, refresh=False)

@@ -4,7 +4,7 @@ from flowkit.transforms.autoregressive import MaskedAutoregressive
 from flowkit.transforms.base import Inverse, Transform
 from flowkit.transforms.compose import Compose
 from flowkit.transforms.coupling import Coupling
-from flowkit.transforms.domain import CircularShift, Log, Logit
+from flowkit.transforms.domain import Box, CircularShift, Log, Logit
 from flowkit.transforms.elementwise import Elementwise
 from flowkit.transforms.linear import (
     Conv1x1,
@@ -19,6 +19,7 @@ from flowkit.transforms.stochastic import Dequantize
 
 __all__ = [
     "ActNorm",
+    "Box",
     "CircularShift",
     "Compose",
     "Conv1x1",

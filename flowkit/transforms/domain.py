@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,58 @@ class Logit(Transform):
         x = torch.where(z < 0, self.lower + small, self.upper - small)
         log_slope = math.log(width) + F.logsigmoid(z) + F.logsigmoid(-z)
         return x, log_slope.sum(-1)
+
+
+class Box(Transform):
+    r"""A box onto the cube :math:`[-1, 1]^D`: :math:`z = 2 (x - l) / (u - l) - 1`.
+
+    An affine map, so the outside of the box becomes the outside of the cube; with a base that
+    lives on the cube the density is zero there.
+
+    Args:
+        lower: Lower ends l, one a feature.
+        upper: Upper ends u.
+
+    Raises:
+        ValueError: If the numbers of ends differ, or an end is not finite or not below its upper.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Box
+        >>> Box([0.0, 0.0], [256.0, 640.0])(torch.tensor([128.0, 640.0]))[0]
+        tensor([0., 1.])
+    """
+
+    constant_log_det = True
+    lower: Tensor
+    upper: Tensor
+
+    def __init__(self, lower: Sequence[float], upper: Sequence[float]) -> None:
+        lower, upper = [float(value) for value in lower], [float(value) for value in upper]
+        ends = list(zip(lower, upper, strict=False))
+        if len(lower) != len(upper) or not ends:
+            raise ValueError(f"Box needs one lower and upper end a feature, got {lower}, {upper}")
+        if not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in ends):
+            raise ValueError(f"Box needs finite lower < upper, got {lower}, {upper}")
+        super().__init__((len(lower),))
+        self.register_buffer("lower", torch.tensor(lower), persistent=False)
+        self.register_buffer("upper", torch.tensor(upper), persistent=False)
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """The box."""
+        return constraints.independent(constraints.interval(self.lower, self.upper), 1)
+
+    def _log_det(self, like: Tensor) -> Tensor:
+        return (2 / (self.upper - self.lower)).log().sum().expand(like.shape[:-1])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the box to the cube."""
+        return 2 * (x - self.lower) / (self.upper - self.lower) - 1, self._log_det(x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the cube to the box."""
+        return self.lower + (z + 1) / 2 * (self.upper - self.lower), -self._log_det(z)
 
 
 class Log(Transform):

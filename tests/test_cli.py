@@ -1,0 +1,398 @@
+"""The command line: every command on real files, every error in one line with exit code 2."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import flowkit
+from flowkit.cli import main
+from flowkit.cli.tables import read_table, write_table
+from flowkit.io import read_extra
+
+COLUMNS = ["height", "weight"]
+FAST = ["--epochs", "2", "--set", "layers=2", "hidden=[8]", "--quiet"]
+
+
+def rows(n=200):
+    rng = np.random.default_rng(0)
+    height = rng.normal(1.7, 0.1, n)
+    return np.column_stack([height, 20 * height + rng.normal(0, 3, n)])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_table(folder / "people.csv", rows(), COLUMNS)
+    path = folder / "flow.safetensors"
+    assert main(["fit", str(folder / "people.csv"), "-o", str(path), *FAST]) == 0
+    return path
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run a command in tmp_path and return exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def fails(run):
+    """Run a command that must end in one line on stderr and exit code 2."""
+
+    def call(*words):
+        code, out, err = run(*words)
+        assert code == 2
+        assert out == ""
+        assert err.startswith(f"flowkit {words[0]}: ")
+        assert err.count("\n") == 1
+        return err
+
+    return call
+
+
+@pytest.mark.parametrize("suffix", ["csv", "npy", "parquet"])
+def test_fit_sample_and_score_keep_column_names_through_every_format(run, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    write_table(f"data.{suffix}", rows(), COLUMNS)
+    names = ["x1", "x2"] if suffix == "npy" else COLUMNS
+    code, out, err = run("fit", f"data.{suffix}", "-o", "m.safetensors", *FAST)
+    assert (code, err) == (0, "")
+    assert out.startswith("m.safetensors: coupling_flow of 200 rows and 2 columns")
+    assert read_extra("m.safetensors") == {"columns": names, "dequantized": []}
+
+    code, out, err = run("sample", "m.safetensors", "-n", "30", "-o", f"new.{suffix}")
+    assert (code, out, err) == (0, f"new.{suffix}: 30 rows of {', '.join(names)}\n", "")
+    drawn = read_table(f"new.{suffix}")
+    assert drawn.values.shape == (30, 2)
+    assert list(drawn.columns) == names
+
+    code, out, err = run("score", "m.safetensors", f"data.{suffix}", "-o", f"lp.{suffix}")
+    assert (code, err) == (0, "")
+    flow = flowkit.load("m.safetensors")
+    exact = flow.log_prob(torch.tensor(rows(), dtype=torch.float32)).detach().numpy()
+    assert np.allclose(read_table(f"lp.{suffix}").values[:, 0], exact, atol=1e-4)
+    error = exact.std(ddof=1) / 200**0.5
+    assert out == f"mean log-likelihood {exact.mean():.4f} +- {error:.4f} nats a row, 200 rows\n"
+
+
+def test_the_library_reads_samples_that_the_seed_decides(run, model):
+    for name, seed in [("a.npy", 1), ("b.npy", 1), ("c.npy", 2)]:
+        assert run("sample", model, "-n", 9000, "-o", name, "--seed", seed)[0] == 0
+    a, b, c = (np.load(name) for name in ("a.npy", "b.npy", "c.npy"))
+    assert len(a) == 9000
+    assert (a == b).all()
+    assert not (a == c).any(1).all()
+
+
+def test_fit_reaches_the_entropy_of_a_normal(run):
+    x = np.random.default_rng(1).normal(size=(2000, 1)) * 3 + 10
+    np.save("x.npy", x)
+    words = ["--recipe", "elementwise_flow", "--steps", 300, "--lr", 0.01, "--batch-size", 200]
+    assert run("fit", "x.npy", "-o", "m.st", "--quiet", *words)[0] == 0
+    assert run("score", "m.st", "x.npy", "-o", "lp.npy")[0] == 0
+    exact = -0.5 * ((x - 10) / 3) ** 2 - np.log(3 * (2 * np.pi) ** 0.5)
+    assert abs(np.load("lp.npy").mean() - exact.mean()) < 0.03
+
+
+def test_the_same_seed_fits_the_same_weights(run):
+    np.save("x.npy", rows())
+    for name in ("a.st", "b.st"):
+        assert run("fit", "x.npy", "-o", name, "--seed", 3, *FAST)[0] == 0
+    a, b = (flowkit.load(name).state_dict() for name in ("a.st", "b.st"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_columns_choose_and_order_and_leave_text_alone(run, tmp_path):
+    lines = ["name;weight;height", *(f"bob;{w};{h}" for h, w in rows())]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    code = run("fit", "t.csv", "-o", "m.st", "--columns", "height, weight", *FAST)[0]
+    assert code == 0
+    assert read_extra("m.st")["columns"] == COLUMNS
+    # Scored by name, whatever else the file holds and in whatever order.
+    assert run("score", "m.st", "t.csv")[0] == 0
+
+
+def test_dequantized_columns_take_whole_numbers_and_give_them_back(run):
+    counts = np.random.default_rng(2).poisson(5, size=(300, 1))
+    write_table("t.csv", np.column_stack([counts, rows(300)[:, :1]]), ["count", "height"])
+    assert run("fit", "t.csv", "-o", "m.st", "--dequantize", *FAST)[0] == 0
+    assert read_extra("m.st")["dequantized"] == ["count"]
+    assert run("sample", "m.st", "-o", "new.npy")[0] == 0
+    drawn = np.load("new.npy")
+    assert (drawn[:, 0] == drawn[:, 0].round()).all()
+    assert not (drawn[:, 1] == drawn[:, 1].round()).all()
+    assert run("score", "m.st", "new.npy")[0] == 0
+    assert "whole     count" in run("describe", "m.st")[1]
+    write_table("half.csv", [[0.5, 1.0]], ["count", "height"])
+    code, _, err = run("score", "m.st", "half.csv")
+    assert code == 2
+    assert "column(s) count expected whole numbers" in err
+
+
+def test_whole_numbers_without_noise_get_a_note(run):
+    np.save("x.npy", np.random.default_rng(2).poisson(5, size=(100, 2)))
+    code, _, err = run("fit", "x.npy", "-o", "m.st", *FAST)
+    assert code == 0
+    assert err.startswith("note: x1, x2 hold whole numbers")
+
+
+def test_rows_outside_the_support_are_counted(run):
+    np.save("x.npy", np.random.default_rng(0).random((100, 1)))
+    flow = flowkit.box_flow([0], [1])
+    flowkit.save(flow, "m.st")
+    np.save("y.npy", np.array([[0.5], [1.5]]))
+    assert run("score", "m.st", "y.npy")[1].endswith("2 rows, 1 of them outside the support\n")
+
+
+def test_describe_says_what_is_in_the_file(run, model):
+    code, out, err = run("describe", model)
+    assert (code, err) == (0, "")
+    assert "recipe    coupling_flow(features=2, layers=2, hidden=[8])" in out
+    assert "columns   height, weight" in out
+    assert "total parameters" in out
+
+
+def test_a_flow_saved_without_names_gets_numbered_ones(run):
+    flowkit.save(flowkit.coupling_flow(2, layers=1), "m.st")
+    assert "columns   x1, x2" in run("describe", "m.st")[1]
+
+
+def write(name, text):
+    def make(folder):
+        (folder / name).write_text(text)
+
+    return make
+
+
+MANY = "\n".join(f"{h},{w}" for h, w in rows(20))
+BAD_TABLES = {
+    "missing file": ("t.csv", lambda folder: None, "no file at t.csv"),
+    "extension": ("t.xlsx", lambda folder: None, "extension .csv, .npy, .parquet, got 't.xlsx'"),
+    "empty": ("t.csv", write("t.csv", ""), "t.csv is empty"),
+    "no rows": ("t.csv", write("t.csv", "a,b\n"), "t.csv has no rows"),
+    "text": (
+        "t.csv",
+        write("t.csv", "a,b\n1,2\n3,tall\n"),
+        "line 3: column 'b' holds text ('tall')",
+    ),
+    "missing value": (
+        "t.csv",
+        write("t.csv", "a,b\n1,2\n3,\n"),
+        "missing or infinite values in 1 of 2 rows (first: row 2; columns 'b')",
+    ),
+    "infinite": (
+        "t.npy",
+        lambda folder: np.save(folder / "t.npy", [[1.0, np.inf]]),
+        "missing or infinite values in 1 of 1 rows",
+    ),
+    "constant": (
+        "t.csv",
+        write("t.csv", "a,b\n" + "".join(f"{i / 7},5\n" for i in range(20))),
+        "column(s) 'b' are constant",
+    ),
+    "few rows": ("t.csv", write("t.csv", "a,b\n1,2\n3,4\n"), "at least 10 rows, t.csv has 2"),
+    "ragged": (
+        "t.csv",
+        write("t.csv", "a,b\n1,2\n3\n"),
+        "line 3: expected 2 cells as in the first line, got 1",
+    ),
+    "same names": ("t.csv", write("t.csv", "a,a\n1,2\n"), "more than one column named 'a'"),
+    "not utf-8": (
+        "t.csv",
+        lambda folder: (folder / "t.csv").write_bytes(b"a,b\n\xff\xfe,1\n"),
+        "is not a .csv file in UTF-8",
+    ),
+    "damaged npy": ("t.npy", write("t.npy", "nonsense"), "not a .npy file of numbers"),
+    "objects": (
+        "t.npy",
+        lambda folder: np.save(folder / "t.npy", np.array([["a"], [None]]), allow_pickle=True),
+        "not a .npy file of numbers",
+    ),
+    "words": (
+        "t.npy",
+        lambda folder: np.save(folder / "t.npy", np.array([["a"], ["b"]])),
+        "expected an array of numbers, got <U1",
+    ),
+    "cube": (
+        "t.npy",
+        lambda folder: np.save(folder / "t.npy", np.zeros((2, 2, 2))),
+        "expected an array (rows, columns), got shape (2, 2, 2)",
+    ),
+    "damaged parquet": ("t.parquet", write("t.parquet", "nonsense"), "not a .parquet file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TABLES.values(), ids=BAD_TABLES.keys())
+def test_unusable_tables_are_refused_in_words(fails, tmp_path, case):
+    name, make, message = case
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    make(tmp_path)
+    assert message in fails("fit", name, "-o", "m.st", *FAST)
+    assert not (tmp_path / "m.st").exists()
+
+
+def test_text_in_a_parquet_file_is_refused_unless_left_out(fails, run):
+    arrow = pytest.importorskip("pyarrow")
+    x = rows()
+    table = arrow.table({"name": ["bob"] * 200, "height": x[:, 0], "weight": x[:, 1]})
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(table, "t.parquet")
+    assert "column 'name' holds string, not numbers" in fails("fit", "t.parquet", "-o", "m.st")
+    assert run("fit", "t.parquet", "-o", "m.st", "--columns", "height,weight", *FAST)[0] == 0
+    holes = arrow.table({"height": [1.0, None], "weight": [1, 2]})
+    pyarrow.parquet.write_table(holes, "holes.parquet")
+    assert "missing or infinite values in 1 of 2 rows" in fails("score", "m.st", "holes.parquet")
+
+
+def test_parquet_without_pyarrow_names_the_remedy(fails, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for words in (
+        ["fit", "t.parquet", "-o", "m.st"],
+        ["sample", model, "-o", "t.parquet"],
+        ["score", model, "t.parquet"],
+    ):
+        assert 'pip install "flowkit-density[tables]"' in fails(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipe", "cupling_flow"], "unknown recipe 'cupling_flow'; did you mean"),
+        (["--set", "hiden=[8]"], "coupling_flow has no argument 'hiden'; did you mean 'hidden'?"),
+        (["--set", "layers=0"], "needs layers to be a whole number >= 1, got 0"),
+        (["--set", "layers"], "--set expected NAME=VALUE, got 'layers'"),
+        (["--set", "hidden=8"], "coupling_flow cannot be built with"),
+        (["--set", "scalar=quadratic"], "unknown scalar map 'quadratic'"),
+        (["--set", "context=2"], "the command line serves flows of plain rows"),
+        (["--columns", "height,age"], "t.csv has no column 'age'; it has 'height', 'weight'"),
+        (["--columns", "height,height"], "columns were named twice"),
+        (["--validation", "1.5"], "validation expected a fraction in [0, 1), got 1.5"),
+        (["--dequantize"], "--dequantize expected columns of whole numbers, t.csv has none"),
+        (["-o", "nowhere/m.st"], "no folder nowhere to write m.st to"),
+        (["-o", "."], "is a folder, expected the name of a file"),
+    ],
+)
+def test_wrong_options_of_fit_are_refused_in_words(fails, words, message):
+    write_table("t.csv", rows(), COLUMNS)
+    assert message in fails("fit", "t.csv", "-o", "m.st", "--quiet", *words)
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "message"),
+    [
+        ("t.csv", ["height", "age"], "t.csv has no column 'weight'; it has 'height', 'age'"),
+        ("t.npy", ["a", "b", "c"], "expected the 2 columns 'height', 'weight', got t.npy"),
+    ],
+)
+def test_score_refuses_other_columns(fails, model, table, columns, message):
+    write_table(table, np.random.default_rng(0).random((20, len(columns))), columns)
+    assert message in fails("score", model, table)
+
+
+def test_a_model_of_unnamed_columns_refuses_more_of_them(fails, run):
+    np.save("two.npy", rows())
+    np.save("three.npy", np.random.default_rng(0).random((20, 3)))
+    assert run("fit", "two.npy", "-o", "m.st", *FAST)[0] == 0
+    assert "m.st expected 2 columns, got 3 in three.npy" in fails("score", "m.st", "three.npy")
+
+
+def test_unusable_models_are_refused_in_words(fails, model, tmp_path):
+    assert "no flow file at none.st" in fails("describe", "none.st")
+    (tmp_path / "noise.st").write_bytes(b"noise")
+    assert "is not a safetensors file" in fails("sample", "noise.st", "-o", "x.npy")
+    (tmp_path / "cut.st").write_bytes(model.read_bytes()[:-100])
+    assert "is truncated" in fails("score", "cut.st", "x.npy")
+    save_file({"a": torch.zeros(2)}, tmp_path / "other.st")
+    assert "without a flowkit recipe in its header" in fails("describe", "other.st")
+    flowkit.save(flowkit.coupling_flow(2, context=1, layers=1), tmp_path / "conditional.st")
+    assert "serves flows of plain rows" in fails("sample", "conditional.st", "-o", "x.npy")
+    flow = flowkit.coupling_flow(2, layers=1)
+    flowkit.save(flow, tmp_path / "names.st", extra={"columns": ["a"]})
+    assert "names the columns ['a'], its flow has 2" in fails("describe", "names.st")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["fly"], ["fit", "t.csv"], ["sample", "m.st", "-o", "x.csv", "-n", "0"]],
+)
+def test_wrong_words_end_in_the_usage(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "usage: flowkit" in capsys.readouterr().err
+
+
+def test_a_command_leaves_threads_and_random_state_alone(run, model):
+    torch.manual_seed(5)
+    expected, threads = torch.rand(1), torch.get_num_threads()
+    torch.manual_seed(5)
+    np.save("x.npy", rows())
+    assert run("fit", "x.npy", "-o", "m.st", "--threads", "2", *FAST)[0] == 0
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_extra_must_be_json(tmp_path):
+    with pytest.raises(flowkit.errors.FlowFileError, match="extra expected JSON values"):
+        flowkit.save(flowkit.coupling_flow(2, layers=1), tmp_path / "m.st", extra={"a": object()})
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "flowkit", "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    for command in ("fit", "sample", "score", "describe", "demo"):
+        assert command in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "flowkit", "describe", "none.st"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "flowkit describe: no flow file at none.st\n"
+
+
+def test_the_kernel_estimate_of_the_demo_is_the_plain_sum_in_float64():
+    from scipy.special import logsumexp
+    from scipy.stats import norm
+
+    from flowkit.cli.demo import _kernel_log_density
+
+    rng = np.random.default_rng(0)
+    centres, points = rng.normal(size=(5000, 5)), rng.normal(size=(100, 5)) * 2
+    terms = norm.logpdf(points[:, None], centres, 0.2).sum(-1)
+    ours = _kernel_log_density(
+        torch.tensor(centres).float(), torch.tensor(points).float(), bandwidth=0.2
+    )
+    assert np.abs(ours - logsumexp(terms, 1) + np.log(5000)).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_the_demo_writes_all_it_promises(run, tmp_path):
+    code, out, _ = run("demo", "--small", "--steps", 20, "--output", "demo")
+    assert code == 0
+    for name in ("spline flow", "Gaussian mixture", "kernel estimate", "Gaussian  "):
+        assert name in out
+    files = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert files == {
+        "corner.png", "history.png", "model.safetensors", "pointillist.png", "samples.csv"
+    }  # fmt: skip
+    samples = read_table("demo/samples.csv")
+    assert samples.columns == ("red", "green", "blue", "x", "y")
+    assert len(samples.values) == 100_000
+    assert (samples.values >= 0).all()
+    assert (samples.values < [256, 256, 256, 640, 427]).all()
+    assert run("describe", "demo/model.safetensors")[0] == 0
