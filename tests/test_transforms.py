@@ -15,6 +15,7 @@ from flowkit.scalar import Affine, RationalQuadraticSpline
 from flowkit.testing.probe import randomise
 from flowkit.transforms import (
     ActNorm,
+    Box,
     CircularShift,
     Compose,
     Conv1x1,
@@ -359,3 +360,33 @@ def test_a_missing_inverse_is_named():
 
     with pytest.raises(NotInvertibleError, match="can score data, but not sample"):
         OneWay((2,)).inverse(torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("transform", "inside", "outside"),
+    [
+        (Logit(1, 0.0, 2.0), 1.0, 3.0),
+        (Log(1, 1.0), 2.0, 0.0),
+        (Inverse(CircularShift(1, 0.0, 1.0)), 0.5, 1.5),
+        (Inverse(Box([0.0], [9.0])), 0.5, 1.5),
+        (Inverse(Inverse(Logit(1, 0.0, 2.0))), 1.0, 3.0),
+        (Compose(Logit(1, 0.0, 2.0), LULinear(1)), 1.0, 3.0),
+        (Compose(LULinear(1), Logit(1, 0.0, 2.0).inv).inv, 1.0, 3.0),
+    ],
+    ids=lambda v: v.label if isinstance(v, Transform) else str(v),
+)
+def test_domains_follow_inversion_and_composition(transform, inside, outside):
+    assert bool(transform.domain.check(torch.tensor([inside])))
+    assert not bool(transform.domain.check(torch.tensor([outside])))
+
+
+def test_a_stack_with_a_stochastic_layer_can_be_unnormalized_and_watched():
+    stack = Compose(Dequantize(2), LULinear(2))
+    x = torch.zeros(3, 2)
+
+    def fresh():
+        return torch.Generator().manual_seed(1)
+
+    z, rest = stack.unnormalized(x, generator=fresh())
+    assert torch.equal(rest, torch.zeros(3))
+    assert torch.equal(stack.states(x, generator=fresh())[-1], z)

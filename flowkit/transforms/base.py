@@ -85,6 +85,11 @@ class Transform(nn.Module):
         return constraints.independent(constraints.real, self.event_ndim)
 
     @property
+    def codomain(self) -> constraints.Constraint:
+        """Where ``z`` lives; the whole space unless a subclass says otherwise."""
+        return constraints.independent(constraints.real, self.event_ndim)
+
+    @property
     def inv(self) -> Transform:
         """A view with the two directions exchanged; it shares the parameters."""
         return Inverse(self)
@@ -99,9 +104,11 @@ class Transform(nn.Module):
             f"{self.label} does not define inverse: it can score data, but not sample"
         )
 
-    def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def unnormalized(
+        self, x: Tensor, context: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Like ``forward``, less the terms of the log-determinant that do not depend on ``x``."""
-        z, log_det = self(x, context)
+        z, log_det = self(x, context, **kwargs)
         return z, torch.zeros_like(log_det) if self.constant_log_det else log_det
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
@@ -199,6 +206,16 @@ class Inverse(Transform):
         self.needs_context = transform.needs_context
         self.constant_log_det = transform.constant_log_det
         self.stochastic = transform.stochastic
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """Where the noise of the transform held lives."""
+        return self.transform.codomain
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """Where the data of the transform held live."""
+        return self.transform.domain
 
     @property
     def inv(self) -> Transform:

@@ -65,6 +65,11 @@ class Compose(Transform):
         """The domain of the first transform."""
         return self[0].domain
 
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """The codomain of the last transform."""
+        return self[len(self) - 1].codomain
+
     def forward(
         self,
         x: Tensor,
@@ -107,11 +112,17 @@ class Compose(Transform):
             total = log_det if total is None else total + log_det
         return x, total  # type: ignore[return-value]
 
-    def states(self, x: Tensor, context: Tensor | None = None) -> list[Tensor]:
+    def states(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Tensor]:
         """Return ``x`` and the value after each transform, in order."""
         states = [x]
         for t in self.transforms:
-            states.append(t(states[-1], context)[0])
+            kwargs = {"generator": generator} if t.stochastic else {}
+            states.append(t(states[-1], context, **kwargs)[0])
         return states
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:

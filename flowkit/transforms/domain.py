@@ -104,6 +104,11 @@ class Box(Transform):
         """The box."""
         return constraints.independent(constraints.interval(self.lower, self.upper), 1)
 
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """The cube."""
+        return constraints.independent(constraints.interval(-1.0, 1.0), 1)
+
     def _log_det(self, like: Tensor) -> Tensor:
         return (2 / (self.upper - self.lower)).log().sum().expand(like.shape[:-1])
 
@@ -192,6 +197,11 @@ class CircularShift(Transform):
     def domain(self) -> constraints.Constraint:
         """One turn, closed at the cut."""
         return constraints.independent(constraints.interval(self.lower, self.upper), 1)
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """One turn, as the domain."""
+        return self.domain
 
     def _turn(self, x: Tensor) -> Tensor:
         period = self.upper - self.lower
