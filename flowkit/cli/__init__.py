@@ -238,7 +238,6 @@ def _describe(options: argparse.Namespace) -> None:
     if noisy:
         print(f"whole     {', '.join(noisy)}")
     print(f"dtype     {str(flow.dtype).removeprefix('torch.')}")
-    print(f"support   {flow.support}")
     print(f"\n{flow.summary()}")
 
 
