@@ -50,7 +50,7 @@ class MissingDependencyError(FlowkitError, ImportError):
 
 
 class ConversionError(FlowkitError, TypeError):
-    """A model of another library holds a part without a counterpart here, or the other way round."""
+    """A part of a model has no counterpart in the other library."""
 
 
 class ContractError(FlowkitError, AssertionError):

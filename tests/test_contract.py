@@ -17,7 +17,7 @@ from flowkit.conditioners import AutoregressiveConditioner, Conditioner
 from flowkit.errors import ContractError, ShapeError
 from flowkit.scalar import ScalarMap
 from flowkit.testing import check_transform
-from flowkit.transforms import Elementwise, LULinear, Transform
+from flowkit.transforms import Elementwise, LULinear, StochasticTransform, Transform
 
 # Importing inductor touches a deprecated corner of torch.jit.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
@@ -47,7 +47,8 @@ def test_every_public_constructor_is_registered():
     registered = {type(m) for m in modules}
     registered |= {type(m.scalar) for m in modules if hasattr(m, "scalar")}
     registered |= {type(make()) for make in BASES.values()}
-    public = public_classes(flowkit.transforms, Transform, [Transform])
+    abstract = [Transform, StochasticTransform]
+    public = public_classes(flowkit.transforms, Transform, abstract)
     public |= public_classes(flowkit.scalar, ScalarMap, [ScalarMap])
     public |= public_classes(
         flowkit.conditioners, Conditioner, [Conditioner, AutoregressiveConditioner]

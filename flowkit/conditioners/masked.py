@@ -97,6 +97,11 @@ class MaskedMLP(AutoregressiveConditioner):
         for i, (before, after) in enumerate(zip(degrees, [*degrees[1:], reach], strict=True)):
             mask = torch.tensor(before <= after[:, None]).to(self.last.weight.dtype)
             self.register_buffer(f"mask_{i}", mask, persistent=False)
+            if i < len(self.layers):
+                reads = mask.sum(-1) + (context if i == 0 else 0)
+                self._start_hidden(self.layers[i], reads)  # type: ignore[arg-type]
+                if i == 0 and self.from_context is not None:
+                    self._start_hidden(self.from_context, reads)
         # _ends[l][m]: how many units of hidden layer l have a degree of at most m.
         self._ends = [
             np.searchsorted(d, np.arange(in_features), side="right").tolist() for d in degrees[1:]

@@ -83,6 +83,19 @@ class Conditioner(nn.Module):
         return soft_clip(x, self.input_clip)
 
     @staticmethod
+    def _start_hidden(layer: nn.Linear, reads: Tensor | None = None) -> nn.Linear:
+        """Weights of variance 2 / (inputs read), ``reads`` a unit: signals keep their size.
+
+        Torch's own start has a sixth of that variance, and less where a mask removes inputs; the
+        zero last layer then sees almost nothing and learns slowly (He et al., arXiv 1502.01852).
+        """
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+        if reads is not None:
+            with torch.no_grad():
+                layer.weight *= (layer.in_features / reads.clamp(min=1)).sqrt().unsqueeze(-1)
+        return layer
+
+    @staticmethod
     def _start_at_zero(layer: nn.Linear) -> nn.Linear:
         """Zero the last layer: every parameter starts at the scalar map's start."""
         nn.init.zeros_(layer.weight)
@@ -118,7 +131,7 @@ class MLP(Conditioner):
         super().__init__(in_features, out_features, context, hidden, activation, input_clip)
         sizes = (in_features + context, *self.hidden)
         self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            self._start_hidden(nn.Linear(a, b)) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
         )
         self.last = self._start_at_zero(nn.Linear(sizes[-1], out_features))
 
@@ -158,8 +171,10 @@ class ResidualMLP(Conditioner):
         width = self.hidden[0]
         if set(self.hidden) != {width}:
             raise ValueError(f"ResidualMLP needs one width for all blocks, got hidden={hidden}")
-        self.first = nn.Linear(in_features + context, width)
-        self.inner = nn.ModuleList(nn.Linear(width, width) for _ in self.hidden)
+        self.first = self._start_hidden(nn.Linear(in_features + context, width))
+        self.inner = nn.ModuleList(
+            self._start_hidden(nn.Linear(width, width)) for _ in self.hidden
+        )
         self.outer = nn.ModuleList(
             self._start_at_zero(nn.Linear(width, width)) for _ in self.hidden
         )

@@ -15,7 +15,7 @@ from flowkit.transforms.linear import (
 )
 from flowkit.transforms.normalize import ActNorm, Standardize
 from flowkit.transforms.permute import Permutation
-from flowkit.transforms.stochastic import Dequantize
+from flowkit.transforms.stochastic import Dequantize, StochasticTransform
 
 __all__ = [
     "ActNorm",
@@ -35,6 +35,7 @@ __all__ = [
     "OrthogonalLinear",
     "Permutation",
     "Standardize",
+    "StochasticTransform",
     "Transform",
     "TriangularLinear",
 ]

@@ -104,11 +104,9 @@ class Transform(nn.Module):
             f"{self.label} does not define inverse: it can score data, but not sample"
         )
 
-    def unnormalized(
-        self, x: Tensor, context: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Like ``forward``, less the terms of the log-determinant that do not depend on ``x``."""
-        z, log_det = self(x, context, **kwargs)
+        z, log_det = self(x, context)
         return z, torch.zeros_like(log_det) if self.constant_log_det else log_det
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:

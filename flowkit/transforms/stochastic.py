@@ -8,7 +8,27 @@ from torch import Tensor
 from flowkit.transforms.base import Transform
 
 
-class Dequantize(Transform):
+class StochasticTransform(Transform):
+    r"""A layer that draws: its log-determinant slot holds a log path-probability ratio.
+
+    A subclass defines ``forward`` and ``inverse`` with a ``generator=`` argument; both return
+    :math:`\log \tilde q(z \to x) - \log q(x \to z)` of their own direction. A ratio is never
+    left out of :meth:`unnormalized`.
+    """
+
+    stochastic = True
+
+    def unnormalized(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The same as ``forward``."""
+        return self(x, context, generator=generator)
+
+
+class Dequantize(StochasticTransform):
     r"""Counts to the line: :math:`z = x + u`, :math:`u \sim U[0, 1)`; back by rounding down.
 
     Forward, u has density one; backward the rounding is certain: the log path-probability ratio
@@ -30,7 +50,6 @@ class Dequantize(Transform):
         tensor([[  0., 255.]])
     """
 
-    stochastic = True
     accepts_integers = True
 
     def __init__(self, features: int) -> None:
