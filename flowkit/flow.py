@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,6 +103,11 @@ class Flow(nn.Module):
             return tensor.dtype
         return next((b.dtype for b in self.buffers() if b.is_floating_point()), None)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the flow is."""
+        return next(self.parameters(), self.initialized).device
+
     def _check_tensor(self, x: Tensor, name: str) -> None:
         if not isinstance(x, Tensor):
             raise ShapeError(
@@ -113,6 +119,12 @@ class Flow(nn.Module):
             raise ShapeError(
                 f"this flow computes in {dtype}, but {name} is {x.dtype}; remedy: "
                 f"{name}.to({dtype}), or flow.to({x.dtype})"
+            )
+        device = self.device
+        if x.device != device:
+            raise ShapeError(
+                f"this flow is on {device}, but {name} is on {x.device}; remedy: "
+                f"{name}.to({str(device)!r}), or flow.to({str(x.device)!r})"
             )
 
     def _embed(self, context: Tensor | None) -> Tensor | None:
@@ -200,6 +212,8 @@ class Flow(nn.Module):
         References:
             Burda et al. 2016, arXiv 1509.00519, for the average over paths.
         """
+        if n < 1:
+            raise ShapeError(f"log_prob_bound expected n >= 1 paths, got {n}")
         x, context = self._prepare(x, context)
         x = x.expand(n, *x.shape)
         kwargs = {"generator": generator} if self.stochastic else {}
@@ -214,9 +228,12 @@ class Flow(nn.Module):
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return samples, base log-density of their noise, and the inverse's log-determinant."""
-        size = (shape,) if isinstance(shape, int) else tuple(shape)
+        try:
+            size = tuple(operator.index(n) for n in _as_tuple(shape))
+        except TypeError:
+            size = (-1,)
         if any(n < 0 for n in size):
-            raise ShapeError(f"sample expected sizes >= 0, got {shape}")
+            raise ShapeError(f"sample expected a number or shape of sizes >= 0, got {shape!r}")
         context = self._embed(context)
         z = self.base.sample(size, context, generator)
         kwargs = {"generator": generator} if self.stochastic else {}
@@ -286,17 +303,19 @@ class Flow(nn.Module):
         return -self.base.log_prob(z, context) - log_det
 
     def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""The gradient :math:`\nabla_x \log p(x)`, of the shape of ``x``.
+        r"""The gradient :math:`\nabla_x \log p(x)`, ``(*broadcast batch, *event)``.
 
         It carries a graph where gradients are enabled, so it can be differentiated again, with
         respect to ``x`` and to the parameters; under ``torch.no_grad()`` it does not.
         """
+        self._require_exact("score")
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            x, _ = self._prepare(x, None if not self.needs_context else context)
+            x, context = self._prepare(x, context)
             if not x.requires_grad:
                 x = x.detach().requires_grad_()
-            energy = self.energy(x, context)
+            z, log_det = self.transform.unnormalized(x, context)
+            energy = -self.base.log_prob(z, context) - log_det
             (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=create_graph)
         return -gradient
 
@@ -313,30 +332,30 @@ class Flow(nn.Module):
         x = torch.distributions.transform_to(self.transform.domain)(zeros.to(like.device))
         return self.transform.unnormalized(x, embedded)[1] - self.transform(x, embedded)[1]
 
-    def _scalar_noise(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Any]:
-        """Noise of a scalar event, whether the map increases, and the embedded context."""
+    def _require_scalar(self) -> None:
         self._require_exact("the distribution function")
         if self.event_shape != (1,):
             raise ShapeError(
                 f"distribution functions exist for scalar events; this flow has {self.event_shape}"
             )
+
+    def _tail(self, x: Tensor, context: Tensor | None, upper: bool) -> Tensor:
+        """Log-probability of one side of ``x``, which is the other side of a decreasing map."""
+        self._require_scalar()
         x, context = self._prepare(x, context)
         z = self.transform(x, context)[0]
-        probe = torch.stack([torch.zeros_like(z), torch.ones_like(z)])
-        ends = self.transform.inverse(self.base.icdf(0.25 + 0.5 * probe, context), context)[0]
-        return z, ends[1] > ends[0], context
+        above, below = self.base.log_survival(z, context), self.base.log_cdf(z, context)
+        increasing = torch.as_tensor(self.transform.orientation() > 0, device=z.device)
+        first, second = (above, below) if upper else (below, above)
+        return torch.where(increasing, first, second).squeeze(-1)
 
     def log_survival(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""``log P(X > x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``."""
-        z, increasing, context = self._scalar_noise(x, context)
-        above, below = self.base.log_survival(z, context), self.base.log_cdf(z, context)
-        return torch.where(increasing, above, below).squeeze(-1)
+        return self._tail(x, context, upper=True)
 
     def log_cdf(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""``log P(X <= x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``."""
-        z, increasing, context = self._scalar_noise(x, context)
-        above, below = self.base.log_survival(z, context), self.base.log_cdf(z, context)
-        return torch.where(increasing, below, above).squeeze(-1)
+        return self._tail(x, context, upper=False)
 
     def cdf(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""``P(X <= x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``."""
@@ -351,13 +370,12 @@ class Flow(nn.Module):
 
         A ``q`` outside [0, 1] gives NaN.
         """
-        _, increasing, embedded = self._scalar_noise(
-            torch.distributions.transform_to(self.support)(torch.zeros_like(q).unsqueeze(-1)),
-            context,
-        )
-        q = q.unsqueeze(-1)
-        z = self.base.icdf(torch.where(increasing, q, 1 - q), embedded)
-        return self.transform.inverse(z, embedded)[0]
+        self._require_scalar()
+        self._check_tensor(q, "q")
+        q, context = self._prepare(q.unsqueeze(-1), context)
+        increasing = torch.as_tensor(self.transform.orientation() > 0, device=q.device)
+        z = self.base.icdf(torch.where(increasing, q, 1 - q), context)
+        return self.transform.inverse(z, context)[0]
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """A ``torch.distributions`` view, which Pyro accepts too; its batch is the context's."""
@@ -388,6 +406,10 @@ class Flow(nn.Module):
         rows.append(("total parameters", sum(p.numel() for p in self.parameters())))
         width = max(28, *(len(name) for name, _ in rows))
         return "\n".join(f"{name:<{width}}{count:>8,}" for name, count in rows)
+
+
+def _as_tuple(shape: Any) -> tuple[Any, ...]:
+    return tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
 
 
 def _same_constraint(a: constraints.Constraint, b: constraints.Constraint) -> bool:

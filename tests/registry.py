@@ -52,6 +52,7 @@ from flowkit.transforms import (
     Standardize,
     Transform,
     TriangularLinear,
+    Whiten,
 )
 
 
@@ -123,6 +124,14 @@ def _structured() -> list[Case]:
     return cases
 
 
+def _whiten(features: int) -> Whiten:
+    transform = Whiten(features)
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(features, features, generator=generator)
+    transform.initialize(3 + torch.randn(50, features, generator=generator) @ mixing)
+    return transform
+
+
 def _standardize(features: int) -> Standardize:
     transform = Standardize(features)
     transform.initialize(torch.randn(50, features, generator=torch.Generator().manual_seed(1)) * 3)
@@ -152,6 +161,7 @@ CASES: list[Case] = [
     Case("ActNorm-1", lambda: ActNorm(1)),
     Case("ActNorm-image", lambda: ActNorm(3, event_ndim=3)),
     Case("Standardize-2", lambda: _standardize(2), MOVED),
+    Case("Whiten-3", lambda: _whiten(3), MOVED),
     Case("Standardize-1-new", lambda: Standardize(1)),
     Case("Permutation-1", lambda: Permutation([0])),
     Case("Permutation-4", lambda: Permutation([2, 0, 3, 1]), MOVED),

@@ -254,7 +254,7 @@ def test_uniform_has_no_density_outside_and_no_nan_gradient():
     [
         (lambda: Uniform(1, 1.0, 1.0), "Uniform needs finite lower < upper, got 1.0, 1.0"),
         (lambda: NormalMixture(1, components=0), "NormalMixture needs components >= 1, got 0"),
-        (lambda: StudentT(2, df=[1.0, -1.0]), "StudentT needs positive degrees of freedom"),
+        (lambda: StudentT(2, df=[1.0, -1.0]), "StudentT needs positive, finite degrees"),
         (lambda: StudentT(3, df=[1.0, 2.0]), "one or 3, got"),
     ],
 )
@@ -268,3 +268,34 @@ def test_what_a_base_cannot_do_is_said():
         NormalMixture(2).log_cdf(torch.zeros(1, 2))
     with pytest.raises(NotInvertibleError, match="StudentT has no quantile function"):
         StudentT(1).icdf(torch.tensor([0.5]))
+
+
+def test_student_t_keeps_its_digits_for_many_degrees_of_freedom():
+    z = torch.linspace(-4, 4, 9).unsqueeze(-1)
+    for df in (1.0, 39.0, 41.0, 1e3, 1e6, 1e8):
+        exact = stats.t(df).logpdf(z.squeeze(-1).double().numpy())
+        got = StudentT(1, df=df).log_prob(z).detach().double().numpy()
+        np.testing.assert_allclose(got, exact, atol=2e-5)
+        double = StudentT(1, df=df, learn=False).double()
+        exact = stats.t(double.df.item()).logpdf(z.squeeze(-1).double().numpy())
+        np.testing.assert_allclose(double.log_prob(z.double()).numpy(), exact, atol=1e-7)
+
+
+def test_quantiles_of_a_mixture_reach_into_both_tails_and_carry_gradients():
+    base = NormalMixture(1, components=3).double()
+    q = torch.tensor([[0.0], [1e-12], [0.3], [0.7], [1 - 1e-9], [1.0]], dtype=torch.float64)
+    z = base.icdf(q)
+    assert z[0].item() == -math.inf
+    assert z[-1].item() == math.inf
+    torch.testing.assert_close(base.log_cdf(z[1:4]).exp(), q[1:4], rtol=1e-9, atol=0)
+    torch.testing.assert_close(base.log_survival(z[4:5]).exp(), 1 - q[4:5], rtol=1e-9, atol=0)
+    inner = q[2:4].clone().requires_grad_()
+    assert torch.autograd.gradcheck(base.icdf, inner)
+    (slope,) = torch.autograd.grad(base.icdf(inner).sum(), inner)
+    torch.testing.assert_close(slope, base.log_prob(z[2:4]).unsqueeze(-1).neg().exp())
+
+
+def test_uniform_density_of_nan_is_nan():
+    value = Uniform(2).log_prob(torch.tensor([[0.5, math.nan], [0.5, 0.5], [2.0, math.inf]]))
+    assert value[0].isnan()
+    assert value[1:].tolist() == [0.0, -math.inf]

@@ -1,6 +1,7 @@
 """With the same parameters nflows and flowkit give the same numbers: 1e-6 relative in float64."""
 
 import copy
+import math
 import pickle
 
 import nflows.distributions as nd
@@ -21,6 +22,8 @@ from flowkit.interop.nflows import (
     Shift,
     SigmoidAffine,
     SoftplusAffine,
+    SoftplusIntervalSpline,
+    SoftplusSpline,
     from_nflows,
     to_nflows,
 )
@@ -309,32 +312,45 @@ def test_standardisation_and_intervals_reach_nflows_as_fixed_layers():
 # The spline itself
 
 
+def their_slopes(ours, raw):
+    """The raw numbers that nflows turns into the same slopes."""
+    slope = ours.slopes(raw) - ours.min_slope
+    return slope + torch.log(-torch.expm1(-slope))
+
+
 @pytest.mark.parametrize("inverse", [False, True])
-def test_the_spline_is_nflows_spline(inverse):
+@pytest.mark.parametrize("kind", [RationalQuadraticSpline, SoftplusSpline])
+def test_the_spline_is_nflows_spline(kind, inverse):
     raw = torch.randn(500, 3 * 8 - 1, dtype=torch.float64)
     x = torch.linspace(-4, 4, 500, dtype=torch.float64)
-    ours = RationalQuadraticSpline(bins=8, bound=3.0, logit_clip=None)
+    ours = kind(bins=8, bound=3.0, logit_clip=None)
     widths, heights, slopes = raw.split((8, 8, 7), -1)
-    offset = torch.log(torch.expm1(torch.tensor(1 - 1e-3, dtype=torch.float64)))
     theirs = rational_quadratic.unconstrained_rational_quadratic_spline(
-        x, widths, heights, slopes + offset, inverse=inverse, tail_bound=3.0
+        x, widths, heights, their_slopes(ours, slopes), inverse=inverse, tail_bound=3.0
     )
     for a, b in zip((ours.inverse if inverse else ours.forward)(x, raw), theirs, strict=True):
         same(a, b)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-def test_the_interval_spline_is_nflows_spline(inverse):
+@pytest.mark.parametrize("kind", [IntervalSpline, SoftplusIntervalSpline])
+def test_the_interval_spline_is_nflows_spline(kind, inverse):
     raw = torch.randn(500, 3 * 8 + 1, dtype=torch.float64)
     x = torch.rand(500, dtype=torch.float64)
-    ours = IntervalSpline(bins=8, logit_clip=None)
+    ours = kind(bins=8, logit_clip=None)
     widths, heights, slopes = raw.split((8, 8, 9), -1)
-    offset = torch.log(torch.expm1(torch.tensor(1 - 1e-3, dtype=torch.float64)))
     theirs = rational_quadratic.rational_quadratic_spline(
-        x, widths, heights, slopes + offset, inverse=inverse
+        x, widths, heights, their_slopes(ours, slopes), inverse=inverse
     )
     for a, b in zip((ours.inverse if inverse else ours.forward)(x, raw), theirs, strict=True):
         same(a, b)
+
+
+@pytest.mark.parametrize("kind", [SoftplusSpline, SoftplusIntervalSpline])
+def test_the_slopes_of_nflows_are_softplus(kind):
+    raw = torch.linspace(-30, 30, 61, dtype=torch.float64)
+    offset = math.log(math.expm1(1 - 1e-3))
+    same(kind(bins=4).slopes(raw), 1e-3 + torch.nn.functional.softplus(raw + offset))
 
 
 # Whole flows

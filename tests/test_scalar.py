@@ -128,8 +128,8 @@ def test_the_spline_is_the_formula_of_the_paper():
     def sizes(raw):
         return 3.0 * (f.min_size + (1 - 4 * f.min_size) * torch.softmax(raw, -1).numpy())
 
-    raw_slopes = params[8:].numpy() + math.log(math.expm1(1 - f.min_slope))
-    slopes = f.min_slope + np.log1p(np.exp(raw_slopes))
+    raw_slopes = params[8:].numpy()
+    slopes = np.exp(raw_slopes / (1 + np.abs(raw_slopes) / -math.log(f.min_slope)))
     x = torch.linspace(-0.99, 1.99, 41, dtype=torch.float64)
     widths, heights = sizes(params[:4]), sizes(params[4:8])
     want = [numpy_spline(v, widths, heights, slopes, -1.0) for v in x.tolist()]

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch.distributions import SigmoidTransform
 
-from flowkit.bases import DiagonalNormal, StandardNormal
+from flowkit.bases import DiagonalNormal, StandardNormal, Uniform
 from flowkit.errors import DataError, NotInvertibleError, ShapeError, StochasticFlowError
 from flowkit.flow import Flow
 from flowkit.scalar import Affine, RationalQuadraticSpline
@@ -33,6 +33,7 @@ from flowkit.transforms import (
     Standardize,
     Transform,
     TriangularLinear,
+    Whiten,
 )
 
 LINEAR = [DenseLinear, LULinear, OrthogonalLinear, TriangularLinear]
@@ -390,3 +391,80 @@ def test_a_stack_with_a_stochastic_layer_can_be_unnormalized_and_watched():
     z, rest = stack.unnormalized(x, generator=fresh())
     assert torch.equal(rest, torch.zeros(3))
     assert torch.equal(stack.states(x, generator=fresh())[-1], z)
+
+
+@pytest.mark.parametrize("transform", [Logit(2, 0.0, 1.0), Log(2)], ids=lambda t: t.label)
+def test_a_missing_value_is_not_an_impossible_one(transform):
+    z, log_det = transform(torch.tensor([[0.5, math.nan], [0.5, -1.0]]))
+    assert z[0, 1].isnan()
+    assert log_det[0].isnan()
+    assert log_det[1] == -math.inf
+
+
+@pytest.mark.parametrize("top", [255, 4095, 65535])
+def test_a_dequantised_count_always_rounds_back(top):
+    counts = torch.full((200_000, 1), float(top))
+    z, _ = Dequantize(1)(counts)
+    assert torch.equal(Dequantize(1).inverse(z)[0], counts)
+    assert bool((z < top + 1).all())
+
+
+def test_dequantised_integers_take_the_dtype_of_the_flow():
+    flow = Flow(Compose(Dequantize(1), Standardize(1), LULinear(1)), StandardNormal(1)).double()
+    assert flow.log_prob_bound(torch.tensor([[3]])).dtype == torch.float64
+
+
+def test_a_box_keeps_its_ends_in_every_dtype():
+    for dtype in (torch.float32, torch.float64):
+        flow = Flow(Box([0.1], [0.7]), Uniform(1, -1.0, 1.0)).to(dtype)
+        ends = torch.tensor([[0.1], [0.7]], dtype=dtype)
+        assert torch.isfinite(flow.log_prob(ends)).all()
+
+
+def test_the_direction_is_called_by_its_documented_names():
+    t = LULinear(2)
+    assert t.inverse(z=torch.zeros(3, 2))[0].shape == (3, 2)
+    assert t.forward(x=torch.zeros(3, 2), context=None)[0].shape == (3, 2)
+
+
+def test_a_reflection_of_nothing_is_nothing():
+    t = OrthogonalLinear(3)
+    with torch.no_grad():
+        t.vectors[:, 0] = 0
+        t.vectors[:, 1] *= 1e-20
+    q = t.weight_matrix()
+    torch.testing.assert_close(q @ q.T, torch.eye(3))
+
+
+def test_whitening_makes_the_data_white_and_keeps_units():
+    torch.manual_seed(0)
+    x = 100 + torch.randn(5000, 3, dtype=torch.float64) @ torch.randn(3, 3, dtype=torch.float64)
+    t = Whiten(3).double()
+    t.initialize(x)
+    z, log_det = t(x)
+    # Shrinkage is at most a few parts in ten thousand with 5,000 rows of three columns.
+    torch.testing.assert_close(z.T.cov(), torch.eye(3, dtype=torch.float64), atol=2e-2, rtol=0)
+    exact = torch.linalg.slogdet(t.inverse_factor)[1]
+    torch.testing.assert_close(log_det, exact.expand(5000))
+    torch.testing.assert_close(t.inverse(z)[0], x)
+
+
+def test_whitening_shrinks_like_scikit_learn():
+    from sklearn.covariance import OAS
+
+    torch.manual_seed(0)
+    x = torch.randn(40, 8, dtype=torch.float64)
+    t = Whiten(8).double()
+    t.initialize(x)
+    scaled = ((x - x.mean(0)) / x.std(0, unbiased=False)).numpy()
+    exact = torch.tensor(OAS(assume_centered=True).fit(scaled).covariance_)
+    scale = x.std(0, unbiased=False)
+    factor = t.factor / scale.unsqueeze(-1)
+    torch.testing.assert_close(factor @ factor.T, exact)
+
+
+def test_columns_that_determine_each_other_can_be_whitened():
+    x = torch.randn(100, 1).repeat(1, 3)
+    t = Whiten(3)
+    t.initialize(x)
+    assert torch.isfinite(t(x)[0]).all()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowkit.bases.base import Base
 from flowkit.scalar.affine import soft_clip
-from flowkit.scalar.roots import find_root
+from flowkit.scalar.roots import attach_newton, find_root
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -214,11 +214,26 @@ class NormalMixture(Base):
         """Quantiles, for one feature, by a root search between the components' own quantiles."""
         if self.event_shape != (1,):
             return super().icdf(q)
-        u = torch.special.ndtri(q).unsqueeze(-2)
-        each = (self.means + self.log_scales.exp() * u).detach()
-        margin = 1e-3 * (1 + each.abs().amax(-2))
-        return find_root(
-            lambda z: self.log_cdf(z) - torch.log(q),
-            each.amin(-2) - margin,
-            each.amax(-2) + margin,
-        )
+        # Each side of the median in its own tail, where probabilities keep their digits.
+        upper = q > 0.5
+        tail = torch.where(upper, 1 - q, q).clamp_min(torch.finfo(q.dtype).tiny)
+
+        def log_tail(z: Tensor) -> Tensor:
+            return torch.where(upper, -self.log_survival(z), self.log_cdf(z))
+
+        target = torch.where(upper, -tail.log(), tail.log())
+        with torch.no_grad():
+            u = torch.special.ndtri(tail)
+            u = torch.where(upper, -u, u).unsqueeze(-2)
+            each = self.means + self.log_scales.exp() * u
+            margin = 1e-3 * (1 + each.abs().amax(-2))
+            start = find_root(
+                lambda z: log_tail(z) - target, each.amin(-2) - margin, each.amax(-2) + margin
+            )
+
+        def value_and_log_slope(z: Tensor) -> tuple[Tensor, Tensor]:
+            value = log_tail(z)
+            return value, self.log_prob(z).unsqueeze(-1) + value.abs()
+
+        z = attach_newton(value_and_log_slope, start, target)
+        return torch.where((q > 0) & (q < 1), z, torch.special.ndtri(q))

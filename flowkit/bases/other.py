@@ -49,7 +49,8 @@ class Uniform(Base):
         inside = ((z >= self.lower) & (z <= self.upper)).all(-1)
         value = z.new_full((), -self.event_shape[0] * math.log(self.upper - self.lower))
         # z takes part with weight zero, so that gradients exist and vanish.
-        return torch.where(inside, value + 0 * z.sum(-1), z.new_full((), -math.inf))
+        nothing = 0 * torch.where(z.isfinite() | z.isnan(), z, torch.zeros_like(z)).sum(-1)
+        return torch.where(inside, value, z.new_full((), -math.inf)) + nothing
 
     def sample(
         self,
@@ -125,6 +126,18 @@ class Logistic(Base):
         return torch.logit(q)
 
 
+def _lgamma_step(x: Tensor) -> Tensor:
+    r"""``lgamma(x + 1/2) - lgamma(x)``, by its series where the difference would lose digits.
+
+    :math:`\tfrac12 \log x - \tfrac1{8x} + \tfrac1{192 x^3} - \tfrac1{640 x^5} + O(x^{-7})`.
+    """
+    large = x > 20
+    small = torch.where(large, torch.ones_like(x), x)
+    u = 1 / torch.where(large, x, torch.full_like(x, 20.0))
+    series = -0.5 * u.log() - u / 8 + u**3 / 192 - u**5 / 640 + 17 * u**7 / 14336
+    return torch.where(large, series, torch.lgamma(small + 0.5) - torch.lgamma(small))
+
+
 class StudentT(Base):
     r"""Independent Student-t distributions, one number of degrees of freedom a feature.
 
@@ -150,9 +163,9 @@ class StudentT(Base):
     def __init__(self, features: int, df: float | list[float] = 5.0, learn: bool = True) -> None:
         super().__init__((features,))
         start = list(df) if isinstance(df, (list, tuple)) else [df] * features
-        if len(start) != features or not all(value > 0 for value in start):
+        if len(start) != features or not all(0 < value < math.inf for value in start):
             raise ValueError(
-                f"StudentT needs positive degrees of freedom, one or {features}, got {df}"
+                f"StudentT needs positive, finite degrees of freedom, one or {features}, got {df}"
             )
         raw = torch.tensor([value + math.log(-math.expm1(-value)) for value in start])
         if learn:
@@ -174,8 +187,7 @@ class StudentT(Base):
         square = torch.where(large, torch.ones_like(scaled), scaled) ** 2
         far = torch.where(large, scaled, torch.full_like(scaled, 1e3))
         log_term = torch.where(large, 2 * far.log() + torch.log1p(far**-2), torch.log1p(square))
-        constant = torch.lgamma(0.5 * (df + 1)) - torch.lgamma(0.5 * df)
-        constant = constant - 0.5 * torch.log(math.pi * df)
+        constant = _lgamma_step(0.5 * df) - 0.5 * torch.log(math.pi * df)
         return (constant - 0.5 * (df + 1) * log_term).sum(-1)
 
     def sample(

@@ -94,9 +94,9 @@ class _Spline(ScalarMap):
         """Slopes at the K + 1 knots."""
         raise NotImplementedError
 
-    def _positive(self, raw: Tensor) -> Tensor:
-        """Slopes that are one where ``raw`` is zero."""
-        return self.min_slope + F.softplus(raw + math.log(math.expm1(1 - self.min_slope)))
+    def slopes(self, raw: Tensor) -> Tensor:
+        """Slopes between ``min_slope`` and its inverse, one where ``raw`` is zero."""
+        return soft_clip(raw, -math.log(self.min_slope)).exp()
 
     def _shares(self, raw: Tensor) -> Tensor:
         """Softmax over the bins, written out: torch's is much slower over so few entries."""
@@ -147,7 +147,7 @@ class RationalQuadraticSpline(_Spline):
     Args:
         bins: Number of bins K.
         min_size: Least width and height of a bin, as a fraction of the interval.
-        min_slope: Least slope at a knot.
+        min_slope: Least slope at a knot; the largest is its inverse.
         logit_clip: Soft clip of the width and height logits, which keeps float32 inversion
             accurate for extreme parameters; ``None`` for none.
         bound: Half-width b of the interval.
@@ -179,7 +179,7 @@ class RationalQuadraticSpline(_Spline):
         return (-self.bound, self.bound)
 
     def _slopes(self, params: Tensor) -> Tensor:
-        return F.pad(self._positive(params[..., 2 * self.bins :]), (1, 1), value=1.0)
+        return F.pad(self.slopes(params[..., 2 * self.bins :]), (1, 1), value=1.0)
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class IntervalSpline(_Spline):
         return (self.lower, self.upper)
 
     def _slopes(self, params: Tensor) -> Tensor:
-        return self._positive(params[..., 2 * self.bins :])
+        return self.slopes(params[..., 2 * self.bins :])
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class CircularSpline(IntervalSpline):
         return 3 * self.bins
 
     def _slopes(self, params: Tensor) -> Tensor:
-        slopes = self._positive(params[..., 2 * self.bins :])
+        slopes = self.slopes(params[..., 2 * self.bins :])
         return torch.cat([slopes, slopes[..., :1]], -1)
 
     def _apply(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:

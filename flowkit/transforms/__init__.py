@@ -13,7 +13,7 @@ from flowkit.transforms.linear import (
     OrthogonalLinear,
     TriangularLinear,
 )
-from flowkit.transforms.normalize import ActNorm, Standardize
+from flowkit.transforms.normalize import ActNorm, Standardize, Whiten
 from flowkit.transforms.permute import Permutation
 from flowkit.transforms.stochastic import Dequantize, StochasticTransform
 
@@ -38,4 +38,5 @@ __all__ = [
     "StochasticTransform",
     "Transform",
     "TriangularLinear",
+    "Whiten",
 ]

@@ -112,6 +112,10 @@ class Transform(nn.Module):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Start from data ``x (*batch, *event)``; called by the first ``fit``, not by forward."""
 
+    def orientation(self) -> Tensor | float:
+        """Sign of ``dz/dx`` of a scalar map, for distribution functions; 1 unless overridden."""
+        return 1.0
+
     @property
     def label(self) -> str:
         """The name used in messages, such as ``Coupling(features=4)``."""
@@ -147,10 +151,14 @@ class Transform(nn.Module):
             return x, context
         if context is None:
             raise ShapeError(f"{self.label} expected context (..., {self.context_size}), got None")
-        if context.ndim < 1 or context.shape[-1] != self.context_size:
+        if (
+            not isinstance(context, Tensor)
+            or context.ndim < 1
+            or context.shape[-1] != self.context_size
+        ):
             raise ShapeError(
                 f"{self.label} expected context (..., {self.context_size}), "
-                f"got {tuple(context.shape)}"
+                f"got {tuple(getattr(context, 'shape', ())) or type(context).__name__}"
             )
         return broadcast_context(x, context, ndim)
 
@@ -178,10 +186,12 @@ def broadcast_context(x: Tensor, context: Tensor, event_ndim: int) -> tuple[Tens
 def _checked(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def checked(
-        self: Transform, x: Tensor, context: Tensor | None = None, **kwargs: Any
+        self: Transform, *args: Any, context: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        x, context = self._prepare(x, context, name)
-        return method(self, x, context, **kwargs)
+        value = args[0] if args else kwargs.pop(name)
+        context = args[1] if len(args) > 1 else context
+        value, context = self._prepare(value, context, name)
+        return method(self, value, context, *args[2:], **kwargs)
 
     return checked
 
@@ -219,6 +229,10 @@ class Inverse(Transform):
     def inv(self) -> Transform:
         """The transform itself."""
         return self.transform
+
+    def orientation(self) -> Tensor | float:
+        """That of the transform held."""
+        return self.transform.orientation()
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, **kwargs: Any

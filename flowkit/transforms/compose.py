@@ -70,6 +70,13 @@ class Compose(Transform):
         """The codomain of the last transform."""
         return self[len(self) - 1].codomain
 
+    def orientation(self) -> Tensor | float:
+        """The product of the signs."""
+        sign: Tensor | float = 1.0
+        for i in range(len(self)):
+            sign = sign * self[i].orientation()
+        return sign
+
     def forward(
         self,
         x: Tensor,

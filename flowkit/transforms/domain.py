@@ -13,6 +13,16 @@ from torch.nn import functional as F
 from flowkit.transforms.base import Transform
 
 
+def _nan_through(x: Tensor, z: Tensor) -> Tensor:
+    """``z``, but NaN where ``x`` is: a missing value is not an impossible one."""
+    return torch.where(x.isnan(), x, z)
+
+
+def _outside(x: Tensor, inside: Tensor, log_slope: Tensor) -> Tensor:
+    """``log_slope`` inside the domain, ``-inf`` outside, NaN where ``x`` is."""
+    return _nan_through(x, torch.where(inside, log_slope, torch.full_like(x, -math.inf)))
+
+
 class Logit(Transform):
     r"""The interval (lower, upper) onto the line: :math:`z = \log(x - l) - \log(u - x)`.
 
@@ -51,8 +61,7 @@ class Logit(Transform):
         safe = torch.where(inside, x, torch.full_like(x, 0.5 * (self.lower + self.upper)))
         below, above = (safe - self.lower).log(), (self.upper - safe).log()
         log_slope = math.log(self.upper - self.lower) - below - above
-        log_slope = torch.where(inside, log_slope, torch.full_like(x, -math.inf))
-        return below - above, log_slope.sum(-1)
+        return _nan_through(x, below - above), _outside(x, inside, log_slope).sum(-1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the line to the interval."""
@@ -85,8 +94,6 @@ class Box(Transform):
     """
 
     constant_log_det = True
-    lower: Tensor
-    upper: Tensor
 
     def __init__(self, lower: Sequence[float], upper: Sequence[float]) -> None:
         lower, upper = [float(value) for value in lower], [float(value) for value in upper]
@@ -96,13 +103,17 @@ class Box(Transform):
         if not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in ends):
             raise ValueError(f"Box needs finite lower < upper, got {lower}, {upper}")
         super().__init__((len(lower),))
-        self.register_buffer("lower", torch.tensor(lower), persistent=False)
-        self.register_buffer("upper", torch.tensor(upper), persistent=False)
+        # Python numbers, not buffers: a buffer would be rounded to float32 for good.
+        self.lower, self.upper = tuple(lower), tuple(upper)
+
+    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return like.new_tensor(self.lower), like.new_tensor(self.upper)
 
     @property
     def domain(self) -> constraints.Constraint:
         """The box."""
-        return constraints.independent(constraints.interval(self.lower, self.upper), 1)
+        lower, upper = torch.tensor(self.lower), torch.tensor(self.upper)
+        return constraints.independent(constraints.interval(lower, upper), 1)
 
     @property
     def codomain(self) -> constraints.Constraint:
@@ -110,15 +121,18 @@ class Box(Transform):
         return constraints.independent(constraints.interval(-1.0, 1.0), 1)
 
     def _log_det(self, like: Tensor) -> Tensor:
-        return (2 / (self.upper - self.lower)).log().sum().expand(like.shape[:-1])
+        ends = zip(self.lower, self.upper, strict=True)
+        return like.new_tensor(sum(math.log(2 / (b - a)) for a, b in ends)).expand(like.shape[:-1])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the box to the cube."""
-        return 2 * (x - self.lower) / (self.upper - self.lower) - 1, self._log_det(x)
+        lower, upper = self._ends(x)
+        return 2 * (x - lower) / (upper - lower) - 1, self._log_det(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the cube to the box."""
-        return self.lower + (z + 1) / 2 * (self.upper - self.lower), -self._log_det(z)
+        lower, upper = self._ends(z)
+        return lower + (z + 1) / 2 * (upper - lower), -self._log_det(z)
 
 
 class Log(Transform):
@@ -155,8 +169,7 @@ class Log(Transform):
         """Map the half-line to the line."""
         inside = x > self.lower
         z = torch.where(inside, x - self.lower, torch.ones_like(x)).log()
-        log_slope = torch.where(inside, -z, torch.full_like(x, -math.inf))
-        return z, log_slope.sum(-1)
+        return _nan_through(x, z), _outside(x, inside, -z).sum(-1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the line to the half-line."""

@@ -54,6 +54,10 @@ class _Linear(Transform):
         return F.linear(x, self.weight_matrix(), self.bias), x.new_zeros(x.shape[:-1])
 
 
+def _sign_of_scalar(matrix: Tensor) -> Tensor:
+    return torch.sign(matrix[0, 0])
+
+
 class DenseLinear(_Linear):
     """An unconstrained matrix and a bias; the determinant costs O(D^3). Starts at the identity.
 
@@ -79,6 +83,10 @@ class DenseLinear(_Linear):
         """``log|det W|`` by an LU factorisation."""
         log_abs_det = torch.linalg.slogdet(_at_least_single(self.weight))[1]
         return log_abs_det.to(self.weight.dtype)
+
+    def orientation(self) -> Tensor:
+        """Sign of the only entry of a 1 x 1 matrix."""
+        return _sign_of_scalar(self.weight_matrix())
 
     def _solve(self, columns: Tensor) -> Tensor:
         return torch.linalg.solve(_at_least_single(self.weight), columns)
@@ -217,8 +225,13 @@ class OrthogonalLinear(_Linear):
     def weight_matrix(self) -> Tensor:
         """The matrix Q."""
         v = _at_least_single(self.vectors)
+        # Unit columns: a reflection does not depend on the length, rounding does. A zero column
+        # reflects nothing.
+        lengths = torch.linalg.vector_norm(v.detach(), dim=0)
+        v = v / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
         gram = v.mT @ v
-        s = gram.triu(1) + torch.diag(0.5 * torch.diagonal(gram))
+        half = torch.where(lengths > 0, 0.5 * gram.diagonal(), torch.ones_like(lengths))
+        s = gram.triu(1) + torch.diag(half)
         eye = torch.diag(torch.ones_like(v[:, 0]))
         q = eye - v @ torch.linalg.solve_triangular(s, v.mT, upper=True)
         return q.to(self.vectors.dtype)
@@ -226,6 +239,10 @@ class OrthogonalLinear(_Linear):
     def log_abs_det(self) -> Tensor:
         """Zero."""
         return self.bias.new_zeros(())
+
+    def orientation(self) -> Tensor:
+        """Sign of the only entry of a 1 x 1 matrix."""
+        return _sign_of_scalar(self.weight_matrix())
 
     def _solve(self, columns: Tensor) -> Tensor:
         return _at_least_single(self.weight_matrix()).mT @ columns

@@ -52,8 +52,12 @@ class Dequantize(StochasticTransform):
 
     accepts_integers = True
 
+    like: Tensor
+
     def __init__(self, features: int) -> None:
         super().__init__((features,))
+        # Counts become floats of the dtype that the module is moved to.
+        self.register_buffer("like", torch.zeros(()), persistent=False)
 
     def forward(
         self,
@@ -63,9 +67,11 @@ class Dequantize(StochasticTransform):
     ) -> tuple[Tensor, Tensor]:
         """Add uniform noise."""
         if not x.is_floating_point():
-            x = x.to(torch.get_default_dtype())
+            x = x.to(self.like.dtype)
         noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        return x + noise, x.new_zeros(x.shape[:-1])
+        # Rounding must not carry a count into the next one's cell.
+        last = torch.nextafter(x + 1, x)
+        return torch.minimum(x + noise, last), x.new_zeros(x.shape[:-1])
 
     def inverse(
         self,

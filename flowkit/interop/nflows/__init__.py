@@ -5,7 +5,21 @@ affine maps as scalar maps, and ``nets`` the networks that stand between the two
 """
 
 from flowkit.interop.nflows.reading import from_nflows
-from flowkit.interop.nflows.scalars import Shift, SigmoidAffine, SoftplusAffine
+from flowkit.interop.nflows.scalars import (
+    Shift,
+    SigmoidAffine,
+    SoftplusAffine,
+    SoftplusIntervalSpline,
+    SoftplusSpline,
+)
 from flowkit.interop.nflows.writing import to_nflows
 
-__all__ = ["Shift", "SigmoidAffine", "SoftplusAffine", "from_nflows", "to_nflows"]
+__all__ = [
+    "Shift",
+    "SigmoidAffine",
+    "SoftplusAffine",
+    "SoftplusIntervalSpline",
+    "SoftplusSpline",
+    "from_nflows",
+    "to_nflows",
+]

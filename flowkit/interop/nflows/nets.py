@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit.conditioners import ACTIVATIONS, MLP, AutoregressiveConditioner, MaskedMLP
-from flowkit.interop.nflows.scalars import SigmoidAffine
+from flowkit.interop.nflows.scalars import (
+    SigmoidAffine,
+    SoftplusIntervalSpline,
+    SoftplusSpline,
+)
 from flowkit.scalar import Affine, IntervalSpline, RationalQuadraticSpline, ScalarMap, soft_clip
 from flowkit.transforms import Coupling, Elementwise, MaskedAutoregressive
 
@@ -212,7 +216,9 @@ def nflows_params(scalar: ScalarMap, raw: Tensor) -> Tensor:
     if isinstance(scalar, (RationalQuadraticSpline, IntervalSpline)):
         logits, slopes = raw[..., : 2 * scalar.bins], raw[..., 2 * scalar.bins :]
         logits = soft_clip(logits, scalar.logit_clip)
-        return torch.cat([logits, slopes + slope_offset(scalar)], -1)
+        if isinstance(scalar, (SoftplusSpline, SoftplusIntervalSpline)):
+            return torch.cat([logits, slopes + slope_offset(scalar)], -1)
+        return torch.cat([logits, softplus_inverse(scalar.slopes(slopes) - scalar.min_slope)], -1)
     if isinstance(scalar, Affine):
         shift, log_scale = raw.unbind(-1)
         scale = soft_clip(log_scale, scalar.max_log_scale).exp()

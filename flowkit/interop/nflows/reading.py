@@ -25,7 +25,13 @@ from flowkit.interop.nflows.nets import (
     slope_offset,
     softplus_inverse,
 )
-from flowkit.interop.nflows.scalars import Shift, SigmoidAffine, SoftplusAffine
+from flowkit.interop.nflows.scalars import (
+    Shift,
+    SigmoidAffine,
+    SoftplusAffine,
+    SoftplusIntervalSpline,
+    SoftplusSpline,
+)
 from flowkit.scalar import Affine, IntervalSpline, RationalQuadraticSpline, ScalarMap
 from flowkit.transforms import (
     ActNorm,
@@ -344,8 +350,8 @@ class _Reader:
             )
         sizes = {"min_size": t.min_bin_width, "min_slope": t.min_derivative, "logit_clip": None}
         if t.tails is None:
-            return IntervalSpline(bins, **sizes)
-        return RationalQuadraticSpline(bins, **sizes, bound=float(t.tail_bound))
+            return SoftplusIntervalSpline(bins, **sizes)
+        return SoftplusSpline(bins, **sizes, bound=float(t.tail_bound))
 
     def _spline_constants(
         self, spline: RationalQuadraticSpline | IntervalSpline, net: Any

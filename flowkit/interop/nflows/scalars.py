@@ -1,11 +1,12 @@
-"""nflows' three parameterisations of the affine map, as scalar maps.
+"""nflows' parameterisations of affine maps and of splines, as scalar maps.
 
 They exist so that a converted layer means the same by the same raw numbers and can be trained
-further; new flows are better served by :class:`flowkit.scalar.Affine`.
+further; new flows are better served by :class:`flowkit.scalar.Affine` and the splines there.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowkit.scalar import ScalarMap
+from flowkit.scalar import IntervalSpline, RationalQuadraticSpline, ScalarMap
 
 
 @dataclass(frozen=True)
@@ -112,3 +113,34 @@ class SoftplusAffine(_ScaleAndShift):
     def _scale_and_shift(self, params: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = params.unbind(-1)
         return F.softplus(raw) + self.floor, shift
+
+
+def _softplus_slopes(raw: Tensor, least: float) -> Tensor:
+    return least + F.softplus(raw + math.log(math.expm1(1 - least)))
+
+
+@dataclass(frozen=True)
+class SoftplusSpline(RationalQuadraticSpline):
+    r"""A rational-quadratic spline with the slopes of nflows, linear in large raw numbers.
+
+    :math:`s = s_{min} + \mathrm{softplus}(a + a_0)`, with :math:`a_0` such that a zero gives one.
+
+    Example:
+        >>> import torch
+        >>> spline = SoftplusSpline(bins=4)
+        >>> spline.forward(torch.tensor(1.0), torch.zeros(spline.param_size))[1].abs() < 1e-6
+        tensor(True)
+    """
+
+    def slopes(self, raw: Tensor) -> Tensor:
+        """Positive slopes, one where ``raw`` is zero."""
+        return _softplus_slopes(raw, self.min_slope)
+
+
+@dataclass(frozen=True)
+class SoftplusIntervalSpline(IntervalSpline):
+    """The same on an interval; see :class:`SoftplusSpline`."""
+
+    def slopes(self, raw: Tensor) -> Tensor:
+        """Positive slopes, one where ``raw`` is zero."""
+        return _softplus_slopes(raw, self.min_slope)

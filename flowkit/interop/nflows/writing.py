@@ -22,7 +22,13 @@ from flowkit.interop.nflows.nets import (
     nflows_params,
     softplus_inverse,
 )
-from flowkit.interop.nflows.scalars import Shift, SigmoidAffine, SoftplusAffine
+from flowkit.interop.nflows.scalars import (
+    Shift,
+    SigmoidAffine,
+    SoftplusAffine,
+    SoftplusIntervalSpline,
+    SoftplusSpline,
+)
 from flowkit.scalar import Affine, IntervalSpline, RationalQuadraticSpline, ScalarMap, soft_clip
 from flowkit.transforms import (
     ActNorm,
@@ -115,9 +121,9 @@ def to_nflows(source: Flow | Transform) -> Any:
 
 def _is_spline(scalar: ScalarMap) -> bool:
     """Whether nflows has this spline: on the line, or on the unit interval."""
-    if type(scalar) is IntervalSpline:
+    if type(scalar) in (IntervalSpline, SoftplusIntervalSpline):
         return scalar.bounds == (0.0, 1.0)
-    return type(scalar) is RationalQuadraticSpline
+    return type(scalar) in (RationalQuadraticSpline, SoftplusSpline)
 
 
 def _spline_options(scalar: Any) -> dict[str, Any]:
