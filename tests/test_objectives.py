@@ -15,8 +15,7 @@ def normal_flow(mean, scale):
     """A flow that is N(mean, scale^2) in every feature."""
     flow = Flow(LULinear(len(mean)), StandardNormal(len(mean))).double()
     with torch.no_grad():
-        raw = torch.log(torch.expm1(1 / torch.tensor(scale, dtype=torch.float64) - 1e-3))
-        flow.transform.lower_upper.diagonal().copy_(raw - math.log(math.expm1(1 - 1e-3)))
+        flow.transform.lower_upper.diagonal().copy_(-torch.tensor(scale).double().log())
         flow.transform.bias.copy_(-torch.tensor(mean) / torch.tensor(scale))
     return flow
 
@@ -110,6 +109,12 @@ def test_an_energy_of_the_wrong_shape_is_named():
         objective(elementwise_flow(1), {})
 
 
+@pytest.mark.parametrize("energy", [lambda x: 0.0, lambda x: x.detach().numpy()])
+def test_an_energy_that_returns_no_tensor_is_named(energy):
+    with pytest.raises(DataError, match="expected a torch.Tensor with one number a sample"):
+        ReverseKL(energy, samples=3)(elementwise_flow(1), {})
+
+
 def test_a_base_without_reparameterised_samples_is_refused():
     with pytest.raises(DataError, match="NormalMixture cannot give"):
         ReverseKL(standard_energy)(elementwise_flow(1, base="mixture"), {})
@@ -132,6 +137,10 @@ def test_a_weighted_sum_adds_values_gradients_and_terms():
     [
         (lambda: WeightedSum(), "pairs"),
         (lambda: WeightedSum((math.inf, MaximumLikelihood())), "finite weight"),
+        (lambda: WeightedSum(MaximumLikelihood()), r"pairs.*remedy: .*\(1.0, MaximumLikelihood"),
+        (lambda: WeightedSum((1.0, MaximumLikelihood)), "pairs"),
+        (lambda: ReverseKL(None), "energy as a function of x, got None; remedy"),
+        (lambda: ReverseKL(standard_energy, samples=2.5), "whole number, got 2.5"),
         (lambda: ReverseKL(standard_energy, "score"), "'reparam', 'path'"),
         (lambda: ReverseKL(standard_energy, samples=0), "samples >= 1"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -92,17 +91,11 @@ class DenseLinear(_Linear):
         return torch.linalg.solve(_at_least_single(self.weight), columns)
 
 
-def _positive_diagonal(raw: Tensor, floor: float) -> Tensor:
-    """Softplus with a floor, one where ``raw`` is zero."""
-    return floor + F.softplus(raw + math.log(math.expm1(1 - floor)))
-
-
 class TriangularLinear(_Linear):
     """A lower-triangular matrix with a positive diagonal, and a bias. Starts at the identity.
 
     Args:
         features: Number of features D.
-        min_diagonal: Least value on the diagonal.
 
     Example:
         >>> import torch
@@ -113,10 +106,9 @@ class TriangularLinear(_Linear):
 
     place: Tensor
 
-    def __init__(self, features: int, min_diagonal: float = 1e-3) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__(features)
-        self.min_diagonal = min_diagonal
-        # Row by row, the entries on and below the diagonal; the diagonal ones raw.
+        # Row by row, the entries on and below the diagonal; on it their logarithms.
         self.entries = nn.Parameter(torch.zeros(features * (features + 1) // 2))
         rows, columns = torch.tril_indices(features, features)
         place = torch.full((features, features), self.entries.numel())
@@ -126,16 +118,14 @@ class TriangularLinear(_Linear):
     def _matrix(self) -> Tensor:
         return torch.cat([self.entries, self.entries.new_zeros(1)])[self.place]
 
-    def _diagonal(self) -> Tensor:
-        return _positive_diagonal(self._matrix().diagonal(), self.min_diagonal)
-
     def weight_matrix(self) -> Tensor:
         """The matrix W."""
-        return self._matrix().tril(-1) + torch.diag(self._diagonal())
+        matrix = self._matrix()
+        return matrix.tril(-1) + torch.diag(matrix.diagonal().exp())
 
     def log_abs_det(self) -> Tensor:
         """The sum of the logarithms of the diagonal."""
-        return self._diagonal().log().sum()
+        return self._matrix().diagonal().sum()
 
     def _solve(self, columns: Tensor) -> Tensor:
         weight = _at_least_single(self.weight_matrix())
@@ -149,7 +139,6 @@ class LULinear(_Linear):
 
     Args:
         features: Number of features D.
-        min_diagonal: Least value on the diagonal of U.
 
     References:
         Kingma and Dhariwal 2018, Glow, arXiv 1807.03039, section 3.2.
@@ -161,18 +150,16 @@ class LULinear(_Linear):
         torch.Size([5])
     """
 
-    def __init__(self, features: int, min_diagonal: float = 1e-3) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__(features)
-        self.min_diagonal = min_diagonal
-        # L below the diagonal, U above it, the raw diagonal of U on it.
+        # L below the diagonal, U above it, the logarithm of U's diagonal on it: scales of any size
+        # are then a few steps away.
         self.lower_upper = nn.Parameter(torch.zeros(features, features))
-
-    def _diagonal(self) -> Tensor:
-        return _positive_diagonal(self.lower_upper.diagonal(), self.min_diagonal)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         lower = self.lower_upper.tril(-1) + torch.diag(torch.ones_like(self.bias))
-        return lower, self.lower_upper.triu(1) + torch.diag(self._diagonal())
+        diagonal = self.lower_upper.diagonal().exp()
+        return lower, self.lower_upper.triu(1) + torch.diag(diagonal)
 
     def weight_matrix(self) -> Tensor:
         """The matrix W = L U."""
@@ -181,7 +168,7 @@ class LULinear(_Linear):
 
     def log_abs_det(self) -> Tensor:
         """The sum of the logarithms of the diagonal of U."""
-        return self._diagonal().log().sum()
+        return self.lower_upper.diagonal().sum()
 
     def _solve(self, columns: Tensor) -> Tensor:
         lower, upper = map(_at_least_single, self._factors())

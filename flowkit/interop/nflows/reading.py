@@ -23,7 +23,6 @@ from flowkit.interop.nflows.nets import (
     masked_mlp_from_made,
     mlp_from_nflows,
     slope_offset,
-    softplus_inverse,
 )
 from flowkit.interop.nflows.scalars import (
     Shift,
@@ -276,12 +275,10 @@ class _Reader:
         return Permutation(t._permutation)
 
     def _lu(self, t: Any) -> Transform:
-        layer = LULinear(t.features, min_diagonal=t.eps).to(self.like)
-        # flowkit's raw diagonal is zero where the diagonal is one.
-        offset = softplus_inverse(1 - self.like.new_tensor(t.eps))
+        layer = LULinear(t.features).to(self.like)
         lower, upper = t._create_lower_upper()
-        raw = torch.diag(t.unconstrained_upper_diag - offset)
-        layer.lower_upper.copy_(lower.tril(-1) + upper.triu(1) + raw)
+        logarithms = torch.diag(upper.diagonal().log())
+        layer.lower_upper.copy_(lower.tril(-1) + upper.triu(1) + logarithms)
         layer.bias.copy_(t.bias)
         return layer
 

@@ -226,10 +226,12 @@ class _Writer:
 
         return NPermutation(order.clone())
 
-    def _lu_layer(self, lower: Tensor, upper: Tensor, bias: Tensor, least: float) -> Any:
-        """An nflows LULinear with given factors, the diagonal of the upper one above ``least``."""
+    def _lu_layer(self, lower: Tensor, upper: Tensor, bias: Tensor) -> Any:
+        """An nflows LULinear with given factors."""
         from nflows.transforms import LULinear as NLULinear
 
+        # nflows has a least diagonal: its own default, or less where these factors need it.
+        least = min(1e-3, 0.5 * float(upper.diagonal().min()))
         layer = NLULinear(len(bias), eps=least).to(self.like)
         layer.lower_entries.copy_(lower[layer.lower_indices])
         layer.upper_entries.copy_(upper[layer.upper_indices])
@@ -238,12 +240,12 @@ class _Writer:
         return layer
 
     def _lu(self, t: LULinear) -> Any:
-        return self._lu_layer(*t._factors(), t.bias, t.min_diagonal)
+        return self._lu_layer(*t._factors(), t.bias)
 
     def _triangular(self, t: TriangularLinear) -> Any:
         weight = t.weight_matrix()
         diagonal = weight.diagonal()
-        return self._lu_layer(weight / diagonal, torch.diag(diagonal), t.bias, t.min_diagonal)
+        return self._lu_layer(weight / diagonal, torch.diag(diagonal), t.bias)
 
     def _dense(self, t: DenseLinear) -> Any:
         pivots, lower, upper = torch.linalg.lu(t.weight)
@@ -254,7 +256,7 @@ class _Writer:
         bias = torch.empty_like(t.bias)
         bias[order] = t.bias * signs[order]
         outer = signs.unsqueeze(-1)
-        layers = [self._lu_layer(outer * lower * signs, outer * upper, bias, 0.0)]
+        layers = [self._lu_layer(outer * lower * signs, outer * upper, bias)]
         if bool((signs < 0).any()):
             flips = torch.eye(len(signs)).to(signs)[signs < 0]
             layers.append(self._reflections(flips).requires_grad_(False))
