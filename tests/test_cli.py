@@ -274,7 +274,13 @@ def test_parquet_without_pyarrow_names_the_remedy(fails, model, monkeypatch):
         (["--set", "hiden=[8]"], "coupling_flow has no argument 'hiden'; did you mean 'hidden'?"),
         (["--set", "layers=0"], "needs layers to be a whole number >= 1, got 0"),
         (["--set", "layers"], "--set expected NAME=VALUE, got 'layers'"),
-        (["--set", "hidden=8"], "coupling_flow cannot be built with"),
+        (["--set", "hidden=8"], "coupling_flow needs hidden to be the widths"),
+        (["--set", "hidden=[1000000000000000]"], "coupling_flow cannot be built with"),
+        (["--recipe", "box_flow"], "box_flow needs the argument(s) lower, upper"),
+        (
+            ["--recipe", "box_flow", "--set", "lower=[0]", "upper=[9]"],
+            "needs one lower and one upper end for each feature; it got 1 for 2 feature(s)",
+        ),
         (["--set", "scalar=quadratic"], "unknown scalar map 'quadratic'"),
         (["--set", "context=2"], "the command line serves flows of plain rows"),
         (["--columns", "height,age"], "t.csv has no column 'age'; it has 'height', 'weight'"),
@@ -325,14 +331,71 @@ def test_unusable_models_are_refused_in_words(fails, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words",
-    [[], ["fly"], ["fit", "t.csv"], ["sample", "m.st", "-o", "x.csv", "-n", "0"]],
+    ("words", "message"),
+    [
+        ([], "flowkit: the following arguments are required: COMMAND; see flowkit --help"),
+        (["fly"], "flowkit: argument COMMAND: invalid choice: 'fly'"),
+        (["fit", "t.csv"], "flowkit fit: the following arguments are required: -o/--output"),
+        (
+            ["sample", "m.st", "-o", "x.csv", "-n", "0"],
+            "flowkit sample: argument -n: expected a whole number >= 1, got '0'",
+        ),
+        (
+            ["fit", "t.csv", "-o", "m.st", "--seed", "-1"],
+            "flowkit fit: argument --seed: expected a whole number in [0, 2**63), got '-1'; see "
+            "flowkit fit --help",
+        ),
+        (
+            ["score", "m.st", "t.csv", "--seed", str(2**63)],
+            "flowkit score: argument --seed: expected a whole number in [0, 2**63)",
+        ),
+    ],
 )
-def test_wrong_words_end_in_the_usage(words, capsys):
+def test_wrong_words_end_in_one_line(words, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
-    assert "usage: flowkit" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_small_variation_of_large_numbers_keeps_its_digits(run):
+    offset = np.random.default_rng(0).normal(size=1000)
+    table = np.column_stack([1e7 + offset, offset + np.random.default_rng(1).normal(size=1000)])
+    write_table("t.csv", table, ["time", "height"])
+    assert (read_table("t.csv").values == table).all()
+    code, _, err = run("fit", "t.csv", "-o", "m.st", *FAST)
+    assert code == 0
+    assert err == "note: float32 would lose digits of time; the flow is fitted in float64\n"
+    assert flowkit.load("m.st").dtype == torch.float64
+    assert run("score", "m.st", "t.csv", "-o", "lp.npy")[0] == 0
+    exact = flowkit.load("m.st").log_prob(torch.from_numpy(table)).detach().numpy()
+    assert np.allclose(np.load("lp.npy")[:, 0], exact, rtol=0, atol=1e-10)
+    assert run("sample", "m.st", "-n", 500, "-o", "new.csv")[0] == 0
+    # float32 has a spacing of 1 here.
+    assert len(np.unique(read_table("new.csv").values[:, 0])) == 500
+
+
+def test_dequantized_large_whole_numbers_get_noise_of_one_unit(run):
+    counts = 10**8 + np.random.default_rng(2).poisson(5, size=(300, 1))
+    np.save("t.npy", counts)
+    code, _, err = run("fit", "t.npy", "-o", "m.st", "--dequantize", *FAST)
+    assert code == 0
+    assert "note: float32 would lose digits of x1" in err
+    assert run("sample", "m.st", "-o", "new.npy")[0] == 0
+    drawn = np.load("new.npy")
+    assert (drawn == drawn.round()).all()
+    assert np.unique(drawn).size > 4
+
+
+@pytest.mark.parametrize("ends", [["lower=0", "upper=1"], ["lower=[0,0]", "upper=[1,2]"]])
+def test_a_box_flow_takes_its_ends_from_set(run, ends):
+    np.save("x.npy", np.random.default_rng(0).random((200, 2)))
+    words = ["--recipe", "box_flow", "--epochs", 1, "--quiet", "--set", "hidden=[8]", *ends]
+    assert run("fit", "x.npy", "-o", "m.st", *words)[::2] == (0, "")
+    assert run("sample", "m.st", "-o", "new.npy")[0] == 0
+    assert ((np.load("new.npy") >= 0) & (np.load("new.npy") <= [1, 2])).all()
 
 
 def test_a_command_leaves_threads_and_random_state_alone(run, model):

@@ -1,17 +1,23 @@
 """Recipes build flows by name; files hold a recipe and its weights, and nothing that runs."""
 
+import dataclasses
 import json
+import os
+import time
+import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import flowkit
-from flowkit.bases import StandardNormal
-from flowkit.errors import FlowFileError, RecipeError
+from flowkit.bases import Logistic, StandardNormal, Uniform
+from flowkit.errors import DataError, FlowFileError, RecipeError
+from flowkit.estimators import FlowDensity
 from flowkit.recipes import RECIPES, build, recipe
 from flowkit.scalar import Affine, LogisticMixture, RationalQuadraticSpline
-from flowkit.transforms import LULinear
+from flowkit.transforms import Box, Coupling, LULinear
 
 VARIANTS = [
     ("coupling_flow", {"features": 3}),
@@ -31,6 +37,9 @@ VARIANTS = [
     ("box_flow", {"lower": [-9, -9, -9], "upper": [9, 8, 9.5], "layers": 2, "order": [2, 0, 1]}),
     ("box_flow", {"lower": [-9], "upper": [9], "context": 2, "bins": 4}),
     ("box_flow", {"lower": [-9, -8], "upper": [9, 9], "waves": 3, "highest": 5.0}),
+    ("box_flow", {"lower": -9, "upper": 100_000_000, "features": 2, "hidden": (4,), "bins": 2}),
+    ("elementwise_flow", {"features": 1, "hidden": (512, 512)}),
+    ("autoregressive_flow", {"features": 2, "hidden": (512, 1, 512), "layers": 1}),
 ]
 
 
@@ -119,11 +128,82 @@ def test_building_a_flow_leaves_numpy_alone_and_needs_no_seed():
             {"features": 2, "scalar": {"scalar": "Affine", "options": {"max": 1}}},
             "Affine has no option 'max'",
         ),
+        (
+            "coupling_flow",
+            {
+                "features": 2,
+                "scalar": {"scalar": "RationalQuadraticSpline", "options": {"bins": 0}},
+            },
+            "RationalQuadraticSpline cannot be built with",
+        ),
+        ("coupling_flow", {"features": 2, "hidden": 64}, "whole number >= 1, got 64; remedy"),
+        ("coupling_flow", {"features": 1, "hidden": ()}, "hidden to be the widths .* got \\(\\)"),
+        ("elementwise_flow", {"features": 1, "hidden": (8, 0.5)}, "got \\(8, 0.5\\)"),
+        ("coupling_flow", {"features": 2, "activation": "swish"}, "unknown activation 'swish'"),
+        (
+            "coupling_flow",
+            {"features": 2, "conditioner": "residual", "hidden": (8, 9)},
+            "coupling_flow cannot be built: ResidualMLP needs one width",
+        ),
+        ("coupling_flow", {"features": 2, "conditioner": 5}, "coupling_flow cannot be built"),
+        ("coupling_flow", {"features": 2, "linear": ["lu"]}, "unknown linear layer \\('lu',\\)"),
+        ("coupling_flow", {"features": 1, "linear": "qr"}, "unknown linear layer 'qr'"),
+        ("coupling_flow", {"features": 2, "base": None}, "unknown base None"),
+        (
+            "coupling_flow",
+            {"features": 2, "seed": None},
+            "seed to be a whole number >= 0, got None",
+        ),
+        ("coupling_flow", {"features": 2, "standardize": "no"}, "True or False, got 'no'"),
+        ("box_flow", {"lower": [1], "upper": [0]}, "cannot be built: Box needs finite lower <"),
+        ("box_flow", {"lower": [0, 0], "upper": [1]}, "it got 1 for 2 feature"),
+        ("box_flow", {"lower": 0, "upper": 1}, "cannot know for how many features; remedy"),
+        ("box_flow", {"lower": 0, "upper": "one", "features": 1}, "box_flow cannot be built"),
+        ("box_flow", {"lower": [0, 0], "upper": [1, 1], "order": [0, 0]}, "permutation of 0..1"),
+        ("box_flow", {"lower": [0], "upper": [1], "waves": -1}, "waves to be a whole number >= 0"),
     ],
 )
 def test_wrong_recipes_are_named(name, arguments, message):
     with pytest.raises(RecipeError, match=message):
         build(name, **arguments)
+
+
+def test_a_direct_call_raises_the_same_errors():
+    with pytest.raises(RecipeError, match="no argument 'layer'; did you mean 'layers'"):
+        flowkit.coupling_flow(2, layer=3)
+    with pytest.raises(RecipeError, match="box_flow needs the argument\\(s\\) upper"):
+        flowkit.box_flow(0)
+    with pytest.raises(RecipeError, match="multiple values for argument 'features'"):
+        flowkit.coupling_flow(2, features=2)
+
+
+def test_numbers_and_arrays_of_numpy_and_torch_are_plain_arguments(tmp_path):
+    flow = flowkit.coupling_flow(
+        np.int64(2), layers=torch.tensor(1), hidden=np.array([8, 4]),
+        scalar=RationalQuadraticSpline(bins=np.int64(4)),
+    )  # fmt: skip
+    arguments = flow.recipe["arguments"]
+    assert (arguments["features"], arguments["layers"], arguments["hidden"]) == (2, 1, [8, 4])
+    assert arguments["scalar"]["options"]["bins"] == 4
+    box = flowkit.box_flow(np.zeros(2), torch.ones(2), hidden=[8], order=range(2))
+    for made in (flow, box):
+        json.dumps(made.recipe)
+        flowkit.save(made, tmp_path / "f")
+        assert str(flowkit.load(tmp_path / "f")) == str(made)
+
+
+def test_a_box_takes_one_end_for_all_features():
+    one = flowkit.box_flow(0, [1, 2], layers=1)
+    assert (one.transform[0].lower, one.transform[0].upper) == ((0, 0), (1, 2))
+    assert flowkit.box_flow(0, 1, features=3).event_shape == (3,)
+
+
+def test_a_box_flow_serves_the_estimator():
+    X = np.random.default_rng(0).random((100, 2))
+    options = {"lower": 0, "upper": 1, "hidden": (8,)}
+    model = FlowDensity("box_flow", options, epochs=1, random_state=0).fit(X)
+    assert np.isneginf(model.score_samples(X + 2)).all()
+    assert np.isfinite(model.score_samples(X)).all()
 
 
 def test_a_users_recipe_joins_the_registry(tmp_path):
@@ -145,6 +225,98 @@ def test_a_flow_without_recipe_cannot_be_described(tmp_path):
     custom = flowkit.coupling_flow(2, conditioner=flowkit.conditioners.MLP)
     with pytest.raises(FlowFileError, match="not built by a recipe"):
         flowkit.save(custom, tmp_path / "f")
+
+
+def test_a_scalar_map_of_a_user_is_not_taken_for_ours(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Theirs(Affine):
+        pass
+
+    Theirs.__name__ = "Affine"
+    flow = flowkit.coupling_flow(2, layers=1, scalar=Theirs())
+    assert flow.recipe is None
+    with pytest.raises(FlowFileError, match="not built by a recipe"):
+        flowkit.save(flow, tmp_path / "f")
+
+
+def swap_layer(at, layer):
+    def change(flow):
+        flow.transform.transforms[at] = layer
+
+    return change
+
+
+CHANGES = {
+    "base": (lambda f: setattr(f, "base", Logistic(3)), "flow.base is .*Logistic, expected .*Sta"),
+    "bound": (
+        lambda f: setattr(f.transform[1], "scalar", RationalQuadraticSpline(bins=4, bound=9)),
+        "flow.transform.* has scalar=.*bound=9.*, expected .*bound=5",
+    ),
+    "mask": (
+        lambda f: setattr(f.transform[1], "moved_index", torch.tensor([0, 2])),
+        "moved_index holds other numbers",
+    ),
+    "layer": (lambda f: swap_layer(1, LULinear(3))(f), "is .*LULinear, expected .*Coupling"),
+    "shape": (
+        lambda f: setattr(f.transform[0], "mean", torch.zeros(1)),
+        "mean has shape \\(1,\\), expected \\(3,\\)",
+    ),
+    "embedding": (lambda f: setattr(f, "embedding", torch.nn.Identity()), "expected nothing"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_flow_changed_after_its_recipe_is_not_saved(change, message, tmp_path):
+    flow = flowkit.coupling_flow(
+        3, layers=1, hidden=(8,), linear=None, scalar=RationalQuadraticSpline(bins=4)
+    )
+    change(flow)
+    with pytest.raises(FlowFileError, match=f"{message}.*remedy"):
+        flowkit.save(flow, tmp_path / "f")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_box_or_mask_of_the_same_shape_is_not_saved(tmp_path):
+    box = flowkit.box_flow([0], [1], hidden=(8,))
+    swap_layer(0, Box([0], [2]))(box)
+    with pytest.raises(FlowFileError, match="upper=\\(2.0,\\), expected \\(1.0,\\)"):
+        flowkit.save(box, tmp_path / "f")
+    flow = flowkit.box_flow([0], [1], hidden=(8,))
+    flow.base = Uniform(1, -2.0, 2.0)
+    with pytest.raises(FlowFileError, match="flow.base has lower=-2.0, expected -1.0"):
+        flowkit.save(flow, tmp_path / "f")
+    flow = flowkit.coupling_flow(3, layers=1, linear=None, scalar="affine")
+    swap_layer(1, Coupling([True, False, True], Affine()))(flow)
+    with pytest.raises(FlowFileError, match="fixed_index holds other numbers"):
+        flowkit.save(flow, tmp_path / "f")
+
+
+def test_saving_leaves_the_random_state_alone(tmp_path):
+    flow = flowkit.coupling_flow(2, layers=1)
+    before = torch.get_rng_state()
+    flowkit.save(flow, tmp_path / "f")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_file_keeps_its_mode_and_a_new_one_honours_the_umask(tmp_path):
+    path, flow = tmp_path / "f", flowkit.elementwise_flow(1)
+    before = os.umask(0o027)
+    try:
+        flowkit.save(flow, path)
+        assert path.stat().st_mode & 0o777 == 0o640
+        path.chmod(0o600)
+        flowkit.save(flow, path)
+        assert path.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there_is_named(device, tmp_path):
+    flowkit.save(flowkit.elementwise_flow(1), tmp_path / "f")
+    with pytest.raises(DataError, match=f"on device '{device}' .*remedy: device='cpu'"):
+        flowkit.load(tmp_path / "f", device=device)
 
 
 class TestDamagedFiles:
@@ -204,6 +376,64 @@ class TestDamagedFiles:
             flowkit.load(path)
         self.rewrite(path, lambda d: d["arguments"].update(features=2, hidden=[200, 200]))
         with pytest.raises(FlowFileError, match="do not fit its recipe"):
+            flowkit.load(path)
+
+    @pytest.mark.parametrize(
+        ("name", "arguments", "message"),
+        [
+            (
+                "autoregressive_flow",
+                {"features": 15_000, "hidden": [15_000]},
+                "more weights than it holds",
+            ),
+            ("elementwise_flow", {"features": 15_000, "layers": 15_000}, "more weights"),
+            ("coupling_flow", {"features": 15_000, "linear": None, "layers": 15_000}, "more w"),
+            (
+                "box_flow",
+                {
+                    "lower": [0] * 100,
+                    "upper": [1] * 100,
+                    "hidden": [1],
+                    "bins": 2,
+                    "waves": 15_000,
+                },
+                "15000 waves of 100 features",
+            ),
+            (
+                "box_flow",
+                {"lower": 0, "upper": 1, "features": 15_000, "waves": 9},
+                "9 waves of 15000 features",
+            ),
+        ],
+    )
+    def test_sizes_that_multiply_are_refused_in_little_time_and_memory(
+        self, tmp_path, name, arguments, message
+    ):
+        path = tmp_path / "f"
+        header = json.dumps({"format": 1, "name": name, "arguments": arguments})
+        save_file({"a": torch.zeros(15_000)}, path, metadata={"flowkit": header})
+        begun = time.perf_counter()
+        tracemalloc.start()
+        try:
+            with pytest.raises(FlowFileError, match=f"{message}.*damaged or hostile"):
+                flowkit.load(path)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 100e6
+        assert time.perf_counter() - begun < 20
+
+    @pytest.mark.parametrize("read", [flowkit.load, flowkit.io.read_extra])
+    def test_a_header_nested_beyond_reason(self, path, read):
+        save_file(load_file(path), path, metadata={"flowkit": "[" * 100_000})
+        with pytest.raises(FlowFileError, match="nested too deeply"):
+            read(path)
+
+    def test_an_argument_nested_beyond_reason(self, path):
+        header = '{"format": 1, "name": "coupling_flow", "arguments": {"features": %s}}'
+        deep = "[" * 900 + "]" * 900
+        save_file(load_file(path), path, metadata={"flowkit": header % deep})
+        with pytest.raises(FlowFileError, match="nested too deeply|cannot be built"):
             flowkit.load(path)
 
     def test_weights_of_another_flow(self, path):

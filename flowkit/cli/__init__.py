@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from flowkit.errors import DataError, FlowkitError, RecipeError, ShapeError
 
 _LEAST_ROWS = 10
 _BLOCK = 8192
+# Rounding to float32 would be seen in a column whose spread is at most this part of its size.
+_SINGLE_SPREAD = 1e-3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,10 +66,18 @@ def _own_process(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors here."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave with exit code 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     import flowkit
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="flowkit", description="Fit, sample and score densities with normalizing flows."
     )
     parser.add_argument("--version", action="version", version=f"flowkit {flowkit.__version__}")
@@ -98,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--columns", help="names of the columns to use, separated by commas")
     command.add_argument(
         "--dequantize", action="store_true",
-        help="add uniform noise of one unit to columns of whole numbers; samples are rounded down",
+        help="dequantize columns of whole numbers: add uniform noise of one unit, and round "
+        "samples down",
     )  # fmt: skip
     command.add_argument("--validation", type=float, default=0.1, help="fraction held out")
     command.add_argument("--epochs", type=_positive, default=100, help="passes over the rows")
@@ -108,20 +119,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--patience", type=_positive, default=20, help="epochs without gain before stopping"
     )
-    command.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    command.add_argument("--seed", type=_seed, default=0, help="seed of everything random")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
     command = add("sample", _sample, "Draw rows from a flow.")
     command.add_argument("model", metavar="MODEL", help="file of the flow")
     command.add_argument("-n", type=_positive, default=1000, help="number of rows")
     command.add_argument("-o", "--output", metavar="OUT", required=True, help=tables)
-    command.add_argument("--seed", type=int, default=0, help="seed of the draw")
+    command.add_argument("--seed", type=_seed, default=0, help="seed of the draw")
 
     command = add("score", _score, "Log-density of the rows of a table, in nats.")
     command.add_argument("model", metavar="MODEL", help="file of the flow")
     command.add_argument("data", metavar="DATA", help=tables)
     command.add_argument("-o", "--output", metavar="OUT", help=f"one number a row: {tables}")
-    command.add_argument("--seed", type=int, default=0, help="seed of the dequantization noise")
+    command.add_argument("--seed", type=_seed, default=0, help="seed of the noise of --dequantize")
 
     command = add("describe", _describe, "Say what is in the file of a flow.")
     command.add_argument("model", metavar="MODEL", help="file of the flow")
@@ -131,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     length = command.add_mutually_exclusive_group()
     length.add_argument("--seconds", type=float, default=150.0, help="time for training")
     length.add_argument("--steps", type=_positive, help="optimiser steps, instead of seconds")
-    command.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    command.add_argument("--seed", type=_seed, default=0, help="seed of everything random")
     command.add_argument(
         "--small", action="store_true", help="a thirtieth of the pixels, to see that all works"
     )
@@ -144,6 +155,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
     return value
+
+
+def _seed(text: str) -> int:
+    """A whole number that every generator of random numbers takes."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number in [0, 2**63), got {text!r}")
+    return int(text)
 
 
 def _fit(options: argparse.Namespace) -> None:
@@ -165,10 +183,17 @@ def _fit(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     noisy = whole if options.dequantize else []
-    x = _rows(table.values, table.columns, noisy, options.seed)
+    fine = _fine_columns(table.values, table.columns)
+    if fine:
+        print(
+            f"note: float32 would lose digits of {', '.join(fine)}; the flow is fitted in float64",
+            file=sys.stderr,
+        )
+    dtype = torch.float64 if fine else torch.float32
+    x = _rows(table.values, table.columns, noisy, options.seed, dtype)
 
     torch.manual_seed(options.seed)
-    flow = _build(options.recipe, {"features": x.shape[1], **settings})
+    flow = _build(options.recipe, {"features": x.shape[1], **settings}).to(dtype)
     history = fit(
         flow, x, validation=options.validation, epochs=options.epochs, steps=options.steps,
         batch_size=options.batch_size, lr=options.lr, patience=options.patience,
@@ -215,7 +240,7 @@ def _score(options: argparse.Namespace) -> None:
             f"{options.data}: column(s) {', '.join(sorted(fractional))} expected whole numbers, "
             "as the flow was fitted to with --dequantize"
         )
-    x = _rows(table.values, columns, noisy, options.seed)
+    x = _rows(table.values, columns, noisy, options.seed, flow.dtype)
     with torch.no_grad():
         scores = torch.cat([flow.log_prob(block) for block in x.split(_BLOCK)]).double().numpy()
     if options.output is not None:
@@ -265,14 +290,12 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _build(name: str, arguments: dict[str, Any]) -> Any:
-    """Build a flow; whatever a wrong argument raises becomes one readable line."""
+    """Build a flow, or say in one line why there is not enough memory for it."""
     from flowkit.recipes import build
 
     try:
         flow = build(name, **arguments)
-    except RecipeError:
-        raise
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except RuntimeError as error:
         raise RecipeError(f"{name} cannot be built with {arguments}: {error}") from error
     _check_plain(flow)
     return flow
@@ -324,14 +347,26 @@ def _whole_columns(values: np.ndarray, columns: Sequence[str]) -> list[str]:
     return [name for i, name in enumerate(columns) if (values[:, i] == values[:, i].round()).all()]
 
 
+def _fine_columns(values: np.ndarray, columns: Sequence[str]) -> list[str]:
+    """Columns whose variation would lose digits in float32, by the rule of ``FlowDensity``."""
+    size = np.abs(values).max(0)
+    size = np.where(size > 0, size, 1.0)
+    fine = ((values / size).std(0) <= _SINGLE_SPREAD) | (size <= 1e-15) | (size >= 1e15)
+    return [name for name, is_fine in zip(columns, fine, strict=True) if is_fine]
+
+
 def _rows(
-    values: np.ndarray, columns: Sequence[str], noisy: Sequence[str], seed: int
+    values: np.ndarray,
+    columns: Sequence[str],
+    noisy: Sequence[str],
+    seed: int,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Rows as a flow reads them, with noise on the columns of whole numbers."""
+    """Rows as a flow of this dtype reads them, with noise on the columns of whole numbers."""
     from flowkit.datasets import dequantise
 
-    x = torch.from_numpy(values).float()
+    x = torch.from_numpy(values).to(dtype)
     at = [columns.index(name) for name in noisy]
     if at:
-        x[:, at] = dequantise(torch.from_numpy(values[:, at]), seed=seed)
+        x[:, at] = dequantise(torch.from_numpy(values[:, at]), seed=seed, dtype=dtype)
     return x

@@ -97,7 +97,9 @@ def write_table(path: str | Path, values: Any, columns: Sequence[str]) -> None:
     else:
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(columns)
-            np.savetxt(file, values, fmt="%.9g", delimiter=",")
+            # As many digits as give the same numbers back.
+            digits = 17 if values.dtype == np.float64 else 9
+            np.savetxt(file, values, fmt=f"%.{digits}g", delimiter=",")
 
 
 def check_extension(path: str | Path) -> None:

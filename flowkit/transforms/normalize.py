@@ -97,9 +97,8 @@ class Whiten(Transform):
         >>> x = torch.randn(1000, 2) @ torch.tensor([[1.0, 0.9], [0.0, 0.4]])
         >>> t = Whiten(2)
         >>> t.initialize(x)
-        >>> t(x)[0].T.cov().round(decimals=2)
-        tensor([[1., 0.],
-                [0., 1.]])
+        >>> torch.allclose(t(x)[0].T.cov(), torch.eye(2), atol=0.05)
+        True
     """
 
     constant_log_det = True

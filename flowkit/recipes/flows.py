@@ -1,23 +1,16 @@
-"""Named flows: one function a flow, with the field's names and defaults that fit without tuning.
-
-A call of a recipe is plain JSON. The registry here is what files, the command line and the
-estimators use to build a flow by name; a user's own recipe joins it with :func:`recipe`.
-"""
+"""The recipes of flowkit: layers, conditioners and bases put together under the field's names."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
-import flowkit.scalar
 from flowkit.bases import Base, Logistic, NormalMixture, StandardNormal, StudentT, Uniform
 from flowkit.conditioners import (
+    ACTIVATIONS,
     MLP,
     AutoregressiveConditioner,
     FourierMaskedMLP,
@@ -27,6 +20,7 @@ from flowkit.conditioners import (
 )
 from flowkit.errors import RecipeError
 from flowkit.flow import Flow
+from flowkit.recipes.registry import choose, recipe
 from flowkit.scalar import (
     Affine,
     IntervalSpline,
@@ -47,8 +41,6 @@ from flowkit.transforms import (
     Transform,
 )
 
-RECIPES: dict[str, Callable[..., Flow]] = {}
-
 _SCALARS: dict[str, Callable[[], ScalarMap]] = {
     "affine": Affine,
     "mixture": LogisticMixture,
@@ -67,144 +59,49 @@ _LINEARS: dict[str, Callable[[int], Transform]] = {
 }
 
 
-def recipe(function: Callable[..., Flow]) -> Callable[..., Flow]:
-    """Register a function that builds a flow, and let its flows remember how they were built.
-
-    Arguments must be JSON values or scalar maps; a flow built with anything else (a module, a
-    callable) works, but cannot be saved as a flow file.
-
-    Example:
-        >>> from flowkit import Flow
-        >>> from flowkit.bases import StandardNormal
-        >>> from flowkit.recipes import RECIPES, recipe
-        >>> from flowkit.transforms import LULinear
-        >>> @recipe
-        ... def linear_flow(features: int) -> Flow:
-        ...     return Flow(LULinear(features), StandardNormal(features))
-        >>> linear_flow(2).recipe
-        {'name': 'linear_flow', 'arguments': {'features': 2}}
-        >>> del RECIPES["linear_flow"]
-    """
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def build_flow(*args: Any, **kwargs: Any) -> Flow:
-        bound = signature.bind(*args, **kwargs)
-        flow = function(*args, **kwargs)
-        arguments = {name: _encode(value) for name, value in bound.arguments.items()}
-        if _UNKNOWN not in arguments.values():
-            flow.recipe = {"name": function.__name__, "arguments": arguments}
-        return flow
-
-    RECIPES[function.__name__] = build_flow
-    return build_flow
-
-
-def build(name: str, **arguments: Any) -> Flow:
-    """Build a flow by the name of its recipe, with arguments as JSON gives them.
-
-    Raises:
-        RecipeError: If the name or an argument is unknown.
-
-    Example:
-        >>> from flowkit.recipes import build
-        >>> build("coupling_flow", features=2, layers=2).event_shape
-        (2,)
-        >>> build("coupling_fow", features=2)
-        Traceback (most recent call last):
-        ...
-        flowkit.errors.RecipeError: unknown recipe 'coupling_fow'; did you mean 'coupling_flow'?
-    """
-    if name not in RECIPES:
-        raise RecipeError(f"unknown recipe {name!r}; {_suggest(name, RECIPES)}")
-    known = inspect.signature(RECIPES[name]).parameters
-    for argument in arguments:
-        if argument not in known:
-            raise RecipeError(f"{name} has no argument {argument!r}; {_suggest(argument, known)}")
-    missing = [n for n, p in known.items() if p.default is p.empty and n not in arguments]
-    if missing:
-        raise RecipeError(f"{name} needs the argument(s) {', '.join(missing)}")
-    return RECIPES[name](**{key: _decode(value) for key, value in arguments.items()})
-
-
-def _suggest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"choose from {', '.join(sorted(known))}"
-
-
-_UNKNOWN = object()
-
-
-def _encode(value: Any) -> Any:
-    """A value as JSON, or ``_UNKNOWN``."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        encoded = [_encode(item) for item in value]
-        return _UNKNOWN if _UNKNOWN in encoded else encoded
-    if isinstance(value, ScalarMap) and type(value).__name__ in flowkit.scalar.__all__:
-        return {"scalar": type(value).__name__, "options": dataclasses.asdict(value)}  # type: ignore[call-overload]
-    return _UNKNOWN
-
-
-def _decode(value: Any) -> Any:
-    """Undo ``_encode``."""
-    if isinstance(value, list):
-        return tuple(_decode(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    name, options = value.get("scalar"), value.get("options")
-    cls = getattr(flowkit.scalar, name, None) if name in flowkit.scalar.__all__ else None
-    if not (isinstance(cls, type) and issubclass(cls, ScalarMap) and isinstance(options, dict)):
-        raise RecipeError(f"unknown scalar map {name!r} in a recipe")
-    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for option in options:
-        if option not in fields:
-            raise RecipeError(f"{name} has no option {option!r}; {_suggest(option, fields)}")
-    return cls(**options)
-
-
-def _choose(kind: str, name: Any, table: dict[str, Any]) -> Any:
-    if name not in table:
-        raise RecipeError(f"unknown {kind} {name!r}; {_suggest(name, table)}")
-    return table[name]
-
-
 def _scalar(scalar: str | ScalarMap) -> ScalarMap:
-    return scalar if isinstance(scalar, ScalarMap) else _choose("scalar map", scalar, _SCALARS)()
+    return scalar if isinstance(scalar, ScalarMap) else choose("scalar map", scalar, _SCALARS)()
 
 
-def _check_sizes(name: str, **sizes: int) -> None:
+def _check_sizes(name: str, **sizes: Any) -> None:
     for what, value in sizes.items():
-        least = 0 if what == "context" else 1
+        least = 0 if what in ("context", "seed", "waves") else 1
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise RecipeError(
                 f"{name} needs {what} to be a whole number >= {least}, got {value!r}"
             )
 
 
+def _check_network(name: str, hidden: Any, activation: Any) -> None:
+    choose("activation", activation, ACTIVATIONS)
+    widths = hidden if isinstance(hidden, tuple) else ()
+    if not widths or any(type(width) is not int or width < 1 for width in widths):
+        raise RecipeError(
+            f"{name} needs hidden to be the widths of the hidden layers, at least one and each a "
+            f"whole number >= 1, got {hidden!r}; remedy: for example hidden=(64, 64)"
+        )
+
+
 def _mixing(linear: str | None, features: int, seed: int) -> list[Transform]:
     """What stands before a layer so that every feature gets its turn."""
-    if linear is None or features == 1:
+    if linear is None:
+        return []
+    layer = choose("linear layer", linear, _LINEARS | {"permutation": None})
+    if features == 1:
         return []
     permutation = Permutation.random(features, seed)
-    if linear == "permutation":
-        return [permutation]
-    return [
-        permutation,
-        _choose("linear layer", linear, _LINEARS | {"permutation": Permutation})(features),
-    ]
+    return [permutation] if layer is None else [permutation, layer(features)]
 
 
 def _finish(
-    layers: list[Transform], features: int, context: int, base: str, standardize: bool
+    name: str, layers: list[Transform], features: int, context: int, base: str, standardize: bool
 ) -> Flow:
+    if not isinstance(standardize, bool):
+        raise RecipeError(f"{name} needs standardize to be True or False, got {standardize!r}")
     first: list[Transform] = [Standardize(features)] if standardize else []
     embedding = StandardizeContext(context) if context and standardize else None
     return Flow(
-        Compose(*first, *layers), _choose("base", base, _BASES)(features), embedding=embedding
+        Compose(*first, *layers), choose("base", base, _BASES)(features), embedding=embedding
     )
 
 
@@ -253,13 +150,14 @@ def coupling_flow(
         >>> coupling_flow(features=3, layers=2).log_prob(torch.zeros(5, 3)).shape
         torch.Size([5])
     """
-    _check_sizes("coupling_flow", features=features, context=context, layers=layers)
+    _check_sizes("coupling_flow", features=features, context=context, layers=layers, seed=seed)
+    _check_network("coupling_flow", hidden, activation)
     chosen = _scalar(scalar)
     factory = conditioner
     if isinstance(conditioner, str):
         factory = functools.partial(
-            _choose("conditioner", conditioner, _CONDITIONERS),
-            hidden=tuple(hidden),
+            choose("conditioner", conditioner, _CONDITIONERS),
+            hidden=hidden,
             activation=activation,
         )
     stack: list[Transform] = []
@@ -271,7 +169,7 @@ def coupling_flow(
         swap = linear is None and i % 2 == 1
         mask = [(j < features // 2) == swap for j in range(features)]
         stack.append(Coupling(mask, chosen, factory, context))  # type: ignore[arg-type]
-    return _finish(stack, features, context, base, standardize)
+    return _finish("coupling_flow", stack, features, context, base, standardize)
 
 
 @recipe
@@ -305,15 +203,18 @@ def autoregressive_flow(
         >>> autoregressive_flow(features=3, layers=2).sample(5).shape
         torch.Size([5, 3])
     """
-    _check_sizes("autoregressive_flow", features=features, context=context, layers=layers)
+    _check_sizes(
+        "autoregressive_flow", features=features, context=context, layers=layers, seed=seed
+    )
+    _check_network("autoregressive_flow", hidden, activation)
     chosen = _scalar(scalar)
-    factory = functools.partial(MaskedMLP, hidden=tuple(hidden), activation=activation)
+    factory = functools.partial(MaskedMLP, hidden=hidden, activation=activation)
     stack: list[Transform] = []
     for i in range(layers):
         stack += _mixing(linear, features, seed + i)
         order = list(range(features))[::-1] if linear is None and i % 2 == 1 else None
         stack.append(MaskedAutoregressive(features, chosen, factory, context, order))
-    return _finish(stack, features, context, base, standardize)
+    return _finish("autoregressive_flow", stack, features, context, base, standardize)
 
 
 @recipe
@@ -343,19 +244,45 @@ def elementwise_flow(
         tensor([0.5000])
     """
     _check_sizes("elementwise_flow", features=features, context=context, layers=layers)
+    _check_network("elementwise_flow", hidden, activation)
     chosen = _scalar(scalar)
-    factory = functools.partial(MLP, hidden=tuple(hidden), activation=activation)
+    factory = functools.partial(MLP, hidden=hidden, activation=activation)
     stack: list[Transform] = []
     for _ in range(layers):
         stack.append(Elementwise(features, Affine(), context, factory))
         stack.append(Elementwise(features, chosen, context, factory))
-    return _finish(stack, features, context, base, standardize)
+    return _finish("elementwise_flow", stack, features, context, base, standardize)
+
+
+def _sides(lower: Any, upper: Any, features: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Lower and upper ends of a box, one a feature."""
+    listed = [ends for ends in (lower, upper) if isinstance(ends, tuple)]
+    if features is None:
+        if not listed:
+            raise RecipeError(
+                f"box_flow got one number for each end, lower={lower!r} and upper={upper!r}, and "
+                "cannot know for how many features; remedy: lists with one end a feature, or "
+                "features=..."
+            )
+        features = len(listed[0])
+    _check_sizes("box_flow", features=features)
+    for ends in listed:
+        if len(ends) != features:
+            raise RecipeError(
+                "box_flow needs one lower and one upper end for each feature; it got "
+                f"{len(ends)} for {features} feature(s)"
+            )
+    lower, upper = (
+        ends if isinstance(ends, tuple) else (ends,) * features for ends in (lower, upper)
+    )
+    return lower, upper
 
 
 @recipe
 def box_flow(
-    lower: Sequence[float],
-    upper: Sequence[float],
+    lower: float | Sequence[float],
+    upper: float | Sequence[float],
+    features: int | None = None,
     context: int = 0,
     layers: int = 1,
     bins: int = 16,
@@ -371,8 +298,9 @@ def box_flow(
     For pixels, proportions, ranks and other bounded data. Every second layer reverses the order.
 
     Args:
-        lower: Lower ends of the box, one a feature.
-        upper: Upper ends.
+        lower: Lower ends of the box, one a feature, or one number for all features.
+        upper: Upper ends, likewise.
+        features: Number of features; needed only where both ends are one number.
         context: Number of context features.
         layers: Number of autoregressive layers.
         bins: Bins of every spline.
@@ -397,20 +325,20 @@ def box_flow(
         >>> flow.log_prob(torch.tensor([[0.5, 1.5], [0.5, 2.5]])).detach()
         tensor([-0.6931,    -inf])
     """
+    lower, upper = _sides(lower, upper, features)
     features = len(lower)
-    _check_sizes("box_flow", features=features, context=context, layers=layers, bins=bins)
-    if isinstance(waves, bool) or not isinstance(waves, int) or waves < 0:
-        raise RecipeError(f"box_flow needs waves to be a whole number >= 0, got {waves!r}")
+    _check_sizes("box_flow", context=context, layers=layers, bins=bins, waves=waves, seed=seed)
+    _check_network("box_flow", hidden, activation)
     scalar = IntervalSpline(bins=bins, lower=-1.0, upper=1.0)
-    first = list(range(features)) if order is None else list(order)
+    first = list(range(features)) if order is None else order
     stack: list[Transform] = [Box(lower, upper)]
     for i in range(layers):
         factory: Callable[..., AutoregressiveConditioner] = functools.partial(
-            MaskedMLP, hidden=tuple(hidden), activation=activation
+            MaskedMLP, hidden=hidden, activation=activation
         )
         if waves:
             factory = functools.partial(
-                FourierMaskedMLP, hidden=tuple(hidden), activation=activation, waves=waves,
+                FourierMaskedMLP, hidden=hidden, activation=activation, waves=waves,
                 highest=highest, seed=seed + i,
             )  # fmt: skip
         turned = first[::-1] if i % 2 else first

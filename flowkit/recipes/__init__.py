@@ -1,0 +1,18 @@
+"""Named flows: one function a flow, with the field's names and defaults that fit without tuning.
+
+A call of a recipe is plain JSON. The registry here is what files, the command line and the
+estimators use to build a flow by name; a user's own recipe joins it with :func:`recipe`.
+"""
+
+from flowkit.recipes.flows import autoregressive_flow, box_flow, coupling_flow, elementwise_flow
+from flowkit.recipes.registry import RECIPES, build, recipe
+
+__all__ = [
+    "RECIPES",
+    "autoregressive_flow",
+    "box_flow",
+    "build",
+    "coupling_flow",
+    "elementwise_flow",
+    "recipe",
+]

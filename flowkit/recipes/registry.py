@@ -1,0 +1,185 @@
+"""The registry of recipes: building a flow by name, and a call of a recipe as JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import flowkit.scalar
+from flowkit.errors import RecipeError
+from flowkit.flow import Flow
+from flowkit.scalar import ScalarMap
+
+RECIPES: dict[str, Callable[..., Flow]] = {}
+
+
+def recipe(function: Callable[..., Flow]) -> Callable[..., Flow]:
+    """Register a function that builds a flow, and let its flows remember how they were built.
+
+    The function gets plain Python values: numbers of NumPy and tensors of one number become
+    numbers, and arrays, lists and ranges become tuples. A flow built with anything that is neither
+    JSON nor a scalar map of flowkit (a module, a callable) works, but cannot be saved as a flow
+    file.
+
+    Raises:
+        RecipeError: From the registered function, if an argument is unknown or missing, or
+            building fails with a ``ValueError`` or ``TypeError``.
+
+    Example:
+        >>> from flowkit import Flow
+        >>> from flowkit.bases import StandardNormal
+        >>> from flowkit.recipes import RECIPES, recipe
+        >>> from flowkit.transforms import LULinear
+        >>> @recipe
+        ... def linear_flow(features: int) -> Flow:
+        ...     return Flow(LULinear(features), StandardNormal(features))
+        >>> linear_flow(2).recipe
+        {'name': 'linear_flow', 'arguments': {'features': 2}}
+        >>> del RECIPES["linear_flow"]
+    """
+    signature = inspect.signature(function)
+    name = function.__name__
+
+    @functools.wraps(function)
+    def build_flow(*args: Any, **kwargs: Any) -> Flow:
+        bound = _bind(name, signature, args, kwargs)
+        try:
+            bound.arguments = {key: _as_python(value) for key, value in bound.arguments.items()}
+            flow = function(*bound.args, **bound.kwargs)
+        except RecipeError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{name} cannot be built: {error}") from error
+        flow.recipe = _describe(name, bound.arguments)
+        return flow
+
+    RECIPES[name] = build_flow
+    return build_flow
+
+
+def build(name: str, **arguments: Any) -> Flow:
+    """Build a flow by the name of its recipe, with arguments as JSON gives them.
+
+    Raises:
+        RecipeError: If the name or an argument is unknown, or an argument is out of its range.
+
+    Example:
+        >>> from flowkit.recipes import build
+        >>> build("coupling_flow", features=2, layers=2).event_shape
+        (2,)
+        >>> build("coupling_fow", features=2)
+        Traceback (most recent call last):
+        ...
+        flowkit.errors.RecipeError: unknown recipe 'coupling_fow'; did you mean 'coupling_flow'?
+    """
+    builder = choose("recipe", name, RECIPES)
+    return builder(**{key: _decode(value) for key, value in arguments.items()})
+
+
+def choose(kind: str, name: Any, table: dict[str, Any]) -> Any:
+    """The entry of ``table`` called ``name``.
+
+    Raises:
+        RecipeError: If there is none; says which name may have been meant.
+    """
+    if not isinstance(name, str) or name not in table:
+        raise RecipeError(f"unknown {kind} {name!r}; {_suggest(name, table)}")
+    return table[name]
+
+
+def _suggest(name: Any, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"choose from {', '.join(sorted(known))}"
+
+
+def _bind(
+    name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> inspect.BoundArguments:
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        known = signature.parameters
+        for argument in kwargs:
+            if argument not in known:
+                raise RecipeError(
+                    f"{name} has no argument {argument!r}; {_suggest(argument, known)}"
+                ) from None
+        missing = [
+            key
+            for key in list(known)[len(args) :]
+            if known[key].default is inspect.Parameter.empty and key not in kwargs
+        ]
+        if missing:
+            raise RecipeError(f"{name} needs the argument(s) {', '.join(missing)}") from None
+        raise RecipeError(f"{name}: {error}") from None
+
+
+def _as_python(value: Any) -> Any:
+    """Numbers of NumPy and torch as Python's, sequences as tuples, all else as it is."""
+    if isinstance(value, (np.generic, np.ndarray, Tensor)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple, range)):
+        return tuple(_as_python(item) for item in value)
+    if _is_ours(value):
+        return type(value)(**{key: _as_python(v) for key, v in _options(value).items()})
+    return value
+
+
+def _is_ours(value: Any) -> bool:
+    """Whether this is a scalar map of flowkit, by identity: a user's class may share the name."""
+    kind = type(value)
+    return isinstance(value, ScalarMap) and getattr(flowkit.scalar, kind.__name__, None) is kind
+
+
+def _options(scalar: Any) -> dict[str, Any]:
+    return {field.name: getattr(scalar, field.name) for field in dataclasses.fields(scalar)}
+
+
+def _describe(name: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """The call as JSON; ``None`` where an argument has no JSON."""
+    try:
+        return {"name": name, "arguments": {k: _encode(v) for k, v in arguments.items()}}
+    except TypeError:
+        return None
+
+
+def _encode(value: Any) -> Any:
+    """A value from ``_as_python`` as JSON, or a TypeError."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, tuple):
+        return [_encode(item) for item in value]
+    kind = type(value).__name__
+    if not _is_ours(value):
+        raise TypeError(f"no JSON for {kind}")
+    options = {key: _encode(option) for key, option in _options(value).items()}
+    return {"scalar": kind, "options": options}
+
+
+def _decode(value: Any) -> Any:
+    """Undo ``_encode``."""
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    name, options = value.get("scalar"), value.get("options")
+    cls = getattr(flowkit.scalar, name, None) if name in flowkit.scalar.__all__ else None
+    if not (isinstance(cls, type) and issubclass(cls, ScalarMap) and isinstance(options, dict)):
+        raise RecipeError(f"unknown scalar map {name!r} in a recipe")
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for option in options:
+        if option not in fields:
+            raise RecipeError(f"{name} has no option {option!r}; {_suggest(option, fields)}")
+    try:
+        return cls(**options)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{name} cannot be built with {options}: {error}") from error
