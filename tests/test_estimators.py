@@ -158,7 +158,9 @@ def test_known_density_is_recovered():
 def test_densities_are_in_the_units_of_the_data():
     X = normal_rows()
     scale = np.array([1e-6, 1e6]) * 2
-    metres, other = quick().fit(X), quick().fit(X * scale)
+    # Batches smaller than the data: over the rows that the flow starts from, the gradient of a
+    # shift vanishes up to rounding, which Adam would amplify.
+    metres, other = (quick(batch_size=50).fit(X * units) for units in (1, scale))
     shift = np.log(scale).sum()
     np.testing.assert_allclose(
         metres.score_samples(X) - shift, other.score_samples(X * scale), atol=2e-3

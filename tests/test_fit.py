@@ -1,5 +1,6 @@
 """fit: it learns, records, stops, restores, resumes, and says what is wrong with data."""
 
+import contextlib
 import copy
 import json
 import math
@@ -11,13 +12,25 @@ import textwrap
 import numpy as np
 import pandas
 import pytest
+import scipy.sparse
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from flowkit import Flow, MaximumLikelihood, ReverseKL, coupling_flow, elementwise_flow, fit
-from flowkit.bases import StandardNormal
+from flowkit import (
+    Flow,
+    MaximumLikelihood,
+    ReverseKL,
+    WeightedSum,
+    coupling_flow,
+    elementwise_flow,
+    fit,
+)
+from flowkit.bases import Logistic, StandardNormal, Uniform
 from flowkit.errors import CheckpointError, DataError, NonFiniteLossError
 from flowkit.objectives import Loss, Objective
+from flowkit.training.run import Run, Step
 from flowkit.transforms import Compose, Log, LULinear, Standardize
 
 QUIET = {"progress": False, "batch_size": 50}
@@ -164,7 +177,18 @@ def test_a_finished_checkpoint_gives_the_result_again(tmp_path):
         ({"batch_size": 20}, "batch_size=50"),
         ({"data": 100}, "rows=180"),
         ({"content": b"junk"}, "damaged"),
+        ({"lr": 1e-2}, "lr=0.001, this fit has lr=0.01"),
+        ({"clip": None}, "clip=10.0, this fit has clip=None"),
+        ({"optimizer": torch.optim.SGD}, "optimizer='Adam', this fit has optimizer='SGD'"),
+        ({"fabric": Fabric(accelerator="cpu", precision="bf16-mixed")}, "precision='32-true'"),
+        (
+            {"objective": WeightedSum((1.0, MaximumLikelihood()))},
+            "objective='MaximumLikelihood', this fit",
+        ),
+        ({"data_seed": 1}, "other data"),
+        ({"scalar": "affine"}, "another flow"),
     ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
 def test_a_checkpoint_of_something_else_is_refused(tmp_path, change, message):
     path = tmp_path / "c"
@@ -172,15 +196,173 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, change, message):
     if "content" in change:
         path.write_bytes(change["content"])
     features = change.get("flow", 2)
-    options = {**QUIET, **{k: v for k, v in change.items() if k in ("seed", "batch_size")}}
+    others = ("flow", "data", "data_seed", "content", "scalar")
+    options = {**QUIET, **{k: v for k, v in change.items() if k not in others}}
+    flow = small(features)
+    if "scalar" in change:
+        flow = coupling_flow(features, layers=2, hidden=(8,), scalar=change["scalar"])
     with pytest.raises(CheckpointError, match=message):
         fit(
-            small(features),
-            rows(change.get("data", 200), features),
+            flow,
+            rows(change.get("data", 200), features, change.get("data_seed", 0)),
             epochs=2,
             checkpoint=path,
             **options,
         )
+
+
+def test_layers_of_the_same_shapes_are_another_flow(tmp_path):
+    def flow(base):
+        return Flow(Compose(Standardize(2), LULinear(2)), base(2))
+
+    fit(flow(StandardNormal), rows(), epochs=1, checkpoint=tmp_path / "c", **QUIET)
+    with pytest.raises(CheckpointError, match="another flow"):
+        fit(flow(Logistic), rows(), epochs=1, checkpoint=tmp_path / "c", **QUIET)
+
+
+def test_a_state_that_does_not_fit_is_a_checkpoint_error(tmp_path):
+    path = tmp_path / "c"
+    fit(small(), rows(), epochs=2, checkpoint=path, **QUIET)
+    content = torch.load(path, weights_only=True)
+    for change in ({"optimizer": {"state": {}, "param_groups": []}}, {"history": {"x": 1}}):
+        torch.save({**content, **change}, path)
+        with pytest.raises(CheckpointError, match="does not fit this fit"):
+            fit(small(), rows(), epochs=2, checkpoint=path, **QUIET)
+
+
+def test_settings_may_be_numpy_numbers(tmp_path):
+    path, options = tmp_path / "c", {"validation": np.float32(0.25), "progress": False}
+    numbers = {"epochs": np.int64(2), "batch_size": np.int32(50), "seed": np.uint8(3)}
+    numbers |= {"lr": np.float32(1e-3), "clip": np.float64(5), "ema": np.float32(0.5)}
+    first, second = small(), small()
+    history = fit(first, rows(), checkpoint=path, **numbers, **options)
+    assert fit(second, rows(), checkpoint=path, **numbers, **options) == history
+    assert torch.equal(weights(first), weights(second))
+
+
+def test_a_fit_that_a_callback_stopped_goes_on(tmp_path):
+    whole, flow, path = small(), small(), tmp_path / "c"
+    expected = fit(whole, rows(), epochs=4, **QUIET)
+    stop = [lambda f, h: len(h.epochs) == 2]
+    assert fit(flow, rows(), epochs=4, checkpoint=path, callbacks=stop, **QUIET).epochs == [1, 2]
+    history = fit(flow, rows(), epochs=4, checkpoint=path, **QUIET)
+    assert history.validation == expected.validation
+    assert history.stopped == "epochs"
+    assert torch.equal(weights(flow), weights(whole))
+
+
+def test_a_callback_that_stops_the_last_epoch_leaves_nothing_to_do(tmp_path):
+    options = {"epochs": 2, "checkpoint": tmp_path / "c", **QUIET}
+    fit(small(), rows(), callbacks=[lambda f, h: len(h.epochs) == 2], **options)
+    history = fit(small(), rows(), **options)
+    assert (history.stopped, history.epochs) == ("epochs", [1, 2])
+
+
+class TestPrecision:
+    def train(self, fabric, **options):
+        flow = small()
+        history = fit(flow, rows(), epochs=2, lr=1e-2, fabric=fabric, **options, **QUIET)
+        assert np.isfinite([*history.train, *history.validation]).all()
+        assert torch.isfinite(weights(flow)).all()
+        return flow, history
+
+    def full(self, **options):
+        return self.train(Fabric(accelerator="cpu"), **options)
+
+    @pytest.mark.parametrize("ema", [None, 0.9])
+    def test_bfloat16_layers_stay_close_to_float32(self, ema):
+        flow, history = self.train(Fabric(accelerator="cpu", precision="bf16-mixed"), ema=ema)
+        assert flow.dtype == torch.float32
+        assert history.validation == pytest.approx(self.full(ema=ema)[1].validation, abs=0.05)
+
+    def test_float16_on_a_cpu_is_bfloat16_in_fabric(self):
+        with pytest.warns(UserWarning, match="not supported on CPU"):
+            fabric = Fabric(accelerator="cpu", precision="16-mixed")
+        assert self.train(fabric)[0].dtype == torch.float32
+
+    def test_float16_with_loss_scaling_resumes_to_the_same_bits(self, tmp_path):
+        def fabric():
+            return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu")])
+
+        whole, history = self.train(fabric())
+        assert history.validation == pytest.approx(self.full()[1].validation, abs=0.05)
+        path, stop = tmp_path / "c", [lambda f, h: True]
+        self.train(fabric(), checkpoint=path, callbacks=stop)
+        again, resumed = self.train(fabric(), checkpoint=path)
+        assert resumed.validation == history.validation
+        assert torch.equal(weights(again), weights(whole))
+
+    def test_a_fused_optimizer_cannot_clip_scaled_gradients(self):
+        fabric = Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu")])
+        with pytest.raises(DataError, match="remedy: fused=False"):
+            self.train(fabric, optimizer=lambda p: torch.optim.Adam(p, fused=True))
+
+    def test_float64_trains_and_leaves_the_flow_in_float64(self):
+        flow, history = self.train(Fabric(accelerator="cpu", precision="64-true"))
+        expected = small().double()
+        double = fit(expected, rows(), epochs=2, lr=1e-2, **QUIET)
+        assert flow.dtype == torch.float64
+        torch.testing.assert_close(weights(flow), weights(expected))
+        assert history.validation == pytest.approx(double.validation, rel=1e-9)
+
+    @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+    def test_half_precision_is_refused_with_a_remedy(self, precision):
+        with pytest.raises(DataError, match="remedy: .*'bf16-mixed'"):
+            self.train(Fabric(accelerator="cpu", precision=precision))
+        with pytest.raises(DataError, match=r"remedy: flow.float\(\)"):
+            fit(small().half(), rows(), **QUIET)
+
+    def test_the_data_are_never_rounded(self):
+        seen = []
+
+        class Watch(Objective):
+            def forward(self, flow, batch):
+                seen.append(batch["x"])
+                return MaximumLikelihood()(flow, batch)
+
+        fabric = Fabric(accelerator="cpu", precision="bf16-mixed")
+        fit(small(), rows(), Watch(), epochs=1, validation=None, fabric=fabric, **QUIET)
+        assert {tuple(row) for row in torch.cat(seen).tolist()} == {
+            tuple(row) for row in rows().tolist()
+        }
+
+
+@pytest.mark.parametrize("data", [rows(), "missing.npy", np.ones((9, 2))])
+def test_the_flow_goes_back_to_its_device_whatever_happens(monkeypatch, data):
+    places = []
+    move = Step.to
+    monkeypatch.setattr(Step, "to", lambda step, place: places.append(place) or move(step, place))
+    with contextlib.suppress(DataError):
+        fit(small(), data, epochs=1, **QUIET)
+    assert places[0] == Fabric(accelerator="auto", devices=1).device
+    assert places[-1] == torch.device("cpu")
+    assert len(places) > 1
+
+
+@pytest.mark.gpu
+def test_a_flow_trained_on_a_gpu_scores_data_of_the_cpu():
+    flow = small()
+    fit(flow, rows(), epochs=2, **QUIET)
+    assert torch.isfinite(flow.log_prob(rows())).all()
+
+
+def test_losses_of_an_accelerator_are_read_rarely_and_named_exactly(monkeypatch):
+    class Fails(Objective):
+        def forward(self, flow, batch):
+            self.calls = getattr(self, "calls", 0) + 1
+            loss = MaximumLikelihood()(flow, batch)
+            return Loss(loss.value * (math.nan if self.calls == 7 else 1), {})
+
+    check, checked = Run._check, []
+
+    def late(run):
+        checked.append(len(run.unchecked))
+        if run.done + 1 == 10:
+            check(run)
+
+    monkeypatch.setattr(Run, "_check", late)
+    with pytest.raises(NonFiniteLossError, match="nan at step 7"):
+        fit(small(), rows(), Fails(), steps=12, validation=None, epochs=9, **QUIET)
 
 
 def test_the_moving_average_follows_its_definition():
@@ -207,6 +389,15 @@ def test_the_moving_average_follows_its_definition():
 def test_a_second_fit_goes_on_instead_of_starting_over():
     flow = small()
     fit(flow, rows(), epochs=1, **QUIET)
+    mean = flow.transform[0].mean.clone()
+    fit(flow, 10 + rows(), epochs=1, **QUIET)
+    assert torch.equal(flow.transform[0].mean, mean)
+
+
+def test_a_flow_trained_without_data_is_not_restarted_from_data():
+    flow = small()
+    energy = ReverseKL(lambda x: 0.5 * x.square().sum(-1), samples=16)
+    fit(flow, None, energy, steps=2, progress=False)
     mean = flow.transform[0].mean.clone()
     fit(flow, 10 + rows(), epochs=1, **QUIET)
     assert torch.equal(flow.transform[0].mean, mean)
@@ -242,6 +433,11 @@ class TestEveryKindOfData:
     def test_dicts(self):
         self.check({"x": rows()})
 
+    def test_lists_of_tensors_and_frames_of_objects(self):
+        self.check([row.clone().requires_grad_() for row in rows()])
+        self.check(pandas.DataFrame(rows().numpy()).astype(object))
+        self.check(np.ma.masked_array(rows().numpy()))
+
     def test_datasets(self):
         class Items(Dataset):
             def __len__(self):
@@ -257,6 +453,8 @@ class TestEveryKindOfData:
         np.save(tmp_path / "x.npy", rows().numpy().astype(np.float64))
         self.check(tmp_path / "x.npy")
         self.check({"x": np.load(tmp_path / "x.npy", mmap_mode="r")})
+        np.save(tmp_path / "x.npy", rows().numpy().astype(">f4"))
+        self.check(tmp_path / "x.npy")
 
     def test_separate_validation_data(self):
         history = fit(small(), rows(), validation=rows(30).numpy(), epochs=1, **QUIET)
@@ -282,7 +480,8 @@ def test_a_memory_mapped_file_is_never_read_whole(tmp_path):
     del array
     code = f"""
         import resource, numpy as np
-        from flowkit.training.data import MappedRows, as_rows
+        from flowkit.training.data import as_rows
+        from flowkit.training.rows import MappedRows
         import torch
         rows = as_rows({str(path)!r}, torch.float32, torch.device("cpu"), (2,))
         assert isinstance(rows, MappedRows) and len(rows) == 5 * 10**8
@@ -361,6 +560,192 @@ def test_wrong_options_are_named(options, message):
         fit(small(), rows(), **{**QUIET, **options})
 
 
+class Items(Dataset):
+    def __init__(self, item, length=200):
+        self.item, self.length = item, length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, i):
+        return self.item(i)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(rows())
+
+
+def masked():
+    values = np.ma.masked_array(rows().numpy(), mask=False)
+    values[17, 1] = np.ma.masked
+    return values
+
+
+NESTED = [[torch.tensor(1.0, requires_grad=True), torch.tensor(2.0)]] * 3
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (masked(), r"in 1 of 200 rows \(first rows: \[17\]; columns: \[1\]\)"),
+        (rows().numpy().astype(np.longdouble), "dtype float128.*remedy: .*astype"),
+        (rows().to_sparse(), r"layout torch.sparse_coo; remedy: x.to_dense\(\)"),
+        (scipy.sparse.csr_matrix(rows().numpy()), r"csr_matrix; remedy: x.toarray\(\)"),
+        (NESTED, "no array can be made of this list"),
+        ([torch.zeros(2), torch.zeros(3)], "different lengths"),
+        (Stream(), "map-style dataset.*got Stream; remedy"),
+        (Items(lambda i: {"x": rows()[i], "name": "a"}), "'name': 'list'.*remedy: encode text"),
+        (Items(lambda i: "a"), "'x': 'str'"),
+        (Items(lambda i: torch.zeros(2 + i % 2)), "all of one shape"),
+        (TensorDataset(rows(), rows(), rows()), "its items hold 3 parts; remedy"),
+        (Items(lambda i: rows()[i] if i else rows()[i] * math.nan), r"first rows: \[0\]"),
+        (pandas.DataFrame({"a": ["1", "2"], "b": [1, 2]}), "'a' do not hold numbers"),
+        ({"x": rows(), "weight": rows(200, 1)}, r"weight expected shape \(rows,\).*remedy"),
+        ({}, "empty dict; remedy"),
+    ],
+    ids=lambda v: v[:30] if isinstance(v, str) else type(v).__name__,
+)
+def test_more_data_that_cannot_be_used_are_named(data, message):
+    with pytest.raises(DataError, match=message):
+        fit(small(), data, epochs=1, validation=None, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"junk", "cannot be memory-mapped as an array of numbers .*remedy: write it"),
+        (b"", "cannot be memory-mapped as an array of numbers .*remedy: write it"),
+        (np.array([[1, None]], dtype=object), "cannot be memory-mapped as an array of numbers"),
+        (np.zeros((0, 2)), r"shape \(0, 2\); remedy"),
+        (np.zeros((5, 2), np.longdouble), "dtype float128"),
+        (np.array([["a", "b"]]), "expected numbers, got an array of dtype <U1"),
+        (np.where(np.arange(200)[:, None] == 33, np.nan, rows().numpy()), r"rows: \[33\]"),
+    ],
+    ids=["junk", "nothing", "objects", "empty", "long", "text", "gap"],
+)
+def test_files_that_cannot_be_used_are_named(tmp_path, content, message):
+    path = tmp_path / "x.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content)
+    with pytest.raises(DataError, match=message):
+        fit(small(), path, epochs=1, **QUIET)
+
+
+def test_the_remedy_for_a_file_with_one_column_works(tmp_path):
+    np.save(tmp_path / "x.npy", rows().numpy()[:, 0])
+    with pytest.raises(DataError, match=r"mmap_mode='r'\).reshape\(-1, 1\)"):
+        fit(elementwise_flow(1), tmp_path / "x.npy", epochs=1, **QUIET)
+    column = np.load(tmp_path / "x.npy", mmap_mode="r").reshape(-1, 1)
+    fit(elementwise_flow(1), column, epochs=1, **QUIET)
+
+
+def test_a_context_that_the_flow_ignores_is_announced():
+    with pytest.warns(UserWarning, match="context, which this flow ignores; remedy"):
+        fit(small(), {"x": rows(), "context": rows()}, epochs=1, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed to be a whole number >= 0, got -1"),
+        ({"seed": None}, "seed to be a whole number >= 0, got None"),
+        ({"seed": 1.5}, "seed to be a whole number >= 0, got 1.5"),
+        ({"epochs": True}, "epochs to be a whole number >= 1, got True"),
+        ({"clip": 0.0}, "clip to be a number > 0, got 0.0"),
+        ({"clip": -1.0}, "clip to be a number > 0, got -1.0"),
+        ({"clip": "no"}, "clip to be a number > 0, got 'no'"),
+        ({"ema": "x"}, "ema strictly between 0 and 1, or None; got 'x'"),
+        ({"optimizer": "adam"}, "callable from parameters to an optimizer, got 'adam'; remedy"),
+        (
+            {"optimizer": torch.optim.SGD([torch.zeros(1)])},
+            "callable from parameters to an optimizer, got an object of SGD; remedy",
+        ),
+        ({"optimizer": lambda p: "adam"}, "return a torch.optim.Optimizer, got str; remedy"),
+        ({"callbacks": print}, r"callbacks as a list of callables.*remedy: callbacks=\[function"),
+        ({"callbacks": [1]}, "callbacks as a list of callables"),
+        ({"objective": MaximumLikelihood}, "got the class MaximumLikelihood; remedy: an instance"),
+        ({"objective": lambda f, b: 0}, "an Objective, got an object of function; remedy"),
+        ({"objective": "nll"}, "an Objective, got 'nll'; remedy"),
+        ({"flow": torch.nn.Linear(2, 2)}, "a Flow, got an object of Linear; remedy"),
+        ({"flow": coupling_flow}, "a Flow, got an object of function; remedy"),
+        ({"fabric": "cpu"}, "lightning_fabric.Fabric, got 'cpu'; remedy"),
+        ({"checkpoint": os.curdir}, "not of a folder, got '.'; remedy"),
+        ({"checkpoint": 3}, "path of a file, not of a folder, got 3"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_wrong_arguments_are_named(options, message):
+    with pytest.raises(DataError, match=message):
+        fit(**{"flow": small(), "data": rows(), **QUIET, **options})
+
+
+@pytest.mark.parametrize("result", [lambda v: v, lambda v: (v, {}), lambda v: Loss(v[None], {})])
+def test_an_objective_that_returns_no_loss_is_named(result):
+    class Bare(Objective):
+        def forward(self, flow, batch):
+            return result(flow.log_prob(batch["x"]).mean())
+
+    with pytest.raises(DataError, match=r"Bare to return a Loss\(value, terms\).*remedy"):
+        fit(small(), rows(), Bare(), epochs=1, **QUIET)
+
+
+class TestWeights:
+    def test_the_validation_loss_is_a_weighted_mean_over_the_held_out_rows(self):
+        # Of 30 rows 6 are held out, and their weights have another mean than one.
+        x, weight, seen = rows(30), torch.arange(1.0, 31.0), []
+
+        class Watch(Objective):
+            def forward(self, flow, batch):
+                seen.append(batch)
+                return MaximumLikelihood()(flow, batch)
+
+        flow, data = small(), {"x": x, "weight": weight, "number": torch.arange(30.0)}
+        history = fit(flow, data, Watch(), validation=0.2, epochs=1, **QUIET)
+        held = seen[-1]["number"].long()
+        assert len(held) == 6
+        score = flow.log_prob(x[held]).detach()
+        expected = -(weight[held] * score).sum() / weight[held].sum()
+        assert history.validation[0] == pytest.approx(expected.item(), rel=1e-6)
+        assert seen[0]["weight"].mean().item() == pytest.approx(1.0)
+
+    def test_held_out_weights_must_not_all_be_zero(self):
+        data = {"x": rows(), "weight": np.ones(200)}
+        held = {"x": rows(5), "weight": np.zeros(5)}
+        with pytest.raises(DataError, match="positive sum over the validation rows, got a sum"):
+            fit(small(), data, validation=held, epochs=1, **QUIET)
+
+    def test_a_flow_starts_from_weighted_rows(self):
+        x, weight = rows(60), torch.where(torch.arange(60) < 20, 2.0, 1.0)
+        weight[-1] = 0.0
+        weighted, repeated = (
+            Flow(Compose(Standardize(2), LULinear(2)), StandardNormal(2)) for _ in "ab"
+        )
+        fit(weighted, {"x": x, "weight": weight}, epochs=1, validation=None, **QUIET)
+        copies = x.repeat_interleave(weight.long(), 0)
+        fit(repeated, copies, epochs=1, validation=None, **QUIET)
+        for name in ("mean", "scale"):
+            ours, theirs = (getattr(f.transform[0], name) for f in (weighted, repeated))
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+    @pytest.mark.parametrize("kind", ["dataset", "map", "map with an array"])
+    def test_weights_of_every_container_are_scaled(self, tmp_path, kind):
+        weight = np.arange(1, 201)
+        expected, flow = small(), small()
+        fit(expected, {"x": rows(), "weight": weight}, epochs=1, **QUIET)
+        np.save(tmp_path / "x.npy", rows().numpy())
+        np.save(tmp_path / "w.npy", weight)
+        data = {"x": tmp_path / "x.npy", "weight": tmp_path / "w.npy"}
+        if kind == "dataset":
+            data = Items(lambda i: {"x": rows()[i], "weight": weight[i]})
+        if kind == "map with an array":
+            data["weight"] = weight
+        fit(flow, data, epochs=1, **QUIET)
+        assert torch.equal(weights(flow), weights(expected))
+
+
 @pytest.mark.parametrize("weight", [[-1.0] + [1.0] * 199, [0.0] * 200])
 def test_weights_must_be_weights(weight):
     with pytest.raises(DataError, match="numbers >= 0 with a positive sum"):
@@ -416,6 +801,19 @@ class TestNonFiniteLoss:
         with pytest.raises(NonFiniteLossError, match=r"x holds NaN .* row\(s\) \[33\]"):
             fit(flow, tmp_path / "x.npy", epochs=1, validation=None, **QUIET)
 
+    def test_the_objective_is_named_where_the_flow_is_finite(self):
+        class Fails(Objective):
+            def forward(self, flow, batch):
+                return Loss(MaximumLikelihood()(flow, batch).value * math.inf, {})
+
+        with pytest.raises(NonFiniteLossError, match="finite, so the objective is at fault"):
+            fit(small(), rows(), Fails(), epochs=1, **QUIET)
+
+    def test_the_base_is_named_where_its_density_is_not_finite(self):
+        flow = Flow(LULinear(2), Uniform(2))
+        with pytest.raises(NonFiniteLossError, match="the base Uniform is at fault"):
+            fit(flow, rows(), epochs=1, **QUIET)
+
     def test_the_best_weights_survive_it(self):
         flow, kept = small(), []
 
@@ -446,7 +844,10 @@ def test_two_processes_reach_the_optimum_of_one(tmp_path):
             import sys, warnings
             import torch
             from lightning_fabric import Fabric
-            from flowkit import coupling_flow, fit
+            from flowkit import Flow, coupling_flow, fit
+            from flowkit.bases import StandardNormal
+            from flowkit.errors import NonFiniteLossError
+            from flowkit.transforms import Compose, Dequantize, LULinear
 
             torch.set_num_threads(1)
             torch.manual_seed(0)
@@ -458,8 +859,23 @@ def test_two_processes_reach_the_optimum_of_one(tmp_path):
             flow = coupling_flow(2, layers=2, hidden=(16,)).double()
             h = fit(flow, x, epochs=4, batch_size=100, fabric=fabric, progress=False,
                     checkpoint=sys.argv[2] + ".ckpt")
-            if fabric.is_global_zero:
-                torch.save({"w": flow.state_dict(), "v": h.validation}, sys.argv[2])
+            # Without validation the plateau follows the training loss, here of noisy rows.
+            noisy = Flow(Compose(Dequantize(2), LULinear(2)), StandardNormal(2))
+            stop = [lambda f, h: fabric.global_rank == world - 1 and len(h.epochs) == 3]
+            n = fit(noisy, x.round(), epochs=9, batch_size=100, fabric=fabric, progress=False,
+                    scheduler="plateau", callbacks=stop)
+            x = x.double()
+            x[1234] = -1e300
+            try:
+                fit(flow, x, validation=None, epochs=1, fabric=fabric, progress=False)
+                error = ""
+            except NonFiniteLossError as caught:
+                error = str(caught)
+            torch.save(
+                {"w": flow.state_dict(), "v": h.validation, "t": h.train, "terms": h.terms,
+                 "noisy": [n.train, n.validation, n.stopped], "error": error},
+                sys.argv[2] + str(fabric.global_rank),
+            )
             """
         )
     )
@@ -469,11 +885,19 @@ def test_two_processes_reach_the_optimum_of_one(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     launcher += ["--master_addr=127.0.0.1", "--master_port=29511"]
     subprocess.run([*launcher, script, "2", shared], check=True, env=env, timeout=300)
-    one, two = torch.load(alone), torch.load(shared)
+    one, two, other = (torch.load(f"{p}{k}") for p, k in ((alone, 0), (shared, 0), (shared, 1)))
     # Each step sees the same rows, so only the order of sums differs.
     for name, value in one["w"].items():
         torch.testing.assert_close(two["w"][name], value, atol=1e-7, rtol=1e-6)
     assert two["v"] == pytest.approx(one["v"], abs=1e-8)
+    assert two["t"] == pytest.approx(one["t"], abs=1e-8)
+    # Both processes record the same, stop together, and raise together.
+    assert all(two[name] == other[name] for name in ("v", "t", "terms", "noisy"))
+    assert two["noisy"][-1] == "callback"
+    assert len(two["noisy"][0]) == 3
+    errors = sorted([two["error"], other["error"]], key=len)
+    assert any("in another process" in text for text in errors)
+    assert any("[1234]" in text for text in errors)
 
 
 def test_flows_can_be_copied_after_a_fit():

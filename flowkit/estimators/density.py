@@ -24,7 +24,6 @@ from flowkit.recipes import build
 from flowkit.training import fit
 
 _ROWS_AT_ONCE = 8192
-_START_ROWS = 100_000
 # Rounding to float32 would be seen in a column whose spread is less than this part of its size.
 _SINGLE_SPREAD = 1e-3
 
@@ -161,7 +160,6 @@ class FlowDensity(DensityMixin, BaseEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
             flow = self._build_flow(X.shape[1]).to(dtype)
-            flow.initialize(_start_rows(X, weight, width).to(dtype))
         data = {"x": X} if weight is None else {"x": X, "weight": weight}
         self.history_ = fit(
             flow,
@@ -176,7 +174,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             seed=seed,
             progress=bool(self.verbose),
         )
-        self.flow_ = flow.cpu().double()
+        self.flow_ = flow.double()
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -344,12 +342,12 @@ class _DequantizedLikelihood(MaximumLikelihood):
         self.register_buffer("width", width)
 
     def forward(self, flow: Flow, batch: Batch) -> Loss:
-        return super().forward(flow, {**batch, "x": _spread(batch["x"], self.width)})
+        return super().forward(flow, self.start(batch))
 
-
-def _spread(x: Tensor, width: Tensor) -> Tensor:
-    """Add uniform noise that fills the cells of rounded values, which are their centres."""
-    return x + width * (torch.rand_like(x) - 0.5)
+    def start(self, batch: Batch) -> Batch:
+        """Add uniform noise that fills the cells of rounded values, which are their centres."""
+        x = batch["x"]
+        return {**batch, "x": x + self.width * (torch.rand_like(x) - 0.5)}
 
 
 def _check_weight(sample_weight: Any, rows: int) -> np.ndarray | None:
@@ -375,18 +373,6 @@ def _check_weight(sample_weight: Any, rows: int) -> np.ndarray | None:
         )
     weight = weight / weight.max()
     return weight * (positive / weight.sum())
-
-
-def _start_rows(X: np.ndarray, weight: np.ndarray | None, width: np.ndarray) -> Tensor:
-    """Rows whose moments start the flow, repeated in proportion to their weights."""
-    if len(X) > _START_ROWS:
-        chosen = torch.randperm(len(X))[:_START_ROWS].numpy()
-        X, weight = X[chosen], None if weight is None else weight[chosen]
-    if weight is not None:
-        # Weights that are multiples of the least one are met exactly; every row is met once.
-        unit = max(weight.min(), weight.mean() / 16)
-        X = np.repeat(X, np.maximum(1, np.rint(weight / unit)).astype(int), axis=0)
-    return _spread(torch.tensor(X), torch.from_numpy(width))
 
 
 def _seed_from(random_state: Any) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -35,6 +36,10 @@ class Objective(nn.Module):
         """Return the loss of one batch."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward(flow, batch)")
 
+    def start(self, batch: Batch) -> Batch:
+        """Return the rows that a flow starts from; an objective with noisy rows adds the noise."""
+        return batch
+
 
 class WeightedSum(Objective):
     r"""A weighted sum of objectives, :math:`\sum_i w_i L_i`.
@@ -57,12 +62,13 @@ class WeightedSum(Objective):
 
     def __init__(self, *terms: tuple[float, Objective]) -> None:
         super().__init__()
-        weights = [float(weight) for weight, _ in terms]
-        if not terms or not all(abs(w) < float("inf") for w in weights):
+        if not terms or not all(_is_pair(term) for term in terms):
             raise DataError(
-                f"WeightedSum expected pairs (finite weight, objective), got weights {weights}"
+                "WeightedSum expected pairs (finite weight, objective), got "
+                f"{', '.join(map(repr, terms)) or 'nothing'}; remedy: for example "
+                "WeightedSum((1.0, MaximumLikelihood()))"
             )
-        self.weights = weights
+        self.weights = [float(weight) for weight, _ in terms]
         self.objectives = nn.ModuleList(objective for _, objective in terms)
         self.needs_data = any(objective.needs_data for _, objective in terms)
 
@@ -77,6 +83,22 @@ class WeightedSum(Objective):
                 {f"{type(objective).__name__}.{name}": value for name, value in loss.terms.items()}
             )
         return Loss(total, terms)  # type: ignore[arg-type]
+
+    def start(self, batch: Batch) -> Batch:
+        """Return the rows with the changes of every term."""
+        for objective in self.objectives:
+            batch = objective.start(batch)  # type: ignore[operator]
+        return batch
+
+
+def _is_pair(term: Any) -> bool:
+    return (
+        isinstance(term, (tuple, list))
+        and len(term) == 2
+        and isinstance(term[0], Real)
+        and abs(float(term[0])) < float("inf")
+        and isinstance(term[1], Objective)
+    )
 
 
 def mean_over_rows(values: Tensor, weight: Tensor | None) -> Tensor:

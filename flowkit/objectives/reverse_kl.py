@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 from torch import Tensor
 from torch.func import functional_call
@@ -27,8 +28,9 @@ class ReverseKL(Objective):
         samples: Number of samples a step.
 
     Raises:
-        DataError: If the estimator is unknown, the energy returns another shape, or the samples of
-            the base carry no gradient to some of its parameters (a mixture's weights).
+        DataError: If the energy is no function or returns something else than one number a
+            sample, the estimator is unknown, or the samples of the base carry no gradient to some
+            of its parameters (a mixture's weights).
 
     References:
         Roeder, Wu, Duvenaud 2017, Sticking the Landing, arXiv 1703.09194.
@@ -49,13 +51,18 @@ class ReverseKL(Objective):
         self, energy: Callable[..., Tensor], estimator: str = "path", samples: int = 256
     ) -> None:
         super().__init__()
+        if not callable(energy):
+            raise DataError(
+                f"ReverseKL expected energy as a function of x, got {energy!r}; remedy: for "
+                "example lambda x: 0.5 * x.square().sum(-1)"
+            )
         if estimator not in ("reparam", "path"):
             raise DataError(f"ReverseKL knows the estimators 'reparam', 'path'; got {estimator!r}")
-        if samples < 1:
-            raise DataError(f"ReverseKL needs samples >= 1, got {samples}")
+        if not isinstance(samples, (int, Integral)) or samples < 1:
+            raise DataError(f"ReverseKL needs samples >= 1, a whole number, got {samples!r}")
         self.energy = energy
         self.estimator = estimator
-        self.samples = samples
+        self.samples = int(samples)
 
     def forward(self, flow: Flow, batch: Batch) -> Loss:
         """Return the mean over fresh samples."""
@@ -73,6 +80,12 @@ class ReverseKL(Objective):
             fixed = {name: p.detach() for name, p in flow.named_parameters()}
             log_q = functional_call(flow, fixed, (x, context))
         energy = self.energy(x) if context is None else self.energy(x, context)
+        if not isinstance(energy, Tensor):
+            raise DataError(
+                f"the energy returned {type(energy).__name__}; expected a torch.Tensor with one "
+                f"number a sample, {tuple(log_q.shape)}; remedy: compute it with torch, so that "
+                "gradients reach the flow"
+            )
         if energy.shape != log_q.shape:
             raise DataError(
                 f"the energy returned {tuple(energy.shape)} for samples {tuple(x.shape)}; "

@@ -30,7 +30,7 @@ def read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         path: The file.
-        settings: What must agree: shapes of the weights, seed, batch size, and so on.
+        settings: What must agree: the flow, the data, seed, batch size, and so on.
 
     Raises:
         CheckpointError: If the file is damaged or belongs to something else.
@@ -46,8 +46,10 @@ def read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         ) from None
     for name, value in settings.items():
         if stored.get(name) != value:
-            if name == "weights":
+            if name in ("weights", "flow"):
                 raise CheckpointError(f"the checkpoint {path} is of another flow; {remedy}")
+            if name == "data":
+                raise CheckpointError(f"the checkpoint {path} is of other data; {remedy}")
             raise CheckpointError(
                 f"the checkpoint {path} was written with {name}={stored.get(name)!r}, this fit "
                 f"has {name}={value!r}; {remedy}"

@@ -1,19 +1,21 @@
-"""Rows: one view of arrays, frames, tensors, datasets and memory-mapped files."""
+"""Data at the door: arrays, frames, tensors, datasets and files become rows, or a DataError."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, IterableDataset
 
 from flowkit.errors import DataError
+from flowkit.training.rows import DatasetRows, MappedRows, Rows, TensorRows
 
 
 def as_tensor(values: Any, name: str, dtype: torch.dtype) -> Tensor:
@@ -31,35 +33,77 @@ def as_tensor(values: Any, name: str, dtype: torch.dtype) -> Tensor:
                 [3., 4.]])
     """
     columns = [str(c) for c in getattr(values, "columns", [])]
-    if columns:
-        text = [
-            str(c) for c, kind in values.dtypes.items() if getattr(kind, "kind", "O") not in "fiub"
-        ]
-        if text:
-            raise DataError(
-                f"{name}: column(s) {', '.join(map(repr, text))} do not hold numbers; remedy: "
-                "drop them or encode them as numbers"
-            )
-        values = values.to_numpy(dtype=float, na_value=np.nan)
+    if columns and hasattr(values, "iloc"):
+        values = _frame_to_array(values, name)
     if not isinstance(values, Tensor):
-        try:
-            array = np.asarray(values)
-        except ValueError as error:
-            raise DataError(f"{name}: rows have different lengths ({error})") from None
-        if array.dtype.kind not in "fiub":
-            raise DataError(
-                f"{name} expected numbers, got an array of dtype {array.dtype}; remedy: encode "
-                "text as numbers, and convert with array.astype(float)"
-            )
-        values = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+        values = _array_to_tensor(values, name)
+    if values.layout != torch.strided:
+        raise DataError(
+            f"{name} expected a dense tensor, got one of layout {values.layout}; remedy: "
+            f"{name}.to_dense()"
+        )
     if values.is_complex():
-        raise DataError(f"{name} expected real numbers, got {values.dtype}")
+        raise DataError(
+            f"{name} expected real numbers, got {values.dtype}; remedy: real and imaginary part "
+            "as two columns"
+        )
     if values.ndim < 1 or values.numel() == 0:
-        raise DataError(f"{name} is empty: its shape is {tuple(values.shape)}")
+        raise DataError(
+            f"{name} is empty: its shape is {tuple(values.shape)}; remedy: at least two rows"
+        )
     tensor = values.detach().to(dtype)
     check_finite(tensor, name, columns)
     _warn_of_lost_digits(values.detach(), dtype, name, columns)
     return tensor
+
+
+def _frame_to_array(frame: Any, name: str) -> np.ndarray:
+    """Columns of numbers, also where they are stored as objects; gaps become NaN."""
+    text = [
+        str(column)
+        for i, (column, kind) in enumerate(frame.dtypes.items())
+        if getattr(kind, "kind", "O") not in "fiub"
+        and not all(
+            isinstance(value, Number) and not isinstance(value, complex)
+            for value in frame.iloc[:, i].dropna()
+        )
+    ]
+    if text:
+        raise DataError(
+            f"{name}: column(s) {', '.join(map(repr, text))} do not hold numbers; remedy: "
+            "drop them or encode them as numbers"
+        )
+    return frame.to_numpy(dtype=float, na_value=np.nan)
+
+
+def _array_to_tensor(values: Any, name: str) -> Tensor:
+    if hasattr(values, "toarray"):
+        raise DataError(
+            f"{name} expected a dense array, got a sparse {type(values).__name__}; remedy: "
+            f"{name}.toarray()"
+        )
+    if isinstance(values, np.ma.MaskedArray):
+        _check_numeric(values.dtype, name)
+        values = np.ma.filled(values.astype(float), np.nan)
+    try:
+        if isinstance(values, (list, tuple)) and any(isinstance(v, Tensor) for v in values):
+            return torch.stack([torch.as_tensor(value).detach() for value in values])
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(
+            f"{name}: no array can be made of this {type(values).__name__}; rows may have "
+            f"different lengths ({error}); remedy: one array or tensor of numbers"
+        ) from None
+    _check_numeric(array.dtype, name)
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def _check_numeric(dtype: np.dtype, name: str) -> None:
+    if dtype.kind not in "fiubc" or (dtype.kind == "f" and dtype.itemsize > 8):
+        raise DataError(
+            f"{name} expected numbers, got an array of dtype {dtype}; remedy: encode text as "
+            "numbers, and convert with array.astype(float)"
+        )
 
 
 def _warn_of_lost_digits(
@@ -80,104 +124,28 @@ def _warn_of_lost_digits(
         )
 
 
-def check_finite(tensor: Tensor, name: str, columns: list[str] | None = None) -> None:
-    """Raise a DataError that names rows and columns with NaN or infinite values."""
+def check_finite(
+    tensor: Tensor, name: str, columns: list[str] | None = None, numbers: Tensor | None = None
+) -> None:
+    """Raise a DataError that names rows and columns with NaN or infinite values.
+
+    Args:
+        tensor: One row an event.
+        name: What it is.
+        columns: Names of its columns.
+        numbers: Row numbers in the data; 0, 1, ... by default.
+    """
     bad = ~torch.isfinite(tensor)
     if not bool(bad.any()):
         return
     flat = bad.reshape(len(bad), -1)
-    rows, where = flat.any(1).nonzero().flatten(), flat.any(0).nonzero().flatten().tolist()
+    rows, where = flat.any(1).nonzero().flatten().cpu(), flat.any(0).nonzero().flatten().tolist()
     named = [columns[i] if columns else i for i in where[:5]]
+    first = (rows if numbers is None else numbers[rows])[:5].tolist()
     raise DataError(
         f"{name} has NaN or infinite values in {len(rows)} of {len(bad)} rows (first rows: "
-        f"{rows[:5].tolist()}; columns: {named}); remedy: drop these rows or fill the gaps"
+        f"{first}; columns: {named}); remedy: drop these rows or fill the gaps"
     )
-
-
-def mean_one(weight: Tensor) -> Tensor:
-    """Scale weights to mean one.
-
-    Raises:
-        DataError: If a weight is negative, or all are zero.
-    """
-    if bool((weight < 0).any()) or not bool(weight.sum() > 0):
-        raise DataError("weight expected numbers >= 0 with a positive sum")
-    return weight / weight.mean()
-
-
-class TensorRows:
-    """Rows in memory, moved to the device once.
-
-    Args:
-        tensors: Tensors with one row an event.
-        device: Where to keep them.
-    """
-
-    def __init__(self, tensors: dict[str, Tensor], device: torch.device) -> None:
-        self.tensors = {name: value.to(device) for name, value in tensors.items()}
-        self.device = device
-
-    def __len__(self) -> int:
-        return len(next(iter(self.tensors.values())))
-
-    def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Return the rows at ``index``."""
-        index = index.to(self.device)
-        return {name: value[index] for name, value in self.tensors.items()}
-
-
-class MappedRows:
-    """Rows of memory-mapped arrays: only the rows of a batch are ever read.
-
-    Args:
-        arrays: Arrays with one row an event, at least one of them memory-mapped.
-        dtype: The dtype of the batches.
-        device: Where the batches go.
-    """
-
-    def __init__(
-        self, arrays: dict[str, np.ndarray], dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.arrays, self.dtype, self.device = arrays, dtype, device
-
-    def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-    def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Return the rows at ``index``; they are read in the order of the file."""
-        rows, place = np.unique(index.numpy(), return_inverse=True)
-        return {
-            name: torch.from_numpy(np.asarray(array[rows])[place]).to(self.device, self.dtype)
-            for name, array in self.arrays.items()
-        }
-
-
-class DatasetRows:
-    """Rows of a ``torch.utils.data.Dataset`` of tensors, ``(x, context)`` pairs or dicts.
-
-    Args:
-        dataset: A map-style dataset with ``__len__``.
-        dtype: The dtype of the batches.
-        device: Where the batches go.
-    """
-
-    def __init__(self, dataset: Dataset, dtype: torch.dtype, device: torch.device) -> None:
-        self.dataset, self.dtype, self.device = dataset, dtype, device
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Collate the items at ``index``."""
-        items = default_collate([self.dataset[i] for i in index.tolist()])
-        if isinstance(items, Tensor):
-            items = {"x": items}
-        elif isinstance(items, (list, tuple)):
-            items = dict(zip(("x", "context"), items, strict=False))
-        return {name: value.to(self.device, self.dtype) for name, value in items.items()}
-
-
-Rows = TensorRows | MappedRows | DatasetRows
 
 
 def as_rows(
@@ -197,64 +165,86 @@ def as_rows(
         DataError: If the data cannot be used; the message says what to do.
     """
     if isinstance(data, Dataset):
+        if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+            raise DataError(
+                "expected a map-style dataset, with __len__ and __getitem__, got "
+                f"{type(data).__name__}; remedy: for example torch.stack(list(dataset))"
+            )
         rows: Rows = DatasetRows(data, dtype, device)
         if len(rows) < 1:
-            raise DataError("the dataset is empty")
+            raise DataError("the dataset is empty; remedy: at least two items")
         shapes = {name: tuple(v.shape) for name, v in rows.batch(torch.tensor([0])).items()}
-    else:
-        named = dict(data) if isinstance(data, Mapping) else {"x": data}
-        named = {
-            name: _open(value) if isinstance(value, (str, os.PathLike)) else value
-            for name, value in named.items()
-        }
-        if any(isinstance(value, np.memmap) for value in named.values()):
-            arrays = {name: np.asanyarray(value) for name, value in named.items()}
-            for name, array in arrays.items():
-                if array.dtype.kind not in "fiub":
-                    raise DataError(f"{name} expected numbers, got dtype {array.dtype}")
-            if "weight" in arrays:
-                arrays["weight"] = mean_one(torch.from_numpy(np.array(arrays["weight"]))).numpy()
-            rows = MappedRows(arrays, dtype, device)
-        else:
-            tensors = {k: as_tensor(v, k, dtype) for k, v in named.items()}
-            if "weight" in tensors:
-                tensors["weight"] = mean_one(tensors["weight"])
-            rows = TensorRows(tensors, device)
-        source = rows.arrays if isinstance(rows, MappedRows) else rows.tensors
-        shapes = {name: tuple(value.shape) for name, value in source.items()}
-    _check_shapes(shapes, event_shape, check_length=not isinstance(rows, DatasetRows))
-    return rows
+        _check_shapes(shapes, event_shape)
+        return rows
+    named = dict(data) if isinstance(data, Mapping) else {"x": data}
+    if not named:
+        raise DataError("data is an empty dict; remedy: a dict with the key x")
+    named = {
+        name: _open(value) if isinstance(value, (str, os.PathLike)) else value
+        for name, value in named.items()
+    }
+    mapped = {name: value for name, value in named.items() if isinstance(value, np.memmap)}
+    for name, array in mapped.items():
+        _check_numeric(array.dtype, name)
+        if array.dtype.kind == "c" or array.size == 0:
+            raise DataError(
+                f"{name} expected rows of real numbers, got dtype {array.dtype} and shape "
+                f"{array.shape}; remedy: another file"
+            )
+    tensors = {k: as_tensor(v, k, dtype) for k, v in named.items() if k not in mapped}
+    shapes = {name: tuple(value.shape) for name, value in (mapped | tensors).items()}
+    _check_shapes(shapes, event_shape, mapped="x" in mapped)
+    lengths = {name: shape[0] for name, shape in shapes.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"expected one row an event in every array, got lengths {lengths}")
+    if not mapped:
+        return TensorRows(tensors, device)
+    arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
+    return MappedRows(mapped | arrays, dtype, device)
 
 
 def _open(path: str | os.PathLike[str]) -> np.ndarray:
     if Path(path).suffix != ".npy":
-        raise DataError(f"expected the path of an .npy file, got {path}")
+        raise DataError(
+            f"expected the path of an .npy file, got {path}; remedy: read it into an array or a "
+            "frame first"
+        )
     if not Path(path).is_file():
-        raise DataError(f"no file at {path}")
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+        raise DataError(f"no file at {path}; remedy: the path of an existing .npy file")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(
+            f"{path} cannot be memory-mapped as an array of numbers ({error}); remedy: write it "
+            "with numpy.save from an array of floats"
+        ) from None
 
 
 def _check_shapes(
-    shapes: dict[str, tuple[int, ...]], event_shape: tuple[int, ...], check_length: bool
+    shapes: dict[str, tuple[int, ...]], event_shape: tuple[int, ...], mapped: bool = False
 ) -> None:
     if "x" in shapes:
         got = shapes["x"]
         if got[1:] != event_shape:
             wanted = ", ".join(["rows", *map(str, event_shape)])
-            hint = "; remedy: x.reshape(-1, 1)" if event_shape == (1,) and len(got) == 1 else ""
+            hint = ""
+            if event_shape == (1,) and len(got) == 1:
+                x = "numpy.load(path, mmap_mode='r')" if mapped else "x"
+                hint = f"; remedy: {x}.reshape(-1, 1)"
             raise DataError(f"x expected shape ({wanted}), as the flow has it; got {got}{hint}")
-    if "context" in shapes and len(shapes["context"]) != 2:
-        raise DataError(f"context expected shape (rows, C), got {shapes['context']}")
-    lengths = {name: shape[0] for name, shape in shapes.items()}
-    if check_length and len(set(lengths.values())) > 1:
-        raise DataError(f"expected one row an event in every array, got lengths {lengths}")
+    for name, wanted, ndim in (("context", "(rows, C)", 2), ("weight", "(rows,)", 1)):
+        if name in shapes and len(shapes[name]) != ndim:
+            raise DataError(
+                f"{name} expected shape {wanted}, got {shapes[name]}; remedy: {name}.reshape"
+                f"({'-1, 1' if ndim == 2 else '-1'}), if it holds one number a row"
+            )
 
 
 def split(rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Random training and validation indices.
 
     Raises:
-        DataError: If the fraction is not in [0, 1) or leaves either part empty.
+        DataError: If the fraction is not in [0, 1) or there are fewer than two rows.
 
     Example:
         >>> train, held_out = split(10, 0.2, seed=0)
@@ -268,13 +258,3 @@ def split(rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     held = min(max(1, round(fraction * rows)), rows - 1) if fraction > 0 else 0
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     return order[held:], order[:held]
-
-
-def in_batches(
-    rows: Rows, index: Tensor, size: int, use: Callable[[dict[str, Tensor]], Tensor]
-) -> Tensor:
-    """Mean over rows of a number that ``use`` returns for each batch."""
-    total = torch.zeros((), dtype=torch.float64)
-    for part in index.split(size):
-        total += use(rows.batch(part)).double().cpu() * len(part)
-    return total / len(index)

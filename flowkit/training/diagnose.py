@@ -67,4 +67,6 @@ def _first_bad_layer(flow: Flow, batch: dict[str, Tensor]) -> tuple[str, Tensor]
                 place += ", whose domain these rows are outside of"
             return place, bad.nonzero().flatten()
     bad = ~torch.isfinite(flow.base.log_prob(x, context))
-    return f"the base {type(flow.base).__name__} is at fault", bad.nonzero().flatten()
+    if bool(bad.any()):
+        return f"the base {type(flow.base).__name__} is at fault", bad.nonzero().flatten()
+    return "every layer and the base are finite, so the objective is at fault", none

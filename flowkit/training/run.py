@@ -1,0 +1,401 @@
+"""The loop of a fit: steps, validation, stopping, restoring, and checkpoints of all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
+
+from flowkit.errors import CheckpointError, DataError, NonFiniteLossError
+from flowkit.flow import Flow
+from flowkit.objectives import Loss, Objective
+from flowkit.training.checkpoint import read_checkpoint, write_checkpoint
+from flowkit.training.diagnose import non_finite_error
+from flowkit.training.history import History
+from flowkit.training.rows import Part
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_EPOCH_WITHOUT_DATA = 100
+_STEPS_UNCHECKED = 20
+
+Callback = Callable[[Flow, History], Any]
+Scheduler = Callable[[torch.optim.Optimizer, int], LRScheduler]
+
+
+class Sealed:
+    """A batch that Fabric hands on as it is; its mixed precision would round the data."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+
+
+class Step(nn.Module):
+    """Flow and objective as one module, so that DDP and compile see a single forward."""
+
+    def __init__(self, flow: Flow, objective: Objective) -> None:
+        super().__init__()
+        self.flow = flow
+        self.objective = objective
+
+    def forward(self, batch: Sealed) -> Loss:
+        """Return the loss of a batch."""
+        loss = self.objective(self.flow, batch.tensors)
+        if not isinstance(loss, Loss) or not isinstance(loss.value, Tensor) or loss.value.ndim:
+            raise DataError(
+                f"expected {type(self.objective).__name__} to return a Loss(value, terms) whose "
+                f"value is a scalar tensor, got {type(loss).__name__}; remedy: return "
+                "Loss(values.mean(), {})"
+            )
+        return loss
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the generators of the CPU and of the device in use, and no others."""
+    torch.random.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def _seed_of(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+class Run:
+    """The state of one fit.
+
+    Args:
+        step: Flow and objective, on the device.
+        fabric: Devices, precision, strategy.
+        train: Training rows; ``None`` if the objective needs none.
+        held: Validation rows, or ``None``.
+        seed: Seed of shuffling and noise.
+    """
+
+    def __init__(
+        self, step: Step, fabric: Fabric, train: Part | None, held: Part | None, seed: int
+    ) -> None:
+        self.step, self.fabric, self.seed = step, fabric, seed
+        self.train, self.held = train, held
+        self.history = History()
+        self.best: dict[str, Tensor] | None = None
+        self.waited = 0
+        self.epoch = 0
+        self.done = 0
+        self.unchecked: list[tuple[int, Tensor, Tensor | None]] = []
+
+    def plan(self, epochs: int, steps: int | None, batch_size: int) -> None:
+        """Fix the number of steps and the rows of each."""
+        self.batch_size, self.per_epoch = batch_size, _EPOCH_WITHOUT_DATA
+        if self.train is not None:
+            self.batch_size = min(batch_size, len(self.train))
+            self.per_epoch = len(self.train) // self.batch_size
+            if self.batch_size < self.fabric.world_size:
+                raise DataError(
+                    f"a batch of {self.batch_size} rows cannot be shared by "
+                    f"{self.fabric.world_size} processes; remedy: a larger batch_size"
+                )
+        self.total = steps if steps is not None else epochs * self.per_epoch
+        self.limit = "steps" if steps is not None else "epochs"
+
+    def prepare(
+        self,
+        lr: float,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
+        scheduler: str | Scheduler | None,
+        clip: float | None,
+        patience: int | None,
+        ema: float | None,
+        compile: bool,
+    ) -> None:
+        """Build optimiser, scheduler and average, and hand the step to Fabric."""
+        self.clip, self.patience, self.ema = clip, patience, ema
+        chosen = self._choose_optimizer(lr, optimizer)
+        module: Any = torch.compile(self.step) if compile else self.step
+        self.wrapped, self.optimizer = self.fabric.setup(module, chosen)
+        self._choose_scheduler(chosen, scheduler)
+        self.average = None if ema is None else AveragedModel(self.step, multi_avg_fn=self._follow)
+        flow = self.step.flow
+        recipe = json.dumps(flow.recipe, default=lambda value: type(value).__name__)
+        self.settings: dict[str, Any] = {
+            "weights": [[name, list(p.shape)] for name, p in self.step.state_dict().items()],
+            "flow": f"{recipe}\n{flow.summary()}",
+            "objective": type(self.step.objective).__name__,
+            "rows": 0 if self.train is None else len(self.train),
+            "batch_size": self.batch_size,
+            "total_steps": self.total,
+            "seed": self.seed,
+            "optimizer": type(chosen).__name__,
+            "lr": lr if optimizer is None else None,
+            "clip": clip,
+            "ema": ema,
+            "scheduler": scheduler if isinstance(scheduler, str) else scheduler is not None,
+            "precision": self.fabric.strategy.precision.precision,
+            "data": "" if self.train is None else self.train.fingerprint(),
+        }
+
+    def _choose_optimizer(
+        self,
+        lr: float,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
+    ) -> torch.optim.Optimizer:
+        parameters = [p for p in self.step.parameters() if p.requires_grad]
+        if not parameters:
+            raise DataError("there is nothing to train: no parameter requires a gradient")
+        # A fused optimiser undoes the loss scaling itself, too late for clipping.
+        scaled = self.fabric.strategy.precision.precision == "16-mixed"
+        if optimizer is None:
+            fused = self.fabric.device.type in ("cpu", "cuda") and not scaled
+            return torch.optim.Adam(parameters, lr=lr, fused=fused)
+        chosen = optimizer(parameters)
+        if not isinstance(chosen, torch.optim.Optimizer):
+            raise DataError(
+                "fit expected optimizer to return a torch.optim.Optimizer, got "
+                f"{type(chosen).__name__}; remedy: lambda p: torch.optim.AdamW(p, lr=1e-3)"
+            )
+        if (
+            scaled
+            and self.clip is not None
+            and getattr(chosen, "_step_supports_amp_scaling", False)
+        ):
+            raise DataError(
+                "a fused optimizer cannot clip gradients under precision='16-mixed'; remedy: "
+                "fused=False, clip=None, or precision='bf16-mixed'"
+            )
+        return chosen
+
+    def _choose_scheduler(
+        self, optimizer: torch.optim.Optimizer, scheduler: str | Scheduler | None
+    ) -> None:
+        self.plateau: ReduceLROnPlateau | None = None
+        self.scheduler: LRScheduler | None = None
+        if scheduler == "plateau":
+            wait = max(1, (self.patience or 20) // 2)
+            self.plateau = ReduceLROnPlateau(optimizer, factor=0.1, patience=wait)
+        elif scheduler == "cosine":
+            self.scheduler = CosineAnnealingLR(optimizer, T_max=self.total)
+        elif callable(scheduler):
+            self.scheduler = scheduler(optimizer, self.total)
+        if self.scheduler is not None:
+            # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
+            optimizer.register_step_post_hook(lambda *_: self.scheduler.step())  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def _follow(self, averaged: Any, current: Any, _: Any) -> None:
+        """Move an exponential average that forgets its first steps quickly."""
+        # The number of steps done: torch's own count is a tensor, and reading it would wait.
+        weight = min(self.ema or 0.0, (1 + self.done) / (10 + self.done))
+        torch._foreach_lerp_(list(averaged), list(current), 1 - weight)
+
+    def resume(self, checkpoint: str | os.PathLike[str] | None) -> None:
+        """Go on from a checkpoint, if there is one."""
+        self.path = None if checkpoint is None else Path(checkpoint)
+        if self.path is None or not self.path.exists():
+            return
+        content = read_checkpoint(self.path, self.settings)
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+            for name, part in self._parts().items():
+                part.load_state_dict(content[name])
+            self.best, self.waited = content["best"], content["waited"]
+            self.epoch, self.done = content["epoch"], content["done"]
+            self.history = History(**content["history"])
+            self.step.load_state_dict(content["step"])
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(
+                f"the state in {self.path} does not fit this fit ({error}); remedy: continue with "
+                "the settings that wrote it, or choose another path"
+            ) from None
+        if self.history.stopped == "callback":
+            self.history.stopped = self.limit if self.done >= self.total else ""
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a state, besides the step and the optimiser."""
+        parts = {name: getattr(self, name) for name in ("scheduler", "plateau", "average")}
+        parts["scaler"] = getattr(self.fabric.strategy.precision, "scaler", None)
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def write(self) -> None:
+        """Write a checkpoint, from the first process."""
+        if self.path is not None and self.fabric.is_global_zero:
+            write_checkpoint(
+                self.path,
+                {
+                    "settings": self.settings,
+                    "step": self.step.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    **{name: part.state_dict() for name, part in self._parts().items()},
+                    "best": self.best,
+                    "waited": self.waited,
+                    "epoch": self.epoch,
+                    "done": self.done,
+                    "history": asdict(self.history),
+                },
+            )
+
+    def loop(self, progress: bool, callbacks: tuple[Callback, ...]) -> History:
+        """Run epochs until something says stop."""
+        with self._restoring(), _bar(self, progress) as bar:
+            while not self.history.stopped:
+                self._one_epoch(bar)
+                stop = [bool(callback(self.step.flow, self.history)) for callback in callbacks]
+                if self._in_any_process(any(stop)):
+                    self.history.stopped = "callback"
+                elif self.patience is not None and self.waited >= self.patience:
+                    self.history.stopped = "patience"
+                elif self.done >= self.total:
+                    self.history.stopped = self.limit
+                self.write()
+        return self.history
+
+    @contextmanager
+    def _restoring(self) -> Any:
+        """Whatever ends the fit, leave the best weights, in evaluation mode."""
+        try:
+            yield
+        finally:
+            weights = self.best
+            if weights is None and self.average is not None:
+                weights = self.average.module.state_dict()
+            if weights is not None:
+                self.step.load_state_dict(weights)
+            self.step.eval()
+
+    def _in_any_process(self, flag: bool) -> bool:
+        """Whether a flag is set anywhere, so that all processes take the same way."""
+        return bool(self._shared(torch.tensor(float(flag))) > 0)
+
+    def _shared(self, values: Tensor) -> Tensor:
+        """Mean over the processes, which is the same number in all of them."""
+        if self.fabric.world_size == 1:
+            return values
+        shared = self.fabric.all_reduce(values.to(self.fabric.device), reduce_op="mean")
+        assert isinstance(shared, Tensor)
+        return shared
+
+    def _index(self, part: Part) -> Tensor:
+        """This process's rows of every batch of an epoch, ``(steps, rows)``."""
+        generator = torch.Generator().manual_seed(_seed_of(self.seed, self.epoch))
+        order = part.index[torch.randperm(len(part), generator=generator)]
+        batches = order[: self.per_epoch * self.batch_size].reshape(self.per_epoch, -1)
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        share = self.batch_size // world
+        return batches[:, rank * share : (rank + 1) * share]
+
+    def _one_epoch(self, bar: Any) -> None:
+        begun = time.perf_counter()
+        # Seeded anew: an epoch is the same whether or not the fit was resumed before it.
+        seed = _seed_of(self.seed, self.epoch, 1 + self.fabric.global_rank)
+        seed_generators(self.fabric.device, seed)
+        index = None if self.train is None else self._index(self.train)
+        steps = min(self.per_epoch, self.total - self.done)
+        sums: dict[str, Any] = {}
+        self.step.train()
+        for k in range(steps):
+            loss = self._one_step(None if index is None else index[k])
+            for name, value in (("", loss.value.detach()), *loss.terms.items()):
+                sums[name] = sums.get(name, 0.0) + value
+            bar(loss)
+        if self.unchecked:
+            self._check()
+        self.epoch += 1
+        like = sums[""]
+        total = torch.stack([torch.as_tensor(v).detach().to(like) for v in sums.values()])
+        means = (self._shared(total) / steps).tolist()
+        history = self.history
+        history.epochs.append(self.epoch)
+        history.steps.append(self.done)
+        history.train.append(means[0])
+        for name, mean in zip(list(sums)[1:], means[1:], strict=True):
+            history.terms.setdefault(name, []).append(mean)
+        history.learning_rate.append(self.optimizer.param_groups[0]["lr"])
+        if self.held is not None:
+            self._validate(self.held)
+        if self.plateau is not None:
+            self.plateau.step((history.validation or history.train)[-1])
+        history.seconds.append(time.perf_counter() - begun)
+
+    def _one_step(self, index: Tensor | None) -> Loss:
+        batch = {} if index is None else self.train.batch(index)  # type: ignore[union-attr]
+        loss = self.wrapped(Sealed(batch))
+        self.unchecked.append((self.done + 1, loss.value.detach(), index))
+        # Reading a loss waits for an accelerator, so that there a bad one is found late: its step
+        # and data are named exactly, parameters and layers as they are when it is found.
+        if self.fabric.device.type == "cpu" or len(self.unchecked) == _STEPS_UNCHECKED:
+            self._check()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss.value)
+        if self.clip is not None:
+            self.fabric.clip_gradients(
+                self.wrapped, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.step)
+        self.done += 1
+        return loss
+
+    def _check(self) -> None:
+        """Raise in every process if in any of them a loss since the last check is not finite."""
+        bad = ~torch.isfinite(torch.stack([value for _, value, _ in self.unchecked]))
+        here = bool(bad.any())
+        if self._in_any_process(here):
+            if not here:
+                raise NonFiniteLossError(
+                    "the loss became NaN or infinite in another process, by step "
+                    f"{self.unchecked[-1][0]}; remedy: see the message of that process"
+                )
+            step, value, index = self.unchecked[int(bad.int().argmax())]
+            batch = {} if index is None else self.train.batch(index)  # type: ignore[union-attr]
+            raise non_finite_error(self.step.flow, batch, index, value, step)
+        self.unchecked.clear()
+
+    def _validate(self, held: Part) -> None:
+        # The same noise and the same number in every process, so that all decide the same.
+        seed_generators(self.fabric.device, _seed_of(self.seed, self.epoch, 0))
+        model = self.step if self.average is None else self.average.module
+        model.eval()
+
+        def evaluate(batch: dict[str, Tensor]) -> Tensor:
+            # Objectives that differentiate with respect to x switch gradients on for themselves.
+            with torch.no_grad(), self.fabric.autocast():
+                return model(Sealed(batch)).value.detach()
+
+        value = float(self._shared(held.mean(evaluate)))
+        history = self.history
+        better = history.best is None or value < history.best
+        history.validation.append(value)
+        self.waited = 0 if better else self.waited + 1
+        if better:
+            history.best_epoch = self.epoch
+            self.best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+@contextmanager
+def _bar(run: Run, progress: bool) -> Any:
+    """One progress bar over all steps; the loss is read only when it is redrawn."""
+    from tqdm.auto import tqdm
+
+    hidden = not progress or not run.fabric.is_global_zero
+    with tqdm(total=run.total, initial=run.done, disable=hidden, unit="step") as bar:
+
+        def update(loss: Loss) -> None:
+            if bar.update(1):
+                shown: Mapping[str, str] = {"loss": f"{float(loss.value.detach()):.4g}"}
+                if run.history.validation:
+                    shown = {**shown, "validation": f"{run.history.validation[-1]:.4g}"}
+                bar.set_postfix(shown, refresh=False)
+
+        yield update
