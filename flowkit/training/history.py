@@ -41,7 +41,7 @@ class History:
     @property
     def best(self) -> float | None:
         """The lowest validation loss, or ``None`` without validation."""
-        return min(self.validation) if self.validation else None
+        return min((value for value in self.validation if value == value), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain Python values, ready for JSON."""

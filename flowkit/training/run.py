@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -375,7 +376,7 @@ class Run:
 
         value = float(self._shared(held.mean(evaluate)))
         history = self.history
-        better = history.best is None or value < history.best
+        better = value < (math.inf if history.best is None else history.best)
         history.validation.append(value)
         self.waited = 0 if better else self.waited + 1
         if better:

@@ -69,7 +69,7 @@ class MaskedAutoregressive(Transform):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise in one pass."""
         x = self._sort(x)
-        z, log_slope = self.scalar.forward(x, self.conditioner(x, context))
+        z, log_slope = self.scalar.forward(x, self.conditioner(x, context).to(x.dtype))
         return self._unsort(z), log_slope.sum(-1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ class MaskedAutoregressive(Transform):
         log_slopes: list[Tensor] = []
 
         def solve(i: int, params: Tensor) -> Tensor:
-            x, log_slope = self.scalar.inverse(z[..., i], params)
+            x, log_slope = self.scalar.inverse(z[..., i], params.to(z.dtype))
             log_slopes.append(log_slope)
             return x
 

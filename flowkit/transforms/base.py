@@ -163,6 +163,11 @@ class Transform(nn.Module):
         return broadcast_context(x, context, ndim)
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """Switch autocast off: conditioners may run in low precision, events and densities never."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def batch_text(event_shape: tuple[int | None, ...]) -> str:
     """Write an event shape for a message: ``(..., 3, *)``."""
     return "(" + ", ".join(["...", *("*" if n is None else str(n) for n in event_shape)]) + ")"

@@ -90,7 +90,7 @@ class Coupling(Transform):
         return both if self._side_by_side else both[..., self.merge_index]
 
     def _params(self, fixed: Tensor, context: Tensor | None) -> Tensor:
-        raw = self.conditioner(fixed, context)
+        raw = self.conditioner(fixed, context).to(fixed.dtype)
         return raw.unflatten(-1, (self._split_sizes[1], self.scalar.param_size))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

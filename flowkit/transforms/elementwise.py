@@ -48,7 +48,7 @@ class Elementwise(Transform):
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
         if self.conditioner is None:
             return self.params  # type: ignore[return-value]
-        raw = self.conditioner(x[..., :0], context)
+        raw = self.conditioner(x[..., :0], context).to(x.dtype)
         return raw.unflatten(-1, (x.shape[-1], self.scalar.param_size))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.transforms.base import Transform
+from flowkit.transforms.base import Transform, full_precision
 
 
 def _at_least_single(x: Tensor) -> Tensor:
@@ -39,18 +39,21 @@ class _Linear(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return ``W x + b`` and ``log|det W|``."""
-        z = F.linear(x, self.weight_matrix(), self.bias)
-        return z, self.log_abs_det().expand(x.shape[:-1])
+        with full_precision(x):
+            z = F.linear(x, self.weight_matrix(), self.bias)
+            return z, self.log_abs_det().expand(x.shape[:-1])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return ``W^-1 (z - b)`` and ``-log|det W|``."""
         rows = (z - self.bias).reshape(-1, z.shape[-1])
-        x = self._solve(_at_least_single(rows.mT)).mT.reshape(z.shape)
-        return x.to(z.dtype), -self.log_abs_det().expand(z.shape[:-1])
+        with full_precision(z):
+            x = self._solve(_at_least_single(rows.mT)).mT.reshape(z.shape)
+            return x.to(z.dtype), -self.log_abs_det().expand(z.shape[:-1])
 
     def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return ``W x + b`` and zeros: no determinant is computed."""
-        return F.linear(x, self.weight_matrix(), self.bias), x.new_zeros(x.shape[:-1])
+        with full_precision(x):
+            return F.linear(x, self.weight_matrix(), self.bias), x.new_zeros(x.shape[:-1])
 
 
 def _sign_of_scalar(matrix: Tensor) -> Tensor:

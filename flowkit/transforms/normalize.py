@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit.errors import DataError
-from flowkit.transforms.base import Transform
+from flowkit.transforms.base import Transform, full_precision
 
 
 def _moments(x: Tensor, event_ndim: int, label: str) -> tuple[Tensor, Tensor]:
@@ -136,11 +136,13 @@ class Whiten(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Whiten."""
-        return F.linear(x - self.mean, self.inverse_factor), self._log_det(x)
+        with full_precision(x):
+            return F.linear(x - self.mean, self.inverse_factor), self._log_det(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return to the units of the data."""
-        return F.linear(z, self.factor, self.mean), -self._log_det(z)
+        with full_precision(z):
+            return F.linear(z, self.factor, self.mean), -self._log_det(z)
 
 
 class ActNorm(Transform):
