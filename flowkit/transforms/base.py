@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -163,9 +164,18 @@ class Transform(nn.Module):
         return broadcast_context(x, context, ndim)
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Switch autocast off: conditioners may run in low precision, events and densities never."""
-    return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    # The meta device has no autocast to ask about.
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """Factorisations and solves do not exist in half precision: do those in single."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def batch_text(event_shape: tuple[int | None, ...]) -> str:

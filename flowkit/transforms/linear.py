@@ -8,12 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.transforms.base import Transform, full_precision
-
-
-def _at_least_single(x: Tensor) -> Tensor:
-    """Factorisations and solves do not exist in half precision: do those in single."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from flowkit.transforms.base import Transform, at_least_single, full_precision
 
 
 class _Linear(Transform):
@@ -47,7 +42,7 @@ class _Linear(Transform):
         """Return ``W^-1 (z - b)`` and ``-log|det W|``."""
         rows = (z - self.bias).reshape(-1, z.shape[-1])
         with full_precision(z):
-            x = self._solve(_at_least_single(rows.mT)).mT.reshape(z.shape)
+            x = self._solve(at_least_single(rows.mT)).mT.reshape(z.shape)
             return x.to(z.dtype), -self.log_abs_det().expand(z.shape[:-1])
 
     def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -83,7 +78,7 @@ class DenseLinear(_Linear):
 
     def log_abs_det(self) -> Tensor:
         """``log|det W|`` by an LU factorisation."""
-        log_abs_det = torch.linalg.slogdet(_at_least_single(self.weight))[1]
+        log_abs_det = torch.linalg.slogdet(at_least_single(self.weight))[1]
         return log_abs_det.to(self.weight.dtype)
 
     def orientation(self) -> Tensor:
@@ -91,7 +86,7 @@ class DenseLinear(_Linear):
         return _sign_of_scalar(self.weight_matrix())
 
     def _solve(self, columns: Tensor) -> Tensor:
-        return torch.linalg.solve(_at_least_single(self.weight), columns)
+        return torch.linalg.solve(at_least_single(self.weight), columns)
 
 
 class TriangularLinear(_Linear):
@@ -131,7 +126,7 @@ class TriangularLinear(_Linear):
         return self._matrix().diagonal().sum()
 
     def _solve(self, columns: Tensor) -> Tensor:
-        weight = _at_least_single(self.weight_matrix())
+        weight = at_least_single(self.weight_matrix())
         return torch.linalg.solve_triangular(weight, columns, upper=False)
 
 
@@ -174,7 +169,7 @@ class LULinear(_Linear):
         return self.lower_upper.diagonal().sum()
 
     def _solve(self, columns: Tensor) -> Tensor:
-        lower, upper = map(_at_least_single, self._factors())
+        lower, upper = map(at_least_single, self._factors())
         columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
         return torch.linalg.solve_triangular(upper, columns, upper=True)
 
@@ -214,7 +209,7 @@ class OrthogonalLinear(_Linear):
 
     def weight_matrix(self) -> Tensor:
         """The matrix Q."""
-        v = _at_least_single(self.vectors)
+        v = at_least_single(self.vectors)
         # Unit columns: a reflection does not depend on the length, rounding does. A zero column
         # reflects nothing.
         lengths = torch.linalg.vector_norm(v.detach(), dim=0)
@@ -235,7 +230,7 @@ class OrthogonalLinear(_Linear):
         return _sign_of_scalar(self.weight_matrix())
 
     def _solve(self, columns: Tensor) -> Tensor:
-        return _at_least_single(self.weight_matrix()).mT @ columns
+        return at_least_single(self.weight_matrix()).mT @ columns
 
 
 class Conv1x1(Transform):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit.errors import DataError
-from flowkit.transforms.base import Transform, full_precision
+from flowkit.transforms.base import Transform, at_least_single, full_precision
 
 
 def _moments(x: Tensor, event_ndim: int, label: str) -> tuple[Tensor, Tensor]:
@@ -103,14 +103,12 @@ class Whiten(Transform):
 
     constant_log_det = True
     mean: Tensor
-    factor: Tensor
-    inverse_factor: Tensor
+    whitener: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__((features,))
         self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("factor", torch.eye(features))
-        self.register_buffer("inverse_factor", torch.eye(features))
+        self.register_buffer("whitener", torch.eye(features))
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
@@ -128,21 +126,23 @@ class Whiten(Transform):
         lower = torch.linalg.cholesky((1 - rho) * correlation + rho * eye)
         factor = scale.unsqueeze(-1) * lower
         self.mean.copy_(mean)
-        self.factor.copy_(factor)
-        self.inverse_factor.copy_(torch.linalg.solve_triangular(factor, eye, upper=False))
+        self.whitener.copy_(torch.linalg.solve_triangular(factor, eye, upper=False))
 
     def _log_det(self, like: Tensor) -> Tensor:
-        return -self.factor.diagonal().log().sum().expand(like.shape[:-1])
+        return self.whitener.diagonal().log().sum().expand(like.shape[:-1])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Whiten."""
         with full_precision(x):
-            return F.linear(x - self.mean, self.inverse_factor), self._log_det(x)
+            return F.linear(x - self.mean, self.whitener), self._log_det(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return to the units of the data."""
         with full_precision(z):
-            return F.linear(z, self.factor, self.mean), -self._log_det(z)
+            columns = at_least_single(z.reshape(-1, z.shape[-1]).mT)
+            whitener = at_least_single(self.whitener)
+            rows = torch.linalg.solve_triangular(whitener, columns, upper=False).mT
+            return rows.reshape(z.shape).to(z.dtype) + self.mean, -self._log_det(z)
 
 
 class ActNorm(Transform):
