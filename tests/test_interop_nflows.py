@@ -312,10 +312,14 @@ def test_standardisation_and_intervals_reach_nflows_as_fixed_layers():
 # The spline itself
 
 
-def their_slopes(ours, raw):
-    """The raw numbers that nflows turns into the same slopes."""
-    slope = ours.slopes(raw) - ours.min_slope
-    return slope + torch.log(-torch.expm1(-slope))
+LEAST = 1e-3  # nflows' least width and height
+
+
+def their_numbers(ours, raw):
+    """The raw widths, heights and slopes that nflows turns into the same knots."""
+    widths, heights, slopes = ours.knots(raw)
+    slopes = slopes - ours.min_slope
+    return (widths - LEAST).log(), (heights - LEAST).log(), torch.log(torch.expm1(slopes))
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -323,10 +327,9 @@ def their_slopes(ours, raw):
 def test_the_spline_is_nflows_spline(kind, inverse):
     raw = torch.randn(500, 3 * 8 - 1, dtype=torch.float64)
     x = torch.linspace(-4, 4, 500, dtype=torch.float64)
-    ours = kind(bins=8, bound=3.0, logit_clip=None)
-    widths, heights, slopes = raw.split((8, 8, 7), -1)
+    ours = kind(bins=8, bound=3.0, min_size=8 * LEAST)
     theirs = rational_quadratic.unconstrained_rational_quadratic_spline(
-        x, widths, heights, their_slopes(ours, slopes), inverse=inverse, tail_bound=3.0
+        x, *their_numbers(ours, raw), inverse=inverse, tail_bound=3.0
     )
     for a, b in zip((ours.inverse if inverse else ours.forward)(x, raw), theirs, strict=True):
         same(a, b)
@@ -337,20 +340,23 @@ def test_the_spline_is_nflows_spline(kind, inverse):
 def test_the_interval_spline_is_nflows_spline(kind, inverse):
     raw = torch.randn(500, 3 * 8 + 1, dtype=torch.float64)
     x = torch.rand(500, dtype=torch.float64)
-    ours = kind(bins=8, logit_clip=None)
-    widths, heights, slopes = raw.split((8, 8, 9), -1)
+    ours = kind(bins=8, min_size=8 * LEAST)
     theirs = rational_quadratic.rational_quadratic_spline(
-        x, widths, heights, their_slopes(ours, slopes), inverse=inverse
+        x, *their_numbers(ours, raw), inverse=inverse
     )
     for a, b in zip((ours.inverse if inverse else ours.forward)(x, raw), theirs, strict=True):
         same(a, b)
 
 
 @pytest.mark.parametrize("kind", [SoftplusSpline, SoftplusIntervalSpline])
-def test_the_slopes_of_nflows_are_softplus(kind):
-    raw = torch.linspace(-30, 30, 61, dtype=torch.float64)
+def test_the_spline_of_nflows_has_softmax_sizes_and_softplus_slopes(kind):
+    spline = kind(bins=4, min_size=4 * LEAST)
+    raw = 10 * torch.randn(50, spline.param_size, dtype=torch.float64)
+    widths, heights, slopes = spline.knots(raw)
+    for got, logits in ((widths, raw[:, :4]), (heights, raw[:, 4:8])):
+        same(got, LEAST + (1 - 4 * LEAST) * torch.softmax(logits, -1))
     offset = math.log(math.expm1(1 - 1e-3))
-    same(kind(bins=4).slopes(raw), 1e-3 + torch.nn.functional.softplus(raw + offset))
+    same(slopes, 1e-3 + torch.nn.functional.softplus(raw[:, 8:] + offset))
 
 
 # Whole flows

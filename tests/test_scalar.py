@@ -122,13 +122,17 @@ def numpy_spline(x, widths, heights, slopes, lower):
 
 
 def test_the_spline_is_the_formula_of_the_paper():
-    f = IntervalSpline(bins=4, lower=-1.0, upper=2.0, logit_clip=None)
+    f = IntervalSpline(bins=4, lower=-1.0, upper=2.0)
     params = params_of(f, 1)[0]
 
     def sizes(raw):
-        return 3.0 * (f.min_size + (1 - 4 * f.min_size) * torch.softmax(raw, -1).numpy())
+        weights = 1 / (1 + np.exp(-raw.numpy()))
+        floor = f.min_size * 3 / 4 / (1 - f.min_size)
+        return 3.0 * (weights + floor) / (weights + floor).sum()
 
-    raw_slopes = params[8:].numpy()
+    sigmoid = 1 / (1 + np.exp(-params[:8].numpy()))
+    steep = sigmoid[4:] - sigmoid[:4]
+    raw_slopes = params[8:].numpy() + [*steep, steep[-1]] + [steep[0], *steep]
     slopes = np.exp(raw_slopes / (1 + np.abs(raw_slopes) / -math.log(f.min_slope)))
     x = torch.linspace(-0.99, 1.99, 41, dtype=torch.float64)
     widths, heights = sizes(params[:4]), sizes(params[4:8])
@@ -136,11 +140,21 @@ def test_the_spline_is_the_formula_of_the_paper():
     np.testing.assert_allclose(f.forward(x, params)[0], want, rtol=1e-12, atol=1e-12)
 
 
+def test_no_parameters_make_a_bin_smaller_than_the_least_size():
+    f = IntervalSpline(bins=4, min_size=0.2)
+    params = torch.zeros(f.param_size, dtype=torch.float64)
+    params[:8] = 1e9
+    params[[0, 6]] = -1e9
+    least, rest = 0.05, 0.95 / 3
+    widths, heights, _ = f.knots(params)
+    torch.testing.assert_close(widths, torch.tensor([least, rest, rest, rest]).double())
+    torch.testing.assert_close(heights, torch.tensor([rest, rest, least, rest]).double())
+
+
 @pytest.mark.parametrize("f", SPLINES.values(), ids=SPLINES)
 def test_value_and_slope_are_continuous_at_every_knot(f):
     params = params_of(f, 1)[0]
-    clipped = soft_clip(params[: f.bins], f.logit_clip)
-    widths = f.min_size + (1 - f.bins * f.min_size) * torch.softmax(clipped, -1)
+    widths = f.knots(params)[0]
     knots = -3 + 6 * torch.cat([torch.zeros(1), widths.cumsum(-1)]).double()
     step = 1e-9
     y0, slope0 = f.forward(knots - step, params)
@@ -197,7 +211,7 @@ def test_splines_survive_extreme_parameters(f, dtype, bound):
     ("options", "message"),
     [
         ({"bins": 0}, "RationalQuadraticSpline needs bins >= 1, got 0"),
-        ({"min_size": 0.2}, r"needs 0 < min_size < 1 / bins, got min_size=0.2 with 8 bins"),
+        ({"min_size": 1.0}, r"needs 0 < min_size < 1, got 1.0"),
         ({"min_slope": 1.0}, "needs 0 < min_slope < 1, got 1.0"),
         ({"bound": 0.0}, r"needs an interval of positive length"),
     ],

@@ -140,7 +140,7 @@ def test_a_coupling_leaves_the_features_outside_its_mask_and_reads_only_them():
 
 def test_a_coupling_is_its_scalar_map_at_the_parameters_of_its_conditioner():
     t, x = moved(Coupling([True, False, True], RationalQuadraticSpline(bins=3))), rows(6, 3)
-    params = t.conditioner(x[:, [1]], None).unflatten(-1, (2, -1))
+    params = t.conditioner(x[:, [1]], None).unflatten(-1, (-1, 2)).mT
     want, log_slope = t.scalar.forward(x[:, [0, 2]], params)
     z, log_det = t(x)
     torch.testing.assert_close(z[:, [0, 2]], want)

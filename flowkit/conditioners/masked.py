@@ -48,9 +48,10 @@ class AutoregressiveConditioner(Conditioner):
 class MaskedMLP(AutoregressiveConditioner):
     """A perceptron with masked weights (MADE); variables in their natural order.
 
-    Hidden units are sorted by degree, the number of leading variables that they may read. What a
-    new variable changes is then one slice of every layer, and :meth:`unroll` costs one forward
-    pass altogether instead of one a variable.
+    The last layer emits the first parameter of all variables, then the second, and so on, as
+    scalar maps like to read them. Hidden units are sorted by degree, the number of leading
+    variables that they may read. What a new variable changes is then one slice of every layer, and
+    :meth:`unroll` costs one forward pass altogether instead of one a variable.
 
     Args:
         in_features: Number of variables D.
@@ -93,7 +94,7 @@ class MaskedMLP(AutoregressiveConditioner):
         span = in_features - lowest
         degrees = [np.arange(1, in_features + 1)]
         degrees += [lowest + np.arange(h) * span // h for h in self.hidden]
-        reach = np.arange(in_features).repeat(param_size)
+        reach = np.tile(np.arange(in_features), param_size)
         for i, (before, after) in enumerate(zip(degrees, [*degrees[1:], reach], strict=True)):
             mask = torch.tensor(before <= after[:, None]).to(self.last.weight.dtype)
             self.register_buffer(f"mask_{i}", mask, persistent=False)
@@ -124,7 +125,7 @@ class MaskedMLP(AutoregressiveConditioner):
         for i, layer in enumerate(self.layers[1:], start=1):
             h = self._act(self._masked(i, layer, h))
         out = self._masked(len(self.layers), self.last, h)
-        return out.unflatten(-1, (self.in_features, self.param_size))
+        return out.unflatten(-1, (self.param_size, self.in_features)).transpose(-1, -2)
 
     def unroll(
         self,
@@ -156,7 +157,7 @@ class MaskedMLP(AutoregressiveConditioner):
                     h = h + from_context[..., start:stop]
                 chunks[depth].append(self._act(h))
             known = torch.cat(chunks[-1], -1) if chunks[-1] else like[..., :0]
-            rows = slice(i * self.param_size, (i + 1) * self.param_size)
+            rows = slice(i, None, self.in_features)
             params = F.linear(
                 known, self.last.weight[rows, : known.shape[-1]], self.last.bias[rows]
             )

@@ -20,7 +20,9 @@ def soft_clip(x: Tensor, limit: float | None) -> Tensor:
         >>> soft_clip(torch.tensor([0.0, 10.0, 1e6]), 10.0)
         tensor([0.0000, 5.0000, 9.9999])
     """
-    return x if limit is None else x / (1 + x.abs() / limit)
+    if limit is None:
+        return x
+    return x / torch.add(x.new_ones(()), x.abs(), alpha=1 / limit)
 
 
 @dataclass(frozen=True)

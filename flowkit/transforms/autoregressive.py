@@ -61,10 +61,10 @@ class MaskedAutoregressive(Transform):
         self.conditioner = conditioner(features, self.scalar.param_size, context=context)
 
     def _sort(self, x: Tensor) -> Tensor:
-        return x if self._natural else x[..., self.order]
+        return x if self._natural else x.index_select(-1, self.order)
 
     def _unsort(self, x: Tensor) -> Tensor:
-        return x if self._natural else x[..., self.order.argsort()]
+        return x if self._natural else x.index_select(-1, self.order.argsort())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise in one pass."""

@@ -23,7 +23,8 @@ class Coupling(Transform):
     Args:
         mask: One boolean a feature, true where the feature is moved.
         scalar: The scalar map; rational-quadratic spline by default.
-        conditioner: Factory ``(in_features, out_features, context=...) -> nn.Module``.
+        conditioner: Factory ``(in_features, out_features, context=...) -> nn.Module`` of a network
+            ``(x, context) -> (..., out_features)``, read as ``(..., param_size, moved features)``.
         context: Number of context features, read by the conditioner.
 
     Raises:
@@ -73,25 +74,34 @@ class Coupling(Transform):
         self.register_buffer("moved_index", torch.tensor(moved), False)
         self.register_buffer("merge_index", torch.tensor(merge), False)
         # Parts that lie side by side are cut and joined without gathers.
-        self._side_by_side = joined == sorted(joined)
+        self._fixed_first = joined == sorted(joined)
+        self._moved_first = moved + fixed == sorted(joined)
         self._split_sizes = (len(fixed), len(moved))
         self.conditioner = conditioner(
             len(fixed), len(moved) * self.scalar.param_size, context=context
         )
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self._side_by_side:
+        if self._fixed_first:
             fixed, moved = x.split(self._split_sizes, -1)
-            return fixed, moved
-        return x[..., self.fixed_index], x[..., self.moved_index]
+        elif self._moved_first:
+            moved, fixed = x.split(self._split_sizes[::-1], -1)
+        else:
+            fixed, moved = (
+                x.index_select(-1, self.fixed_index),
+                x.index_select(-1, self.moved_index),
+            )
+        return fixed, moved
 
     def _merge(self, fixed: Tensor, moved: Tensor) -> Tensor:
-        both = torch.cat([fixed, moved], -1)
-        return both if self._side_by_side else both[..., self.merge_index]
+        both = torch.cat([moved, fixed] if self._moved_first else [fixed, moved], -1)
+        if self._fixed_first or self._moved_first:
+            return both
+        return both.index_select(-1, self.merge_index)
 
     def _params(self, fixed: Tensor, context: Tensor | None) -> Tensor:
         raw = self.conditioner(fixed, context).to(fixed.dtype)
-        return raw.unflatten(-1, (self._split_sizes[1], self.scalar.param_size))
+        return raw.unflatten(-1, (self.scalar.param_size, self._split_sizes[1])).transpose(-1, -2)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Move the masked features towards noise."""

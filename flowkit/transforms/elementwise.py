@@ -21,8 +21,8 @@ class Elementwise(Transform):
         features: Number of features D.
         scalar: The scalar map; rational-quadratic spline by default.
         context: Number of context features.
-        conditioner: Factory ``(in_features, out_features, context=...) -> nn.Module``; used with
-            context only.
+        conditioner: Factory ``(in_features, out_features, context=...) -> nn.Module``, read as in
+            :class:`Coupling`; used with context only.
 
     Example:
         >>> import torch
@@ -49,7 +49,7 @@ class Elementwise(Transform):
         if self.conditioner is None:
             return self.params  # type: ignore[return-value]
         raw = self.conditioner(x[..., :0], context).to(x.dtype)
-        return raw.unflatten(-1, (x.shape[-1], self.scalar.param_size))
+        return raw.unflatten(-1, (self.scalar.param_size, x.shape[-1])).transpose(-1, -2)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise."""

@@ -52,8 +52,8 @@ class Permutation(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reorder."""
-        return x[..., self.order], x.new_zeros(x.shape[:-1])
+        return x.index_select(-1, self.order), x.new_zeros(x.shape[:-1])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Restore the order."""
-        return z[..., self.order.argsort()], z.new_zeros(z.shape[:-1])
+        return z.index_select(-1, self.order.argsort()), z.new_zeros(z.shape[:-1])

@@ -55,8 +55,8 @@ class HeldNet(nn.Module):
         context: Number of context features; 0 hides the context from the network.
         scale: Factor a parameter of one feature, ``(param_size,)``.
         offset: Summand a parameter of one feature, ``(param_size,)``.
-        kinds_first: Whether the network emits all shifts before all scales, rather than all
-            parameters of one feature before those of the next.
+        kinds_first: Whether the network emits all shifts before all scales, as flowkit's do,
+            rather than all parameters of one feature before those of the next.
     """
 
     scale: Tensor
@@ -78,14 +78,14 @@ class HeldNet(nn.Module):
         self.register_buffer("offset", offset)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return ``(..., features * param_size)`` raw parameters."""
+        """Return ``(..., param_size * features)`` raw parameters."""
         raw = self.net(*_rows(x, context if self.context_size else None))
         size = self.scale.shape[-1]
         if self.kinds_first:
-            raw = raw.unflatten(-1, (size, -1)).mT
+            raw = raw.unflatten(-1, (size, -1))
         else:
-            raw = raw.unflatten(-1, (-1, size))
-        raw = (raw * self.scale + self.offset).flatten(-2)
+            raw = raw.unflatten(-1, (-1, size)).mT
+        raw = (raw * self.scale.unsqueeze(-1) + self.offset.unsqueeze(-1)).flatten(-2)
         return raw.reshape(*x.shape[:-1], raw.shape[-1])
 
 
@@ -132,11 +132,11 @@ class HeldEncoder(nn.Module):
 
 
 class ConstantParams(nn.Module):
-    """A conditioner that reads nothing: parameters of its own for part of the features."""
+    """A conditioner that reads nothing: parameters ``(features, param_size)`` of its own."""
 
     def __init__(self, params: Tensor) -> None:
         super().__init__()
-        self.params = nn.Parameter(params.flatten().clone())
+        self.params = nn.Parameter(params.mT.flatten().clone())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the parameters, ``(..., n)``."""
@@ -200,11 +200,13 @@ def masked_mlp_from_made(made: Any, scale: Tensor, offset: Tensor) -> MaskedMLP 
         _copy_linear(ours, layer.weight[rows][:, columns], layer.bias[rows])  # type: ignore[arg-type]
         columns = rows
     last = made.final_layer
-    if not torch.equal(last.mask[:, columns], getattr(copy, f"mask_{len(layers)}")):
+    # nflows emits all parameters of a feature before those of the next; flowkit the other way.
+    rows = torch.arange(len(last.bias), device=scale.device).view(features, -1).mT.flatten()
+    if not torch.equal(last.mask[rows][:, columns], getattr(copy, f"mask_{len(layers)}")):
         return None
-    factor, summand = scale.repeat(features), offset.repeat(features)
-    weight = last.weight[:, columns] * factor.unsqueeze(-1)
-    _copy_linear(copy.last, weight, last.bias * factor + summand)
+    factor, summand = scale.repeat_interleave(features), offset.repeat_interleave(features)
+    weight = last.weight[rows][:, columns] * factor.unsqueeze(-1)
+    _copy_linear(copy.last, weight, last.bias[rows] * factor + summand)
     return copy
 
 
@@ -214,11 +216,13 @@ def nflows_params(scalar: ScalarMap, raw: Tensor) -> Tensor:
     An :class:`~flowkit.scalar.Affine` becomes the map of nflows' affine autoregressive layer.
     """
     if isinstance(scalar, (RationalQuadraticSpline, IntervalSpline)):
-        logits, slopes = raw[..., : 2 * scalar.bins], raw[..., 2 * scalar.bins :]
-        logits = soft_clip(logits, scalar.logit_clip)
         if isinstance(scalar, (SoftplusSpline, SoftplusIntervalSpline)):
+            logits, slopes = raw.tensor_split([2 * scalar.bins], -1)
             return torch.cat([logits, slopes + slope_offset(scalar)], -1)
-        return torch.cat([logits, softplus_inverse(scalar.slopes(slopes) - scalar.min_slope)], -1)
+        widths, heights, slopes = scalar.knots(raw)
+        least, tiny = scalar.min_size / scalar.bins, torch.finfo(raw.dtype).tiny
+        parts = [(sizes - least).clamp(min=tiny).log() for sizes in (widths, heights)]
+        return torch.cat([*parts, softplus_inverse(slopes - scalar.min_slope)], -1)
     if isinstance(scalar, Affine):
         shift, log_scale = raw.unbind(-1)
         scale = soft_clip(log_scale, scalar.max_log_scale).exp()
@@ -242,7 +246,9 @@ class NetForNflows(nn.Module):
         conditioner = self.layer.conditioner
         assert conditioner is not None
         raw = conditioner(x, context if self.context_features else None)
-        return raw if raw.ndim > x.ndim else raw.unflatten(-1, (-1, self.layer.scalar.param_size))
+        if raw.ndim > x.ndim:
+            return raw
+        return raw.unflatten(-1, (self.layer.scalar.param_size, -1)).mT
 
 
 class CouplingNet(NetForNflows):

@@ -345,7 +345,7 @@ class _Reader:
                 f"{type(t).__name__} with min_bin_width={t.min_bin_width} and "
                 f"min_bin_height={t.min_bin_height}; remedy: train it with equal ones"
             )
-        sizes = {"min_size": t.min_bin_width, "min_slope": t.min_derivative, "logit_clip": None}
+        sizes = {"min_size": t.min_bin_width * bins, "min_slope": t.min_derivative}
         if t.tails is None:
             return SoftplusIntervalSpline(bins, **sizes)
         return SoftplusSpline(bins, **sizes, bound=float(t.tail_bound))

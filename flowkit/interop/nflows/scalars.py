@@ -115,15 +115,33 @@ class SoftplusAffine(_ScaleAndShift):
         return F.softplus(raw) + self.floor, shift
 
 
-def _softplus_slopes(raw: Tensor, least: float) -> Tensor:
-    return least + F.softplus(raw + math.log(math.expm1(1 - least)))
+class _SoftmaxKnots:
+    """Widths and heights by softmax above a floor, slopes by softplus, as in nflows."""
+
+    bins: int
+    min_size: float
+    min_slope: float
+
+    @property
+    def _floor(self) -> float:
+        return self.min_size / (1 - self.min_size) / self.bins
+
+    def _weights(self, raw: Tensor) -> Tensor:
+        return torch.softmax(raw, -2)
+
+    def _knot_slopes(self, raw: Tensor, weights: Tensor) -> Tensor:
+        return raw
+
+    def _slopes(self, raw: Tensor) -> Tensor:
+        return self.min_slope + F.softplus(raw + math.log(math.expm1(1 - self.min_slope)))
 
 
 @dataclass(frozen=True)
-class SoftplusSpline(RationalQuadraticSpline):
-    r"""A rational-quadratic spline with the slopes of nflows, linear in large raw numbers.
+class SoftplusSpline(_SoftmaxKnots, RationalQuadraticSpline):
+    r"""A rational-quadratic spline with the sizes and slopes of nflows.
 
-    :math:`s = s_{min} + \mathrm{softplus}(a + a_0)`, with :math:`a_0` such that a zero gives one.
+    Widths and heights are a softmax above a floor; slopes are :math:`s = s_{min} +
+    \mathrm{softplus}(a + a_0)`, with :math:`a_0` such that a zero gives one.
 
     Example:
         >>> import torch
@@ -132,15 +150,7 @@ class SoftplusSpline(RationalQuadraticSpline):
         tensor(True)
     """
 
-    def slopes(self, raw: Tensor) -> Tensor:
-        """Positive slopes, one where ``raw`` is zero."""
-        return _softplus_slopes(raw, self.min_slope)
-
 
 @dataclass(frozen=True)
-class SoftplusIntervalSpline(IntervalSpline):
+class SoftplusIntervalSpline(_SoftmaxKnots, IntervalSpline):
     """The same on an interval; see :class:`SoftplusSpline`."""
-
-    def slopes(self, raw: Tensor) -> Tensor:
-        """Positive slopes, one where ``raw`` is zero."""
-        return _softplus_slopes(raw, self.min_slope)

@@ -129,8 +129,8 @@ def _is_spline(scalar: ScalarMap) -> bool:
 def _spline_options(scalar: Any) -> dict[str, Any]:
     options = {
         "num_bins": scalar.bins,
-        "min_bin_width": scalar.min_size,
-        "min_bin_height": scalar.min_size,
+        "min_bin_width": scalar.min_size / scalar.bins,
+        "min_bin_height": scalar.min_size / scalar.bins,
         "min_derivative": scalar.min_slope,
     }
     if isinstance(scalar, RationalQuadraticSpline):
