@@ -1,6 +1,7 @@
 # make demo: fit, score and sample a density on real data, in a few minutes
 # make test: the whole test suite
 # make lint: style, types, the direction of imports
+# make bench: speed beside the limit and the peers, into docs/results (about 25 minutes)
 # make docs: the documentation, warnings as errors
 # Each target makes .venv from nothing and installs what it needs.
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 JOBS ?= 2
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint bench docs clean
 
 demo: .venv/.core
 	.venv/bin/flowkit demo --output demo
@@ -21,6 +22,10 @@ lint: .venv/.dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+# The program starts itself again under the allocator's settings; see its --allocator.
+bench: .venv/.bench
+	PYTHONPATH=tests .venv/bin/python -m benchmarks --output docs/results $(BENCH)
 
 docs: .venv/.dev
 	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
@@ -37,6 +42,10 @@ clean:
 
 .venv/.test: .venv/.core
 	$(PIP) -e ".[test]"
+	touch $@
+
+.venv/.bench: .venv/.test
+	$(PIP) -e ".[bench]"
 	touch $@
 
 .venv/.dev: .venv/.test

@@ -76,7 +76,7 @@ density_2d(flow.log_prob, ((-11, 11), (-8, 8)), samples=flow.sample(2_000), titl
 
 # %%
 photo = photograph_colours("flower.jpg")
-points = photo.dequantised(seed=0)
+points = photo.dequantized(seed=0)
 colours, places = points[:, :3], points[:, 3:]
 print(f"{len(points):,} pixels, {photo.width} x {photo.height}")
 

@@ -37,6 +37,10 @@ class NonFiniteLossError(FlowkitError, ArithmeticError):
     """The loss became NaN or infinite during training."""
 
 
+class ProcessError(FlowkitError, RuntimeError):
+    """A fit ends in this process because it failed in another one, whose error says why."""
+
+
 class StochasticFlowError(FlowkitError, TypeError):
     """An exact density was asked of a flow that holds a stochastic layer."""
 

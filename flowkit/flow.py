@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowkit.bases import Base
+from flowkit.compiling import can_compile
 from flowkit.conditioners import StandardizeContext
 from flowkit.errors import ShapeError, StochasticFlowError
 from flowkit.transforms import Transform
@@ -65,7 +67,34 @@ class Flow(nn.Module):
         self.base = base
         self.embedding = embedding
         self.recipe: dict[str, Any] | None = None
+        self._compiled_inverse: Callable[..., tuple[Tensor, Tensor]] | None = None
         self.register_buffer("initialized", torch.tensor(False))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the log-density and sampling in place, with the arguments of ``torch.compile``.
+
+        The first call in each direction then takes seconds a layer, and again for every other
+        dtype or number of dimensions; calls after that reach almost the speed of the bare
+        networks. The results are the same to rounding. Copies and files of a flow are not
+        compiled. Without a C++ compiler there is one warning, and nothing changes.
+
+        Example:
+            >>> from flowkit import coupling_flow
+            >>> flow = coupling_flow(2)
+            >>> flow.compile()
+        """
+        if can_compile(self.device):
+            super().compile(*args, **kwargs)
+            self._compiled_inverse = torch.compile(self.transform.inverse, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_compiled_inverse": None}
+
+    def _inverse(self, z: Tensor, context: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """From noise to data."""
+        # Compiled programs cannot draw from a generator.
+        compiled = None if kwargs else self._compiled_inverse
+        return (compiled or self.transform.inverse)(z, context, **kwargs)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -160,12 +189,13 @@ class Flow(nn.Module):
                 "log_prob_bound, a lower bound of the log-density"
             )
 
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Start embedding and transform from data; the first ``fit`` calls it."""
+    def initialize(self, x: Tensor | None, context: Tensor | None = None) -> None:
+        """Start the embedding from ``context`` and the transform from ``x``; ``fit`` calls it."""
         if context is not None and hasattr(self.embedding, "initialize"):
             self.embedding.initialize(context)  # type: ignore[union-attr, operator]
-        x, embedded = self._prepare(x, context)
-        self.transform.initialize(x, embedded)
+        if x is not None:
+            x, embedded = self._prepare(x, context)
+            self.transform.initialize(x, embedded)
         self.initialized.fill_(True)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -237,7 +267,7 @@ class Flow(nn.Module):
         context = self._embed(context)
         z = self.base.sample(size, context, generator)
         kwargs = {"generator": generator} if self.stochastic else {}
-        x, log_det = self.transform.inverse(z, context, **kwargs)
+        x, log_det = self._inverse(z, context, **kwargs)
         return x, self.base.log_prob(z, context), log_det
 
     def rsample(
@@ -290,7 +320,7 @@ class Flow(nn.Module):
     def to_data(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map noise ``(*batch, *event)`` to data."""
         z, context = self._prepare(z, context)
-        return self.transform.inverse(z, context)[0]
+        return self._inverse(z, context)[0]
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Dimensionless energy: :math:`E(x) = -\log p(x) - \log Z`, with :meth:`log_normalizer`.

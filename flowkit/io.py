@@ -77,7 +77,11 @@ def save(
         header = {_KEY: json.dumps(described)}
     except (TypeError, ValueError) as error:
         raise FlowFileError(f"extra expected JSON values: {error}") from None
-    state = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
+    # Copies, because safetensors refuses weights that share memory.
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in flow.state_dict().items()
+    }
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     # Made here, with the permissions that a new file gets.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

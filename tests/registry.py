@@ -81,6 +81,7 @@ SCALARS: dict[str, ScalarMap] = {
 mlp = partial(MLP, hidden=(6, 6))
 residual = partial(ResidualMLP, hidden=(6, 6))
 masked = partial(MaskedMLP, hidden=(7, 6))
+few = partial(MaskedMLP, hidden=(3, 2))
 fourier = partial(FourierMaskedMLP, hidden=(7, 6), waves=2, highest=3.0)
 
 STRUCTURES: dict[str, Callable[[ScalarMap], Transform]] = {
@@ -182,6 +183,16 @@ CASES: list[Case] = [
     Case(
         "autoregressive-2-context-fourier-of-affine",
         lambda: MaskedAutoregressive(2, SCALARS["affine"], fourier, context=1),
+    ),
+    Case(
+        "autoregressive-5-context-few-units-of-spline",
+        lambda: MaskedAutoregressive(5, SCALARS["spline"], few, context=1),
+    ),
+    Case(
+        "autoregressive-3-jacobi-of-affine",
+        lambda: MaskedAutoregressive(
+            3, SCALARS["affine"], masked, order=[2, 0, 1], inverse_method="jacobi"
+        ),
     ),
     Case("Log-1", lambda: Log(1), MOVED),
     Case("Log-2", lambda: Log(2, lower=-1.0), MOVED),

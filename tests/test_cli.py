@@ -377,6 +377,14 @@ def test_small_variation_of_large_numbers_keeps_its_digits(run):
     assert len(np.unique(read_table("new.csv").values[:, 0])) == 500
 
 
+@pytest.mark.parametrize(("noise", "dtype"), [((), "float64"), (("--dequantize",), "float32")])
+def test_noise_of_dequantize_counts_as_spread(run, noise, dtype):
+    counts = 500 + (np.arange(300) % 50 == 0)
+    np.save("t.npy", counts[:, None])
+    assert run("fit", "t.npy", "-o", "m.st", *noise, *FAST)[0] == 0
+    assert str(flowkit.load("m.st").dtype) == f"torch.{dtype}"
+
+
 def test_dequantized_large_whole_numbers_get_noise_of_one_unit(run):
     counts = 10**8 + np.random.default_rng(2).poisson(5, size=(300, 1))
     np.save("t.npy", counts)

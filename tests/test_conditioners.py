@@ -1,9 +1,18 @@
-"""What the start of a conditioner promises."""
+"""What the start of a conditioner promises, and the inverse of autoregressive ones."""
+
+from functools import partial
 
 import pytest
 import torch
 
-from flowkit.conditioners import MLP, MaskedMLP, ResidualMLP
+from flowkit.conditioners import (
+    MLP,
+    AutoregressiveConditioner,
+    FourierMaskedMLP,
+    MaskedMLP,
+    ResidualMLP,
+)
+from flowkit.testing.probe import randomize
 
 FEATURES, WIDTH = 20, 400
 
@@ -30,3 +39,60 @@ def test_a_context_counts_among_the_inputs(context):
 @pytest.mark.parametrize("kind", [MLP, ResidualMLP, MaskedMLP])
 def test_the_last_layer_starts_at_zero(kind):
     assert not kind(4, 6)(torch.randn(9, 4)).any()
+
+
+NETS = {
+    "two a variable": partial(MaskedMLP, hidden=(40, 40)),
+    "fewer than variables": partial(MaskedMLP, hidden=(7, 5)),
+    "a bottleneck": partial(MaskedMLP, hidden=(30, 3, 30), activation="tanh"),
+    "one unit": partial(MaskedMLP, hidden=(1,), input_clip=None),
+    "waves": partial(FourierMaskedMLP, hidden=(9, 12), waves=3, highest=3.0),
+}
+
+
+def unrolled(net, z, context, unroll):
+    def solve(z, params):
+        assert params.shape == (*z.shape, 3)
+        return z + params[..., 0] * params[..., 1].sin() + params[..., 2]
+
+    return unroll(net, solve, z, context)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 5])
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("features", [1, 2, 11, 19])
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+def test_unrolling_gives_what_a_full_pass_a_variable_gives(make, features, context, batch):
+    generator = torch.Generator().manual_seed(0)
+    net = randomize(make(features, 3, context=context), 0.4, generator).double()
+    z = torch.randn(features, batch, generator=generator, dtype=torch.float64).requires_grad_()
+    c = torch.randn(batch, context, generator=generator, dtype=torch.float64) if context else None
+    got = unrolled(net, z, c, type(net).unroll)
+    want = unrolled(net, z, c, AutoregressiveConditioner.unroll)
+    torch.testing.assert_close(got, want)
+
+    # Unused weights, such as those of masked units, have no gradient or one of zero.
+    wanted, weights = [z, *net.parameters()], torch.linspace(-1, 1, features).double()
+    gradients = [
+        torch.autograd.grad((weights @ x.square()).sum(), wanted, materialize_grads=True)
+        for x in (got, want)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+def test_variables_that_no_unit_tells_apart_are_solved_together():
+    turns = []
+
+    def solve(z, params):
+        turns.append(len(z))
+        return z
+
+    MaskedMLP(12, 2, hidden=(4, 4)).unroll(solve, torch.zeros(12, 1))
+    # One variable has nothing before it; four units then part the other eleven.
+    assert turns == [1, 2, 3, 3, 3]
+
+
+def test_no_full_pass_is_made_to_unroll(monkeypatch):
+    for kind in (MaskedMLP, FourierMaskedMLP):
+        monkeypatch.setattr(kind, "forward", lambda *_: pytest.fail("a full pass"))
+        kind(5, 2).unroll(lambda z, params: z, torch.zeros(5, 3))

@@ -18,7 +18,7 @@ from flowkit.datasets import (
     Splits,
     breast_cancer,
     checkerboard,
-    dequantise,
+    dequantize,
     diabetes,
     digits,
     eight_gaussians,
@@ -229,28 +229,28 @@ def test_photograph_points_repaint_the_photograph():
     assert (photo.points[:, 3].max(), photo.points[:, 4].max()) == (639, 426)
 
 
-def test_dequantised_photograph_floors_back_to_the_integers():
+def test_dequantized_photograph_floors_back_to_the_integers():
     photo = photograph_colours("flower.jpg")
-    noisy = photo.dequantised(seed=3)
+    noisy = photo.dequantized(seed=3)
     assert torch.equal(noisy.floor().long(), photo.points)
-    assert torch.equal(noisy, photo.dequantised(seed=3))
-    noise = photo.dequantised(seed=3, dtype=torch.float64) - photo.points
+    assert torch.equal(noisy, photo.dequantized(seed=3))
+    noise = photo.dequantized(seed=3, dtype=torch.float64) - photo.points
     # Uniform noise: mean 1/2 and variance 1/12 in every column, each within five standard errors.
     n = len(noise)
     assert ((noise.mean(0) - 0.5).abs() < 5 * math.sqrt(1 / 12 / n)).all()
     assert ((noise.var(0) - 1 / 12).abs() < 5 * math.sqrt(1 / 180 / n)).all()
 
 
-def test_dequantise_never_leaves_the_cell_in_low_precision():
+def test_dequantize_never_leaves_the_cell_in_low_precision():
     whole = torch.full((200_000,), 255)
-    assert (dequantise(whole, dtype=torch.float16) < 256).all()
+    assert (dequantize(whole, dtype=torch.float16) < 256).all()
 
 
-def test_dequantise_refuses_fractions():
+def test_dequantize_refuses_fractions():
     with pytest.raises(DataError, match="whole numbers"):
-        dequantise(torch.tensor([0.5]))
+        dequantize(torch.tensor([0.5]))
     with pytest.raises(DataError, match="whole numbers"):
-        dequantise(torch.tensor([math.inf]))
+        dequantize(torch.tensor([math.inf]))
 
 
 def test_unknown_photograph_is_refused():
@@ -341,15 +341,15 @@ def test_tables_are_dealt_80_10_10_without_repeats(loader):
 
 def test_tables_leave_the_global_state_alone():
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    wine().standardised()
-    digits().dequantised()
+    wine().standardized()
+    digits().dequantized()
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
 
 
-def test_standardised_uses_the_training_part_only():
+def test_standardized_uses_the_training_part_only():
     raw = wine(dtype=torch.float64)
-    scaled = raw.standardised()
+    scaled = raw.standardized()
     zero = torch.zeros(13, dtype=torch.float64)
     torch.testing.assert_close(scaled.train.mean(0), zero, atol=1e-12, rtol=0)
     torch.testing.assert_close(scaled.train.std(0, correction=0), zero + 1)
@@ -357,10 +357,10 @@ def test_standardised_uses_the_training_part_only():
     torch.testing.assert_close(scaled.test * scale + mean, raw.test)
 
 
-def test_standardised_names_constant_columns():
+def test_standardized_names_constant_columns():
     with pytest.raises(DataError, match=r"constant .*pixel_0_0"):
-        digits().standardised()
-    assert isinstance(digits().dequantised().standardised(), Splits)
+        digits().standardized()
+    assert isinstance(digits().dequantized().standardized(), Splits)
 
 
 def test_split_rows_refuses_what_it_cannot_split():

@@ -403,11 +403,55 @@ def test_a_flow_trained_without_data_is_not_restarted_from_data():
     assert torch.equal(flow.transform[0].mean, mean)
 
 
+def test_contexts_without_events_start_the_embedding_alone():
+    flow = coupling_flow(2, context=1, layers=1, hidden=(8,))
+    context = 2000 + 10 * torch.randn(64, 1)
+    energy = ReverseKL(lambda x, c: 0.5 * x.square().sum(-1), samples=4)
+    fit(flow, {"context": context}, energy, steps=2, validation=None, progress=False)
+    torch.testing.assert_close(flow.embedding.mean, context.mean(0))
+    torch.testing.assert_close(flow.embedding.scale, context.std(0, unbiased=False))
+    assert torch.equal(flow.transform[0].mean, torch.zeros(2))
+    assert bool(flow.initialized)
+
+
 def test_compiled_steps_learn_the_same():
     plain, compiled = small(), small()
     fit(plain, rows(), epochs=2, validation=None, **QUIET)
     fit(compiled, rows(), epochs=2, validation=None, compile=True, **QUIET)
     torch.testing.assert_close(weights(plain), weights(compiled), atol=1e-4, rtol=1e-3)
+
+
+def test_a_compiled_fit_makes_one_program_for_all_its_steps():
+    torch.compiler.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    data = {"x": rows(), "weight": torch.rand(len(rows())) + 0.5}
+    fit(small(), data, epochs=3, compile=True, **QUIET)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_without_a_compiler_there_is_one_warning_and_the_same_fit(monkeypatch):
+    plain, other = small(), small()
+    fit(plain, rows(), epochs=1, compile=False, **QUIET)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(UserWarning, match="finds no 'no-such-compiler'") as caught:
+        fit(other, rows(), epochs=1, compile=True, **QUIET)
+    assert len(caught) == 1
+    torch.testing.assert_close(weights(plain), weights(other), rtol=0, atol=0)
+
+
+def test_compiling_is_chosen_where_it_pays_and_an_unknown_choice_is_named(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    fit(small(), rows(), epochs=1, **QUIET)
+    assert not compiled
+    monkeypatch.setattr("flowkit.training.run.worth_compiling", lambda *_: True)
+    fit(small(), rows(), epochs=1, **QUIET)
+    fit(small(), objective=ReverseKL(lambda x: -x.square().sum(-1)), steps=1, **QUIET)
+    assert len(compiled) == 1
+    with pytest.raises(DataError, match="compile to be True, False or 'auto', got 'yes'"):
+        fit(small(), rows(), compile="yes", **QUIET)
 
 
 class TestEveryKindOfData:
@@ -844,9 +888,9 @@ def test_two_processes_reach_the_optimum_of_one(tmp_path):
             import sys, warnings
             import torch
             from lightning_fabric import Fabric
-            from flowkit import Flow, coupling_flow, fit
+            from flowkit import Flow, MaximumLikelihood, coupling_flow, fit
             from flowkit.bases import StandardNormal
-            from flowkit.errors import NonFiniteLossError
+            from flowkit.errors import NonFiniteLossError, ProcessError
             from flowkit.transforms import Compose, Dequantize, LULinear
 
             torch.set_num_threads(1)
@@ -871,9 +915,25 @@ def test_two_processes_reach_the_optimum_of_one(tmp_path):
                 error = ""
             except NonFiniteLossError as caught:
                 error = str(caught)
+
+            def fail(*_):
+                if fabric.global_rank == world - 1:
+                    raise KeyError("here only")
+
+            class Failing(MaximumLikelihood):
+                def forward(self, flow, batch):
+                    return fail() or super().forward(flow, batch)
+
+            kinds = []
+            for kwargs in ({"callbacks": [fail]}, {"objective": Failing()}):
+                try:
+                    fit(flow, x[:1000], epochs=1, fabric=fabric, progress=False, **kwargs)
+                except (KeyError, ProcessError) as caught:
+                    kinds.append(type(caught).__name__)
             torch.save(
                 {"w": flow.state_dict(), "v": h.validation, "t": h.train, "terms": h.terms,
-                 "noisy": [n.train, n.validation, n.stopped], "error": error},
+                 "noisy": [n.train, n.validation, n.stopped], "error": error,
+                 "kinds": kinds},
                 sys.argv[2] + str(fabric.global_rank),
             )
             """
@@ -898,6 +958,8 @@ def test_two_processes_reach_the_optimum_of_one(tmp_path):
     errors = sorted([two["error"], other["error"]], key=len)
     assert any("in another process" in text for text in errors)
     assert any("[1234]" in text for text in errors)
+    assert one["kinds"] == other["kinds"] == ["KeyError"] * 2
+    assert two["kinds"] == ["ProcessError"] * 2
 
 
 def test_flows_can_be_copied_after_a_fit():

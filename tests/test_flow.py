@@ -1,6 +1,8 @@
 """A Flow is a density: change of variables, samples, energies, scores, distribution functions."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -289,3 +291,36 @@ def test_autocast_reaches_the_conditioners_and_nothing_else():
         assert rough.dtype == z.dtype == back.dtype == torch.float32
         # bfloat16 keeps 8 bits of the parameters: densities are good to a few percent.
         torch.testing.assert_close(rough.mean(), flow.log_prob(x).mean(), rtol=0.02, atol=0)
+
+
+# Raised inside torch's own compiler.
+@pytest.mark.filterwarnings("ignore:.*_prims_common.check:FutureWarning")
+def test_a_compiled_flow_gives_the_same_numbers_and_copies_uncompiled():
+    flow = coupling_flow(3, context=1, layers=2, hidden=(8,))
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    x, context = torch.randn(50, 3), torch.randn(50, 1)
+    log_prob, z = flow.log_prob(x, context), flow.to_noise(x, context)
+    twin = copy.deepcopy(flow)
+    flow.compile()
+    for value in (x, x):
+        torch.testing.assert_close(flow.log_prob(value, context), log_prob)
+    torch.testing.assert_close(flow.to_data(z, context), x, atol=1e-4, rtol=1e-4)
+    torch.manual_seed(0)
+    drawn = flow.sample(4, context)
+    torch.manual_seed(0)
+    torch.testing.assert_close(twin.sample(4, context), drawn, atol=1e-4, rtol=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    assert flow.sample(4, context, generator=generator).shape == (4, 50, 3)
+    again = pickle.loads(pickle.dumps(flow))
+    torch.testing.assert_close(again.log_prob(x, context), log_prob)
+    assert copy.deepcopy(flow)._compiled_inverse is None
+
+
+def test_without_a_compiler_a_flow_stays_as_it_is(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    flow = coupling_flow(2, layers=1)
+    with pytest.warns(UserWarning, match="needs a C\\+\\+ compiler"):
+        flow.compile()
+    assert flow.log_prob(torch.zeros(3, 2)).shape == (3,)

@@ -75,6 +75,16 @@ def test_a_file_gives_the_same_bits_back(flow, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["flow.safetensors"]
 
 
+def test_weights_that_share_memory_are_saved(tmp_path):
+    flow = flowkit.coupling_flow(2, layers=2, linear="lu")
+    first, second = [part for part in flow.modules() if isinstance(part, LULinear)][:2]
+    second.bias = first.bias
+    second.lower_upper.data = first.lower_upper.data[:]
+    flowkit.save(flow, tmp_path / "f")
+    x = torch.randn(5, 2)
+    assert torch.equal(flowkit.load(tmp_path / "f").log_prob(x), flow.log_prob(x))
+
+
 def test_a_recipe_is_json(flow):
     again = build(flow.recipe["name"], **json.loads(json.dumps(flow.recipe["arguments"])))
     assert str(again) == str(flow)

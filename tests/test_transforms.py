@@ -11,8 +11,8 @@ from torch.distributions import SigmoidTransform
 from flowkit.bases import DiagonalNormal, StandardNormal, Uniform
 from flowkit.errors import DataError, NotInvertibleError, ShapeError, StochasticFlowError
 from flowkit.flow import Flow
-from flowkit.scalar import Affine, RationalQuadraticSpline
-from flowkit.testing.probe import randomise
+from flowkit.scalar import Affine, LogisticMixture, RationalQuadraticSpline
+from flowkit.testing.probe import randomize
 from flowkit.transforms import (
     ActNorm,
     Box,
@@ -40,7 +40,7 @@ LINEAR = [DenseLinear, LULinear, OrthogonalLinear, TriangularLinear]
 
 
 def moved(transform, seed=0):
-    return randomise(transform, 0.4, torch.Generator().manual_seed(seed)).double()
+    return randomize(transform, 0.4, torch.Generator().manual_seed(seed)).double()
 
 
 def rows(*shape):
@@ -155,6 +155,71 @@ def test_an_autoregressive_layer_has_a_triangular_jacobian_in_its_order(order):
     sorted_ = jacobian[sequence][:, sequence]
     assert torch.equal(sorted_, sorted_.tril())
     assert bool((sorted_.tril() + torch.ones(4, 4).triu(1) != 0).all())
+
+
+@pytest.mark.parametrize("method", ["incremental", "jacobi"])
+@pytest.mark.parametrize("batch", [(), (0,), (4,), (2, 3)])
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize(("features", "order"), [(1, None), (4, None), (4, [2, 0, 3, 1])])
+def test_an_autoregressive_inverse_has_every_shape(features, order, context, batch, method):
+    t = moved(
+        MaskedAutoregressive(
+            features, Affine(), context=context, order=order, inverse_method=method
+        )
+    )
+    z, c = rows(*batch, features), rows(*batch, context)
+    x, log_det = t.inverse(z, c)
+    assert x.shape == z.shape
+    again, opposite = t(x, c)
+    torch.testing.assert_close(again, z)
+    torch.testing.assert_close(log_det, -opposite)
+    if context:  # one context for all, and all contexts for one
+        torch.testing.assert_close(t(t.inverse(z, c.new_ones(context))[0], c * 0 + 1)[0], z)
+        one = z.new_ones(features)
+        torch.testing.assert_close(t(t.inverse(one, c)[0], c)[0], one.expand_as(z))
+
+
+@pytest.mark.parametrize("order", [None, [2, 0, 1]])
+def test_both_autoregressive_inverses_are_the_same_function(order):
+    t = moved(MaskedAutoregressive(3, RationalQuadraticSpline(bins=3), order=order))
+    z = rows(5, 3).requires_grad_()
+    wanted, results = [z, *t.parameters()], []
+    for method in ("incremental", "jacobi"):
+        t.inverse_method = method
+        x, log_det = t.inverse(z)
+        loss = x.square().sum() + log_det.sum()
+        gradients = torch.autograd.grad(loss, wanted, create_graph=True)
+        (second,) = torch.autograd.grad(gradients[0].square().sum(), z)
+        with torch.no_grad():
+            early = t.inverse(z)
+        results.append((x, log_det, gradients, second, early))
+    torch.testing.assert_close(*results)
+
+
+def test_jacobi_stops_when_nothing_moves_and_waits_for_no_missing_value(monkeypatch):
+    t = MaskedAutoregressive(50, Affine(), inverse_method="jacobi")  # starts at the identity
+    calls = []
+    forward = t.conditioner.forward
+    monkeypatch.setattr(t.conditioner, "forward", lambda *a: calls.append(1) or forward(*a))
+    z = torch.randn(4, 50)
+    z[0, 3] = math.nan
+    with torch.no_grad():
+        x, _ = t.inverse(z)
+    assert torch.equal(x[1:], z[1:])
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("method", ["incremental", "jacobi"])
+def test_an_autoregressive_inverse_can_be_vmapped_without_gradient(method):
+    t = moved(MaskedAutoregressive(3, LogisticMixture(3), inverse_method=method))
+    z = rows(2, 4, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.vmap(t.inverse)(z), t.inverse(z))
+
+
+def test_an_unknown_inverse_method_is_named():
+    with pytest.raises(ValueError, match="unknown inverse_method 'newton': choose from"):
+        MaskedAutoregressive(2, inverse_method="newton")
 
 
 def test_elementwise_is_diagonal():

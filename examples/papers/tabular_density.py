@@ -369,7 +369,7 @@ this file.
 
 def load(name: str, rows: int, small: bool) -> Splits:
     raw = magic() if name == "magic" else photograph_patches(limit=1000 if small else rows)
-    splits = raw.standardised()
+    splits = raw.standardized()
     if not small:
         return splits
     return Splits(*(part[:300] for part in splits[:3]), splits.columns)

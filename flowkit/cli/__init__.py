@@ -21,8 +21,6 @@ from flowkit.errors import DataError, FlowkitError, RecipeError, ShapeError
 
 _LEAST_ROWS = 10
 _BLOCK = 8192
-# Rounding to float32 would be seen in a column whose spread is at most this part of its size.
-_SINGLE_SPREAD = 1e-3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,6 +165,7 @@ def _seed(text: str) -> int:
 def _fit(options: argparse.Namespace) -> None:
     from flowkit.io import save
     from flowkit.training import fit
+    from flowkit.training.data import needs_double, size_and_spread
 
     _check_writable(options.output)
     chosen = None if options.columns is None else [c.strip() for c in options.columns.split(",")]
@@ -183,7 +182,9 @@ def _fit(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     noisy = whole if options.dequantize else []
-    fine = _fine_columns(table.values, table.columns)
+    width = np.array([float(name in noisy) for name in table.columns])
+    double = needs_double(*size_and_spread(table.values, width))
+    fine = [name for name, is_fine in zip(table.columns, double, strict=True) if is_fine]
     if fine:
         print(
             f"note: float32 would lose digits of {', '.join(fine)}; the flow is fitted in float64",
@@ -347,14 +348,6 @@ def _whole_columns(values: np.ndarray, columns: Sequence[str]) -> list[str]:
     return [name for i, name in enumerate(columns) if (values[:, i] == values[:, i].round()).all()]
 
 
-def _fine_columns(values: np.ndarray, columns: Sequence[str]) -> list[str]:
-    """Columns whose variation would lose digits in float32, by the rule of ``FlowDensity``."""
-    size = np.abs(values).max(0)
-    size = np.where(size > 0, size, 1.0)
-    fine = ((values / size).std(0) <= _SINGLE_SPREAD) | (size <= 1e-15) | (size >= 1e15)
-    return [name for name, is_fine in zip(columns, fine, strict=True) if is_fine]
-
-
 def _rows(
     values: np.ndarray,
     columns: Sequence[str],
@@ -363,10 +356,10 @@ def _rows(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """Rows as a flow of this dtype reads them, with noise on the columns of whole numbers."""
-    from flowkit.datasets import dequantise
+    from flowkit.datasets import dequantize
 
     x = torch.from_numpy(values).to(dtype)
     at = [columns.index(name) for name in noisy]
     if at:
-        x[:, at] = dequantise(torch.from_numpy(values[:, at]), seed=seed, dtype=dtype)
+        x[:, at] = dequantize(torch.from_numpy(values[:, at]), seed=seed, dtype=dtype)
     return x

@@ -53,7 +53,7 @@ def demo(folder: Path, *, seconds: float, steps: int | None, seed: int, small: b
     folder.mkdir(parents=True, exist_ok=True)
     photo = photograph_colours("china.jpg")
     share = 30 if small else 1
-    points = _shuffled(photo.dequantised(seed=seed), seed)[: len(photo.points) // share]
+    points = _shuffled(photo.dequantized(seed=seed), seed)[: len(photo.points) // share]
     test, validation, train = points.tensor_split([_HELD_OUT // share, 2 * _HELD_OUT // share])
     print(
         f"china.jpg: {len(points):,} pixels as points ({', '.join(photo.columns)}), uniform noise "

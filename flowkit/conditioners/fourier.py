@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.conditioners.masked import AutoregressiveConditioner, MaskedMLP
+from flowkit.conditioners.masked import MaskedMLP
 
 
 class FourierMaskedMLP(MaskedMLP):
@@ -20,8 +20,7 @@ class FourierMaskedMLP(MaskedMLP):
     once: uniform in direction, log-uniform in length between 1 and ``highest``. The first layer
     reads :math:`x`, :math:`\sin(\omega \cdot x)` and :math:`\cos(\omega \cdot x)`. Perceptrons
     learn slow variation first; the waves give them the fast one, such as the edges of a
-    photograph. Made for few variables on an interval of length about 2; sampling costs one pass
-    a variable.
+    photograph. Made for few variables on an interval of length about 2.
 
     Args:
         in_features: Number of variables D.
@@ -90,11 +89,12 @@ class FourierMaskedMLP(MaskedMLP):
             waves, self.from_waves.weight * self.wave_mask
         )
 
-    def unroll(
-        self,
-        solve: Callable[[int, Tensor], Tensor],
-        like: Tensor,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """Build ``x`` one variable at a time, with a full pass for each."""
-        return AutoregressiveConditioner.unroll(self, solve, like, context)
+    def _columns(self) -> Tensor:
+        of_waves = self.from_waves.weight.unflatten(-1, (2, self.in_features, self.waves))
+        return torch.cat([super()._columns().unsqueeze(-1), *of_waves.unbind(1)], -1).flatten(1)
+
+    def _rows_to_read(self, known: list[Tensor], start: int, stop: int) -> Tensor:
+        directions = self.directions[start * self.waves : stop * self.waves, :stop]
+        angles = directions @ torch.cat(known)
+        angles = angles.unflatten(0, (-1, self.waves))
+        return torch.cat([known[-1].unsqueeze(1), angles.sin(), angles.cos()], 1).flatten(0, 1)

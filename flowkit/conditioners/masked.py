@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,6 +13,9 @@ from torch.nn import functional as F
 
 from flowkit.conditioners.mlp import Conditioner
 from flowkit.scalar.affine import soft_clip
+
+# Turns of the inverse that share their products with what is known before; measured.
+_TURNS = 12
 
 
 class AutoregressiveConditioner(Conditioner):
@@ -22,27 +27,27 @@ class AutoregressiveConditioner(Conditioner):
 
     def unroll(
         self,
-        solve: Callable[[int, Tensor], Tensor],
-        like: Tensor,
+        solve: Callable[[Tensor, Tensor], Tensor],
+        z: Tensor,
         context: Tensor | None = None,
     ) -> Tensor:
-        """Build ``x`` one variable at a time.
+        """Build ``x`` from ``z``, some ``k`` variables at a time; variables are rows here.
 
         Args:
-            solve: Given ``i`` and the parameters ``(..., param_size)`` of variable ``i``, returns
-                its values ``(...)``.
-            like: A tensor ``(..., features)`` whose batch, dtype and device ``x`` takes.
-            context: ``(..., context)`` or ``None``.
+            solve: Given ``z (k, batch)`` of the variables whose turn it is and their parameters
+                ``(k, batch, param_size)``, returns their ``x (k, batch)``.
+            z: What ``x`` is made from, ``(features, batch)``.
+            context: ``(batch, context)`` or ``None``.
+
+        Returns:
+            ``x``, ``(features, batch)``.
         """
-        columns: list[Tensor] = []
+        values: list[Tensor] = []
         for i in range(self.in_features):
-            known = [
-                *columns,
-                *(torch.zeros_like(like[..., j]) for j in range(i, self.in_features)),
-            ]
-            params = self(torch.stack(known, -1), context)
-            columns.append(solve(i, params[..., i, :]))
-        return torch.stack(columns, -1)
+            known = torch.cat([*values, torch.zeros_like(z[i:])])
+            params = self(known.mT, context)[:, i]
+            values.append(solve(z[i : i + 1], params.unsqueeze(0)))
+        return torch.cat(values)
 
 
 class MaskedMLP(AutoregressiveConditioner):
@@ -103,10 +108,11 @@ class MaskedMLP(AutoregressiveConditioner):
                 self._start_hidden(self.layers[i], reads)  # type: ignore[arg-type]
                 if i == 0 and self.from_context is not None:
                     self._start_hidden(self.from_context, reads)
-        # _ends[l][m]: how many units of hidden layer l have a degree of at most m.
-        self._ends = [
-            np.searchsorted(d, np.arange(in_features), side="right").tolist() for d in degrees[1:]
-        ]
+        # A turn starts at every variable before which hidden units become known. Counted up to
+        # each turn: the variables, then the units of each hidden layer.
+        starts = sorted({0}.union(*(d.tolist() for d in degrees[1:])))
+        self._known = [[*starts, in_features]]
+        self._known += [[0, *np.searchsorted(d, starts, "right").tolist()] for d in degrees[1:]]
 
     def _masked(self, i: int, layer: nn.Module, h: Tensor) -> Tensor:
         weight = layer.weight * getattr(self, f"mask_{i}")
@@ -127,41 +133,72 @@ class MaskedMLP(AutoregressiveConditioner):
         out = self._masked(len(self.layers), self.last, h)
         return out.unflatten(-1, (self.param_size, self.in_features)).transpose(-1, -2)
 
+    def _columns(self) -> Tensor:
+        """Weights of the first layer, all that it reads of one variable before the next."""
+        return self.layers[0].weight  # type: ignore[return-value]
+
+    def _rows_to_read(self, known: list[Tensor], start: int, stop: int) -> Tensor:
+        """What the first layer reads of variables ``start:stop``, the last of soft-clipped known.
+
+        Rows are in the order of :meth:`_columns`.
+        """
+        return known[-1]
+
     def unroll(
         self,
-        solve: Callable[[int, Tensor], Tensor],
-        like: Tensor,
+        solve: Callable[[Tensor, Tensor], Tensor],
+        z: Tensor,
         context: Tensor | None = None,
     ) -> Tensor:
-        """Build ``x`` one variable at a time; each hidden unit is computed once."""
-        from_context = None
+        """Build ``x`` variable by variable; each hidden unit is computed once.
+
+        Variables that no hidden unit tells apart take one turn together. A few turns make a block:
+        what they read from before the block is one product of matrices a layer.
+        """
+        per_variable = self._columns().shape[-1] // self.in_features
+        variables, counts = self._known[0], [list(c) for c in self._known]
+        counts[0] = [n * per_variable for n in variables]
+        counts.append([n * self.param_size for n in variables])
+        by_variable = (self.param_size, self.in_features)
+        linears = [cast(nn.Linear, layer) for layer in self.layers]
+        layers: list[tuple[Tensor, Tensor]] = [
+            (self._columns(), linears[0].bias.unsqueeze(-1)),
+            *((linear.weight, linear.bias.unsqueeze(-1)) for linear in linears[1:]),
+            (
+                self.last.weight.unflatten(0, by_variable).transpose(0, 1).flatten(0, 1),
+                self.last.bias.unflatten(0, by_variable).mT.reshape(-1, 1),
+            ),
+        ]
         if self.from_context is not None and context is not None:
-            from_context = self.from_context(soft_clip(context, self.input_clip))
+            read = self.from_context(soft_clip(context, self.input_clip))
+            layers[0] = (layers[0][0], layers[0][1] + read.mT)
+
         values: list[Tensor] = []
-        read: list[Tensor] = []
-        chunks: list[list[Tensor]] = [[] for _ in self.layers]
-        for i in range(self.in_features):
-            for depth, layer in enumerate(self.layers):
-                start = self._ends[depth][i - 1] if i else 0
-                stop = self._ends[depth][i]
-                if start == stop:
-                    continue
-                below = chunks[depth - 1] if depth else read
-                known = torch.cat(below, -1) if below else like[..., :0]
-                h = F.linear(
-                    known,
-                    layer.weight[start:stop, : known.shape[-1]],  # type: ignore[index]
-                    layer.bias[start:stop],  # type: ignore[index]
-                )
-                if depth == 0 and from_context is not None:
-                    h = h + from_context[..., start:stop]
-                chunks[depth].append(self._act(h))
-            known = torch.cat(chunks[-1], -1) if chunks[-1] else like[..., :0]
-            rows = slice(i, None, self.in_features)
-            params = F.linear(
-                known, self.last.weight[rows, : known.shape[-1]], self.last.bias[rows]
-            )
-            value = solve(i, params)
-            values.append(value)
-            read.append(soft_clip(value, self.input_clip).unsqueeze(-1))
-        return torch.stack(values, -1)
+        clipped: list[Tensor] = []
+        known = [z[:0] for _ in layers]
+        waiting = z.split([j - i for i, j in itertools.pairwise(variables)])
+        for first in range(0, len(variables) - 1, _TURNS):
+            turns = range(first, min(first + _TURNS, len(variables) - 1))
+            before, inside = [], []
+            for depth, (weight, bias) in enumerate(layers):
+                rows = counts[depth + 1]
+                sizes = [j - i for i, j in itertools.pairwise(rows[first : turns.stop + 1])]
+                block = slice(rows[first], rows[turns.stop])
+                old, new = weight[block].tensor_split([counts[depth][first]], -1)
+                before.append(torch.addmm(bias[block], old, known[depth]).split(sizes))
+                inside.append(new.split(sizes))
+            fresh: list[list[Tensor]] = [[] for _ in layers]
+            for t in turns:
+                for depth, chunks in enumerate(fresh):
+                    h = before[depth][t - first]
+                    if chunks:
+                        read = torch.cat(chunks)
+                        h = torch.addmm(h, inside[depth][t - first][:, : len(read)], read)
+                    if depth < len(self.layers):
+                        fresh[depth + 1].append(self._act(h))
+                params = h.reshape(len(waiting[t]), self.param_size, z.shape[-1]).mT
+                values.append(solve(waiting[t], params))
+                clipped.append(soft_clip(values[-1], self.input_clip))
+                fresh[0].append(self._rows_to_read(clipped, variables[t], variables[t + 1]))
+            known = [torch.cat([old, *new]) for old, new in zip(known, fresh, strict=True)]
+        return torch.cat(values)

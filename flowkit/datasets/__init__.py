@@ -7,7 +7,7 @@ packages are imported only by the loader that needs them.
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from flowkit.datasets.dequantise import dequantise
+from flowkit.datasets.dequantize import dequantize
 from flowkit.datasets.multimodal import Multimodal10, multimodal10
 from flowkit.datasets.patches import PATCH_IMAGES, photograph_patches
 from flowkit.datasets.photos import (
@@ -54,7 +54,7 @@ __all__ = [
     "Toy",
     "breast_cancer",
     "checkerboard",
-    "dequantise",
+    "dequantize",
     "diabetes",
     "digits",
     "eight_gaussians",

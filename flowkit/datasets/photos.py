@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowkit.datasets.dequantise import dequantise
+from flowkit.datasets.dequantize import dequantize
 from flowkit.errors import DataError, MissingDependencyError
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
@@ -49,7 +49,7 @@ class PhotographColours(NamedTuple):
         colours = self.points[:, :3].to(torch.uint8).numpy()
         return colours.reshape(self.height, self.width, 3)
 
-    def dequantised(self, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    def dequantized(self, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the points with uniform noise in [0, 1) added to all five columns.
 
         Args:
@@ -61,11 +61,11 @@ class PhotographColours(NamedTuple):
 
         Example:
             >>> from flowkit.datasets import photograph_colours
-            >>> points = photograph_colours().dequantised(seed=1)
+            >>> points = photograph_colours().dequantized(seed=1)
             >>> bool(points.min() >= 0), bool((points[:, 3] < 640).all())
             (True, True)
         """
-        return dequantise(self.points, seed=seed, dtype=dtype)
+        return dequantize(self.points, seed=seed, dtype=dtype)
 
 
 def photograph_colours(name: str = "china.jpg") -> PhotographColours:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowkit.datasets.dequantise import dequantise
+from flowkit.datasets.dequantize import dequantize
 from flowkit.errors import DataError
 
 
@@ -33,7 +33,7 @@ class Splits(NamedTuple):
     test: Tensor
     columns: tuple[str, ...]
 
-    def standardised(self) -> "Splits":
+    def standardized(self) -> "Splits":
         """Shift and scale every column by the mean and standard deviation of the training part.
 
         A log density per row rises by the sum of ``log(train.std(0))``: state it when numbers in
@@ -47,7 +47,7 @@ class Splits(NamedTuple):
 
         Example:
             >>> from flowkit.datasets import wine
-            >>> train = wine().standardised().train
+            >>> train = wine().standardized().train
             >>> bool((train.mean(0).abs() < 1e-5).all())
             True
         """
@@ -55,15 +55,15 @@ class Splits(NamedTuple):
         constant = [name for name, s in zip(self.columns, scale.tolist(), strict=True) if s == 0]
         if constant:
             raise DataError(
-                "standardised expected columns that vary in the training part, got constant "
-                f"{', '.join(constant)}; drop them, or dequantise whole numbers first"
+                "standardized expected columns that vary in the training part, got constant "
+                f"{', '.join(constant)}; drop them, or dequantize whole numbers first"
             )
         train, validation, test = (
             (part - mean) / scale for part in (self.train, self.validation, self.test)
         )
         return Splits(train, validation, test, self.columns)
 
-    def dequantised(self, *, seed: int = 0) -> "Splits":
+    def dequantized(self, *, seed: int = 0) -> "Splits":
         """Add uniform noise in [0, 1) to every entry of a table of whole numbers.
 
         Args:
@@ -77,12 +77,12 @@ class Splits(NamedTuple):
 
         Example:
             >>> from flowkit.datasets import digits
-            >>> splits = digits().dequantised()
+            >>> splits = digits().dequantized()
             >>> bool((splits.train > digits().train).any())
             True
         """
         train, validation, test = (
-            dequantise(part, seed=3 * seed + place, dtype=part.dtype)
+            dequantize(part, seed=3 * seed + place, dtype=part.dtype)
             for place, part in enumerate((self.train, self.validation, self.test))
         )
         return Splits(train, validation, test, self.columns)

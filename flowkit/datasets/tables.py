@@ -1,7 +1,7 @@
 """Tables of real numbers that ship inside a package, as train, validation and test parts.
 
 Labels are left out: these are data for density estimation. All values are in the units of the
-source; :meth:`Splits.standardised` rescales them.
+source; :meth:`Splits.standardized` rescales them.
 """
 
 from importlib import resources
@@ -74,15 +74,7 @@ def magic(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
 def breast_cancer(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
     """Load the Wisconsin breast cancer table: 569 cell nuclei samples, 30 measurements.
 
-    Args:
-        seed: Seed of the shuffle.
-        dtype: Floating dtype of the parts.
-
-    Returns:
-        The parts in original units.
-
-    Raises:
-        MissingDependencyError: If scikit-learn is not installed.
+    Comes with scikit-learn; arguments, result and errors are those of :func:`magic`.
 
     Example:
         >>> from flowkit.datasets import breast_cancer
@@ -95,15 +87,7 @@ def breast_cancer(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Split
 def wine(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
     """Load the wine recognition table: 178 Italian wines, 13 chemical measurements.
 
-    Args:
-        seed: Seed of the shuffle.
-        dtype: Floating dtype of the parts.
-
-    Returns:
-        The parts in original units.
-
-    Raises:
-        MissingDependencyError: If scikit-learn is not installed.
+    Comes with scikit-learn; arguments, result and errors are those of :func:`magic`.
 
     Example:
         >>> from flowkit.datasets import wine
@@ -119,15 +103,7 @@ def diabetes(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
     ``age`` in years and ``sex`` (1 or 2) are whole numbers: add noise to them, or leave them out,
     before a density is fitted.
 
-    Args:
-        seed: Seed of the shuffle.
-        dtype: Floating dtype of the parts.
-
-    Returns:
-        The parts in original units.
-
-    Raises:
-        MissingDependencyError: If scikit-learn is not installed.
+    Comes with scikit-learn; arguments, result and errors are those of :func:`magic`.
 
     References:
         Efron et al., "Least angle regression", arXiv math/0406456.
@@ -143,17 +119,8 @@ def diabetes(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
 def digits(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
     """Load the handwritten digits: 1,797 images of 8 by 8 pixels, whole grey levels 0..16.
 
-    Use :meth:`Splits.dequantised` before a density is fitted.
-
-    Args:
-        seed: Seed of the shuffle.
-        dtype: Floating dtype of the parts.
-
-    Returns:
-        The parts, 64 columns, one image a row.
-
-    Raises:
-        MissingDependencyError: If scikit-learn is not installed.
+    Comes with scikit-learn; arguments, result and errors are those of :func:`magic`. A row is an
+    image; use :meth:`Splits.dequantized` before a density is fitted.
 
     Example:
         >>> from flowkit.datasets import digits

@@ -22,10 +22,9 @@ from flowkit.flow import Flow
 from flowkit.objectives import Batch, Loss, MaximumLikelihood
 from flowkit.recipes import build
 from flowkit.training import fit
+from flowkit.training.data import needs_double, size_and_spread
 
 _ROWS_AT_ONCE = 8192
-# Rounding to float32 would be seen in a column whose spread is less than this part of its size.
-_SINGLE_SPREAD = 1e-3
 
 
 class FlowDensity(DensityMixin, BaseEstimator):
@@ -60,6 +59,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         verbose: Whether to show a progress bar.
         device: Where to train: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` and so on. The fitted flow
             comes back to the CPU, so that a pickle opens on any machine.
+        compile: Whether to compile the training steps; see :func:`flowkit.fit`.
 
     Attributes:
         flow_: The fitted :class:`flowkit.Flow`, in float64 and evaluation mode. After
@@ -110,6 +110,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
         device: str = "cpu",
+        compile: bool | str = "auto",
     ) -> None:
         self.recipe = recipe
         self.options = options
@@ -122,6 +123,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
         self.device = device
+        self.compile = compile
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FlowDensity:
         """Fit the flow.
@@ -170,6 +172,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             batch_size=self.batch_size,
             lr=self.lr,
             patience=self.patience,
+            compile=self.compile,
             fabric=fabric,
             seed=seed,
             progress=bool(self.verbose),
@@ -291,11 +294,9 @@ class FlowDensity(DensityMixin, BaseEstimator):
 
     def _choose_dtype(self, X: np.ndarray, width: np.ndarray) -> torch.dtype:
         """The dtype to train in; refuses columns that have no density."""
-        size = np.maximum(np.abs(X).max(0), width)
-        size = np.where(size > 0, size, 1.0)
-        relative = np.hypot((X / size).std(0), width / size)
+        size, spread = size_and_spread(X, width)
         self._refuse(
-            relative <= 1e-10,
+            spread <= 1e-10,
             "are constant, so they have no density; remedy: drop them, or set dequantize to the "
             "width to which they were rounded",
         )
@@ -303,8 +304,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             (size < 1e-100) | (size > 1e100),
             "hold numbers whose squares leave the range of float64; remedy: change their units",
         )
-        moderate = bool(np.all((size > 1e-15) & (size < 1e15)))
-        return torch.float32 if moderate and relative.min() > _SINGLE_SPREAD else torch.float64
+        return torch.float64 if needs_double(size, spread).any() else torch.float32
 
     def _refuse(self, wrong: np.ndarray, why: str) -> None:
         if wrong.any():

@@ -28,9 +28,12 @@ class Objective(nn.Module):
 
     Attributes:
         needs_data: Whether a batch must hold rows. If not, ``fit`` accepts ``data=None``.
+        compiles: Whether ``torch.compile`` makes one program of it, so that
+            ``fit(compile="auto")`` may.
     """
 
     needs_data: bool = True
+    compiles: bool = False
 
     def forward(self, flow: Flow, batch: Batch) -> Loss:
         """Return the loss of one batch."""

@@ -30,7 +30,7 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
         >>> from flowkit.datasets import photograph_colours
         >>> from flowkit.plotting import pointillist
         >>> photo = photograph_colours("china.jpg")
-        >>> figure = pointillist(photo.image(), photo.dequantised()[::500])
+        >>> figure = pointillist(photo.image(), photo.dequantized()[::500])
         >>> [axis.get_title() for axis in figure.axes]
         ['photograph', 'samples: 547 points']
     """

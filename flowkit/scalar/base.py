@@ -8,12 +8,13 @@ layer.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from flowkit.scalar.roots import attach_newton, expand_bracket, find_root
+from flowkit.scalar.roots import attach_newton, expand_bracket, find_root_by_newton
 
 
 class ScalarMap:
@@ -52,10 +53,24 @@ class ScalarMap:
         """Return ``lower <= f^-1(y) <= upper``; the default widens an interval around ``y``."""
         return expand_bracket(lambda x: self.forward(x, params)[0] - y, y)
 
+    def residual(self, y: Tensor, params: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return the function of ``x`` with value ``f(x) - y`` and slope that the search calls.
+
+        Override it to do once what does not depend on ``x``. It carries no gradient, and may be
+        any other increasing function of ``x`` with the same root.
+        """
+
+        def f(x: Tensor) -> tuple[Tensor, Tensor]:
+            value, log_slope = self.forward(x, params)
+            return value - y, log_slope.exp()
+
+        return f
+
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``x = f^-1(y)`` and ``log dx/dy = -log f'(x)``."""
         with torch.no_grad():
             lower, upper = self.bracket(y, params)
-            start = find_root(lambda x: self.forward(x, params)[0] - y, lower, upper)
-        x = attach_newton(lambda x: self.forward(x, params), start, y)
+            x = find_root_by_newton(self.residual(y, params), y, lower, upper)
+        if torch.is_grad_enabled():
+            x = attach_newton(lambda x: self.forward(x, params), x, y)
         return x, -self.forward(x, params)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -56,27 +57,59 @@ class LogisticMixture(ScalarMap):
         """Three a component: log-weight, centre, raw log-scale."""
         return 3 * self.components
 
-    def _unpack(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, centres, raw = params.unflatten(-1, (3, self.components)).unbind(-2)
+    def _unpack(self, params: Tensor, ndim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights, centres and log-scales ``(K, ...)``, for events of ``ndim`` dimensions.
+
+        Components come first: sums over them then run along whole rows of memory.
+        """
+        params = params[(None,) * (ndim + 1 - params.dim())].movedim(-1, 0)
+        logits, centres, raw = params.unflatten(0, (3, self.components)).unbind(0)
         index = torch.arange(self.components, dtype=params.dtype, device=params.device)
         spread = (2 * index + 1 - self.components) / self.components * 2
-        return torch.log_softmax(logits, -1), centres + spread, soft_clip(raw, self.max_log_scale)
+        centres = centres + spread.reshape(-1, *(1,) * (centres.dim() - 1))
+        return torch.log_softmax(logits, 0), centres, soft_clip(raw, self.max_log_scale)
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``logit F(x)`` and its log-slope."""
-        log_weights, centres, log_scales = self._unpack(params)
+        log_weights, centres, log_scales = self._unpack(params, x.dim())
         inverse_scales = torch.exp(-log_scales)
-        u = (x.unsqueeze(-1) - centres) * inverse_scales
+        u = (x - centres) * inverse_scales
         below = log_weights + F.logsigmoid(u)
         above = log_weights + F.logsigmoid(-u)
-        slope = torch.softmax(below, -1) * torch.sigmoid(-u)
-        slope = slope + torch.softmax(above, -1) * torch.sigmoid(u)
-        log_slope = torch.log((slope * inverse_scales).sum(-1))
-        return torch.logsumexp(below, -1) - torch.logsumexp(above, -1), log_slope
+        log_below, log_above = torch.logsumexp(below, 0), torch.logsumexp(above, 0)
+        slope = torch.exp(below - log_below) * torch.sigmoid(-u)
+        slope = slope + torch.exp(above - log_above) * torch.sigmoid(u)
+        return log_below - log_above, torch.log((slope * inverse_scales).sum(0))
 
     def bracket(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """A mixture of distribution functions lies between its outermost components."""
-        _, centres, log_scales = self._unpack(params)
-        solutions = centres + log_scales.exp() * y.unsqueeze(-1)
-        margin = 1e-3 * (1 + solutions.abs().amax(-1))
-        return solutions.amin(-1) - margin, solutions.amax(-1) + margin
+        _, centres, log_scales = self._unpack(params, y.dim())
+        solutions = torch.addcmul(centres, log_scales.exp(), y)
+        lower, upper = solutions.amin(0), solutions.amax(0)
+        margin = 1e-3 * (1 + torch.maximum(-lower, upper))
+        return lower - margin, upper + margin
+
+    def residual(self, y: Tensor, params: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        r"""``logit F(x) - y`` and its slope, in sums of positive terms: no logarithm a component.
+
+        For :math:`y \ge 0` it is :math:`\log \sum_k w_k \sigma(u_k) - \log \sum_k w_k
+        e^y \sigma(-u_k)`, and at the root the two sums are equal, however far out; for negative
+        ``y`` all signs are turned. Overflow leaves the right sign, which the search needs.
+        """
+        log_weights, centres, log_scales = self._unpack(params, y.dim())
+        sign = torch.where(y < 0, -1.0, 1.0).to(y.dtype)
+        rates = torch.exp(-log_scales) * sign
+        offsets, highest = centres * -rates, log_weights + y.abs()
+        weights, shrink = log_weights.exp(), torch.exp(-y.abs())
+
+        def f(x: Tensor) -> tuple[Tensor, Tensor]:
+            u = torch.addcmul(offsets, rates, x)
+            inner = torch.sigmoid(u)
+            below = (weights * inner).sum(0)
+            # e^y sigma(-u), from factors that do not overflow near the root.
+            above = torch.exp(highest - u.clamp_min(0)) * torch.sigmoid(u.abs())
+            total = above.sum(0)
+            slope = (above * (inner * rates)).sum(0) * (shrink / below + total.reciprocal())
+            return torch.log(below / total) * sign, slope * sign
+
+        return f

@@ -1,8 +1,8 @@
 """Batched root finding for inverses that have no closed form.
 
-Every search runs a fixed number of steps and selects with ``torch.where``: nothing branches on a
-value, so the searches compile, vmap and batch. The search itself carries no gradient;
-:func:`attach_newton` puts the derivatives back.
+Every search runs a fixed number of steps and selects with ``torch.where``, so the searches
+compile, vmap and batch; where a program may look at its numbers, Newton's stops when all roots are
+found. The search itself carries no gradient; :func:`attach_newton` puts the derivatives back.
 """
 
 from __future__ import annotations
@@ -17,6 +17,22 @@ from torch import Tensor
 _STEPS = {torch.float64: 40}
 _STEPS_SINGLE = 26
 _DOUBLINGS = 24
+# Newton's steps and halvings. Smooth maps take 4 to 10, mixtures with parameters N(0, 50^2) at
+# most 22; the rest is margin where a program cannot stop early.
+_NEWTON_STEPS = {torch.float64: 64}
+_NEWTON_STEPS_SINGLE = 32
+
+
+def all_known(done: Tensor) -> bool:
+    """Whether all are true; false where a program cannot look at its numbers."""
+    if torch.compiler.is_compiling():
+        return False
+    if done.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    try:
+        return bool(done.all())
+    except RuntimeError:  # vmap, where members may differ, and the meta device
+        return False
 
 
 def expand_bracket(f: Callable[[Tensor], Tensor], centre: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,8 +45,11 @@ def expand_bracket(f: Callable[[Tensor], Tensor], centre: Tensor) -> tuple[Tenso
     lower, upper = centre - width, centre + width
     for _ in range(_DOUBLINGS):
         width = 2 * width
-        lower = torch.where(f(lower) > 0, lower - width, lower)
-        upper = torch.where(f(upper) < 0, upper + width, upper)
+        high, low = f(lower) > 0, f(upper) < 0
+        if all_known(~(high | low)):
+            break
+        lower = torch.where(high, lower - width, lower)
+        upper = torch.where(low, upper + width, upper)
     return lower, upper
 
 
@@ -87,6 +106,52 @@ def find_root(
             t = torch.where(usable, candidate, torch.full_like(candidate, 0.5))
             t = torch.minimum(torch.maximum(t, least), 1 - least)
         return torch.where(fnew.abs() < fopp.abs(), new, opposite)
+
+
+def find_root_by_newton(
+    f: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, lower: Tensor, upper: Tensor
+) -> Tensor:
+    """Return the root of an increasing ``f`` between ``lower`` and ``upper``, without gradient.
+
+    Newton's method, with a halving of the bracket in place of every step that would leave it, and
+    of every step longer than half the last but one: each step either closes in or halves.
+
+    Args:
+        f: Returns value and slope, in float32 or float64; a slope may be wrong, a sign may not.
+        start: Where to begin.
+        lower: Points with ``f <= 0``.
+        upper: Points with ``f >= 0``.
+
+    References:
+        Press et al., Numerical Recipes, section 9.4.
+
+    Example:
+        >>> import torch
+        >>> one = torch.ones((), dtype=torch.float64)
+        >>> root = find_root_by_newton(lambda x: (x**3 - 2, 3 * x**2), one, 0 * one, 2 * one)
+        >>> round(root.item(), 12)
+        1.259921049895
+    """
+    with torch.no_grad():
+        x = torch.minimum(torch.maximum(start, lower), upper)
+        last = before = upper - lower
+        # Rounding may keep steps of this size going; what Newton leaves is of their square.
+        scale = before + torch.maximum(lower.abs(), upper.abs())
+        least = 8 * torch.finfo(start.dtype).eps * scale
+        for _ in range(_NEWTON_STEPS.get(start.dtype, _NEWTON_STEPS_SINGLE)):
+            value, slope = f(x)
+            lower, upper = torch.where(value < 0, x, lower), torch.where(value > 0, x, upper)
+            newton = value / slope
+            to = x - newton
+            short = newton.abs() <= torch.maximum(before / 2, least)
+            near = (lower <= to) & (to <= upper) & short & torch.isfinite(slope)
+            to = torch.where(near, to, torch.lerp(lower, upper, 0.5))
+            step = (to - x).abs()
+            x, last, before = to, step, last
+            # A missing value compares false, and is not waited for.
+            if all_known(~(step > least)):
+                break
+        return x
 
 
 def attach_newton(

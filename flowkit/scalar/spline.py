@@ -6,8 +6,10 @@ sums of positive terms only, so that neither can lose its sign to rounding.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,14 +43,83 @@ def _forward_in_bin(theta: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor,
     return (low + first_mixed) / denominator, slope
 
 
+class _Bin(NamedTuple):
+    """The bin that a number falls in: shares of the axes, and raw slopes at its ends."""
+
+    x0: Tensor
+    y0: Tensor
+    width: Tensor
+    height: Tensor
+    first: Tensor
+    last: Tensor
+
+
+def _look_up(
+    share: Tensor, weights: Tensor, floor: float, slopes: list[Tensor], axis: int
+) -> _Bin:
+    """Find the bin in which ``share`` of the way along ``axis`` ends.
+
+    A bin is read by sums over all bins with weights 0 and 1, not by index, which is as fast for
+    few bins forward and much faster backward.
+
+    Args:
+        share: Between 0 and 1, ``(..., D)``.
+        weights: Widths and heights, ``(..., 2, K, D)``, to which ``floor`` is added.
+        floor: See there.
+        slopes: Raw slopes at the K + 1 knots, each ``(..., D)``.
+        axis: 0 to search in widths, 1 in heights.
+    """
+    count = weights.shape[-2]
+    total = weights.sum(-2) + count * floor
+    edges = (weights[..., axis, :-1, :].detach() + floor).cumsum(-2)
+    target = (share * total[..., axis, :]).detach()
+    # 1 where the target lies beyond an edge, else 0; on CPU far faster than a comparison.
+    steep = torch.finfo(weights.dtype).max / (4 * count * (1 + floor))
+    passed = ((target.unsqueeze(-2) - edges) * steep).clamp(0, 1)
+    reached = F.pad(passed, (0, 0, 1, 0), value=1.0)
+    here = reached - F.pad(passed, (0, 0, 0, 1))
+    size = (weights * here.unsqueeze(-3)).sum(-2) + floor
+    end = (weights * reached.unsqueeze(-3)).sum(-2) + floor * reached.sum(-2, keepdim=True)
+    x0, y0 = ((end - size) / total).unbind(-2)
+    width, height = (size / total).unbind(-2)
+    rows = torch.stack(slopes, -2)
+    first, last = (rows[..., :-1, :] * here).sum(-2), (rows[..., 1:, :] * here).sum(-2)
+    return _Bin(x0, y0, width, height, first, last)
+
+
+def _look_up_unrolled(
+    share: Tensor, weights: list[Tensor], floor: float, slopes: list[Tensor], axis: int
+) -> _Bin:
+    """The same bin by bin: slower as it stands, but a compiler makes one pass of it.
+
+    ``weights`` are the K widths and the K heights, each ``(..., D)``.
+    """
+    count = len(weights) // 2
+    sizes = [weight + floor for weight in weights]
+    widths, heights = sizes[:count], sizes[count:]
+    across, up = functools.reduce(torch.add, widths), functools.reduce(torch.add, heights)
+    target = (share * (up if axis else across)).detach()
+    x0 = y0 = torch.zeros_like(target)
+    x1, y1 = width, height = widths[0], heights[0]
+    first, last = slopes[0], slopes[1]
+    for k in range(1, count):
+        beyond = target >= (y1 if axis else x1).detach()
+        x0, y0 = torch.where(beyond, x1, x0), torch.where(beyond, y1, y0)
+        width = torch.where(beyond, widths[k], width)
+        height = torch.where(beyond, heights[k], height)
+        first = torch.where(beyond, slopes[k], first)
+        last = torch.where(beyond, slopes[k + 1], last)
+        x1, y1 = x1 + widths[k], y1 + heights[k]
+    return _Bin(x0 / across, y0 / up, width / across, height / up, first, last)
+
+
 @dataclass(frozen=True)
 class _Spline(ScalarMap):
     """What the three splines share: the options, their checks, the search and the linear tails.
 
     Parameters are handled with their own dimension before that of the features, ``(..., P, D)``:
     this is how the conditioners lay them out in memory, and sums over a bin's few numbers then run
-    along whole rows. A bin is read by sums over all bins with weights 0 and 1, not by index, which
-    is faster for few bins forward and much faster backward.
+    along whole rows.
     """
 
     bins: int = 8
@@ -80,18 +151,31 @@ class _Spline(ScalarMap):
         """Weights between 0 and 1 of the bins, from ``raw (..., K, D)``."""
         return torch.sigmoid(raw)
 
-    def _ends_of_bin(self, here: Tensor) -> Tensor:
-        """Which raw slopes stand at both ends of the bin marked, ``(..., 2, S, D)``."""
+    def _weight_rows(self, raw: Tensor) -> list[Tensor]:
+        """The same of ``raw (..., 2 K, D)``, each row by itself, for the compiler."""
+        return [torch.sigmoid(row) for row in raw.unbind(-2)]
+
+    def _lean(self, weights: list[Tensor]) -> list[Tensor]:
+        """How steep each bin is, from the weights of K widths and K heights."""
+        pairs = zip(weights[: self.bins], weights[self.bins :], strict=True)
+        return [height - width for width, height in pairs]
+
+    def _slopes_at_knots(self, raw: list[Tensor], lean: list[Tensor]) -> list[Tensor]:
+        """Raw slopes at all ``bins + 1`` knots, from the free ones and the bins around them."""
         raise NotImplementedError
 
-    def _tilt(self, steepness: Tensor) -> Tensor:
-        """Sum over the bins on both sides of every free slope, ``(..., S, D)``."""
-        raise NotImplementedError
-
-    def _knot_slopes(self, raw: Tensor, weights: Tensor) -> Tensor:
-        """Raw slopes ``(..., S, D)`` relative to those of the bins around them."""
-        widths, heights = weights.unbind(-3)
-        return raw + self._tilt(heights - widths)
+    def _find(self, share: Tensor, params: Tensor, axis: int) -> _Bin:
+        """The bin in which ``share`` of the way along ``axis`` ends."""
+        sizes, slopes = params.split([2 * self.bins, self.param_size - 2 * self.bins], -2)
+        free = list(slopes.unbind(-2))
+        if torch.compiler.is_compiling():
+            rows = self._weight_rows(sizes)
+            at_knots = self._slopes_at_knots(free, self._lean(rows))
+            return _look_up_unrolled(share, rows, self._floor, at_knots, axis)
+        weights = self._weights(sizes.unflatten(-2, (2, self.bins)))
+        rows = list(weights.flatten(-3, -2).unbind(-2))
+        at_knots = self._slopes_at_knots(free, self._lean(rows))
+        return _look_up(share, weights, self._floor, at_knots, axis)
 
     def _extend(self, inside: Tensor, excess: Tensor, log_slope: Tensor) -> Tensor:
         """The value where the argument lies ``excess`` outside of the interval, inside else."""
@@ -105,15 +189,16 @@ class _Spline(ScalarMap):
         """What ``params (..., param_size)`` mean.
 
         Returns:
-            Widths and heights of the bins as shares of the interval, each ``(..., bins)``, and the
-            free slopes, ``(..., param_size - 2 bins)``.
+            Widths and heights of the bins as shares of the interval, each ``(..., bins)``, and
+            the slopes at the knots, ``(..., bins + 1)``.
         """
         raw_sizes, raw_slopes = params.unsqueeze(-1).tensor_split([2 * self.bins], -2)
         weights = self._weights(raw_sizes.unflatten(-2, (2, self.bins)))
-        slopes = self._slopes(self._knot_slopes(raw_slopes, weights)).squeeze(-1)
+        lean = self._lean(list(weights.flatten(-3, -2).unbind(-2)))
+        slopes = torch.stack(self._slopes_at_knots(list(raw_slopes.unbind(-2)), lean), -2)
         sizes = weights + self._floor
         widths, heights = (sizes / sizes.sum(-2, keepdim=True)).squeeze(-1).unbind(-2)
-        return widths, heights, slopes
+        return widths, heights, self._slopes(slopes).squeeze(-1)
 
     def _apply(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         if value.dim() == 0:  # one number; give it the dimension that the layout speaks of
@@ -121,42 +206,23 @@ class _Spline(ScalarMap):
             return out.squeeze(-1), log_slope.squeeze(-1)
         params = params.transpose(-1, -2) if params.dim() > 1 else params.unsqueeze(-1)
         lower, upper = self._ends
-        floor, count = self._floor, self.bins
         inside = value.clamp(lower, upper)
-        travelled = inside - lower
+        share = (inside - lower) * (1 / (upper - lower))
 
-        # Weights are summed up to the bin and in it first and turned into lengths afterwards.
-        raw_sizes, raw_slopes = params.split([2 * count, self.param_size - 2 * count], -2)
-        weights = self._weights(raw_sizes.unflatten(-2, (2, count)))
-        unit = (upper - lower) / (weights.sum(-2) + count * floor)
-        known = (weights[..., 1 if inverse else 0, :-1, :].detach() + floor).cumsum(-2)
-        target = (travelled / unit[..., 1 if inverse else 0, :]).detach()
-        # 1 where the target lies beyond a knot, else 0; on CPU far faster than a comparison.
-        steep = torch.finfo(weights.dtype).max / (4 * count * (1 + floor))
-        passed = ((target.unsqueeze(-2) - known) * steep).clamp(0, 1)
-        reached = F.pad(passed, (0, 0, 1, 0), value=1.0)
-        here = reached - F.pad(passed, (0, 0, 0, 1))
-        size = (weights * here.unsqueeze(-3)).sum(-2) + floor
-        end = (weights * reached.unsqueeze(-3)).sum(-2) + floor * reached.sum(-2, keepdim=True)
-        start = end - size
-        x0, y0 = (start * unit).unbind(-2)
-        width, height = (size * unit).unbind(-2)
-
-        diagonal = height / width
-        raw_slopes = self._knot_slopes(raw_slopes, weights)
-        chosen = (raw_slopes.unsqueeze(-3) * self._ends_of_bin(here)).sum(-2)
-        first, last = (self._slopes(chosen) / diagonal.unsqueeze(-2)).unbind(-2)
+        found = self._find(share, params, 1 if inverse else 0)
+        diagonal = found.height / found.width
+        first, last = self._slopes(found.first) / diagonal, self._slopes(found.last) / diagonal
         excess = value - inside
         if inverse:
-            eta = _within_bin((travelled - y0) / height, excess)
+            eta = _within_bin((share - found.y0) / found.height, excess)
             theta = _inverse_in_bin(eta, first, last)
-            slope = _forward_in_bin(theta, first, last)[1]
-            out, log_slope = x0 + width * theta, -torch.log(diagonal * slope)
+            slope = diagonal * _forward_in_bin(theta, first, last)[1]
+            out, log_slope = found.x0 + found.width * theta, -slope.log()
         else:
-            theta = _within_bin((travelled - x0) / width, excess)
+            theta = _within_bin((share - found.x0) / found.width, excess)
             eta, slope = _forward_in_bin(theta, first, last)
-            out, log_slope = y0 + height * eta, torch.log(diagonal * slope)
-        return self._extend(out + lower, excess, log_slope), log_slope
+            out, log_slope = found.y0 + found.height * eta, (diagonal * slope).log()
+        return self._extend(lower + (upper - lower) * out, excess, log_slope), log_slope
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return the spline at ``x`` and its log-slope."""
@@ -221,12 +287,10 @@ class RationalQuadraticSpline(_Spline):
     def _ends(self) -> tuple[float, float]:
         return (-self.bound, self.bound)
 
-    def _ends_of_bin(self, here: Tensor) -> Tensor:
-        # The outermost slopes are one, which is a raw zero: no number stands for them.
-        return torch.stack([here[..., 1:, :], here[..., :-1, :]], -3)
-
-    def _tilt(self, steepness: Tensor) -> Tensor:
-        return steepness[..., 1:, :] + steepness[..., :-1, :]
+    def _slopes_at_knots(self, raw: list[Tensor], lean: list[Tensor]) -> list[Tensor]:
+        one = torch.zeros_like(lean[0])  # outside the slope is one
+        pairs = zip(raw, lean[:-1], lean[1:], strict=True)
+        return [one, *(r + before + after for r, before, after in pairs), one]
 
     def _extend(self, inside: Tensor, excess: Tensor, log_slope: Tensor) -> Tensor:
         return inside + excess
@@ -266,13 +330,10 @@ class IntervalSpline(_Spline):
     def _ends(self) -> tuple[float, float]:
         return (self.lower, self.upper)
 
-    def _ends_of_bin(self, here: Tensor) -> Tensor:
-        return torch.stack([F.pad(here, (0, 0, 0, 1)), F.pad(here, (0, 0, 1, 0))], -3)
-
-    def _tilt(self, steepness: Tensor) -> Tensor:
+    def _slopes_at_knots(self, raw: list[Tensor], lean: list[Tensor]) -> list[Tensor]:
         # The ends have a bin on one side only; it counts twice.
-        before = torch.cat([steepness[..., :1, :], steepness], -2)
-        return before + torch.cat([steepness, steepness[..., -1:, :]], -2)
+        pairs = zip(raw, [lean[0], *lean], [*lean, lean[-1]], strict=True)
+        return [r + before + after for r, before, after in pairs]
 
     def _extend(self, inside: Tensor, excess: Tensor, log_slope: Tensor) -> Tensor:
         # Rounding must not lead out of the interval, where a base may have no mass.
@@ -304,11 +365,10 @@ class CircularSpline(IntervalSpline):
         """Three a bin: the first slope is also the last."""
         return 3 * self.bins
 
-    def _ends_of_bin(self, here: Tensor) -> Tensor:
-        return torch.stack([here, here.roll(1, -2)], -3)
-
-    def _tilt(self, steepness: Tensor) -> Tensor:
-        return steepness + steepness.roll(1, -2)
+    def _slopes_at_knots(self, raw: list[Tensor], lean: list[Tensor]) -> list[Tensor]:
+        around = [lean[-1], *lean]
+        pairs = zip([*raw, raw[0]], around, [*around[1:], around[1]], strict=True)
+        return [r + before + after for r, before, after in pairs]
 
     def _apply(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         period = self.upper - self.lower

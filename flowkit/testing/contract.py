@@ -12,7 +12,7 @@ from torch import Tensor
 from flowkit.bases import Base, StandardNormal
 from flowkit.errors import ContractError, ShapeError
 from flowkit.testing import densities, derivatives, programs, values
-from flowkit.testing.probe import Probe, Rule, draw_inputs, has_inverse, randomise
+from flowkit.testing.probe import Probe, Rule, draw_inputs, has_inverse, randomize
 from flowkit.transforms import Transform
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -166,7 +166,7 @@ def check_transform(
         raise ValueError(f"check_transform has no tolerance for {missing}; give tolerance=")
     generator = torch.Generator().manual_seed(seed)
     start = copy.deepcopy(transform).double().eval()
-    moved = randomise(copy.deepcopy(start), noise, generator)
+    moved = randomize(copy.deepcopy(start), noise, generator)
     x, context = _inputs(start, x, context, generator)
     exact = Probe(
         start=start,

@@ -131,7 +131,7 @@ def draw_inputs(transform: Transform, rows: int, generator: torch.Generator) -> 
 
 
 @torch.no_grad()
-def randomise(transform: Transform, noise: float, generator: torch.Generator) -> Transform:
+def randomize(transform: Transform, noise: float, generator: torch.Generator) -> Transform:
     """Add normal noise to every parameter, in place; the numbers do not depend on the dtype."""
     for parameter in transform.parameters():
         step = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from flowkit.bases import StandardNormal
 from flowkit.flow import Flow
-from flowkit.testing.probe import Probe, expect, expect_close, randomise
+from flowkit.testing.probe import Probe, expect, expect_close, randomize
 from flowkit.transforms import Transform
 
 _RANDOM = "a stochastic layer draws anew in every call"
@@ -44,7 +44,7 @@ def it_vmaps(probe: Probe) -> str | None:
     got = vmap(grad(lambda *row: flow.log_prob(*row)))(*rows)
     expect_close("vmap(grad(log_prob))", got, want, probe.tolerance)
 
-    ensemble = [probe.moved, randomise(copy.deepcopy(probe.moved), 0.1, probe.generator())]
+    ensemble = [probe.moved, randomize(copy.deepcopy(probe.moved), 0.1, probe.generator())]
     parameters, buffers = stack_module_state(ensemble)
     if not parameters and not buffers:
         return None
@@ -63,7 +63,7 @@ def copies_give_the_same_bits(probe: Probe) -> None:
     """R10: state_dict through a file, deepcopy and pickle; nothing is remembered from a call."""
     learned = copy.deepcopy(probe.start)
     learned.initialize(probe.x, probe.context)
-    randomise(learned, 0.1, probe.generator())
+    randomize(learned, 0.1, probe.generator())
     want = probe.call(learned, probe.x, probe.context)
 
     file = io.BytesIO()

@@ -42,7 +42,7 @@ def fit(
     clip: float | None = 10.0,
     patience: int | None = 20,
     ema: float | None = None,
-    compile: bool = False,
+    compile: bool | str = "auto",
     fabric: Fabric | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -77,7 +77,10 @@ def fit(
         patience: Epochs without a better validation loss before stopping; ``None`` for no limit.
         ema: Decay of an exponential moving average of the weights, which is then what is validated
             and restored; it warms up as ``min(ema, (1 + t) / (10 + t))``.
-        compile: Whether to compile the whole step with ``torch.compile``.
+        compile: Whether to compile the step with ``torch.compile``: ``True``, ``False``, or
+            ``"auto"``, which compiles long fits by maximum likelihood in one process, where it
+            pays (:func:`flowkit.compiling.worth_compiling`: tens of thousands of steps). Without
+            a C++ compiler the fit warns once and goes on uncompiled.
         fabric: A ``lightning_fabric.Fabric``: devices, precision, strategy. One device by default.
             Mixed precision lowers the inner layers; data stay as they are. ``"64-true"`` leaves
             the flow in float64. Pure half precision is refused.
@@ -96,6 +99,8 @@ def fit(
         NonFiniteLossError: If the loss becomes NaN or infinite; names step, rows and layer. It is
             raised in all processes; an accelerator is asked every 20 steps only.
         CheckpointError: If the checkpoint is damaged or belongs to another flow or other settings.
+        ProcessError: If an objective or a callback raised in another process only. On accelerators
+            an objective that does so leaves the others waiting: let it raise in all.
 
     Example:
         >>> import torch
@@ -120,6 +125,8 @@ def fit(
     if ema is not None and (not isinstance(ema, Real) or not 0 < float(ema) < 1):
         raise DataError(f"fit expected ema strictly between 0 and 1, or None; got {ema!r}")
     ema = None if ema is None else float(ema)
+    if compile not in (True, False, "auto"):
+        raise DataError(f"fit expected compile to be True, False or 'auto', got {compile!r}")
     if checkpoint is not None and (
         not isinstance(checkpoint, (str, os.PathLike)) or Path(checkpoint).is_dir()
     ):
@@ -273,11 +280,9 @@ def _start_from_data(flow: Flow, objective: Objective, train: Part | None) -> No
         return
     index = None if train is None else train.representatives(_START_ROWS)
     sample = {} if train is None or index is None else train.batch(index)
-    if "x" not in sample:
-        # A later fit with data must not start a trained flow anew.
-        flow.initialized.fill_(True)
-        return
     for name, value in sample.items():
         check_finite(value, name, numbers=index)
-    sample = objective.start(sample)
-    flow.initialize(sample["x"], sample.get("context"))
+    if "x" in sample:
+        sample = objective.start(sample)
+    # Also without data: a later fit must not start a trained flow anew.
+    flow.initialize(sample.get("x"), sample.get("context"))

@@ -6,8 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
-from flowkit.errors import CheckpointError, DataError, NonFiniteLossError
+from flowkit.compiling import can_compile, worth_compiling
+from flowkit.errors import CheckpointError, DataError, NonFiniteLossError, ProcessError
 from flowkit.flow import Flow
 from flowkit.objectives import Loss, Objective
 from flowkit.training.checkpoint import read_checkpoint, write_checkpoint
@@ -119,12 +120,12 @@ class Run:
         clip: float | None,
         patience: int | None,
         ema: float | None,
-        compile: bool,
+        compile: bool | str,
     ) -> None:
         """Build optimiser, scheduler and average, and hand the step to Fabric."""
         self.clip, self.patience, self.ema = clip, patience, ema
         chosen = self._choose_optimizer(lr, optimizer)
-        module: Any = torch.compile(self.step) if compile else self.step
+        module: Any = torch.compile(self.step) if self._choose_compile(compile) else self.step
         self.wrapped, self.optimizer = self.fabric.setup(module, chosen)
         self._choose_scheduler(chosen, scheduler)
         self.average = None if ema is None else AveragedModel(self.step, multi_avg_fn=self._follow)
@@ -146,6 +147,18 @@ class Run:
             "precision": self.fabric.strategy.precision.precision,
             "data": "" if self.train is None else self.train.fingerprint(),
         }
+
+    def _choose_compile(self, compile: bool | str) -> bool:
+        if compile == "auto":
+            flow = self.step.flow
+            layers = sum(hasattr(module, "scalar") for module in flow.modules())
+            parameters = sum(p.numel() for p in flow.parameters())
+            compile = (
+                self.step.objective.compiles
+                and self.fabric.world_size == 1
+                and worth_compiling(layers, parameters, self.batch_size, self.total)
+            )
+        return bool(compile) and can_compile(self.fabric.device)
 
     def _choose_optimizer(
         self,
@@ -251,14 +264,16 @@ class Run:
         with self._restoring(), _bar(self, progress) as bar:
             while not self.history.stopped:
                 self._one_epoch(bar)
-                stop = [bool(callback(self.step.flow, self.history)) for callback in callbacks]
+                with self._together():
+                    stop = [bool(callback(self.step.flow, self.history)) for callback in callbacks]
                 if self._in_any_process(any(stop)):
                     self.history.stopped = "callback"
                 elif self.patience is not None and self.waited >= self.patience:
                     self.history.stopped = "patience"
                 elif self.done >= self.total:
                     self.history.stopped = self.limit
-                self.write()
+                with self._together():
+                    self.write()
         return self.history
 
     @contextmanager
@@ -283,8 +298,29 @@ class Run:
         if self.fabric.world_size == 1:
             return values
         shared = self.fabric.all_reduce(values.to(self.fabric.device), reduce_op="mean")
-        assert isinstance(shared, Tensor)
-        return shared
+        return torch.as_tensor(shared)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Raise in every process what one raises here: the others would wait for it in vain."""
+        if self.fabric.world_size == 1:
+            yield
+            return
+        error = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        flags = torch.tensor([error is not None, isinstance(error, NonFiniteLossError)])
+        failed, not_finite = (self._shared(flags.float()) > 0).tolist()
+        if error is not None:
+            raise error
+        if failed:
+            what = "the loss became NaN or infinite" if not_finite else "the fit failed"
+            raise (NonFiniteLossError if not_finite else ProcessError)(
+                f"{what} in another process, after {self.done} steps; remedy: see the message of "
+                "that process"
+            )
 
     def _index(self, part: Part) -> Tensor:
         """This process's rows of every batch of an epoch, ``(steps, rows)``."""
@@ -310,7 +346,8 @@ class Run:
                 sums[name] = sums.get(name, 0.0) + value
             bar(loss)
         if self.unchecked:
-            self._check()
+            with self._together():
+                self._check()
         self.epoch += 1
         like = sums[""]
         total = torch.stack([torch.as_tensor(v).detach().to(like) for v in sums.values()])
@@ -329,13 +366,15 @@ class Run:
         history.seconds.append(time.perf_counter() - begun)
 
     def _one_step(self, index: Tensor | None) -> Loss:
-        batch = {} if index is None else self.train.batch(index)  # type: ignore[union-attr]
-        loss = self.wrapped(Sealed(batch))
-        self.unchecked.append((self.done + 1, loss.value.detach(), index))
         # Reading a loss waits for an accelerator, so that there a bad one is found late: its step
         # and data are named exactly, parameters and layers as they are when it is found.
-        if self.fabric.device.type == "cpu" or len(self.unchecked) == _STEPS_UNCHECKED:
-            self._check()
+        check = self.fabric.device.type == "cpu" or len(self.unchecked) + 1 == _STEPS_UNCHECKED
+        with self._together() if check else nullcontext():
+            batch = {} if index is None else self.train.batch(index)  # type: ignore[union-attr]
+            loss = self.wrapped(Sealed(batch))
+            self.unchecked.append((self.done + 1, loss.value.detach(), index))
+            if check:
+                self._check()
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss.value)
         if self.clip is not None:
@@ -349,15 +388,9 @@ class Run:
         return loss
 
     def _check(self) -> None:
-        """Raise in every process if in any of them a loss since the last check is not finite."""
+        """Raise if a loss since the last check is not finite."""
         bad = ~torch.isfinite(torch.stack([value for _, value, _ in self.unchecked]))
-        here = bool(bad.any())
-        if self._in_any_process(here):
-            if not here:
-                raise NonFiniteLossError(
-                    "the loss became NaN or infinite in another process, by step "
-                    f"{self.unchecked[-1][0]}; remedy: see the message of that process"
-                )
+        if bad.any():
             step, value, index = self.unchecked[int(bad.int().argmax())]
             batch = {} if index is None else self.train.batch(index)  # type: ignore[union-attr]
             raise non_finite_error(self.step.flow, batch, index, value, step)
@@ -374,7 +407,9 @@ class Run:
             with torch.no_grad(), self.fabric.autocast():
                 return model(Sealed(batch)).value.detach()
 
-        value = float(self._shared(held.mean(evaluate)))
+        with self._together():
+            here = held.mean(evaluate)
+        value = float(self._shared(here))
         history = self.history
         better = value < (math.inf if history.best is None else history.best)
         history.validation.append(value)

@@ -49,7 +49,7 @@ class Elementwise(Transform):
         if self.conditioner is None:
             return self.params  # type: ignore[return-value]
         raw = self.conditioner(x[..., :0], context).to(x.dtype)
-        return raw.unflatten(-1, (self.scalar.param_size, x.shape[-1])).transpose(-1, -2)
+        return raw.unflatten(-1, (self.scalar.param_size, -1)).transpose(-1, -2)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise."""

@@ -222,7 +222,8 @@ def nflows_params(scalar: ScalarMap, raw: Tensor) -> Tensor:
         widths, heights, slopes = scalar.knots(raw)
         least, tiny = scalar.min_size / scalar.bins, torch.finfo(raw.dtype).tiny
         parts = [(sizes - least).clamp(min=tiny).log() for sizes in (widths, heights)]
-        return torch.cat([*parts, softplus_inverse(slopes - scalar.min_slope)], -1)
+        free = slopes[..., 1:-1] if isinstance(scalar, RationalQuadraticSpline) else slopes
+        return torch.cat([*parts, softplus_inverse(free - scalar.min_slope)], -1)
     if isinstance(scalar, Affine):
         shift, log_scale = raw.unbind(-1)
         scale = soft_clip(log_scale, scalar.max_log_scale).exp()
@@ -242,13 +243,11 @@ class NetForNflows(nn.Module):
         self.context_features = layer.context_size
 
     def _raw(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """What the conditioner makes of ``x``, ``(N, features, param_size)``."""
-        conditioner = self.layer.conditioner
-        assert conditioner is not None
-        raw = conditioner(x, context if self.context_features else None)
-        if raw.ndim > x.ndim:
-            return raw
-        return raw.unflatten(-1, (self.layer.scalar.param_size, -1)).mT
+        """What the network of the layer makes of ``x``, ``(N, features, param_size)``."""
+        context = context if self.context_features else None
+        if isinstance(self.layer, MaskedAutoregressive):
+            return self.layer.conditioner(x, context)
+        return self.layer._params(x, context)
 
 
 class CouplingNet(NetForNflows):
@@ -279,5 +278,5 @@ class MaskedNet(NetForNflows):
             identity = raw.new_zeros(*fixed.shape, raw.shape[-1])
             raw = torch.cat([identity, raw], -2)[..., layer.merge_index, :]
         else:
-            raw = self._raw(inputs[..., :0], context)
+            raw = self._raw(inputs, context)
         return nflows_params(layer.scalar, raw).flatten(-2)

@@ -233,8 +233,8 @@ class _Reader:
             return StandardNormal(features)
         if kind is nf.DiagonalNormal:
             normal = DiagonalNormal(features, max_log_scale=None).to(self.like)
-            assert normal.params is not None
-            normal.params.copy_(torch.cat([base.mean_, base.log_std_], -1).squeeze(0))
+            params = torch.cat([base.mean_, base.log_std_], -1).squeeze(0)
+            normal.load_state_dict({"params": params})
             return normal
         return self._conditional_base(base._context_encoder, features, transform)
 
@@ -300,8 +300,7 @@ class _Reader:
     def _affine(self, shift: Tensor, scale: Tensor, learn: bool) -> Transform:
         """``scale x + shift``; unlike ActNorm and Standardize it never starts again from data."""
         layer = Elementwise(len(shift), Affine(max_log_scale=None)).to(self.like)
-        assert layer.params is not None
-        layer.params.copy_(torch.stack([shift, scale.log()], -1))
+        layer.load_state_dict({"params": torch.stack([shift, scale.log()], -1)})
         return layer.requires_grad_(learn)
 
     def _pointwise_affine(self, t: Any) -> Transform:
@@ -375,8 +374,7 @@ class _Reader:
     def _spline_elementwise(self, t: Any) -> Transform:
         spline = self._spline(t, t.unnormalized_widths.shape[-1])
         layer = Elementwise(t.unnormalized_widths.shape[0], spline).to(self.like)
-        assert layer.params is not None
-        layer.params.copy_(self._spline_params(t, spline))
+        layer.load_state_dict({"params": self._spline_params(t, spline)})
         return layer
 
     # Layers with networks

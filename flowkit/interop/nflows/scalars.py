@@ -129,8 +129,12 @@ class _SoftmaxKnots:
     def _weights(self, raw: Tensor) -> Tensor:
         return torch.softmax(raw, -2)
 
-    def _knot_slopes(self, raw: Tensor, weights: Tensor) -> Tensor:
-        return raw
+    def _weight_rows(self, raw: Tensor) -> list[Tensor]:
+        weights = self._weights(raw.unflatten(-2, (2, self.bins)))
+        return list(weights.flatten(-3, -2).unbind(-2))
+
+    def _lean(self, weights: list[Tensor]) -> list[Tensor]:
+        return [torch.zeros_like(weights[0])] * self.bins
 
     def _slopes(self, raw: Tensor) -> Tensor:
         return self.min_slope + F.softplus(raw + math.log(math.expm1(1 - self.min_slope)))

@@ -304,9 +304,8 @@ class _Writer:
     def _elementwise(self, t: Elementwise) -> Any:
         from nflows import transforms as nf
 
-        if t.conditioner is not None:
+        if t.params is None:
             return self._coupling(t)
-        assert t.params is not None
         if type(t.scalar) is Affine:
             shift, raw = t.params.unbind(-1)
             log_scale = soft_clip(raw, t.scalar.max_log_scale)

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowkit.errors import DataError
 
 
-def dequantise(values: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantize(values: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     r"""Add independent uniform noise of one unit to every entry of an integer tensor.
 
     .. math:: y = k + u, \quad u \sim U[0, 1), \quad \lfloor y \rfloor = k
@@ -32,15 +32,15 @@ def dequantise(values: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.floa
 
     Example:
         >>> import torch
-        >>> from flowkit.datasets import dequantise
+        >>> from flowkit.datasets import dequantize
         >>> grey = torch.tensor([0, 17, 255])
-        >>> dequantise(grey, seed=1).floor().tolist()
+        >>> dequantize(grey, seed=1).floor().tolist()
         [0.0, 17.0, 255.0]
     """
     whole = values.double()
     if not bool(torch.isfinite(whole).all()) or not torch.equal(whole, whole.round()):
         raise DataError(
-            "dequantise expected whole numbers, got entries with a fraction or not finite; "
+            "dequantize expected whole numbers, got entries with a fraction or not finite; "
             "round them to the unit of record, or leave such columns as they are"
         )
     generator = torch.Generator().manual_seed(seed)

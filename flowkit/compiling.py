@@ -1,0 +1,50 @@
+"""When to compile: whether a compiler is there, and whether it would pay."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import warnings
+
+import torch
+
+_SECONDS_TO_START = 10.0
+_SECONDS_A_LAYER = 8.0
+_SAVED_A_LAYER = 1e-3
+_SAVED_AN_OPERATION = 0.8 / 5e10
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether ``torch.compile`` finds what it needs; warns if not, and callers go on without."""
+    if device.type != "cpu":
+        return True
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", default)
+    if shutil.which(compiler) is not None:
+        return True
+    warnings.warn(
+        f"torch.compile needs a C++ compiler and finds no {compiler!r}, so the flow runs "
+        "uncompiled, with the same results; remedy: install one, or name it in the environment "
+        "variable CXX",
+        stacklevel=3,
+    )
+    return False
+
+
+def worth_compiling(layers: int, parameters: int, batch_size: int, steps: int) -> bool:
+    """Whether compiled training steps save at least twice the time that compiling takes.
+
+    A rule of measured constants and of sizes alone, not of a clock, so that the same fit takes
+    the same way on every machine: compiling takes 10 s and 8 s a layer on a core of 2024; a
+    compiled step saves 1 ms a layer, and 0.8 of the networks' own time at 5e10 operations a
+    second, of which there are 6 a parameter and row.
+
+    Example:
+        >>> worth_compiling(layers=8, parameters=260_000, batch_size=256, steps=3_000)
+        False
+        >>> worth_compiling(layers=8, parameters=260_000, batch_size=256, steps=30_000)
+        True
+    """
+    saved = layers * _SAVED_A_LAYER + 6 * parameters * batch_size * _SAVED_AN_OPERATION
+    return steps * saved > 2 * (_SECONDS_TO_START + layers * _SECONDS_A_LAYER)
