@@ -210,7 +210,7 @@ def test_splines_survive_extreme_parameters(f, dtype, bound):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bins": 0}, "RationalQuadraticSpline needs bins >= 1, got 0"),
+        ({"bins": 1}, "RationalQuadraticSpline needs bins >= 2, got 1"),
         ({"min_size": 1.0}, r"needs 0 < min_size < 1, got 1.0"),
         ({"min_slope": 1.0}, "needs 0 < min_slope < 1, got 1.0"),
         ({"bound": 0.0}, r"needs an interval of positive length"),

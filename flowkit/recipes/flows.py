@@ -329,7 +329,8 @@ def box_flow(
     features = len(lower)
     _check_sizes("box_flow", context=context, layers=layers, bins=bins, waves=waves, seed=seed)
     _check_network("box_flow", hidden, activation)
-    scalar = IntervalSpline(bins=bins, lower=-1.0, upper=1.0)
+    # Least bins twenty times smaller than a spline's default: on a box, detail can be fine.
+    scalar = IntervalSpline(bins=bins, min_size=0.004, lower=-1.0, upper=1.0)
     first = list(range(features)) if order is None else order
     stack: list[Transform] = [Box(lower, upper)]
     for i in range(layers):

@@ -59,6 +59,6 @@ class Affine(ScalarMap):
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``(y - t) exp(-s)`` and ``-s``."""
         shift, raw = params.unbind(-1)
-        log_scale = soft_clip(raw, self.max_log_scale)
-        x = (y - shift) * torch.exp(-log_scale)
-        return x, (-log_scale).expand_as(x)
+        log_slope = -soft_clip(raw, self.max_log_scale)
+        x = (y - shift) * log_slope.exp()
+        return x, log_slope.expand_as(x)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,21 +88,16 @@ def _look_up(
 
 
 def _look_up_unrolled(
-    share: Tensor, weights: list[Tensor], floor: float, slopes: list[Tensor], axis: int
+    share: Tensor, weights: Tensor, floor: float, slopes: list[Tensor], axis: int
 ) -> _Bin:
-    """The same bin by bin: slower as it stands, but a compiler makes one pass of it.
-
-    ``weights`` are the K widths and the K heights, each ``(..., D)``.
-    """
-    count = len(weights) // 2
-    sizes = [weight + floor for weight in weights]
-    widths, heights = sizes[:count], sizes[count:]
+    """The same bin by bin: slower as it stands, but a compiler makes one pass of it."""
+    widths, heights = ((weights[..., i, :, :] + floor).unbind(-2) for i in (0, 1))
     across, up = functools.reduce(torch.add, widths), functools.reduce(torch.add, heights)
     target = (share * (up if axis else across)).detach()
     x0 = y0 = torch.zeros_like(target)
     x1, y1 = width, height = widths[0], heights[0]
     first, last = slopes[0], slopes[1]
-    for k in range(1, count):
+    for k in range(1, len(widths)):
         beyond = target >= (y1 if axis else x1).detach()
         x0, y0 = torch.where(beyond, x1, x0), torch.where(beyond, y1, y0)
         width = torch.where(beyond, widths[k], width)
@@ -126,10 +121,12 @@ class _Spline(ScalarMap):
     min_size: float = 0.08
     min_slope: float = 1e-3
 
+    _least_bins: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if self.bins < 1:
-            raise ValueError(f"{name} needs bins >= 1, got {self.bins}")
+        if self.bins < self._least_bins:
+            raise ValueError(f"{name} needs bins >= {self._least_bins}, got {self.bins}")
         if not 0 < self.min_size < 1:
             raise ValueError(f"{name} needs 0 < min_size < 1, got {self.min_size}")
         if not 0 < self.min_slope < 1:
@@ -151,31 +148,24 @@ class _Spline(ScalarMap):
         """Weights between 0 and 1 of the bins, from ``raw (..., K, D)``."""
         return torch.sigmoid(raw)
 
-    def _weight_rows(self, raw: Tensor) -> list[Tensor]:
-        """The same of ``raw (..., 2 K, D)``, each row by itself, for the compiler."""
-        return [torch.sigmoid(row) for row in raw.unbind(-2)]
-
-    def _lean(self, weights: list[Tensor]) -> list[Tensor]:
-        """How steep each bin is, from the weights of K widths and K heights."""
-        pairs = zip(weights[: self.bins], weights[self.bins :], strict=True)
-        return [height - width for width, height in pairs]
-
-    def _slopes_at_knots(self, raw: list[Tensor], lean: list[Tensor]) -> list[Tensor]:
-        """Raw slopes at all ``bins + 1`` knots, from the free ones and the bins around them."""
+    def _tilt(self, lean: Tensor) -> Tensor:
+        """Sum of ``lean (..., K, D)`` over the two bins at each free slope, ``(..., S, D)``."""
         raise NotImplementedError
+
+    def _complete(self, free: list[Tensor]) -> list[Tensor]:
+        """Raw slopes at all ``bins + 1`` knots, from the free ones."""
+        raise NotImplementedError
+
+    def _raw_slopes(self, raw: Tensor, weights: Tensor) -> list[Tensor]:
+        widths, heights = weights.unbind(-3)
+        return self._complete(list((raw + self._tilt(heights - widths)).unbind(-2)))
 
     def _find(self, share: Tensor, params: Tensor, axis: int) -> _Bin:
         """The bin in which ``share`` of the way along ``axis`` ends."""
         sizes, slopes = params.split([2 * self.bins, self.param_size - 2 * self.bins], -2)
-        free = list(slopes.unbind(-2))
-        if torch.compiler.is_compiling():
-            rows = self._weight_rows(sizes)
-            at_knots = self._slopes_at_knots(free, self._lean(rows))
-            return _look_up_unrolled(share, rows, self._floor, at_knots, axis)
         weights = self._weights(sizes.unflatten(-2, (2, self.bins)))
-        rows = list(weights.flatten(-3, -2).unbind(-2))
-        at_knots = self._slopes_at_knots(free, self._lean(rows))
-        return _look_up(share, weights, self._floor, at_knots, axis)
+        look_up = _look_up_unrolled if torch.compiler.is_compiling() else _look_up
+        return look_up(share, weights, self._floor, self._raw_slopes(slopes, weights), axis)
 
     def _extend(self, inside: Tensor, excess: Tensor, log_slope: Tensor) -> Tensor:
         """The value where the argument lies ``excess`` outside of the interval, inside else."""
@@ -194,8 +184,7 @@ class _Spline(ScalarMap):
         """
         raw_sizes, raw_slopes = params.unsqueeze(-1).tensor_split([2 * self.bins], -2)
         weights = self._weights(raw_sizes.unflatten(-2, (2, self.bins)))
-        lean = self._lean(list(weights.flatten(-3, -2).unbind(-2)))
-        slopes = torch.stack(self._slopes_at_knots(list(raw_slopes.unbind(-2)), lean), -2)
+        slopes = torch.stack(self._raw_slopes(raw_slopes, weights), -2)
         sizes = weights + self._floor
         widths, heights = (sizes / sizes.sum(-2, keepdim=True)).squeeze(-1).unbind(-2)
         return widths, heights, self._slopes(slopes).squeeze(-1)
@@ -278,6 +267,8 @@ class RationalQuadraticSpline(_Spline):
 
     bound: float = 5.0
 
+    _least_bins: ClassVar[int] = 2  # one bin alone would be the identity
+
     @property
     def param_size(self) -> int:  # type: ignore[override]
         """Three a bin, less the two outer slopes and the linear tails' shared one."""
@@ -287,10 +278,12 @@ class RationalQuadraticSpline(_Spline):
     def _ends(self) -> tuple[float, float]:
         return (-self.bound, self.bound)
 
-    def _slopes_at_knots(self, raw: list[Tensor], lean: list[Tensor]) -> list[Tensor]:
-        one = torch.zeros_like(lean[0])  # outside the slope is one
-        pairs = zip(raw, lean[:-1], lean[1:], strict=True)
-        return [one, *(r + before + after for r, before, after in pairs), one]
+    def _tilt(self, lean: Tensor) -> Tensor:
+        return lean[..., :-1, :] + lean[..., 1:, :]
+
+    def _complete(self, free: list[Tensor]) -> list[Tensor]:
+        one = torch.zeros_like(free[0])  # outside the slope is one, which is a raw zero
+        return [one, *free, one]
 
     def _extend(self, inside: Tensor, excess: Tensor, log_slope: Tensor) -> Tensor:
         return inside + excess
@@ -330,10 +323,13 @@ class IntervalSpline(_Spline):
     def _ends(self) -> tuple[float, float]:
         return (self.lower, self.upper)
 
-    def _slopes_at_knots(self, raw: list[Tensor], lean: list[Tensor]) -> list[Tensor]:
+    def _tilt(self, lean: Tensor) -> Tensor:
         # The ends have a bin on one side only; it counts twice.
-        pairs = zip(raw, [lean[0], *lean], [*lean, lean[-1]], strict=True)
-        return [r + before + after for r, before, after in pairs]
+        before = torch.cat([lean[..., :1, :], lean], -2)
+        return before + torch.cat([lean, lean[..., -1:, :]], -2)
+
+    def _complete(self, free: list[Tensor]) -> list[Tensor]:
+        return free
 
     def _extend(self, inside: Tensor, excess: Tensor, log_slope: Tensor) -> Tensor:
         # Rounding must not lead out of the interval, where a base may have no mass.
@@ -365,10 +361,11 @@ class CircularSpline(IntervalSpline):
         """Three a bin: the first slope is also the last."""
         return 3 * self.bins
 
-    def _slopes_at_knots(self, raw: list[Tensor], lean: list[Tensor]) -> list[Tensor]:
-        around = [lean[-1], *lean]
-        pairs = zip([*raw, raw[0]], around, [*around[1:], around[1]], strict=True)
-        return [r + before + after for r, before, after in pairs]
+    def _tilt(self, lean: Tensor) -> Tensor:
+        return lean + lean.roll(1, -2)
+
+    def _complete(self, free: list[Tensor]) -> list[Tensor]:
+        return [*free, free[0]]
 
     def _apply(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         period = self.upper - self.lower

@@ -7,6 +7,7 @@ further; new flows are better served by :class:`flowkit.scalar.Affine` and the s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -121,6 +122,7 @@ class _SoftmaxKnots:
     bins: int
     min_size: float
     min_slope: float
+    _complete: Callable[[list[Tensor]], list[Tensor]]
 
     @property
     def _floor(self) -> float:
@@ -129,12 +131,8 @@ class _SoftmaxKnots:
     def _weights(self, raw: Tensor) -> Tensor:
         return torch.softmax(raw, -2)
 
-    def _weight_rows(self, raw: Tensor) -> list[Tensor]:
-        weights = self._weights(raw.unflatten(-2, (2, self.bins)))
-        return list(weights.flatten(-3, -2).unbind(-2))
-
-    def _lean(self, weights: list[Tensor]) -> list[Tensor]:
-        return [torch.zeros_like(weights[0])] * self.bins
+    def _raw_slopes(self, raw: Tensor, weights: Tensor) -> list[Tensor]:
+        return self._complete(list(raw.unbind(-2)))
 
     def _slopes(self, raw: Tensor) -> Tensor:
         return self.min_slope + F.softplus(raw + math.log(math.expm1(1 - self.min_slope)))
