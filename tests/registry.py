@@ -215,6 +215,19 @@ CASES: list[Case] = [
         ),
     ),
     Case(
+        "Compose-reversible",
+        lambda: Compose(
+            Standardize(3),
+            Permutation([2, 0, 1]),
+            Coupling([False, True, True], SCALARS["spline"], mlp, context=2),
+            LULinear(3),
+            Elementwise(3, SCALARS["affine"], 2, mlp),
+            Coupling([True, False, True], SCALARS["affine"], mlp).inv,
+            reversible=True,
+        ),
+        MOVED,
+    ),
+    Case(
         "Compose-on-an-interval",
         lambda: Compose(Logit(2, 0.0, 2.0), OrthogonalLinear(2), Elementwise(2, Affine())),
         MOVED,

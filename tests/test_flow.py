@@ -296,7 +296,7 @@ def test_autocast_reaches_the_conditioners_and_nothing_else():
 # Raised inside torch's own compiler.
 @pytest.mark.filterwarnings("ignore:.*_prims_common.check:FutureWarning")
 def test_a_compiled_flow_gives_the_same_numbers_and_copies_uncompiled():
-    flow = coupling_flow(3, context=1, layers=2, hidden=(8,))
+    flow = coupling_flow(3, context=1, layers=1, scalar="affine", hidden=(8,), linear=None)
     with torch.no_grad():
         for p in flow.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -305,9 +305,9 @@ def test_a_compiled_flow_gives_the_same_numbers_and_copies_uncompiled():
         log_prob, z = flow.log_prob(x, context), flow.to_noise(x, context)
     twin = copy.deepcopy(flow)
     flow.compile()
-    for value in (x, x):
-        torch.testing.assert_close(flow.log_prob(value, context), log_prob)
-    torch.testing.assert_close(flow.to_data(z, context), x, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(flow.log_prob(x, context), log_prob)
+        torch.testing.assert_close(flow.to_data(z, context), x, atol=1e-4, rtol=1e-4)
     torch.manual_seed(0)
     drawn = flow.sample(4, context)
     torch.manual_seed(0)

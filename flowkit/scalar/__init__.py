@@ -3,7 +3,7 @@
 from flowkit.scalar.affine import Affine, soft_clip
 from flowkit.scalar.base import ScalarMap
 from flowkit.scalar.mixture import LogisticMixture
-from flowkit.scalar.roots import attach_newton, expand_bracket, find_root
+from flowkit.scalar.roots import attach_newton, expand_bracket, find_root, find_root_by_newton
 from flowkit.scalar.spline import CircularSpline, IntervalSpline, RationalQuadraticSpline
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "attach_newton",
     "expand_bracket",
     "find_root",
+    "find_root_by_newton",
     "soft_clip",
 ]

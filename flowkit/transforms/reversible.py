@@ -1,0 +1,291 @@
+"""Gradients of a stack of layers from its last state alone: ``Compose(..., reversible=True)``.
+
+One node of the autograd graph stands for the whole stack. Its backward pass undoes one layer at a
+time, so that the activations of one layer at most are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from flowkit.errors import NotInvertibleError
+from flowkit.transforms.base import Transform
+from flowkit.transforms.coupling import Coupling
+
+
+def run_reversibly(
+    layers: Sequence[Transform], direction: str, x: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Apply layers one after the other, and remember no more than both ends.
+
+    Args:
+        layers: The layers in the order in which they are applied.
+        direction: The method of theirs that is called.
+        x: Input of the first.
+        context: Read by all, or ``None``.
+
+    Returns:
+        The last state, and the sum of the log-determinants.
+
+    Raises:
+        NotInvertibleError: If a layer holds an active dropout, and so could not be repeated.
+    """
+    stack = _Stack(layers, direction, x)
+    if not _worthwhile((x, context, *stack.tensors)):
+        return stack.run(x, context)
+    for layer in layers:
+        for part in layer.modules():
+            if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
+                raise NotInvertibleError(
+                    f"{layer.label} holds {type(part).__name__}(p={part.p}), which draws anew "
+                    "when a reversible Compose repeats the layer in the backward pass; remedy: "
+                    "reversible=False, p=0, or eval()"
+                )
+    return _Reversible.apply(stack, x, context, *stack.tensors)
+
+
+def _worthwhile(inputs: Sequence[Tensor | None]) -> bool:
+    """Whether there is a graph to save, and no tracer that has to see every operation."""
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        # vmap, grad and jvp trace through the layers themselves.
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and any(value is not None and value.requires_grad for value in inputs)
+    )
+
+
+class _Stack:
+    """The layers, their tensors, and where each of these is held."""
+
+    def __init__(self, layers: Sequence[Transform], direction: str, x: Tensor) -> None:
+        self.layers = layers
+        self.direction = direction
+        self.tensors: list[Tensor] = []
+        # For every layer: the dict of parameters or buffers, the name there, the place in tensors.
+        self.slots: list[list[tuple[dict[str, Any], str, int]]] = []
+        places: dict[int, int] = {}
+        for layer in layers:
+            slots = []
+            for module in layer.modules():
+                for held in (module._parameters, module._buffers):
+                    for name, tensor in held.items():
+                        if tensor is None:
+                            continue
+                        # What is held twice is given once.
+                        place = places.setdefault(id(tensor), len(self.tensors))
+                        if place == len(self.tensors):
+                            self.tensors.append(tensor)
+                        slots.append((held, name, place))
+            self.slots.append(slots)
+        kind = x.device.type
+        self.autocast_kind: str | None = None
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            self.autocast_kind, self.autocast_dtype = kind, torch.get_autocast_dtype(kind)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Autocast as it was in the forward pass: a repeated layer has to give the same numbers.
+
+        Weights that are cast here are not kept: others would then read them without gradients.
+        """
+        if self.autocast_kind is None:
+            return nullcontext()
+        return torch.autocast(self.autocast_kind, self.autocast_dtype, cache_enabled=False)
+
+    @contextmanager
+    def lent(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Give the layers other tensors for a while."""
+        slots = [slot for slots in self.slots for slot in slots]
+        before = [held[name] for held, name, _ in slots]
+        try:
+            for held, name, place in slots:
+                held[name] = tensors[place]
+            yield
+        finally:
+            for (held, name, _), tensor in zip(slots, before, strict=True):
+                held[name] = tensor
+
+    def run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The plain pass."""
+        total: Tensor | None = None
+        for layer in self.layers:
+            x, log_det = _call(layer, self.direction, x, context)
+            total = log_det if total is None else total + log_det
+        return x, total  # type: ignore[return-value]
+
+
+def _call(
+    layer: Transform, direction: str, value: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return (layer if direction == "forward" else getattr(layer, direction))(value, context)
+
+
+class _Reversible(torch.autograd.Function):
+    """The whole stack as one node, a function of data, context, parameters and buffers."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, stack: _Stack, x: Tensor, context: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        with stack.autocast():
+            z, log_det = stack.run(x, context)
+        ctx.stack = stack
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, context, z, *tensors)
+        return z, log_det
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Under create_graph=True the gradients need a graph of their own.
+        differentiate = _plainly if torch.is_grad_enabled() else _layer_by_layer
+        with ctx.stack.autocast():
+            return None, *differentiate(ctx.stack, ctx.saved_tensors, ctx.needs_input_grad, grads)
+
+
+def _plainly(
+    stack: _Stack,
+    saved: Sequence[Tensor],
+    needed: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated again, by way of all activations."""
+    x, context, _, *tensors = saved
+    with stack.lent(tensors):
+        outputs = stack.run(x, context)
+    inputs = [t for t, need in zip((x, context, *tensors), needed[1:], strict=True) if need]
+    found = iter(_gradients(outputs, inputs, grads, create_graph=True))
+    return [next(found) if need else None for need in needed[1:]]
+
+
+def _layer_by_layer(
+    stack: _Stack,
+    saved: Sequence[Tensor],
+    needed: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients from the last state: undo a layer, repeat it with a graph, drop the graph."""
+    x, context, z, *tensors = saved
+    _, x_needed, context_needed, *tensors_needed = needed
+    if context is not None:
+        context = context.detach().requires_grad_(context_needed)
+    leaves = [t.detach() for t in tensors]
+    for leaf, need in zip(leaves, tensors_needed, strict=True):
+        leaf.requires_grad_(need)
+    wanted = [
+        list({place for *_, place in slots if tensors_needed[place]}) for slots in stack.slots
+    ]
+    # Nothing before the first layer with a gradient to find has to be undone.
+    first = 0
+    if not (x_needed or context_needed):
+        first = next(i for i, places in enumerate(wanted) if places)
+    sums: list[Tensor | None] = [None] * len(tensors)
+    sum_context: Tensor | None = None
+    grad_z, grad_log_det = grads
+    with stack.lent(leaves):
+        for i in reversed(range(first, len(stack.layers))):
+            step = _repeat(
+                stack.layers[i],
+                stack.direction,
+                z,
+                context,
+                known=x if i == 0 else None,
+                differentiate=i > first or x_needed,
+            )
+            inputs = [leaves[place] for place in wanted[i]]
+            inputs += [context] if context_needed else []
+            inputs += step.parts if step.parts[0].requires_grad else ()
+            found = list(_gradients(step.outputs, inputs, (grad_z, grad_log_det)))
+            for place in wanted[i]:
+                sums[place] = _plus(sums[place], found.pop(0))
+            if context_needed:
+                sum_context = _plus(sum_context, found.pop(0))
+            if found:
+                grad_z = step.join_gradients(found)
+            z = step.join(*(part.detach() for part in step.parts))
+            # The graph has to be gone before the next layer is undone.
+            del step, inputs, found
+    return [grad_z if x_needed else None, sum_context, *sums]
+
+
+class _Step(NamedTuple):
+    """A layer's input in parts, how to join them, and what the layer makes of them."""
+
+    parts: tuple[Tensor, ...]
+    join: Callable[..., Tensor]
+    outputs: tuple[Tensor, Tensor]
+
+    def join_gradients(self, gradients: Sequence[Tensor | None]) -> Tensor | None:
+        """The gradient of the input from those of its parts, of which any may be missing."""
+        if all(gradient is None for gradient in gradients):
+            return None
+        pairs = zip(self.parts, gradients, strict=True)
+        return self.join(*(torch.zeros_like(p) if g is None else g for p, g in pairs))
+
+
+def _repeat(
+    layer: Transform,
+    direction: str,
+    z: Tensor,
+    context: Tensor | None,
+    known: Tensor | None,
+    differentiate: bool,
+) -> _Step:
+    """Undo a layer that gave ``z`` unless its input is known, and repeat it with a graph."""
+    if known is None and type(layer) is Coupling:
+        return _repeat_coupling(layer, direction, z, context, differentiate)
+    back = "forward" if direction == "inverse" else "inverse"
+    value = _call(layer, back, z, context)[0] if known is None else known
+    value = value.detach().requires_grad_(differentiate)
+    with torch.enable_grad():
+        return _Step((value,), lambda part: part, _call(layer, direction, value, context))
+
+
+def _repeat_coupling(
+    layer: Coupling, direction: str, z: Tensor, context: Tensor | None, differentiate: bool
+) -> _Step:
+    """The same for a coupling: what the conditioner reads did not move, so it runs once."""
+    scalar = layer.scalar
+    backwards = direction == "inverse"
+    apply = scalar.inverse if backwards else scalar.forward
+    undo = scalar.forward if backwards else scalar.inverse
+    z, context = layer._prepare(z, context, "z")
+    fixed, moved = layer._split(z)
+    fixed = fixed.detach().requires_grad_(differentiate)
+    with torch.enable_grad():
+        params = layer._params(fixed, context)
+    value = undo(moved, params.detach())[0].detach().requires_grad_(differentiate)
+    with torch.enable_grad():
+        new, log_slope = apply(value, params)
+        outputs = layer._merge(fixed, new), log_slope.sum(-1)
+    return _Step((fixed, value), layer._merge, outputs)
+
+
+def _plus(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    return more if total is None else total if more is None else total + more
+
+
+def _gradients(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    create_graph: bool = False,
+) -> Sequence[Tensor | None]:
+    """``torch.autograd.grad`` where outputs may be constants, or not have been used."""
+    pairs = [
+        (output, grad.sum_to_size(output.shape))
+        for output, grad in zip(outputs, grads, strict=True)
+        if grad is not None and output.requires_grad
+    ]
+    if not pairs or not inputs:
+        return [None] * len(inputs)
+    moving, weights = zip(*pairs, strict=True)
+    return torch.autograd.grad(
+        moving, inputs, weights, allow_unused=True, create_graph=create_graph
+    )
