@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pandas
@@ -30,6 +31,8 @@ from flowkit import (
 from flowkit.bases import Logistic, StandardNormal, Uniform
 from flowkit.errors import CheckpointError, DataError, NonFiniteLossError
 from flowkit.objectives import Loss, Objective
+from flowkit.training.order import shuffled
+from flowkit.training.rows import MappedRows
 from flowkit.training.run import Run, Step
 from flowkit.transforms import Compose, Log, LULinear, Standardize
 
@@ -538,6 +541,111 @@ def test_a_memory_mapped_file_is_never_read_whole(tmp_path):
         assert used < 300, used
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from Linux")
+def test_a_fit_from_a_file_holds_little_of_it(tmp_path):
+    """300 MB: neither the pages of the rows that were read nor an order of all rows stay."""
+    path = tmp_path / "x.npy"
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (37_500_000, 2)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(75):
+            np.random.default_rng(0).standard_normal((500_000, 2), dtype=np.float32).tofile(file)
+    code = f"""
+        import threading, torch
+        from flowkit import Flow, fit
+        from flowkit.bases import StandardNormal
+        from flowkit.transforms import LULinear
+
+        torch.set_num_threads(1)
+
+        def resident():
+            with open("/proc/self/status") as status:
+                return next(int(line.split()[1]) for line in status if "VmRSS" in line) / 1000
+
+        def watch():
+            while not done.wait(0.002):
+                peak[0] = max(peak[0], resident())
+
+        def train(data):
+            flow = Flow(LULinear(2), StandardNormal(2))
+            flow.initialize(torch.randn(9, 2))
+            fit(flow, data, steps=100, batch_size=1000, validation=1e-3, progress=False)
+
+        train(torch.randn(20_000, 2))
+        done, before = threading.Event(), resident()
+        peak = [before]
+        threading.Thread(target=watch, daemon=True).start()
+        train({str(path)!r})
+        done.set()
+        print(peak[0] - before)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, check=True, env=env, capture_output=True, text=True)
+    assert float(run.stdout) < 200
+
+
+class TestReadingAhead:
+    def mapped(self, tmp_path, x):
+        np.save(tmp_path / "x.npy", x.numpy())
+        return tmp_path / "x.npy"
+
+    def test_blocks_of_batches_hold_the_rows_of_single_ones(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("flowkit.training.rows._ROWS_AHEAD", 150)
+        expected, flow = small(), small()
+        fit(expected, rows(1000), epochs=2, **QUIET)
+        fit(flow, self.mapped(tmp_path, rows(1000)), epochs=2, **QUIET)
+        assert torch.equal(weights(flow), weights(expected))
+
+    def test_an_error_of_the_reader_reaches_the_caller(self, tmp_path, monkeypatch):
+        def fail(rows, index):
+            if threading.current_thread() is not threading.main_thread():
+                raise OSError("the disk is gone")
+            return read(rows, index)
+
+        read = MappedRows.batch
+        monkeypatch.setattr(MappedRows, "batch", fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            fit(small(), self.mapped(tmp_path, rows()), epochs=1, **QUIET)
+
+    def test_no_thread_outlives_an_epoch_that_is_broken_off(self, tmp_path):
+        class Interrupted(Objective):
+            def forward(self, flow, batch):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(small(), self.mapped(tmp_path, rows()), Interrupted(), epochs=1, **QUIET)
+        assert not [t for t in threading.enumerate() if t.name.startswith("flowkit-rows")]
+
+    def test_changes_to_a_copy_on_write_map_stay(self, tmp_path):
+        x = np.load(self.mapped(tmp_path, rows()), mmap_mode="c")
+        x += 1
+        fit(small(), x, epochs=1, **QUIET)
+        assert np.array_equal(x, rows().numpy() + 1)
+
+
+class TestOrder:
+    @pytest.mark.parametrize("size", [1000, 2**20 + 1])
+    def test_every_row_comes_once_and_the_seed_decides_where(self, size):
+        first, same, other = (shuffled(size, seed).run(0, size) for seed in (1, 1, 2))
+        assert torch.equal(first.sort().values, torch.arange(size))
+        assert torch.equal(first, same)
+        assert not torch.equal(first, other)
+
+    def test_a_computed_order_looks_like_a_random_one(self):
+        """Every tenth of the places has its share of every tenth of the rows."""
+        size = 2_000_000
+        row = shuffled(size, 0).run(0, size)
+        cells = 10 * (torch.arange(size) * 10 // size) + row * 10 // size
+        counts = torch.bincount(cells, minlength=100).double()
+        # Chi-squared of 100 cells with fixed margins: 81 degrees of freedom, standard error 12.7.
+        chi2 = ((counts - size / 100) ** 2 / (size / 100)).sum().item()
+        assert abs(chi2 - 81) < 5 * 12.7
+        # Neighbours are as uncorrelated as they can be: standard error size^-1/2.
+        pairs = torch.stack([row[:-1], row[1:]]).double()
+        assert abs(torch.corrcoef(pairs)[0, 1].item()) < 5 / math.sqrt(size)
 
 
 @pytest.mark.parametrize(

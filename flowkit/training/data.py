@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from flowkit.errors import DataError
+from flowkit.training.order import Order, shuffled
 from flowkit.training.rows import DatasetRows, MappedRows, Rows, TensorRows
 
 # Rounding to float32 would be seen in a column whose spread is at most this part of its size.
@@ -267,8 +268,8 @@ def _check_shapes(
             )
 
 
-def split(rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Random training and validation indices.
+def split(rows: int, fraction: float, seed: int) -> tuple[Order, Order]:
+    """Random training and validation rows.
 
     Raises:
         DataError: If the fraction is not in [0, 1) or there are fewer than two rows.
@@ -283,5 +284,5 @@ def split(rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     if rows < 2:
         raise DataError(f"fit needs at least 2 rows, got {rows}")
     held = min(max(1, round(fraction * rows)), rows - 1) if fraction > 0 else 0
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    return order[held:], order[:held]
+    order = shuffled(rows, seed)
+    return Order(rows - held, lambda places: order.at(places + held)), Order(held, order.at)

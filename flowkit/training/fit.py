@@ -18,6 +18,7 @@ from flowkit.flow import Flow
 from flowkit.objectives import MaximumLikelihood, Objective
 from flowkit.training.data import as_rows, check_finite, split
 from flowkit.training.history import History
+from flowkit.training.order import stored
 from flowkit.training.rows import Part
 from flowkit.training.run import Callback, Run, Scheduler, Step, seed_generators
 
@@ -270,8 +271,8 @@ def _parts(
     if len(rows) < 2:
         raise DataError(f"fit needs at least 2 rows, got {len(rows)}")
     others = as_rows(validation, dtype, device, flow.event_shape)
-    train = Part(rows, torch.arange(len(rows)), "training")
-    return train, Part(others, torch.arange(len(others)), "validation")
+    train = Part(rows, stored(len(rows)), "training")
+    return train, Part(others, stored(len(others)), "validation")
 
 
 def _start_from_data(flow: Flow, objective: Objective, train: Part | None) -> None:

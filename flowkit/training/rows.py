@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import mmap
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -11,8 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from flowkit.errors import DataError
+from flowkit.training.order import Order, shuffled, stored
 
-_ROWS_AT_ONCE = 8192
+_ROWS_AT_ONCE = 2048
+_ROWS_AHEAD = 4096
+# A row may bring 64 kB of the file into memory; numpy lets other threads run from 500 rows on.
+_ROWS_MAPPED = 512
 _FINGERPRINT_ROWS = 16
 
 
@@ -39,7 +45,7 @@ class TensorRows:
     def weights(self, index: Tensor) -> Tensor | None:
         """Return the weights at ``index`` in float64, or ``None`` if rows carry none."""
         weight = self.tensors.get("weight")
-        return None if weight is None else weight.cpu().double()[index]
+        return None if weight is None else weight[index.to(self.device)].cpu().double()
 
 
 class MappedRows:
@@ -75,7 +81,22 @@ class MappedRows:
 def _read(array: np.ndarray, index: Tensor) -> Tensor:
     rows, place = np.unique(index.numpy(), return_inverse=True)
     # torch knows no other byte order than the machine's.
-    return torch.from_numpy(np.asarray(array[rows], array.dtype.newbyteorder("="))[place])
+    values = np.empty((len(rows), *array.shape[1:]), array.dtype.newbyteorder("="))
+    for start in range(0, len(rows), _ROWS_MAPPED):
+        here = slice(start, start + _ROWS_MAPPED)
+        values[here] = array[rows[here]]
+        _release(array)
+    return torch.from_numpy(values[place])
+
+
+def _release(array: np.ndarray) -> None:
+    """Give back pages that were read: they would stay resident, in the end the whole file.
+
+    Pages of the mode ``"c"`` stay, for they may hold changes that are not in the file.
+    """
+    file = getattr(array, "_mmap", None)
+    if file is not None and getattr(array, "mode", "c") != "c" and hasattr(mmap, "MADV_DONTNEED"):
+        file.madvise(mmap.MADV_DONTNEED)
 
 
 class DatasetRows:
@@ -124,11 +145,10 @@ class DatasetRows:
         return {name: value.to(self.device, self.dtype) for name, value in items.items()}
 
     def weights(self, index: Tensor) -> Tensor | None:
-        """Return the weights at ``index`` in float64; if items carry any, this reads them all."""
+        """Return the weights at ``index`` in float64, or ``None`` if items carry none."""
         if "weight" not in self.batch(index[:1]):
             return None
-        parts = [self.batch(part)["weight"] for part in index.split(_ROWS_AT_ONCE)]
-        return torch.cat(parts).cpu().double()
+        return self.batch(index)["weight"].cpu().double()
 
 
 Rows = TensorRows | MappedRows | DatasetRows
@@ -146,21 +166,67 @@ class Part:
         DataError: If a weight is negative or not finite, or all weights of the part are zero.
     """
 
-    def __init__(self, rows: Rows, index: Tensor, name: str) -> None:
+    def __init__(self, rows: Rows, index: Order, name: str) -> None:
         self.rows, self.index = rows, index
-        self.weight = rows.weights(index)
-        if self.weight is not None:
-            total = self.weight.sum()
-            if bool((self.weight < 0).any()) or not 0 < float(total) < float("inf"):
+        self.weighted = rows.weights(index.run(0, 1)) is not None
+        if self.weighted:
+            total, least = 0.0, float("inf")
+            for numbers in self._runs():
+                weight = rows.weights(numbers)
+                total, least = total + float(weight.sum()), min(least, float(weight.min()))  # type: ignore[union-attr]
+            if least < 0 or not 0 < total < float("inf"):
                 raise DataError(
                     f"weight expected finite numbers >= 0 with a positive sum over the {name} "
-                    f"rows, got a sum of {float(total):g} and a least one of "
-                    f"{float(self.weight.min()):g}"
+                    f"rows, got a sum of {total:g} and a least one of {least:g}"
                 )
-            self.mean_weight = float(self.weight.mean())
+            self.mean_weight = total / len(self)
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def _runs(self) -> Iterator[Tensor]:
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            yield self.index.run(start, start + _ROWS_AT_ONCE)
+
+    def batches(
+        self, seed: int, size: int, rank: int, share: int
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Row numbers and rows of every full batch, in random order.
+
+        Memory-mapped rows are read ahead in another thread, some batches at once.
+
+        Args:
+            seed: Seed of the order.
+            size: Rows of a batch, over all processes.
+            rank: Which of the processes this is.
+            share: How many rows of each batch are for it.
+        """
+        order, count = shuffled(len(self), seed), len(self) // size
+
+        def numbers(step: int, steps: int) -> Tensor:
+            first = size * torch.arange(step, min(step + steps, count)) + rank * share
+            return self.index.at(order.at((first[:, None] + torch.arange(share)).flatten()))
+
+        if not isinstance(self.rows, MappedRows):
+            for step in range(count):
+                index = numbers(step, 1)
+                yield index, self.batch(index)
+            return
+
+        def read(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+            index = numbers(step, ahead)
+            return index, self.batch(index)
+
+        ahead = max(1, _ROWS_AHEAD // share)
+        with ThreadPoolExecutor(1, "flowkit-rows") as reader:
+            coming = reader.submit(read, 0)
+            for step in range(0, count, ahead):
+                index, rows = coming.result()
+                if step + ahead < count:
+                    coming = reader.submit(read, step + ahead)
+                for start in range(0, len(index), share):
+                    here = slice(start, start + share)
+                    yield index[here], {name: value[here] for name, value in rows.items()}
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
         """Return the rows with the numbers ``index``, which count from the start of the data."""
@@ -172,22 +238,23 @@ class Part:
     def mean(self, use: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
         """Mean over the rows of a number that ``use`` returns for each batch."""
         total = torch.zeros(())
-        for part in self.index.split(_ROWS_AT_ONCE):
-            total = total + use(self.batch(part)).cpu().double() * len(part)
+        for numbers in self._runs():
+            total = total + use(self.batch(numbers)).cpu().double() * len(numbers)
         return total / len(self)
 
     def representatives(self, count: int) -> Tensor:
         """Numbers of about ``count`` rows, each repeated in proportion to its weight."""
-        chosen = torch.arange(len(self))
+        places = stored(len(self))
         if len(self) > count:
-            chosen = torch.randperm(len(self))[:count]
-        if self.weight is None:
-            return self.index[chosen]
-        weight = self.weight[chosen]
-        chosen, weight = chosen[weight > 0], weight[weight > 0]
+            places = shuffled(len(self), int(torch.randint(2**31, ())))
+        index = self.index.at(places.run(0, count))
+        weight = self.rows.weights(index) if self.weighted else None
+        if weight is None:
+            return index
+        index, weight = index[weight > 0], weight[weight > 0]
         # Weights that are multiples of the least one are met exactly; every row is met once.
         unit = torch.maximum(weight.min(), weight.mean() / 16)
-        return self.index[chosen].repeat_interleave((weight / unit).round().long().clamp_min(1))
+        return index.repeat_interleave((weight / unit).round().long().clamp_min(1))
 
     def fingerprint(self) -> str:
         """Hash of a few rows, which tells data apart; empty for a dataset, which may augment."""
@@ -195,6 +262,6 @@ class Part:
             return ""
         places = torch.linspace(0, len(self) - 1, min(_FINGERPRINT_ROWS, len(self))).long()
         digest = hashlib.sha256()
-        for name, value in sorted(self.batch(self.index[places]).items()):
+        for name, value in sorted(self.batch(self.index.at(places)).items()):
             digest.update(name.encode() + value.cpu().numpy().tobytes())
         return digest.hexdigest()

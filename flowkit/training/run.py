@@ -6,9 +6,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ _EPOCH_WITHOUT_DATA = 100
 _STEPS_UNCHECKED = 20
 
 Callback = Callable[[Flow, History], Any]
+Batches = Generator[tuple[Tensor | None, dict[str, Tensor]], None, None]
 Scheduler = Callable[[torch.optim.Optimizer, int], LRScheduler]
 
 
@@ -151,10 +153,13 @@ class Run:
     def _choose_compile(self, compile: bool | str) -> bool:
         if compile == "auto":
             flow = self.step.flow
+            # Compiled programs keep their states, which a reversible stack does not.
+            saving = any(getattr(module, "reversible", False) for module in flow.modules())
             layers = sum(hasattr(module, "scalar") for module in flow.modules())
             parameters = sum(p.numel() for p in flow.parameters())
             compile = (
                 self.step.objective.compiles
+                and not saving
                 and self.fabric.world_size == 1
                 and worth_compiling(layers, parameters, self.batch_size, self.total)
             )
@@ -322,29 +327,31 @@ class Run:
                 "that process"
             )
 
-    def _index(self, part: Part) -> Tensor:
-        """This process's rows of every batch of an epoch, ``(steps, rows)``."""
-        generator = torch.Generator().manual_seed(_seed_of(self.seed, self.epoch))
-        order = part.index[torch.randperm(len(part), generator=generator)]
-        batches = order[: self.per_epoch * self.batch_size].reshape(self.per_epoch, -1)
-        world, rank = self.fabric.world_size, self.fabric.global_rank
-        share = self.batch_size // world
-        return batches[:, rank * share : (rank + 1) * share]
+    def _batches(self) -> Batches:
+        """This process's rows of every batch of an epoch, with their numbers."""
+        if self.train is None:
+            yield from repeat((None, {}))
+        else:
+            share = self.batch_size // self.fabric.world_size
+            seed = _seed_of(self.seed, self.epoch)
+            yield from self.train.batches(seed, self.batch_size, self.fabric.global_rank, share)
 
     def _one_epoch(self, bar: Any) -> None:
         begun = time.perf_counter()
         # Seeded anew: an epoch is the same whether or not the fit was resumed before it.
         seed = _seed_of(self.seed, self.epoch, 1 + self.fabric.global_rank)
         seed_generators(self.fabric.device, seed)
-        index = None if self.train is None else self._index(self.train)
+        batches = self._batches()
         steps = min(self.per_epoch, self.total - self.done)
         sums: dict[str, Any] = {}
         self.step.train()
-        for k in range(steps):
-            loss = self._one_step(None if index is None else index[k])
-            for name, value in (("", loss.value.detach()), *loss.terms.items()):
-                sums[name] = sums.get(name, 0.0) + value
-            bar(loss)
+        # Closed also on Ctrl-C: no thread goes on reading.
+        with closing(batches):
+            for _ in range(steps):
+                loss = self._one_step(batches)
+                for name, value in (("", loss.value.detach()), *loss.terms.items()):
+                    sums[name] = sums.get(name, 0.0) + value
+                bar(loss)
         if self.unchecked:
             with self._together():
                 self._check()
@@ -365,12 +372,12 @@ class Run:
             self.plateau.step((history.validation or history.train)[-1])
         history.seconds.append(time.perf_counter() - begun)
 
-    def _one_step(self, index: Tensor | None) -> Loss:
+    def _one_step(self, batches: Batches) -> Loss:
         # Reading a loss waits for an accelerator, so that there a bad one is found late: its step
         # and data are named exactly, parameters and layers as they are when it is found.
         check = self.fabric.device.type == "cpu" or len(self.unchecked) + 1 == _STEPS_UNCHECKED
         with self._together() if check else nullcontext():
-            batch = {} if index is None else self.train.batch(index)  # type: ignore[union-attr]
+            index, batch = next(batches)
             loss = self.wrapped(Sealed(batch))
             self.unchecked.append((self.done + 1, loss.value.detach(), index))
             if check:
@@ -389,9 +396,10 @@ class Run:
 
     def _check(self) -> None:
         """Raise if a loss since the last check is not finite."""
-        bad = ~torch.isfinite(torch.stack([value for _, value, _ in self.unchecked]))
-        if bad.any():
-            step, value, index = self.unchecked[int(bad.int().argmax())]
+        values = torch.stack([value for _, value, _ in self.unchecked]).tolist()
+        bad = [k for k, value in enumerate(values) if not math.isfinite(value)]
+        if bad:
+            step, value, index = self.unchecked[bad[0]]
             batch = {} if index is None else self.train.batch(index)  # type: ignore[union-attr]
             raise non_finite_error(self.step.flow, batch, index, value, step)
         self.unchecked.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -186,11 +188,19 @@ class Compose(Transform):
         return states
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Start each transform from the data as they reach it."""
-        for t in self.transforms:
+        """Start each transform from the data as they reach it, as far as any starts from data."""
+        starting = [i for i, t in enumerate(self.transforms) if _starts_from_data(t)]
+        for i, t in enumerate(self.transforms[: max(starting, default=-1) + 1]):
             t.initialize(x, context)  # type: ignore[operator]
-            with torch.no_grad():
-                x = t(x, context)[0]
+            if i < starting[-1]:
+                with torch.no_grad():
+                    x = t(x, context)[0]
+
+
+def _starts_from_data(transform: Any) -> bool:
+    if isinstance(transform, Compose):
+        return any(_starts_from_data(t) for t in transform.transforms)
+    return type(transform).initialize is not Transform.initialize
 
 
 def _has_inverse(transform: Transform) -> bool:
