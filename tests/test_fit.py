@@ -584,7 +584,7 @@ def test_a_fit_from_a_file_holds_little_of_it(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(code)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, check=True, env=env, capture_output=True, text=True)
-    assert float(run.stdout) < 200
+    assert float(run.stdout) < 100, run.stdout
 
 
 class TestReadingAhead:

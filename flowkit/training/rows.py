@@ -17,8 +17,8 @@ from flowkit.training.order import Order, shuffled, stored
 
 _ROWS_AT_ONCE = 2048
 _ROWS_AHEAD = 4096
-# A row may bring 64 kB of the file into memory; numpy lets other threads run from 500 rows on.
-_ROWS_MAPPED = 512
+# Where the system maps so much at once, every row brings a megabyte of the file into memory.
+_ROWS_MAPPED = 64
 _FINGERPRINT_ROWS = 16
 
 
