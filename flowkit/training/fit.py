@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,11 +143,11 @@ def fit(
         seed_generators(fabric.device, seed)
         train, held = _parts(flow, data, objective, validation, seed, fabric.device)
         _start_from_data(flow, objective, train)
-        run = Run(step, fabric, train, held, seed)
-        run.plan(epochs, steps, batch_size)
-        run.prepare(lr, optimizer, scheduler, clip, patience, ema, compile)
-        run.resume(checkpoint)
-        return run.loop(progress, callbacks)
+        with closing(Run(step, fabric, train, held, seed)) as run:
+            run.plan(epochs, steps, batch_size)
+            run.prepare(lr, optimizer, scheduler, clip, patience, ema, compile)
+            run.resume(checkpoint)
+            return run.loop(progress, callbacks)
 
 
 def _whole(name: str, value: Any, least: int = 1) -> int:

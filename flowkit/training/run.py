@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
@@ -93,12 +94,25 @@ class Run:
     ) -> None:
         self.step, self.fabric, self.seed = step, fabric, seed
         self.train, self.held = train, held
+        self.wrapped: Any = None
         self.history = History()
         self.best: dict[str, Tensor] | None = None
         self.waited = 0
         self.epoch = 0
         self.done = 0
         self.unchecked: list[tuple[int, Tensor, Tensor | None]] = []
+
+    def close(self) -> None:
+        """Stop sharing gradients: what is left of a fit must not answer to the next one's steps.
+
+        A wrapper may outlive the fit, in one process and not in another, for example in the
+        traceback of an error.
+        """
+        for module in () if self.wrapped is None else self.wrapped.modules():
+            if isinstance(module, DistributedDataParallel):
+                # These own the hooks on the parameters.
+                del module.reducer, module.logger
+        self.wrapped = None
 
     def plan(self, epochs: int, steps: int | None, batch_size: int) -> None:
         """Fix the number of steps and the rows of each."""
@@ -209,7 +223,8 @@ class Run:
             self.scheduler = scheduler(optimizer, self.total)
         if self.scheduler is not None:
             # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
-            optimizer.register_step_post_hook(lambda *_: self.scheduler.step())  # type: ignore[union-attr]
+            step = self.scheduler.step
+            optimizer.register_step_post_hook(lambda *_: step())
 
     @torch.no_grad()
     def _follow(self, averaged: Any, current: Any, _: Any) -> None:
