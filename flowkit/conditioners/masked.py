@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit.conditioners.mlp import Conditioner
+from flowkit.layout import linear
 from flowkit.scalar.affine import soft_clip
 
 # Turns of the inverse that share their products with what is known before; measured.
@@ -114,23 +115,23 @@ class MaskedMLP(AutoregressiveConditioner):
         self._known = [[*starts, in_features]]
         self._known += [[0, *np.searchsorted(d, starts, "right").tolist()] for d in degrees[1:]]
 
-    def _masked(self, i: int, layer: nn.Module, h: Tensor) -> Tensor:
-        weight = layer.weight * getattr(self, f"mask_{i}")
-        return F.linear(h, weight, layer.bias)  # type: ignore[arg-type]
+    def _masked(self, i: int, layer: nn.Module) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a layer."""
+        return layer.weight * getattr(self, f"mask_{i}"), layer.bias  # type: ignore[return-value]
 
     def _first(self, x: Tensor, context: Tensor | None) -> Tensor:
         """What the first hidden units read, from soft-clipped ``x``, before the activation."""
-        h = self._masked(0, self.layers[0], x)
+        h = F.linear(x, *self._masked(0, self.layers[0]))
         if self.from_context is not None and context is not None:
             h = h + self.from_context(soft_clip(context, self.input_clip))
         return h
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., features, param_size)`` raw parameters."""
-        h = self._act(self._first(soft_clip(x, self.input_clip), context))
+        h = self._act_on_new(self._first(soft_clip(x, self.input_clip), context))
         for i, layer in enumerate(self.layers[1:], start=1):
-            h = self._act(self._masked(i, layer, h))
-        out = self._masked(len(self.layers), self.last, h)
+            h = self._act_on_new(F.linear(h, *self._masked(i, layer)))
+        out = linear(h, *self._masked(len(self.layers), self.last))
         return out.unflatten(-1, (self.param_size, self.in_features)).transpose(-1, -2)
 
     def _columns(self) -> Tensor:

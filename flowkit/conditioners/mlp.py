@@ -8,11 +8,13 @@ soft-clip what they read, which keeps the inverse of a flow accurate far from th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowkit.layout import linear
 from flowkit.scalar.affine import soft_clip
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -22,6 +24,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "softplus": F.softplus,
     "tanh": torch.tanh,
+}
+
+# The same in place of a tensor that nothing else reads. The way back of the others needs what
+# they read.
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "elu": partial(F.elu, inplace=True),
+    "tanh": torch.tanh_,
 }
 
 
@@ -75,6 +85,11 @@ class Conditioner(nn.Module):
 
     def _act(self, x: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](x)
+
+    def _act_on_new(self, x: Tensor) -> Tensor:
+        """The activation of a tensor that nothing else reads, without another one if it can be."""
+        act = _IN_PLACE.get(self.activation, ACTIVATIONS[self.activation])
+        return act(x)
 
     def _read(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Features and context side by side, soft-clipped."""
@@ -139,8 +154,8 @@ class MLP(Conditioner):
         """Return ``(..., out_features)`` raw parameters."""
         h = self._read(x, context)
         for layer in self.layers:
-            h = self._act(layer(h))
-        return self.last(h)
+            h = self._act_on_new(layer(h))
+        return linear(h, self.last.weight, self.last.bias)
 
 
 class ResidualMLP(Conditioner):
@@ -185,4 +200,4 @@ class ResidualMLP(Conditioner):
         h = self.first(self._read(x, context))
         for inner, outer in zip(self.inner, self.outer, strict=True):
             h = h + outer(self._act(inner(self._act(h))))
-        return self.last(self._act(h))
+        return linear(self._act(h), self.last.weight, self.last.bias)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkit.conditioners import AutoregressiveConditioner, MaskedMLP
+from flowkit.layout import features_first, features_last
 from flowkit.scalar import RationalQuadraticSpline, ScalarMap
 from flowkit.scalar.roots import all_known
 from flowkit.transforms.base import Transform
@@ -73,25 +74,32 @@ class MaskedAutoregressive(Transform):
         self.conditioner = conditioner(features, self.scalar.param_size, context=context)
 
     def _sort(self, x: Tensor) -> Tensor:
-        return x if self._natural else x.index_select(-1, self.order)
+        """The features in their order, ``(features, *batch)``."""
+        rows = features_first(x)
+        return rows if self._natural else rows.index_select(0, self.order)
 
-    def _unsort(self, x: Tensor) -> Tensor:
-        return x if self._natural else x.index_select(-1, self.order.argsort())
+    def _unsort(self, rows: Tensor) -> Tensor:
+        """Undo :meth:`_sort`."""
+        rows = rows if self._natural else rows.index_select(0, self.order.argsort())
+        return features_last(rows)
+
+    def _params(self, rows: Tensor, context: Tensor | None) -> Tensor:
+        """Parameters ``(features, *batch, param_size)``."""
+        params = self.conditioner(features_last(rows), context).to(rows.dtype)
+        return params.movedim((-1, -2), (0, 1)).contiguous().movedim(0, -1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise in one pass."""
-        x = self._sort(x)
-        z, log_slope = self.scalar.forward(x, self.conditioner(x, context).to(x.dtype))
-        return self._unsort(z), log_slope.sum(-1)
+        rows = self._sort(x)
+        z, log_slope = self.scalar.forward(rows, self._params(rows, context))
+        return self._unsort(z), log_slope.sum(0)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map noise to data by the method that ``inverse_method`` names."""
         if self.inverse_method == "jacobi":
             return self._sweep(z, context)
         batch, features = z.shape[:-1], z.shape[-1]
-        # Features come first, so that what belongs to one feature is a row of memory.
-        rows = z.reshape(-1, features).mT
-        rows = rows.contiguous() if self._natural else rows.index_select(0, self.order)
+        rows = self._sort(z).reshape(features, batch.numel())
         if context is not None:
             context = context.reshape(-1, context.shape[-1]) if self.needs_context else None
         log_slopes: list[Tensor] = []
@@ -102,9 +110,9 @@ class MaskedAutoregressive(Transform):
             return x
 
         x = self.conditioner.unroll(solve, rows, context)
-        if not self._natural:
-            x = x.index_select(0, self.order.argsort())
-        return x.mT.reshape(*batch, features), torch.cat(log_slopes).sum(0).reshape(batch)
+        return self._unsort(x.reshape(features, *batch)), torch.cat(log_slopes).sum(0).reshape(
+            batch
+        )
 
     def _sweep(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Invert all features at once, with parameters from the last sweep's.
@@ -112,13 +120,13 @@ class MaskedAutoregressive(Transform):
         Every sweep makes at least one more feature final, so D sweeps are exact. Derivatives need
         all of them, too.
         """
-        z = self._sort(z)
-        x, log_slope = torch.zeros_like(z), torch.zeros_like(z)
-        for _ in range(z.shape[-1]):
+        rows = self._sort(z)
+        x, log_slope = torch.zeros_like(rows), torch.zeros_like(rows)
+        for _ in range(len(rows)):
             before = x
-            x, log_slope = self.scalar.inverse(z, self.conditioner(x, context).to(z.dtype))
+            x, log_slope = self.scalar.inverse(rows, self._params(x, context))
             least = 16 * torch.finfo(x.dtype).eps * (1 + x.abs())
             # A missing value compares false, and is not waited for.
             if not torch.is_grad_enabled() and all_known(~((x - before).abs() > least)):
                 break
-        return self._unsort(x), log_slope.sum(-1)
+        return self._unsort(x), log_slope.sum(0)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flowkit.conditioners import MLP
 from flowkit.errors import ShapeError
+from flowkit.layout import features_first, features_last
 from flowkit.scalar import RationalQuadraticSpline, ScalarMap
 from flowkit.transforms.base import Transform
 
@@ -82,35 +83,35 @@ class Coupling(Transform):
         )
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The features that stay and those that move, ``(features, *batch)``."""
+        rows = features_first(x)
         if self._fixed_first:
-            fixed, moved = x.split(self._split_sizes, -1)
+            fixed, moved = rows.split(self._split_sizes)
         elif self._moved_first:
-            moved, fixed = x.split(self._split_sizes[::-1], -1)
+            moved, fixed = rows.split(self._split_sizes[::-1])
         else:
-            fixed, moved = (
-                x.index_select(-1, self.fixed_index),
-                x.index_select(-1, self.moved_index),
-            )
+            fixed, moved = (rows.index_select(0, i) for i in (self.fixed_index, self.moved_index))
         return fixed, moved
 
     def _merge(self, fixed: Tensor, moved: Tensor) -> Tensor:
-        both = torch.cat([moved, fixed] if self._moved_first else [fixed, moved], -1)
-        if self._fixed_first or self._moved_first:
-            return both
-        return both.index_select(-1, self.merge_index)
+        both = torch.cat([moved, fixed] if self._moved_first else [fixed, moved])
+        if not (self._fixed_first or self._moved_first):
+            both = both.index_select(0, self.merge_index)
+        return features_last(both)
 
     def _params(self, fixed: Tensor, context: Tensor | None) -> Tensor:
-        raw = self.conditioner(fixed, context).to(fixed.dtype)
-        return raw.unflatten(-1, (self.scalar.param_size, self._split_sizes[1])).transpose(-1, -2)
+        """Parameters ``(moved features, *batch, param_size)``."""
+        raw = features_first(self.conditioner(features_last(fixed), context).to(fixed.dtype))
+        return raw.unflatten(0, (self.scalar.param_size, self._split_sizes[1])).movedim(0, -1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Move the masked features towards noise."""
         fixed, moved = self._split(x)
         z, log_slope = self.scalar.forward(moved, self._params(fixed, context))
-        return self._merge(fixed, z), log_slope.sum(-1)
+        return self._merge(fixed, z), log_slope.sum(0)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Move the masked features back to data."""
         fixed, moved = self._split(z)
         x, log_slope = self.scalar.inverse(moved, self._params(fixed, context))
-        return self._merge(fixed, x), log_slope.sum(-1)
+        return self._merge(fixed, x), log_slope.sum(0)

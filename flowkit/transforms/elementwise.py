@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.conditioners import MLP
+from flowkit.layout import features_first, features_last
 from flowkit.scalar import RationalQuadraticSpline, ScalarMap
 from flowkit.transforms.base import Transform
 
@@ -46,17 +47,18 @@ class Elementwise(Transform):
         self.conditioner = conditioner(0, features * size, context=context) if context else None
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
-        if self.conditioner is None:
-            return self.params  # type: ignore[return-value]
-        raw = self.conditioner(x[..., :0], context).to(x.dtype)
-        return raw.unflatten(-1, (self.scalar.param_size, -1)).transpose(-1, -2)
+        """Parameters ``(features, *batch, param_size)``, or what broadcasts to it."""
+        if self.params is not None:
+            return self.params.unflatten(0, (-1, *(1,) * (x.dim() - 1)))
+        raw = features_first(self.conditioner(x[..., :0], context).to(x.dtype))  # type: ignore[misc]
+        return raw.unflatten(0, (self.scalar.param_size, -1)).movedim(0, -1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise."""
-        z, log_slope = self.scalar.forward(x, self._params(x, context))
-        return z, log_slope.sum(-1)
+        z, log_slope = self.scalar.forward(features_first(x), self._params(x, context))
+        return features_last(z), log_slope.sum(0)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map noise to data."""
-        x, log_slope = self.scalar.inverse(z, self._params(z, context))
-        return x, log_slope.sum(-1)
+        x, log_slope = self.scalar.inverse(features_first(z), self._params(z, context))
+        return features_last(x), log_slope.sum(0)

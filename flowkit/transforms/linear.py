@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from flowkit.layout import linear
 from flowkit.transforms.base import Transform, at_least_single, full_precision
 
 
@@ -35,7 +35,7 @@ class _Linear(Transform):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return ``W x + b`` and ``log|det W|``."""
         with full_precision(x):
-            z = F.linear(x, self.weight_matrix(), self.bias)
+            z = linear(x, self.weight_matrix(), self.bias)
             return z, self.log_abs_det().expand(x.shape[:-1])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ class _Linear(Transform):
     def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return ``W x + b`` and zeros: no determinant is computed."""
         with full_precision(x):
-            return F.linear(x, self.weight_matrix(), self.bias), x.new_zeros(x.shape[:-1])
+            return linear(x, self.weight_matrix(), self.bias), x.new_zeros(x.shape[:-1])
 
 
 def _sign_of_scalar(matrix: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ class DenseLinear(_Linear):
     Example:
         >>> import torch
         >>> from flowkit.transforms import DenseLinear
-        >>> DenseLinear(2)(torch.ones(1, 2))[0]
-        tensor([[1., 1.]], grad_fn=<AddmmBackward0>)
+        >>> DenseLinear(2)(torch.ones(1, 2))[0].detach()
+        tensor([[1., 1.]])
     """
 
     def __init__(self, features: int) -> None:

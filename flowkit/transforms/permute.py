@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowkit.errors import ShapeError
+from flowkit.layout import features_last
 from flowkit.transforms.base import Transform
 
 
@@ -50,10 +51,14 @@ class Permutation(Transform):
         """A permutation drawn from ``seed``, without touching the global generator."""
         return cls(np.random.default_rng(seed).permutation(features).tolist())
 
+    @staticmethod
+    def _select(x: Tensor, order: Tensor) -> Tensor:
+        return features_last(x.movedim(-1, 0).index_select(0, order))
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reorder."""
-        return x.index_select(-1, self.order), x.new_zeros(x.shape[:-1])
+        return self._select(x, self.order), x.new_zeros(x.shape[:-1])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Restore the order."""
-        return z.index_select(-1, self.order.argsort()), z.new_zeros(z.shape[:-1])
+        return self._select(z, self.order.argsort()), z.new_zeros(z.shape[:-1])

@@ -21,6 +21,7 @@ from flowkit.interop.nflows.scalars import (
     SoftplusIntervalSpline,
     SoftplusSpline,
 )
+from flowkit.layout import features_first
 from flowkit.scalar import Affine, IntervalSpline, RationalQuadraticSpline, ScalarMap, soft_clip
 from flowkit.transforms import Coupling, Elementwise, MaskedAutoregressive
 
@@ -247,7 +248,8 @@ class NetForNflows(nn.Module):
         context = context if self.context_features else None
         if isinstance(self.layer, MaskedAutoregressive):
             return self.layer.conditioner(x, context)
-        return self.layer._params(x, context)
+        rows = features_first(x) if isinstance(self.layer, Coupling) else x
+        return self.layer._params(rows, context).movedim(0, -2)
 
 
 class CouplingNet(NetForNflows):

@@ -7,7 +7,6 @@ further; new flows are better served by :class:`flowkit.scalar.Affine` and the s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -122,17 +121,16 @@ class _SoftmaxKnots:
     bins: int
     min_size: float
     min_slope: float
-    _complete: Callable[[list[Tensor]], list[Tensor]]
 
     @property
     def _floor(self) -> float:
         return self.min_size / (1 - self.min_size) / self.bins
 
     def _weights(self, raw: Tensor) -> Tensor:
-        return torch.softmax(raw, -2)
+        return torch.softmax(raw, 1)
 
-    def _raw_slopes(self, raw: Tensor, weights: Tensor) -> list[Tensor]:
-        return self._complete(list(raw.unbind(-2)))
+    def _raw_slopes(self, raw: Tensor, weights: Tensor) -> Tensor:
+        return raw
 
     def _slopes(self, raw: Tensor) -> Tensor:
         return self.min_slope + F.softplus(raw + math.log(math.expm1(1 - self.min_slope)))

@@ -1,0 +1,43 @@
+"""How events lie in memory between layers: the features outermost, the batch innermost.
+
+Shapes are those of the contract, features last; only strides differ. What belongs to one feature,
+or to one parameter of all features, is then one run of memory: layers cut and join features
+without copies, and elementwise operations and sums over parameters run along whole batches. Code
+that reads shapes alone never notices.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, addmm
+
+
+def features_first(x: Tensor) -> Tensor:
+    """Bring ``x (..., D)`` to the shape ``(D, ...)``, without a copy where it lies so already.
+
+    Example:
+        >>> import torch
+        >>> features_first(torch.zeros(5, 3)).shape
+        torch.Size([3, 5])
+    """
+    return x.movedim(-1, 0).contiguous()
+
+
+def features_last(rows: Tensor) -> Tensor:
+    """Bring ``rows (D, ...)`` to the shape ``(..., D)``, without a copy."""
+    return rows.movedim(0, -1)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``F.linear`` of ``x (..., in)``; the result ``(..., out)`` has the features outermost.
+
+    Example:
+        >>> import torch
+        >>> out = linear(torch.ones(5, 3), torch.ones(2, 3), torch.zeros(2))
+        >>> out.shape, out.stride()
+        (torch.Size([5, 2]), (1, 5))
+    """
+    if x.dim() == 2:
+        return addmm(bias.unsqueeze(-1), weight, x.mT).mT
+    batch = x.shape[:-1]
+    out = linear(x.reshape(batch.numel(), x.shape[-1]), weight, bias)
+    return features_last(out.mT.view(weight.shape[0], *batch))
