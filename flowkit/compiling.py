@@ -1,4 +1,4 @@
-"""When to compile: whether a compiler is there, and whether it would pay."""
+"""When to compile: whether a compiler is there, whether it would pay, and who else traces."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import torch
+from torch.autograd import forward_ad
 
 _SECONDS_TO_START = 10.0
 _SECONDS_A_LAYER = 8.0
@@ -30,6 +31,15 @@ def can_compile(device: torch.device) -> bool:
         stacklevel=3,
     )
     return False
+
+
+def is_traced() -> bool:
+    """Whether a tracer has to see every operation: a compiler, torch.func, forward-mode AD."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
 def worth_compiling(layers: int, parameters: int, batch_size: int, steps: int) -> bool:

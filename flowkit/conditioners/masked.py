@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowkit.compiling import is_traced
 from flowkit.conditioners.mlp import Conditioner
 from flowkit.layout import linear
 from flowkit.scalar.affine import soft_clip
 
 # Turns of the inverse that share their products with what is known before; measured.
-_TURNS = 12
+_TURNS = 8
 
 
 class AutoregressiveConditioner(Conditioner):
@@ -176,30 +177,59 @@ class MaskedMLP(AutoregressiveConditioner):
 
         values: list[Tensor] = []
         clipped: list[Tensor] = []
-        known = [z[:0] for _ in layers]
+        reads = [_Rows(z, c) for c in counts[:-1]]
         waiting = z.split([j - i for i, j in itertools.pairwise(variables)])
         for first in range(0, len(variables) - 1, _TURNS):
-            turns = range(first, min(first + _TURNS, len(variables) - 1))
+            last = min(first + _TURNS, len(variables) - 1)
             before, inside = [], []
-            for depth, (weight, bias) in enumerate(layers):
-                rows = counts[depth + 1]
-                sizes = [j - i for i, j in itertools.pairwise(rows[first : turns.stop + 1])]
-                block = slice(rows[first], rows[turns.stop])
-                old, new = weight[block].tensor_split([counts[depth][first]], -1)
-                before.append(torch.addmm(bias[block], old, known[depth]).split(sizes))
+            for (weight, bias), read, rows in zip(layers, reads, counts[1:], strict=True):
+                block = slice(rows[first], rows[last])
+                old, new, _ = weight[block].tensor_split(read.starts(first, last), -1)
+                sizes = [j - i for i, j in itertools.pairwise(rows[first : last + 1])]
+                before.append(torch.addmm(bias[block], old, read.get(0, first)).split(sizes))
                 inside.append(new.split(sizes))
-            fresh: list[list[Tensor]] = [[] for _ in layers]
-            for t in turns:
-                for depth, chunks in enumerate(fresh):
-                    h = before[depth][t - first]
-                    if chunks:
-                        read = torch.cat(chunks)
-                        h = torch.addmm(h, inside[depth][t - first][:, : len(read)], read)
-                    if depth < len(self.layers):
-                        fresh[depth + 1].append(self._act(h))
+            for t in range(first, last):
+                for depth, read in enumerate(reads):
+                    if depth:
+                        read.put(t, self._act_on_new(h))
+                    # What is not known yet is zero there.
+                    known = read.get(first, last)
+                    h = torch.addmm(before[depth][t - first], inside[depth][t - first], known)
                 params = h.reshape(len(waiting[t]), self.param_size, z.shape[-1]).mT
                 values.append(solve(waiting[t], params))
                 clipped.append(soft_clip(values[-1], self.input_clip))
-                fresh[0].append(self._rows_to_read(clipped, variables[t], variables[t + 1]))
-            known = [torch.cat([old, *new]) for old, new in zip(known, fresh, strict=True)]
+                reads[0].put(t, self._rows_to_read(clipped, variables[t], variables[t + 1]))
         return torch.cat(values)
+
+
+class _Rows:
+    """What a layer reads, as it becomes known turn by turn; zero until then.
+
+    Args:
+        like: Gives dtype, device and batch, ``(..., batch)``.
+        counts: Rows known before each turn, and at the end.
+    """
+
+    def __init__(self, like: Tensor, counts: list[int]) -> None:
+        self.counts = counts
+        self.all = like.new_zeros(counts[-1], like.shape[-1])
+        self.parts = list(self.all.split([j - i for i, j in itertools.pairwise(counts)]))
+        # Written into one tensor, unless someone records what is read from it.
+        self.written = not (torch.is_grad_enabled() or is_traced())
+
+    def starts(self, first: int, last: int) -> list[int]:
+        """The rows at which two turns start."""
+        return [self.counts[first], self.counts[last]]
+
+    def put(self, turn: int, rows: Tensor) -> None:
+        """Set what a turn made known."""
+        if self.written:
+            self.parts[turn].copy_(rows)
+        else:
+            self.parts[turn] = rows
+
+    def get(self, first: int, last: int) -> Tensor:
+        """The rows of the turns from ``first`` up to ``last``."""
+        if self.written:
+            return self.all[self.counts[first] : self.counts[last]]
+        return torch.cat(self.parts[first:last]) if last > first else self.all[:0]

@@ -22,7 +22,7 @@ def soft_clip(x: Tensor, limit: float | None) -> Tensor:
     """
     if limit is None:
         return x
-    return x / torch.rsub(x.abs(), 1, alpha=-1 / limit)
+    return x / torch.add(x.new_ones(()), x.abs(), alpha=1 / limit)
 
 
 @dataclass(frozen=True)

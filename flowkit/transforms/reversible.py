@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from flowkit.compiling import is_traced
 from flowkit.errors import NotInvertibleError
 from flowkit.transforms.base import Transform
 from flowkit.transforms.coupling import Coupling
@@ -54,10 +54,8 @@ def _worthwhile(inputs: Sequence[Tensor | None]) -> bool:
     """Whether there is a graph to save, and no tracer that has to see every operation."""
     return (
         torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
         # vmap, grad and jvp trace through the layers themselves.
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+        and not is_traced()
         and any(value is not None and value.requires_grad for value in inputs)
     )
 
