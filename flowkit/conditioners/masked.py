@@ -189,6 +189,7 @@ class MaskedMLP(AutoregressiveConditioner):
                 before.append(torch.addmm(bias[block], old, read.get(0, first)).split(sizes))
                 inside.append(new.split(sizes))
             for t in range(first, last):
+                h = waiting[t]
                 for depth, read in enumerate(reads):
                     if depth:
                         read.put(t, self._act_on_new(h))
