@@ -15,7 +15,7 @@ from flowkit.bases import Base
 from flowkit.compiling import can_compile
 from flowkit.conditioners import StandardizeContext
 from flowkit.errors import ShapeError, StochasticFlowError
-from flowkit.transforms import Transform
+from flowkit.transforms import MaskedAutoregressive, Transform
 from flowkit.transforms.base import batch_text, broadcast_context
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ class Flow(nn.Module):
 
         The first call in each direction then takes seconds a layer, and again for every other
         dtype or number of dimensions; calls after that reach almost the speed of the bare
-        networks. The results are the same to rounding. Copies and files of a flow are not
+        networks. Sampling of autoregressive flows compiles the scalar map of a feature only (see
+        :meth:`flowkit.transforms.MaskedAutoregressive.compile_inverse`). The results are the same
+        to rounding. Copies and files of a flow are not
         compiled. Without a C++ compiler there is one warning, and nothing changes.
 
         Example:
@@ -85,7 +87,11 @@ class Flow(nn.Module):
         """
         if can_compile(self.device):
             super().compile(*args, **kwargs)
-            self._compiled_inverse = torch.compile(self.transform.inverse, *args, **kwargs)
+            loops = [m for m in self.transform.modules() if isinstance(m, MaskedAutoregressive)]
+            for layer in loops:
+                layer.compile_inverse(*args, **kwargs)
+            if not loops:
+                self._compiled_inverse = torch.compile(self.transform.inverse, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compiled_inverse": None}

@@ -11,6 +11,7 @@ from scipy import stats
 from flowkit import Flow, autoregressive_flow, coupling_flow, elementwise_flow
 from flowkit.bases import Logistic, NormalMixture, StandardNormal, StudentT, Uniform
 from flowkit.errors import NotInvertibleError, ShapeError, StochasticFlowError
+from flowkit.scalar import RationalQuadraticSpline
 from flowkit.transforms import (
     Compose,
     DenseLinear,
@@ -317,6 +318,22 @@ def test_a_compiled_flow_gives_the_same_numbers_and_copies_uncompiled():
     again = pickle.loads(pickle.dumps(flow))
     torch.testing.assert_close(again.log_prob(x, context), log_prob)
     assert copy.deepcopy(flow)._compiled_inverse is None
+
+
+@pytest.mark.filterwarnings("ignore:.*_prims_common.check:FutureWarning")
+def test_a_compiled_autoregressive_flow_solves_all_layers_with_one_program():
+    torch.compiler.reset()
+    flow = autoregressive_flow(3, layers=2, scalar=RationalQuadraticSpline(bins=2), hidden=(8,))
+    with torch.no_grad():
+        roughened(flow)
+        z = torch.randn(20, 3)
+        want = flow.to_data(z)
+        flow.compile()
+        counts = torch._dynamo.utils.counters["stats"]
+        counts.clear()
+        torch.testing.assert_close(flow.to_data(z), want, atol=1e-5, rtol=1e-5)
+    assert counts["unique_graphs"] == 1
+    assert copy.deepcopy(flow).transform[-1]._compiled_solve is None
 
 
 def test_without_a_compiler_a_flow_stays_as_it_is(monkeypatch):

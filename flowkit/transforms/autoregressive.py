@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkit.conditioners import AutoregressiveConditioner, MaskedMLP
 from flowkit.layout import features_first, features_last
-from flowkit.scalar import RationalQuadraticSpline, ScalarMap
+from flowkit.scalar import Affine, RationalQuadraticSpline, ScalarMap
 from flowkit.scalar.roots import all_known
 from flowkit.transforms.base import Transform
 from flowkit.transforms.permute import check_order
@@ -72,6 +73,20 @@ class MaskedAutoregressive(Transform):
         self.register_buffer("order", torch.tensor(first_to_last))
         self._natural = order is None
         self.conditioner = conditioner(features, self.scalar.param_size, context=context)
+        self._compiled_solve: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+    def compile_inverse(self, *args: Any, **kwargs: Any) -> None:
+        """Compile how the scalar map is undone, with the arguments of ``torch.compile``.
+
+        One program then serves all features, and all layers with the same scalar map. The loop
+        over the features stays as it is: unrolled it takes minutes to compile and gains little,
+        and so would an affine map. Copies and files are not compiled.
+        """
+        if not isinstance(self.scalar, Affine):
+            self._compiled_solve = torch.compile(self.scalar.inverse, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_compiled_solve": None}
 
     def _sort(self, x: Tensor) -> Tensor:
         """The features in their order, ``(features, *batch)``."""
@@ -103,9 +118,10 @@ class MaskedAutoregressive(Transform):
         if context is not None:
             context = context.reshape(-1, context.shape[-1]) if self.needs_context else None
         log_slopes: list[Tensor] = []
+        undo = self._compiled_solve or self.scalar.inverse
 
         def solve(z: Tensor, params: Tensor) -> Tensor:
-            x, log_slope = self.scalar.inverse(z, params.to(z.dtype))
+            x, log_slope = undo(z, params.to(z.dtype))
             log_slopes.append(log_slope)
             return x
 

@@ -196,7 +196,8 @@ def describe(result: dict[str, Any]) -> str:
         "and no linear layers; the step is the same fused Adam, flowjax's that of optax. zuko's "
         "mixture is of normals with equal weights, 16 parameters a feature instead of 24. The "
         "compiled column is `torch.compile(fullgraph=True, dynamic=False)` of the whole log_prob "
-        f"or loss, without the time of compilation. {kept}",
+        "or loss, and for sampling `Flow.compile` with the same arguments, without the time of "
+        f"compilation. {kept}",
         bars(entries),
         "## Times, in units of the limit",
         ratios(entries),
