@@ -63,7 +63,7 @@ def _pair(both: Tensor) -> tuple[Tensor, Tensor]:
 class _Bin(NamedTuple):
     """The bin that a number falls in, each pair first across, then up."""
 
-    start: tuple[Tensor, Tensor]  # where it begins, in shares of the axes
+    start: tuple[Tensor, Tensor]  # where it begins, in shares of the axes from their middle
     size: tuple[Tensor, Tensor]  # likewise
     slopes: tuple[Tensor, Tensor]  # at its two ends
 
@@ -127,7 +127,7 @@ class _Spline(ScalarMap):
         return raw + self._tilt(heights - widths)
 
     def _find(self, share: Tensor, params: Tensor, axis: int) -> _Bin:
-        """The bin in which ``share`` of the way along ``axis`` ends, found by halving.
+        """The bin in which ``share`` of ``axis`` away from its middle lies, found by halving.
 
         Of a row of bins, either the lower half is left or the upper one; an odd one in the middle
         stays in both. All that is known of the bins is halved together, by weights 0 and 1: on a
@@ -137,8 +137,8 @@ class _Spline(ScalarMap):
         slopes = torch.cat([first, inner, inner, last]).unflatten(0, (2, self.bins))
         left = self.bins
         whole = sizes.sum(1) + left * self._floor
-        rest = (share * whole[axis]).detach()
-        start = torch.zeros_like(whole)
+        rest = ((share + 0.5) * whole[axis]).detach()
+        start = -0.5 * whole
         steep = torch.finfo(sizes.dtype).max / (4 * left * (1 + self._floor))
         while left > 1:
             half = left // 2
@@ -162,8 +162,8 @@ class _Spline(ScalarMap):
         slopes = [row for rows in knots for row in rows.unbind()]
         sizes = [list((axis + self._floor).unbind()) for axis in weights]
         whole = [functools.reduce(torch.add, rows) for rows in sizes]
-        rest = (share * whole[axis]).detach()
-        start = [torch.zeros_like(rest)] * 2
+        rest = ((share + 0.5) * whole[axis]).detach()
+        start = [-0.5 * rows for rows in whole]
         while len(sizes[0]) > 1:
             half = len(sizes[0]) // 2
             below = [functools.reduce(torch.add, rows[:half]) for rows in sizes]
@@ -201,7 +201,9 @@ class _Spline(ScalarMap):
         params = params[(None,) * (value.dim() + 1 - params.dim())].movedim(-1, 0)
         lower, upper = self._ends
         inside = value.clamp(lower, upper)
-        share = (inside - lower) * (1 / (upper - lower))
+        # Shares count from the middle, where numbers are finest.
+        middle, span = (lower + upper) / 2, upper - lower
+        share = (inside - middle) * (1 / span)
 
         find = self._find_unrolled if torch.compiler.is_compiling() else self._find
         (x0, y0), (width, height), (first, last) = find(share, params, 1 if inverse else 0)
@@ -217,7 +219,7 @@ class _Spline(ScalarMap):
             theta = _within_bin((share - x0) / width, excess)
             eta, slope = _forward_in_bin(theta, first, last)
             out, log_slope = y0 + height * eta, (diagonal * slope).log()
-        return self._extend(lower + (upper - lower) * out, excess, log_slope), log_slope
+        return self._extend(middle + span * out, excess, log_slope), log_slope
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return the spline at ``x`` and its log-slope."""
