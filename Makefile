@@ -1,7 +1,7 @@
 # make demo: fit, score and sample a density on real data, in a few minutes
 # make test: the whole test suite
 # make lint: style, types, the direction of imports
-# make bench: speed beside the limit and the peers, into docs/results (about 25 minutes)
+# make bench: speed beside the limit and the peers, into docs/results (about half an hour)
 # make docs: the documentation, warnings as errors
 # Each target makes .venv from nothing and installs what it needs.
 
