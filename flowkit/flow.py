@@ -274,7 +274,7 @@ class Flow(nn.Module):
         z = self.base.sample(size, context, generator)
         kwargs = {"generator": generator} if self.stochastic else {}
         x, log_det = self._inverse(z, context, **kwargs)
-        return x, self.base.log_prob(z, context), log_det
+        return x.contiguous(), self.base.log_prob(z, context), log_det
 
     def rsample(
         self,
@@ -321,12 +321,12 @@ class Flow(nn.Module):
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map data ``(*batch, *event)`` to noise."""
         x, context = self._prepare(x, context)
-        return self.transform(x, context)[0]
+        return self.transform(x, context)[0].contiguous()
 
     def to_data(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map noise ``(*batch, *event)`` to data."""
         z, context = self._prepare(z, context)
-        return self._inverse(z, context)[0]
+        return self._inverse(z, context)[0].contiguous()
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Dimensionless energy: :math:`E(x) = -\log p(x) - \log Z`, with :meth:`log_normalizer`.

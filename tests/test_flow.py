@@ -294,6 +294,13 @@ def test_autocast_reaches_the_conditioners_and_nothing_else():
         torch.testing.assert_close(rough.mean(), flow.log_prob(x).mean(), rtol=0.02, atol=0)
 
 
+def test_what_a_flow_returns_is_contiguous():
+    flow = coupling_flow(3, layers=2, hidden=(8,))
+    x = torch.randn(5, 3)
+    for result in (flow.sample(5), flow.rsample(5), flow.to_noise(x), flow.to_data(x)):
+        assert result.is_contiguous()
+
+
 # Raised inside torch's own compiler.
 @pytest.mark.filterwarnings("ignore:.*_prims_common.check:FutureWarning")
 def test_a_compiled_flow_gives_the_same_numbers_and_copies_uncompiled():
