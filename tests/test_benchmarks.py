@@ -135,3 +135,18 @@ def test_bars_are_judged_by_the_measured_ratios():
     assert judge(bar, [entry]) == (2.0, False, False)
     assert "1 of 2 reached" in bars([entry])
     assert judge(bar, []) is None
+
+
+def test_two_kinds_are_compared_within_one_cell():
+    bar = next(b for b in BARS if b.against)
+    entry = {
+        "kind": bar.kind,
+        "workload": bar.workload,
+        "batch": bar.batch,
+        "features": 63,
+        "limit_milliseconds": 1.0,
+        "libraries": {"flowkit": {"ratio": 8.0}, "against": {"ratio": 2.0}},
+    }
+    assert judge(bar, [entry]) == (4.0, False, False)
+    del entry["libraries"]["against"]
+    assert judge(bar, [entry]) is None

@@ -49,7 +49,8 @@ class Bar:
     """A claim about D = 63: ``library`` takes at most ``bound`` times the limit.
 
     With ``peer`` the claim is that the peer takes at least ``bound`` times as long. With
-    ``against`` it is that the time is at most ``bound`` times that of this other kind.
+    ``against`` it is that the time is at most ``bound`` times that of flowkit's flow of this other
+    kind, which is measured in the same rounds.
     """
 
     kind: str

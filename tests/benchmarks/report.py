@@ -103,27 +103,18 @@ def memory(entries: Sequence[dict[str, Any]]) -> str:
 def judge(bar: Bar, entries: Sequence[dict[str, Any]]) -> tuple[float, bool, bool] | None:
     """What was measured for a bar, whether it is a lower bound only, and whether it is reached."""
 
-    def find(kind: str) -> dict[str, Any] | None:
-        wanted = (kind, bar.workload, bar.batch, BAR_FEATURES)
-        for e in entries:
-            if (e["kind"], e["workload"], e["batch"], e["features"]) == wanted:
-                return e
-        return None
-
     def ratio(entry: dict[str, Any] | None, library: str) -> float | None:
         return None if entry is None else entry["libraries"].get(library, {}).get("ratio")
 
-    entry = find(bar.kind)
+    wanted = (bar.kind, bar.workload, bar.batch, BAR_FEATURES)
+    cells = [(e["kind"], e["workload"], e["batch"], e["features"]) for e in entries]
+    entry = entries[cells.index(wanted)] if wanted in cells else None
     own = ratio(entry, bar.library)
     if entry is None or own is None:
         return None
     if bar.against:
-        other = find(bar.against)
-        base = ratio(other, bar.library)
-        if other is None or base is None:
-            return None
-        value = own * entry["limit_milliseconds"] / (base * other["limit_milliseconds"])
-        return value, False, value <= bar.bound
+        base = ratio(entry, "against")
+        return None if base is None else (own / base, False, own / base <= bar.bound)
     if bar.peer:
         peer = entry["libraries"].get(bar.peer, {})
         value = peer.get("ratio", peer.get("ratio_at_least"))

@@ -16,7 +16,7 @@ import torch
 
 import flowkit
 
-from .kinds import BAR_FEATURES, KINDS, WORKLOADS
+from .kinds import BAR_FEATURES, BARS, KINDS, WORKLOADS
 from .libraries import LIBRARIES, Absent, Model, why_absent
 from .limit import Limit
 from .measure import Effort, measure
@@ -127,6 +127,7 @@ def _measured(
     """The results of one cell."""
     x = torch.randn(cell["batch"], cell["features"])
     calls = {"limit": limit.call(cell["workload"], x)}
+    models = models | _compared(cell, models)
     for name, model in models.items():
         with contextlib.suppress(Absent):
             calls[name] = model.call(cell["workload"], x)
@@ -141,6 +142,21 @@ def _measured(
             for name, timing in timings.items()
         },
     }
+
+
+def _compared(cell: dict[str, Any], models: dict[str, Model]) -> dict[str, Model]:
+    """The flow of another kind that a bar sets this cell against, under the name ``against``."""
+    for bar in BARS:
+        wanted = {
+            "kind": bar.kind,
+            "workload": bar.workload,
+            "features": BAR_FEATURES,
+            "batch": bar.batch,
+        }
+        if bar.against and wanted == cell and bar.library in models:
+            torch.manual_seed(0)
+            return {"against": LIBRARIES["flowkit"](KINDS[bar.against], cell["features"])}
+    return {}
 
 
 def _models(
