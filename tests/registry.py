@@ -26,11 +26,14 @@ from flowkit.bases import (
 from flowkit.conditioners import MLP, FourierMaskedMLP, MaskedMLP, ResidualMLP
 from flowkit.scalar import (
     Affine,
+    CircularSmoothMixture,
     CircularSpline,
     IntervalSpline,
+    LineSmoothMixture,
     LogisticMixture,
     RationalQuadraticSpline,
     ScalarMap,
+    SmoothMixture,
 )
 from flowkit.transforms import (
     ActNorm,
@@ -76,6 +79,9 @@ SCALARS: dict[str, ScalarMap] = {
     "interval": IntervalSpline(bins=4, lower=-2.0, upper=1.0),
     "circular": CircularSpline(bins=4, lower=-math.pi, upper=math.pi),
     "mixture": LogisticMixture(components=3),
+    "smooth": SmoothMixture(components=3, lower=-2.0, upper=1.0),
+    "smooth-line": LineSmoothMixture(components=3, lower=-3.0, upper=3.0),
+    "smooth-circular": CircularSmoothMixture(components=3, lower=-math.pi, upper=math.pi),
 }
 
 mlp = partial(MLP, hidden=(6, 6))
@@ -99,7 +105,8 @@ STRUCTURES: dict[str, Callable[[ScalarMap], Transform]] = {
 
 # What is compiled with a C++ compiler; the rest goes through the same capture and autograd only.
 INDUCTOR = {"coupling-2-mlp-of-spline", "elementwise-1-context-residual-of-affine"}
-ONE_SEARCH = "the same root search is compiled in elementwise-2-of-mixture"
+SEARCHED = ("mixture", "smooth", "smooth-line", "smooth-circular")
+ONE_SEARCH = "the same root search is compiled in elementwise-2 of the same map"
 ONE_VARIABLE = "with one variable all first weights are masked: there is nothing before it to read"
 
 
@@ -109,10 +116,10 @@ def _structured() -> list[Case]:
         for name, build in STRUCTURES.items():
             id_ = f"{name}-of-{scalar_name}"
             skip = {}
-            if scalar_name == "mixture" and name != "elementwise-2":
+            if scalar_name in SEARCHED and name != "elementwise-2":
                 skip["R8"] = ONE_SEARCH
             # Far outside, the coordinate of a circle loses the digits of its angle in float32.
-            far = () if scalar_name == "circular" else (1e2, 1e4)
+            far = () if scalar_name.endswith("circular") else (1e2, 1e4)
             if name == "autoregressive-1":
                 skip["R13"] = ONE_VARIABLE
             options = {

@@ -8,7 +8,6 @@ layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -53,24 +52,24 @@ class ScalarMap:
         """Return ``lower <= f^-1(y) <= upper``; the default widens an interval around ``y``."""
         return expand_bracket(lambda x: self.forward(x, params)[0] - y, y)
 
-    def residual(self, y: Tensor, params: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Return the function of ``x`` with value ``f(x) - y`` and slope that the search calls.
+    def solve(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``f^-1(y)`` and ``log f'`` there, without gradient.
 
-        Override it to do once what does not depend on ``x``. It carries no gradient, and may be
-        any other increasing function of ``x`` with the same root.
+        Override it where a search can do better than to call :meth:`forward`.
         """
 
         def f(x: Tensor) -> tuple[Tensor, Tensor]:
             value, log_slope = self.forward(x, params)
             return value - y, log_slope.exp()
 
-        return f
+        x, _ = find_root_by_newton(f, y, *self.bracket(y, params))
+        return x, self.forward(x, params)[1]
 
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``x = f^-1(y)`` and ``log dx/dy = -log f'(x)``."""
         with torch.no_grad():
-            lower, upper = self.bracket(y, params)
-            x = find_root_by_newton(self.residual(y, params), y, lower, upper)
+            x, log_slope = self.solve(y, params)
         if torch.is_grad_enabled():
             x = attach_newton(lambda x: self.forward(x, params), x, y)
-        return x, -self.forward(x, params)[1]
+            log_slope = self.forward(x, params)[1]
+        return x, -log_slope

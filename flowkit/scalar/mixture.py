@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from flowkit.scalar.affine import soft_clip
 from flowkit.scalar.base import ScalarMap
+from flowkit.scalar.roots import find_root_by_newton
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,23 @@ class LogisticMixture(ScalarMap):
         return 3 * self.components
 
     def _unpack(self, params: Tensor, ndim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights, centres and log-scales ``(K, ...)``, for events of ``ndim`` dimensions.
+        """Logits of weights, centres and log-scales ``(K, ...)``, for events of ``ndim`` dimensions.
 
         Components come first: sums over them then run along whole rows of memory.
         """
         params = params[(None,) * (ndim + 1 - params.dim())].movedim(-1, 0)
         logits, centres, raw = params.unflatten(0, (3, self.components)).unbind(0)
-        index = torch.arange(self.components, dtype=params.dtype, device=params.device)
-        spread = (2 * index + 1 - self.components) / self.components * 2
+        end = 2 * (self.components - 1) / self.components
+        spread = torch.linspace(
+            -end, end, self.components, dtype=params.dtype, device=params.device
+        )
         centres = centres + spread.reshape(-1, *(1,) * (centres.dim() - 1))
-        return torch.log_softmax(logits, 0), centres, soft_clip(raw, self.max_log_scale)
+        return logits, centres, soft_clip(raw, self.max_log_scale)
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``logit F(x)`` and its log-slope."""
-        log_weights, centres, log_scales = self._unpack(params, x.dim())
+        logits, centres, log_scales = self._unpack(params, x.dim())
+        log_weights = torch.log_softmax(logits, 0)
         inverse_scales = torch.exp(-log_scales)
         u = (x - centres) * inverse_scales
         below = log_weights + F.logsigmoid(u)
@@ -84,32 +87,39 @@ class LogisticMixture(ScalarMap):
     def bracket(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """A mixture of distribution functions lies between its outermost components."""
         _, centres, log_scales = self._unpack(params, y.dim())
-        solutions = torch.addcmul(centres, log_scales.exp(), y)
+        return self._between(torch.addcmul(centres, log_scales.exp(), y))
+
+    @staticmethod
+    def _between(solutions: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = solutions.amin(0), solutions.amax(0)
         margin = 1e-3 * (1 + torch.maximum(-lower, upper))
         return lower - margin, upper + margin
 
-    def residual(self, y: Tensor, params: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        r"""``logit F(x) - y`` and its slope, in sums of positive terms: no logarithm a component.
+    def solve(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Solve ``logit F(x) = y`` in sums of positive terms: no logarithm a component.
 
-        For :math:`y \ge 0` it is :math:`\log \sum_k w_k \sigma(u_k) - \log \sum_k w_k
-        e^y \sigma(-u_k)`, and at the root the two sums are equal, however far out; for negative
-        ``y`` all signs are turned. Overflow leaves the right sign, which the search needs.
+        For :math:`y \ge 0` the search is for the root of :math:`\log \sum_k w_k \sigma(u_k) -
+        \log \sum_k w_k e^y \sigma(-u_k)`, where the two sums are equal, however far out; for
+        negative ``y`` all is mirrored. Overflow leaves the right sign, which the search needs.
         """
-        log_weights, centres, log_scales = self._unpack(params, y.dim())
-        sign = torch.where(y < 0, -1.0, 1.0).to(y.dtype)
-        rates = torch.exp(-log_scales) * sign
-        offsets, highest = centres * -rates, log_weights + y.abs()
-        weights, shrink = log_weights.exp(), torch.exp(-y.abs())
+        logits, centres, log_scales = self._unpack(params, y.dim())
+        log_weights = torch.log_softmax(logits, 0)
+        weights, scales = log_weights.exp(), log_scales.exp()
+        sign, height = torch.where(y < 0, -1.0, 1.0).to(y.dtype), y.abs()
+        centres, rates = centres * sign, scales.reciprocal()
+        offsets, highest, shrink = -centres * rates, log_weights + height, torch.exp(-height)
 
         def f(x: Tensor) -> tuple[Tensor, Tensor]:
             u = torch.addcmul(offsets, rates, x)
             inner = torch.sigmoid(u)
             below = (weights * inner).sum(0)
             # e^y sigma(-u), from factors that do not overflow near the root.
-            above = torch.exp(highest - u.clamp_min(0)) * torch.sigmoid(u.abs())
+            above = torch.sub(highest, u.clamp_min_(0)).exp_()
+            above *= torch.maximum(inner, 1 - inner)
             total = above.sum(0)
-            slope = (above * (inner * rates)).sum(0) * (shrink / below + total.reciprocal())
-            return torch.log(below / total) * sign, slope * sign
+            flow = above.mul_(inner).mul_(rates).sum(0)
+            return torch.log(below / total), torch.addcdiv(flow / total, flow * shrink, below)
 
-        return f
+        between = self._between(torch.addcmul(centres, scales, height))
+        x, slope = find_root_by_newton(f, height, *between)
+        return x * sign, slope.log()

@@ -1,16 +1,20 @@
 """Batched root finding for inverses that have no closed form.
 
-Every search runs a fixed number of steps and selects with ``torch.where``, so the searches
-compile, vmap and batch; where a program may look at its numbers, Newton's stops when all roots are
-found. The search itself carries no gradient; :func:`attach_newton` puts the derivatives back.
+The searches compile, vmap and batch: a fixed number of steps, choices by ``torch.where``. Where a
+program may look at its numbers, they stop early, and go on with those that are not found yet. They
+carry no gradient; :func:`attach_newton` puts the derivatives back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from flowkit.errors import ConvergenceError
 
 # Chandrupatla's search reaches the resolution in about 17 steps from a bracket of width
 # one. The rest is margin for brackets that are wide, or around a root where f is nearly flat.
@@ -21,18 +25,22 @@ _DOUBLINGS = 24
 # most 22; the rest is margin where a program cannot stop early.
 _NEWTON_STEPS = {torch.float64: 64}
 _NEWTON_STEPS_SINGLE = 32
+# Newton's steps for all numbers, before the few that need more are looked at by themselves.
+_FIRST_STEPS = 4
+
+_Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def all_known(done: Tensor) -> bool:
-    """Whether all are true; false where a program cannot look at its numbers."""
+def look(done: Tensor) -> bool | None:
+    """Whether all are true; ``None`` where a program cannot look at its numbers."""
     if torch.compiler.is_compiling():
-        return False
+        return None
     if done.is_cuda and torch.cuda.is_current_stream_capturing():
-        return False
+        return None
     try:
         return bool(done.all())
     except RuntimeError:  # vmap, where members may differ, and the meta device
-        return False
+        return None
 
 
 def expand_bracket(f: Callable[[Tensor], Tensor], centre: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +54,7 @@ def expand_bracket(f: Callable[[Tensor], Tensor], centre: Tensor) -> tuple[Tenso
     for _ in range(_DOUBLINGS):
         width = 2 * width
         high, low = f(lower) > 0, f(upper) < 0
-        if all_known(~(high | low)):
+        if look(~(high | low)):
             break
         lower = torch.where(high, lower - width, lower)
         upper = torch.where(low, upper + width, upper)
@@ -108,10 +116,80 @@ def find_root(
         return torch.where(fnew.abs() < fopp.abs(), new, opposite)
 
 
+class _Place(NamedTuple):
+    """Where Newton's method stands: point, the slope where it came from, bracket, the last two
+    steps, and who needs more.
+    """
+
+    x: Tensor
+    slope: Tensor
+    lower: Tensor
+    upper: Tensor
+    last: Tensor
+    before: Tensor
+    late: Tensor
+
+    def take(self, index: Tensor) -> _Place:
+        return _Place(*(value.index_select(0, index) for value in self))
+
+
+def _begin(start: Tensor, lower: Tensor, upper: Tensor) -> _Place:
+    width = upper - lower
+    x = torch.clamp(start, lower, upper)
+    return _Place(x, torch.ones_like(x), lower, upper, width, width, width > 0)
+
+
+def _tighten(place: _Place, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The bracket, given the value at the point."""
+    low = value < 0
+    return torch.where(low, place.x, place.lower), torch.where(low, place.upper, place.x)
+
+
+def _step(f: _Function, place: _Place, least: Tensor, watch: bool) -> _Place:
+    """One step by Newton's method, or a halving where that leads out of the bracket.
+
+    Also, if ``watch``, where a step is longer than half the last but one: steps that do not get
+    shorter end in halvings. ``late`` is whose step is longer than ``least``.
+    """
+    value, slope = f(place.x)
+    lower, upper = _tighten(place, value)
+    to = torch.addcdiv(place.x, value, slope, value=-1)
+    near = (torch.clamp(to, lower, upper) == to) & (slope < math.inf)
+    if watch:
+        near &= (to - place.x).abs() <= torch.maximum(place.before / 2, least)
+    to = torch.where(near, to, torch.lerp(lower, upper, 0.5))
+    step = (to - place.x).abs()
+    # A missing value compares false, and is not waited for.
+    return _Place(to, slope, lower, upper, step, place.last, step > least)
+
+
+def _resolution(lower: Tensor, upper: Tensor, tolerance: float = 0.0) -> Tensor:
+    """The step that counts as none: rounding keeps steps of this size going."""
+    scale = upper - lower + torch.maximum(lower.abs(), upper.abs())
+    return scale * max(tolerance, 8 * torch.finfo(lower.dtype).eps)
+
+
+def _give_up(late: Tensor, width: Tensor) -> ConvergenceError:
+    count, widest = int(late.sum()), float(torch.where(late, width, 0).max())
+    return ConvergenceError(
+        f"the search for the inverse has not come to an end for {count} of {late.numel()} numbers, "
+        f"with brackets up to {widest:.3g} wide; remedy: look at the parameters of the scalar map "
+        "for infinite or extreme values, bound them, or use float64"
+    )
+
+
+def _slope(older: _Place, old: _Place, place: _Place) -> Tensor:
+    """The slope at the last point, from the slopes at the two before: no further call."""
+    share = (place.x - old.x) / (old.x - older.x)
+    # Steps of rounding's size say nothing; neither do equal points.
+    share = torch.where(share.isfinite(), share.clamp(-1, 1), 0)
+    return torch.addcmul(place.slope, place.slope - old.slope, share)
+
+
 def find_root_by_newton(
-    f: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, lower: Tensor, upper: Tensor
-) -> Tensor:
-    """Return the root of an increasing ``f`` between ``lower`` and ``upper``, without gradient.
+    f: _Function, start: Tensor, lower: Tensor, upper: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the root of an increasing ``f`` in a bracket, and the slope there, without gradient.
 
     Newton's method, with a halving of the bracket in place of every step that would leave it, and
     of every step longer than half the last but one: each step either closes in or halves.
@@ -122,36 +200,153 @@ def find_root_by_newton(
         lower: Points with ``f <= 0``.
         upper: Points with ``f >= 0``.
 
+    Raises:
+        ConvergenceError: If steps are not down to rounding after 32 of them in float32 or 64 in
+            float64. Programs that cannot look at their numbers (compiled, vmapped) do not check.
+
     References:
         Press et al., Numerical Recipes, section 9.4.
 
     Example:
         >>> import torch
         >>> one = torch.ones((), dtype=torch.float64)
-        >>> root = find_root_by_newton(lambda x: (x**3 - 2, 3 * x**2), one, 0 * one, 2 * one)
+        >>> root, _ = find_root_by_newton(lambda x: (x**3 - 2, 3 * x**2), one, 0 * one, 2 * one)
         >>> round(root.item(), 12)
         1.259921049895
     """
     with torch.no_grad():
-        x = torch.minimum(torch.maximum(start, lower), upper)
-        last = before = upper - lower
-        # Rounding may keep steps of this size going; what Newton leaves is of their square.
-        scale = before + torch.maximum(lower.abs(), upper.abs())
-        least = 8 * torch.finfo(start.dtype).eps * scale
-        for _ in range(_NEWTON_STEPS.get(start.dtype, _NEWTON_STEPS_SINGLE)):
-            value, slope = f(x)
-            lower, upper = torch.where(value < 0, x, lower), torch.where(value > 0, x, upper)
-            newton = value / slope
-            to = x - newton
-            short = newton.abs() <= torch.maximum(before / 2, least)
-            near = (lower <= to) & (to <= upper) & short & torch.isfinite(slope)
-            to = torch.where(near, to, torch.lerp(lower, upper, 0.5))
-            step = (to - x).abs()
-            x, last, before = to, step, last
-            # A missing value compares false, and is not waited for.
-            if all_known(~(step > least)):
+        least, place = _resolution(lower, upper), _begin(start, lower, upper)
+        ended: bool | None = None
+        for i in range(_NEWTON_STEPS.get(start.dtype, _NEWTON_STEPS_SINGLE)):
+            older, old = (place, place) if i == 0 else (old, place)
+            place = _step(f, place, least, watch=i >= 2)
+            # The first steps are never the last ones.
+            ended = look(~place.late) if i >= 2 else None
+            if ended:
                 break
-        return x
+        if ended is False:
+            raise _give_up(place.late, place.upper - place.lower)
+        return place.x, _slope(older, old, place)
+
+
+class Residual(Protocol):
+    """An increasing function of numbers ``(..., N)``, which can be cut down to some of the N."""
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value and slope."""
+        ...
+
+    def take(self, index: Tensor) -> Residual:
+        """Return the function for the numbers ``index (n,)`` alone."""
+        ...
+
+
+def find_root_in_bins(
+    f: Residual,
+    start: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    points: int = 15,
+    tolerance: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Return the roots of an increasing ``f`` in brackets, and the slopes there, without gradient.
+
+    Four bracketed Newton steps, a fifth for those that are not down to the tolerance, and then a
+    multi-bin search for the few that are left: each call of ``f`` is made at ``points`` points a
+    number and keeps the one part of the bracket that holds the root. Some points divide the
+    bracket evenly, so that it always shrinks; others crowd around the root of the cubic through
+    both ends, with their slopes, so that it soon shrinks to the tolerance.
+
+    Args:
+        f: Function of ``(N,)``, and of ``(points, n)`` once it is cut down.
+        start: Where to begin, ``(N,)``.
+        lower: Points with ``f <= 0``.
+        upper: Points with ``f >= 0``.
+        points: Points a call of the multi-bin search, at least 3.
+        tolerance: Width of the last bracket, in units of the first one and its ends; eight
+            roundings at least.
+
+    Raises:
+        ConvergenceError: If a bracket has not shrunk to the tolerance. Programs that cannot look
+            at their numbers (compiled, vmapped) take Newton steps throughout and do not check.
+
+    References:
+        The multi-bin search: Köhler, Krämer and Noé 2021, arXiv 2110.00351.
+    """
+    with torch.no_grad():
+        least, place = _resolution(lower, upper, tolerance), _begin(start, lower, upper)
+        for i in range(_FIRST_STEPS):
+            place = _step(f, place, least, watch=i >= 2)
+        ended = look(~place.late)
+        if ended is None:
+            return find_root_by_newton(f, place.x, place.lower, place.upper)
+        x = place.x
+        if not ended:
+            late = place.late.nonzero().squeeze(-1)
+            g, least, place = f.take(late), least[late], place.take(late)
+            place = _step(g, place, least, watch=True)
+            x = x.index_copy(0, late, place.x)
+            again = place.late.nonzero().squeeze(-1)
+            if again.numel():
+                g, least, place = g.take(again), least[again], place.take(again)
+                roots = _search_bins(g, place, least, points)
+                x = x.index_copy(0, late[again], roots)
+        value, slope = f(x)
+        return x - value / slope, slope
+
+
+def _search_bins(f: Residual, place: _Place, least: Tensor, points: int) -> Tensor:
+    """The multi-bin search: brackets down to ``least``."""
+    x, lower, upper = place.x, place.lower, place.upper
+    crowd = (points - 2) // 4
+    even = points - 2 - 2 * crowd
+    shares = torch.arange(1, even + 1, dtype=x.dtype, device=x.device).unsqueeze(-1) / (even + 1)
+    powers = torch.arange(1, crowd + 1, dtype=x.dtype, device=x.device).unsqueeze(-1)
+    nearness = torch.exp2(-powers if crowd > 10 else -2 * powers)
+    roots, index = x, torch.arange(len(x), device=x.device)
+    widest = -math.log(8 * torch.finfo(x.dtype).eps)
+    for _ in range(2 + math.ceil(widest / math.log(even + 1))):
+        at = torch.cat(
+            [
+                torch.lerp(lower, upper, shares),
+                torch.lerp(x, lower, nearness),
+                torch.lerp(x, upper, nearness),
+                # Both sides of the root, if it is where it is taken to be.
+                torch.maximum(x - 0.45 * least, lower).unsqueeze(0),
+                torch.minimum(x + 0.45 * least, upper).unsqueeze(0),
+            ]
+        )
+        value, slope = f(at)
+        x, lower, upper = _cubic(at, value, slope, lower, upper)
+        roots = roots.index_copy(0, index, x)
+        more = (upper - lower > least).nonzero().squeeze(-1)
+        if not more.numel():
+            return roots
+        index, f = index[more], f.take(more)
+        x, lower, upper, least = x[more], lower[more], upper[more], least[more]
+    raise _give_up(upper - lower > least, upper - lower)
+
+
+def _cubic(
+    at: Tensor, value: Tensor, slope: Tensor, lower: Tensor, upper: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The bracket between points ``at``, and the root of the inverse cubic through its ends."""
+    low = value < 0
+    below, i = torch.where(low, at, lower).max(0, keepdim=True)
+    above, j = torch.where(low, upper, at).min(0, keepdim=True)
+    a, b = value.gather(0, i), value.gather(0, j)
+    rise = b - a
+    t = -a / rise
+    square, cube = t * t, t * t * t
+    ends = rise * ((t - 2 * square + cube) / slope.gather(0, i))
+    ends = ends + rise * ((cube - square) / slope.gather(0, j))
+    x = torch.addcmul(below, above - below, 3 * square - 2 * cube) + ends
+    # An end that no point replaced has no value: one step by Newton's method from the other.
+    ended = (a < 0, b >= 0)
+    x = torch.where(ended[0], x, above - b / slope.gather(0, j))
+    x = torch.where(ended[1], x, below - a / slope.gather(0, i))
+    x = torch.where(torch.clamp(x, below, above) == x, x, torch.lerp(below, above, 0.5))
+    return x.squeeze(0), below.squeeze(0), above.squeeze(0)
 
 
 def attach_newton(

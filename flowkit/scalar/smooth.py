@@ -1,0 +1,358 @@
+"""Mixtures of smooth bumps: monotone maps with derivatives of every order, inverted by a search.
+
+Each component is the distribution function of a bump that is infinitely differentiable and zero
+outside its support: on an interval, on the line with straight tails, around a circle without seam.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowkit.scalar.affine import soft_clip
+from flowkit.scalar.base import ScalarMap
+from flowkit.scalar.roots import find_root_in_bins
+
+
+def least_shape(exponent: float) -> float:
+    r"""The least :math:`\alpha` for which the bump of :class:`SmoothMixture` has one maximum.
+
+    :math:`\alpha^* = \sqrt{(\beta + 1)(\beta + 2)\, 2^{-2\beta - 1}} / \beta`, from the sign of
+    the third derivative of :func:`smooth_step` at one half.
+
+    Example:
+        >>> round(least_shape(1.0), 7), round(least_shape(2.0), 7)
+        (0.8660254, 0.3061862)
+    """
+    return math.sqrt((exponent + 1) * (exponent + 2) * 2 ** (-2 * exponent - 1)) / exponent
+
+
+def _end(exponent: float, dtype: torch.dtype) -> float:
+    """So near to the ends of [0, 1], a smooth step is below the smallest number of a dtype."""
+    return (least_shape(exponent) / -math.log(torch.finfo(dtype).tiny)) ** (1 / exponent)
+
+
+def smooth_step(u: Tensor, shape: Tensor, exponent: float = 1.0) -> tuple[Tensor, Tensor]:
+    r"""The smooth step :math:`\sigma(u)` from 0 at 0 to 1 at 1, and its slope.
+
+    :math:`\sigma(u) = \mathrm{sigmoid}(L),\; L = \alpha [(1 - u)^{-\beta} - u^{-\beta}]`; all
+    derivatives vanish at both ends and outside.
+
+    Args:
+        u: Where, any shape.
+        shape: :math:`\alpha`, not below :func:`least_shape`; broadcasts with ``u``.
+        exponent: :math:`\beta`.
+
+    References:
+        Köhler, Krämer and Noé 2021, Smooth Normalizing Flows, arXiv 2110.00351.
+
+    Example:
+        >>> import torch
+        >>> smooth_step(torch.tensor([-1.0, 0.0, 0.5, 1.0]), torch.tensor(1.0))[0]
+        tensor([0.0000, 0.0000, 0.5000, 1.0000])
+    """
+    end = _end(exponent, u.dtype)
+    low = u.clamp(end, 1 - end)
+    high = 1 - low
+    rise, fall = high.pow(-exponent), low.pow(-exponent)
+    logit = shape * (rise - fall)
+    step = torch.sigmoid(logit)
+    slope = step * torch.sigmoid(-logit) * (exponent * shape) * (rise / high + fall / low)
+    return step, slope
+
+
+class _Bumps(NamedTuple):
+    """Components ``(K, ...)`` in units of the interval, and the slope ``(...)`` added to all.
+
+    Each adds ``gain * (step(scale * (x - start)) - base)``, where ``base`` is the step at 0.
+    """
+
+    start: Tensor
+    scale: Tensor
+    shape: Tensor
+    gain: Tensor
+    base: Tensor
+    floor: Tensor
+
+
+class _Residual:
+    """Value less target and slope of many mixtures, as fast as can be, for the search."""
+
+    def __init__(self, rows: list[Tensor], exponent: float, circular: bool) -> None:
+        self._rows, self._exponent, self._circular = rows, exponent, circular
+
+    def take(self, index: Tensor) -> _Residual:
+        rows = [row.index_select(-1, index) for row in self._rows]
+        return _Residual(rows, self._exponent, self._circular)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        target, floor, *rows = self._rows
+        if x.dim() > target.dim():
+            rows = [row.unsqueeze(1) for row in rows]
+        start, scale, shape, gain, steepness = rows
+        turns = None
+        if self._circular:
+            low = x - start
+            turns = low.floor()
+            low = low.sub_(turns).mul_(scale)
+        else:
+            # Here the start comes in units of the width.
+            low = torch.addcmul(start, scale, x)
+        end = _end(self._exponent, x.dtype)
+        low = low.clamp(end, 1 - end)
+        high = 1 - low
+        rise, fall = high.pow(-self._exponent), low.pow(-self._exponent)
+        step = (rise - fall).mul_(shape).sigmoid_()
+        slope = rise.div_(high).add_(fall.div_(low))
+        slope = slope.mul_(torch.addcmul(step, step, step, value=-1)).mul_(steepness)
+        if turns is not None:
+            step += turns
+        value = torch.addcmul(step.mul_(gain).sum(0) - target, floor, x)
+        return value, slope.sum(0) + floor
+
+
+@dataclass(frozen=True)
+class SmoothMixture(ScalarMap):
+    r"""A mixture of smooth steps of [lower, upper] onto itself, infinitely differentiable.
+
+    In units of the interval, with :math:`\sigma` the :func:`smooth_step`,
+
+    .. math:: f(x) = \sum_k w_k \Bigl[(1 - c_k) \frac{\sigma_k(a_k (x - b_k) + \frac12) -
+        \sigma_k(\frac12 - a_k b_k)}{\sigma_k(a_k (1 - b_k) + \frac12) -
+        \sigma_k(\frac12 - a_k b_k)} + c_k x\Bigr].
+
+    Five parameters a component: weight w (softmax), inverse width a (exponential of a bounded
+    number), centre b (in order, a cumulated softmax), density floor c, and shape :math:`\alpha` of
+    the step, from the least with one maximum on. The slope is never below ``min_density``. Beyond
+    the interval the map goes on smoothly. Zero parameters are near the identity.
+
+    The inverse is a search (:func:`flowkit.scalar.find_root_in_bins`) and two Newton steps that
+    carry derivatives up to third order.
+
+    Args:
+        components: Number of bumps K.
+        exponent: :math:`\beta` of the step.
+        min_density: Least slope, between 0 and 1.
+        max_log_scale: Bound on the logarithm of the inverse widths.
+        lower: Lower end.
+        upper: Upper end.
+        points: Points a call of the multi-bin search.
+        tolerance: How near to the root the search has to come, in units of the interval; eight
+            roundings at least. A last Newton step then doubles the digits.
+
+    Raises:
+        ValueError: If an option is out of its range.
+        ConvergenceError: From ``inverse``, if the search did not reach the tolerance.
+
+    References:
+        Köhler, Krämer and Noé 2021, Smooth Normalizing Flows, arXiv 2110.00351, eq. 4.
+
+    Example:
+        >>> import torch
+        >>> f = SmoothMixture(components=4)
+        >>> x, params = torch.linspace(0, 1, 5), torch.randn(5, f.param_size)
+        >>> y, log_slope = f.forward(x, params)
+        >>> torch.allclose(f.inverse(y, params)[0], x, atol=1e-5)
+        True
+    """
+
+    components: int = 8
+    exponent: float = 1.0
+    min_density: float = 1e-3
+    max_log_scale: float = 4.0
+    lower: float = 0.0
+    upper: float = 1.0
+    points: int = 15
+    tolerance: float = 1e-8
+
+    starts_at_identity: ClassVar[bool] = False
+    _circular: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.components < 1 or self.points < 3:
+            raise ValueError(
+                f"{name} needs components >= 1 and points >= 3, got {self.components} and "
+                f"{self.points}"
+            )
+        if not 0 < self.min_density < 1:
+            raise ValueError(f"{name} needs 0 < min_density < 1, got {self.min_density}")
+        if not (0 < self.exponent <= 4 and 0 < self.max_log_scale <= 10):
+            raise ValueError(
+                f"{name} needs 0 < exponent <= 4 and 0 < max_log_scale <= 10, got "
+                f"{self.exponent} and {self.max_log_scale}"
+            )
+        if not (math.isfinite(self.lower) and math.isfinite(self.upper)) or (
+            self.lower >= self.upper
+        ):
+            raise ValueError(f"{name} needs finite lower < upper, got {self.lower}, {self.upper}")
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"{name} needs 0 <= tolerance < 1, got {self.tolerance}")
+
+    @property
+    def param_size(self) -> int:  # type: ignore[override]
+        """Five a component: weight, centre, inverse width, floor, shape."""
+        return 5 * self.components
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The interval."""
+        return (self.lower, self.upper)
+
+    def _place(self, centres: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the bumps start, and their inverse widths."""
+        scale = soft_clip(raw, self.max_log_scale).exp()
+        return centres - 0.5 / scale, scale
+
+    def _weigh(
+        self, start: Tensor, scale: Tensor, shape: Tensor, gain: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``gain`` such that each bump has its full weight inside the interval; steps at 0."""
+        base = smooth_step(-scale * start, shape, self.exponent)[0]
+        inside = smooth_step(scale * (1 - start), shape, self.exponent)[0] - base
+        return gain / inside, base
+
+    def _bumps(self, params: Tensor, ndim: int) -> _Bumps:
+        """What ``params`` stand for, for numbers of ``ndim`` dimensions."""
+        params = params[(None,) * (ndim + 1 - params.dim())].movedim(-1, 0)
+        raw = params.unflatten(0, (5, self.components)).unbind(0)
+        weights, spaces = torch.softmax(raw[0], 0), torch.softmax(raw[1], 0)
+        # Not torch.cumsum, which is slow along the first dimension.
+        ends = torch.stack(list(itertools.accumulate(spaces.unbind())))
+        start, scale = self._place(ends - spaces / 2, raw[2])
+        floors = self.min_density + (1 - self.min_density) * torch.sigmoid(raw[3])
+        # At zero parameters 1.2 above the least, and 10 at most.
+        shape = least_shape(self.exponent) + 10 * torch.sigmoid(raw[4] - 2)
+        least = weights * floors
+        gain, base = self._weigh(start, scale, shape, weights - least)
+        return _Bumps(start, scale, shape, gain, base, least.sum(0))
+
+    def _step(self, x: Tensor, bumps: _Bumps) -> tuple[Tensor, Tensor]:
+        """The steps ``(K, ...)`` at ``x``, and their slopes in units of the inverse width."""
+        return smooth_step(bumps.scale * (x - bumps.start), bumps.shape, self.exponent)
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the map at ``x`` and its log-slope."""
+        bumps, width = self._bumps(params, x.dim()), self.upper - self.lower
+        x = (x - self.lower) / width
+        step, slope = self._step(x, bumps)
+        value = torch.addcmul((bumps.gain * (step - bumps.base)).sum(0), bumps.floor, x)
+        slope = (bumps.gain * bumps.scale * slope).sum(0) + bumps.floor
+        return self.lower + width * value, slope.log()
+
+    def _between(self, y: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+        """The interval, beyond which the slope is at least the floor; in its units."""
+        return torch.clamp(y, max=0) / floor, 1 + torch.clamp(y - 1, min=0) / floor
+
+    def bracket(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Ends of the interval, or for ``y`` outside, what its least slope allows."""
+        width = self.upper - self.lower
+        ends = self._between((y - self.lower) / width, self._bumps(params, y.dim()).floor)
+        return self.lower + width * ends[0], self.lower + width * ends[1]
+
+    def solve(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Search for all numbers at once, and then for the few that are not found."""
+        bumps, width = self._bumps(params, y.dim()), self.upper - self.lower
+        shape = torch.broadcast_shapes(y.shape, bumps.floor.shape)
+        y, floor = (
+            value.expand(shape).flatten() for value in ((y - self.lower) / width, bumps.floor)
+        )
+        start = bumps.start if self._circular else -bumps.scale * bumps.start
+        steepness = bumps.gain * bumps.scale * bumps.shape * self.exponent
+        rows = [
+            row.expand(-1, *shape).flatten(1)
+            for row in (start, bumps.scale, bumps.shape, bumps.gain, steepness)
+        ]
+        below = (bumps.gain * bumps.base).sum(0).expand(shape).flatten()
+        residual = _Residual([y + below, floor, *rows], self.exponent, self._circular)
+        x, slope = find_root_in_bins(
+            residual, y, *self._between(y, floor), points=self.points, tolerance=self.tolerance
+        )
+        return (self.lower + width * x).reshape(shape), slope.log().reshape(shape)
+
+
+@dataclass(frozen=True)
+class LineSmoothMixture(SmoothMixture):
+    r"""A smooth mixture on the whole line, with straight tails: a spline's place, without kinks.
+
+    The map of :class:`SmoothMixture` with bumps that lie inside [lower, upper]: inverse widths
+    from one on, :math:`a = e^{s\,\mathrm{sigmoid}(r - 1)}` with the bound s. Outside, the
+    map is straight with the slope :math:`\sum_k w_k c_k`, and all derivatives go on.
+
+    Example:
+        >>> import torch
+        >>> f = LineSmoothMixture(components=4)
+        >>> y, log_slope = f.forward(torch.tensor([6.0, 7.0]), torch.zeros(f.param_size))
+        >>> log_slope.exp(), y[1] - y[0]
+        (tensor([0.5005, 0.5005]), tensor(0.5005))
+    """
+
+    lower: float = -5.0
+    upper: float = 5.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The whole line."""
+        return (-math.inf, math.inf)
+
+    def _place(self, centres: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale = self.max_log_scale * torch.sigmoid(raw - 1)
+        # 1 - 1 / a, exact also where a is near one.
+        return centres * -torch.expm1(-log_scale), log_scale.exp()
+
+    def _weigh(
+        self, start: Tensor, scale: Tensor, shape: Tensor, gain: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return gain, torch.zeros_like(start)
+
+
+@dataclass(frozen=True)
+class CircularSmoothMixture(SmoothMixture):
+    r"""A smooth mixture on a circle: derivatives of every order agree where its ends meet.
+
+    The bumps of :class:`SmoothMixture` wrapped around the circle, with inverse widths
+    :math:`a = e^{s\,\mathrm{sigmoid}(r - 1)} \ge 1`, so that each goes around once at most. As a
+    function on the line, :math:`f(x + P) = f(x) + P` with the period P = upper - lower: it needs
+    no wrapped input and has no jump. It keeps ``lower`` in place (combine it with
+    :class:`flowkit.transforms.CircularShift`).
+
+    Example:
+        >>> import torch
+        >>> f = CircularSmoothMixture(components=4)
+        >>> y, _ = f.forward(torch.tensor([0.25, 1.25]), torch.randn(f.param_size))
+        >>> (y[1] - y[0]).round(decimals=4)
+        tensor(1.)
+    """
+
+    _circular: ClassVar[bool] = True
+
+    def _place(self, centres: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        scale = torch.exp(self.max_log_scale * torch.sigmoid(raw - 1))
+        return centres - 0.5 / scale, scale
+
+    def _weigh(
+        self, start: Tensor, scale: Tensor, shape: Tensor, gain: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        nothing = start.new_zeros((1,) * (start.dim() - 1))
+        return gain, self._around(nothing, start, scale, shape)[0]
+
+    def _around(
+        self, x: Tensor, start: Tensor, scale: Tensor, shape: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Steps that go up by one at every turn."""
+        way = x - start
+        turns = torch.floor(way.detach())
+        step, slope = smooth_step(scale * (way - turns), shape, self.exponent)
+        return step + turns, slope
+
+    def _step(self, x: Tensor, bumps: _Bumps) -> tuple[Tensor, Tensor]:
+        return self._around(x, bumps.start, bumps.scale, bumps.shape)
+
+    def _between(self, y: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+        turns = torch.floor(y)
+        return turns, turns + 1
