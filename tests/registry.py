@@ -19,11 +19,19 @@ from flowkit.bases import (
     DiagonalNormal,
     Logistic,
     NormalMixture,
+    Product,
     StandardNormal,
     StudentT,
     Uniform,
 )
-from flowkit.conditioners import MLP, FourierMaskedMLP, MaskedMLP, ResidualMLP
+from flowkit.conditioners import (
+    MLP,
+    CircularFeatures,
+    CircularMaskedMLP,
+    FourierMaskedMLP,
+    MaskedMLP,
+    ResidualMLP,
+)
 from flowkit.scalar import (
     Affine,
     CircularSmoothMixture,
@@ -31,6 +39,7 @@ from flowkit.scalar import (
     IntervalSpline,
     LineSmoothMixture,
     LogisticMixture,
+    PerFeature,
     RationalQuadraticSpline,
     ScalarMap,
     SmoothMixture,
@@ -38,6 +47,7 @@ from flowkit.scalar import (
 from flowkit.transforms import (
     ActNorm,
     Box,
+    Chart,
     CircularShift,
     Compose,
     Conv1x1,
@@ -152,9 +162,34 @@ def _counts_log_prob(x: torch.Tensor) -> torch.Tensor:
     return torch.where(inside, -(x + 1).sum(-1) * math.log(2), -math.inf)
 
 
+def _products(structure: str) -> Transform:
+    """A circle, an interval and a line, as ``smooth_flow`` moves them."""
+    circular, ends = [True, False, False], ([0.0, -1.0, -math.inf], [1.0, 3.0, math.inf])
+    maps = PerFeature(
+        (
+            CircularSmoothMixture(3, lower=-1.0, upper=1.0),
+            IntervalSpline(3, lower=-1.0, upper=1.0),
+            LineSmoothMixture(3),
+        )
+    )
+    if structure == "autoregressive":
+        net = partial(CircularMaskedMLP, hidden=(7, 6), circular=[False, True, False])
+        layer: Transform = MaskedAutoregressive(3, maps, net, context=1, order=[2, 0, 1])
+    else:
+        net = partial(CircularFeatures, circular=[True], conditioner=mlp)
+        layer = Coupling([False, True, True], maps, net, context=1)
+    shift = partial(CircularShift, 3, -1.0, 1.0, circular)
+    return Compose(Chart(circular, *ends), shift(), layer, shift())
+
+
 SIGN_ONLY = "an orthogonal number is a sign, which no small change of a reflection moves"
 HALF_LINE = "no base lives on the half-line that this one maps to"
 MOVED = {"starts_at_identity": False}
+PRODUCT = {
+    "base": Product((Uniform(2, -1.0, 1.0), [0, 1]), (StandardNormal(1), [2])),
+    "far": (),
+    **MOVED,
+}
 CIRCLE = {"base": Uniform(2, -math.pi, math.pi), "far": ()}
 
 CASES: list[Case] = [
@@ -182,6 +217,25 @@ CASES: list[Case] = [
         "Box-2",
         lambda: Box([0.0, -1.0], [2.0, 5.0]),
         {**MOVED, "base": Uniform(2, -1.0, 1.0)},
+    ),
+    Case(
+        "Chart-3",
+        lambda: Chart([True, False, False], [0.0, -1.0, -math.inf], [1.0, 3.0, math.inf]),
+        PRODUCT,
+    ),
+    Case(
+        "CircularShift-3-of-two",
+        lambda: CircularShift(3, -1.0, 1.0, [True, False, True]),
+        {"base": Product((Uniform(2, -1.0, 1.0), [0, 2]), (StandardNormal(1), [1])), "far": ()},
+    ),
+    *(
+        Case(f"products-{name}", partial(_products, name), PRODUCT)
+        for name in ("coupling", "autoregressive")
+    ),
+    Case(
+        "elementwise-3-of-each",
+        lambda: Elementwise(3, PerFeature((Affine(), LogisticMixture(2), Affine()))),
+        MOVED,
     ),
     Case(
         "autoregressive-3-fourier-of-interval",
@@ -265,6 +319,7 @@ CASES: list[Case] = [
 ]
 
 BASES: dict[str, Callable[[], Base]] = {
+    "Product": lambda: Product((Uniform(2, -1.0, 3.0), [0, 2]), (DiagonalNormal(1, 2), [1])),
     "StandardNormal": lambda: StandardNormal(2),
     "StandardNormal-image": lambda: StandardNormal(2, 3, 3),
     "DiagonalNormal": lambda: DiagonalNormal(2),

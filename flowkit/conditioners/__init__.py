@@ -1,5 +1,6 @@
 """Networks that emit the parameters of scalar maps."""
 
+from flowkit.conditioners.circular import CircularFeatures, CircularMaskedMLP
 from flowkit.conditioners.context import StandardizeContext
 from flowkit.conditioners.fourier import FourierMaskedMLP
 from flowkit.conditioners.masked import AutoregressiveConditioner, MaskedMLP
@@ -9,6 +10,8 @@ __all__ = [
     "ACTIVATIONS",
     "MLP",
     "AutoregressiveConditioner",
+    "CircularFeatures",
+    "CircularMaskedMLP",
     "Conditioner",
     "FourierMaskedMLP",
     "MaskedMLP",

@@ -83,7 +83,7 @@ class FourierMaskedMLP(MaskedMLP):
         self.from_waves = nn.Linear(2 * len(directions), self.hidden[0], bias=False)
 
     def _first(self, x: Tensor, context: Tensor | None) -> Tensor:
-        angles = F.linear(x, self.directions)
+        angles = F.linear(self._clip(x), self.directions)
         waves = torch.cat([angles.sin(), angles.cos()], -1)
         return super()._first(x, context) + F.linear(
             waves, self.from_waves.weight * self.wave_mask
@@ -95,6 +95,7 @@ class FourierMaskedMLP(MaskedMLP):
 
     def _rows_to_read(self, known: list[Tensor], start: int, stop: int) -> Tensor:
         directions = self.directions[start * self.waves : stop * self.waves, :stop]
-        angles = directions @ torch.cat(known)
+        angles = directions @ self._clip(torch.cat(known))
         angles = angles.unflatten(0, (-1, self.waves))
-        return torch.cat([known[-1].unsqueeze(1), angles.sin(), angles.cos()], 1).flatten(0, 1)
+        last = self._clip(known[-1]).unsqueeze(1)
+        return torch.cat([last, angles.sin(), angles.cos()], 1).flatten(0, 1)

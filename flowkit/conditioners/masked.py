@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from flowkit.compiling import is_traced
 from flowkit.conditioners.mlp import Conditioner
 from flowkit.layout import linear
-from flowkit.scalar.affine import soft_clip
 
 # Turns of the inverse that share their products with what is known before; measured.
 _TURNS = 8
@@ -121,15 +120,18 @@ class MaskedMLP(AutoregressiveConditioner):
         return layer.weight * getattr(self, f"mask_{i}"), layer.bias  # type: ignore[return-value]
 
     def _first(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """What the first hidden units read, from soft-clipped ``x``, before the activation."""
-        h = F.linear(x, *self._masked(0, self.layers[0]))
-        if self.from_context is not None and context is not None:
-            h = h + self.from_context(soft_clip(context, self.input_clip))
-        return h
+        """What the first hidden units read, before the activation."""
+        h = F.linear(self._clip(x), *self._masked(0, self.layers[0]))
+        return self._with_context(h, context)
+
+    def _with_context(self, h: Tensor, context: Tensor | None) -> Tensor:
+        if self.from_context is None or context is None:
+            return h
+        return h + self.from_context(self._clip(context))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., features, param_size)`` raw parameters."""
-        h = self._act_on_new(self._first(soft_clip(x, self.input_clip), context))
+        h = self._act_on_new(self._first(x, context))
         for i, layer in enumerate(self.layers[1:], start=1):
             h = self._act_on_new(F.linear(h, *self._masked(i, layer)))
         out = linear(h, *self._masked(len(self.layers), self.last))
@@ -140,11 +142,11 @@ class MaskedMLP(AutoregressiveConditioner):
         return self.layers[0].weight  # type: ignore[return-value]
 
     def _rows_to_read(self, known: list[Tensor], start: int, stop: int) -> Tensor:
-        """What the first layer reads of variables ``start:stop``, the last of soft-clipped known.
+        """What the first layer reads of variables ``start:stop``, the last of those known.
 
         Rows are in the order of :meth:`_columns`.
         """
-        return known[-1]
+        return self._clip(known[-1])
 
     def unroll(
         self,
@@ -172,11 +174,10 @@ class MaskedMLP(AutoregressiveConditioner):
             ),
         ]
         if self.from_context is not None and context is not None:
-            read = self.from_context(soft_clip(context, self.input_clip))
+            read = self.from_context(self._clip(context))
             layers[0] = (layers[0][0], layers[0][1] + read.mT)
 
         values: list[Tensor] = []
-        clipped: list[Tensor] = []
         reads = [_Rows(z, c) for c in counts[:-1]]
         waiting = z.split([j - i for i, j in itertools.pairwise(variables)])
         for first in range(0, len(variables) - 1, _TURNS):
@@ -198,8 +199,7 @@ class MaskedMLP(AutoregressiveConditioner):
                     h = torch.addmm(before[depth][t - first], inside[depth][t - first], known)
                 params = h.reshape(len(waiting[t]), self.param_size, z.shape[-1]).mT
                 values.append(solve(waiting[t], params))
-                clipped.append(soft_clip(values[-1], self.input_clip))
-                reads[0].put(t, self._rows_to_read(clipped, variables[t], variables[t + 1]))
+                reads[0].put(t, self._rows_to_read(values, variables[t], variables[t + 1]))
         return torch.cat(values)
 
 

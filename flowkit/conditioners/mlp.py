@@ -95,6 +95,10 @@ class Conditioner(nn.Module):
         """Features and context side by side, soft-clipped."""
         if self.context_size and context is not None:
             x = torch.cat([x, context], -1)
+        return self._clip(x)
+
+    def _clip(self, x: Tensor) -> Tensor:
+        """Bound what is read."""
         return soft_clip(x, self.input_clip)
 
     @staticmethod

@@ -4,7 +4,13 @@ A call of a recipe is plain JSON. The registry here is what files, the command l
 estimators use to build a flow by name; a user's own recipe joins it with :func:`recipe`.
 """
 
-from flowkit.recipes.flows import autoregressive_flow, box_flow, coupling_flow, elementwise_flow
+from flowkit.recipes.flows import (
+    autoregressive_flow,
+    box_flow,
+    coupling_flow,
+    elementwise_flow,
+    smooth_flow,
+)
 from flowkit.recipes.registry import RECIPES, build, recipe
 
 __all__ = [
@@ -15,4 +21,5 @@ __all__ = [
     "coupling_flow",
     "elementwise_flow",
     "recipe",
+    "smooth_flow",
 ]

@@ -1,7 +1,8 @@
 """Monotone maps of one number, their parameters handed in."""
 
-from flowkit.scalar.affine import Affine, soft_clip
+from flowkit.scalar.affine import Affine, smooth_clip, soft_clip
 from flowkit.scalar.base import ScalarMap
+from flowkit.scalar.features import PerFeature
 from flowkit.scalar.mixture import LogisticMixture
 from flowkit.scalar.roots import (
     attach_newton,
@@ -26,6 +27,7 @@ __all__ = [
     "IntervalSpline",
     "LineSmoothMixture",
     "LogisticMixture",
+    "PerFeature",
     "RationalQuadraticSpline",
     "ScalarMap",
     "SmoothMixture",
@@ -35,6 +37,7 @@ __all__ = [
     "find_root_by_newton",
     "find_root_in_bins",
     "least_shape",
+    "smooth_clip",
     "smooth_step",
     "soft_clip",
 ]

@@ -25,6 +25,21 @@ def soft_clip(x: Tensor, limit: float | None) -> Tensor:
     return x / torch.add(x.new_ones(()), x.abs(), alpha=1 / limit)
 
 
+def smooth_clip(x: Tensor, limit: float) -> Tensor:
+    r"""Squash into :math:`(-c, c)` by :math:`x / \sqrt{1 + (x / c)^2}`; slope one at the origin.
+
+    It has derivatives of every order, where those of :func:`soft_clip` jump at the origin from the
+    second on.
+
+    Example:
+        >>> import torch
+        >>> smooth_clip(torch.tensor([0.0, 10.0, 1e6]), 10.0)
+        tensor([ 0.0000,  7.0711, 10.0000])
+    """
+    # Divided first: the square of a large number would not be finite.
+    return x * (x.new_ones(()) + (x / limit).square()).rsqrt()
+
+
 @dataclass(frozen=True)
 class Affine(ScalarMap):
     r""":math:`y = x\, e^{s} + t`, with :math:`s = c(a) = a / (1 + |a| / s_{max})`.

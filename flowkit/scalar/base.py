@@ -8,6 +8,7 @@ layer.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -43,6 +44,10 @@ class ScalarMap:
     def bounds(self) -> tuple[float, float]:
         """The interval that the map sends to itself; the whole line by default."""
         return (-math.inf, math.inf)
+
+    def take(self, features: Sequence[int], of: int) -> ScalarMap:
+        """Return the map of some of ``of`` features: itself, where all features share one."""
+        return self
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``f(x)`` and ``log f'(x)``, both of the shape of ``x``."""

@@ -58,7 +58,7 @@ class LogisticMixture(ScalarMap):
         return 3 * self.components
 
     def _unpack(self, params: Tensor, ndim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of weights, centres and log-scales ``(K, ...)``, for events of ``ndim`` dimensions.
+        """Logits of weights, centres and log-scales ``(K, ...)``, for ``ndim`` dimensions.
 
         Components come first: sums over them then run along whole rows of memory.
         """

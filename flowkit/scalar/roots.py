@@ -117,9 +117,7 @@ def find_root(
 
 
 class _Place(NamedTuple):
-    """Where Newton's method stands: point, the slope where it came from, bracket, the last two
-    steps, and who needs more.
-    """
+    """Where Newton's method stands; ``slope`` is that where it came from, ``late`` needs more."""
 
     x: Tensor
     slope: Tensor
@@ -172,8 +170,8 @@ def _resolution(lower: Tensor, upper: Tensor, tolerance: float = 0.0) -> Tensor:
 def _give_up(late: Tensor, width: Tensor) -> ConvergenceError:
     count, widest = int(late.sum()), float(torch.where(late, width, 0).max())
     return ConvergenceError(
-        f"the search for the inverse has not come to an end for {count} of {late.numel()} numbers, "
-        f"with brackets up to {widest:.3g} wide; remedy: look at the parameters of the scalar map "
+        f"the search for the inverse has not ended for {count} of {late.numel()} numbers, with "
+        f"brackets up to {widest:.3g} wide; remedy: look at the parameters of the scalar map "
         "for infinite or extreme values, bound them, or use float64"
     )
 
@@ -216,9 +214,9 @@ def find_root_by_newton(
     """
     with torch.no_grad():
         least, place = _resolution(lower, upper), _begin(start, lower, upper)
-        ended: bool | None = None
+        old, ended = place, None
         for i in range(_NEWTON_STEPS.get(start.dtype, _NEWTON_STEPS_SINGLE)):
-            older, old = (place, place) if i == 0 else (old, place)
+            older, old = old, place
             place = _step(f, place, least, watch=i >= 2)
             # The first steps are never the last ones.
             ended = look(~place.late) if i >= 2 else None

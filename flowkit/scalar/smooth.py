@@ -14,7 +14,6 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from flowkit.scalar.affine import soft_clip
 from flowkit.scalar.base import ScalarMap
 from flowkit.scalar.roots import find_root_in_bins
 
@@ -206,7 +205,7 @@ class SmoothMixture(ScalarMap):
 
     def _place(self, centres: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Where the bumps start, and their inverse widths."""
-        scale = soft_clip(raw, self.max_log_scale).exp()
+        scale = torch.exp(self.max_log_scale * torch.tanh(raw / self.max_log_scale))
         return centres - 0.5 / scale, scale
 
     def _weigh(
@@ -239,11 +238,22 @@ class SmoothMixture(ScalarMap):
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return the map at ``x`` and its log-slope."""
         bumps, width = self._bumps(params, x.dim()), self.upper - self.lower
-        x = (x - self.lower) / width
-        step, slope = self._step(x, bumps)
-        value = torch.addcmul((bumps.gain * (step - bumps.base)).sum(0), bumps.floor, x)
+        unit = (x - self.lower) / width
+        step, slope = self._step(unit, bumps)
+        value = torch.addcmul((bumps.gain * (step - bumps.base)).sum(0), bumps.floor, unit)
         slope = (bumps.gain * bumps.scale * slope).sum(0) + bumps.floor
-        return self.lower + width * value, slope.log()
+        return self._keep_inside(unit, self.lower + width * value), slope.log()
+
+    def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the inverse at ``y`` and its log-slope."""
+        x, log_slope = super().inverse(y, params)
+        return self._keep_inside((y - self.lower) / (self.upper - self.lower), x), log_slope
+
+    def _keep_inside(self, unit: Tensor, moved: Tensor) -> Tensor:
+        """Undo the rounding that moved a number of the interval out of it."""
+        inside = (unit >= 0) & (unit <= 1)
+        kept = torch.where(inside, moved.clamp(self.lower, self.upper), moved)
+        return moved + (kept - moved).detach()
 
     def _between(self, y: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
         """The interval, beyond which the slope is at least the floor; in its units."""
@@ -310,6 +320,9 @@ class LineSmoothMixture(SmoothMixture):
     ) -> tuple[Tensor, Tensor]:
         return gain, torch.zeros_like(start)
 
+    def _keep_inside(self, unit: Tensor, moved: Tensor) -> Tensor:
+        return moved
+
 
 @dataclass(frozen=True)
 class CircularSmoothMixture(SmoothMixture):
@@ -349,6 +362,9 @@ class CircularSmoothMixture(SmoothMixture):
         turns = torch.floor(way.detach())
         step, slope = smooth_step(scale * (way - turns), shape, self.exponent)
         return step + turns, slope
+
+    def _keep_inside(self, unit: Tensor, moved: Tensor) -> Tensor:
+        return moved
 
     def _step(self, x: Tensor, bumps: _Bumps) -> tuple[Tensor, Tensor]:
         return self._around(x, bumps.start, bumps.scale, bumps.shape)

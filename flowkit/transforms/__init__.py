@@ -4,7 +4,7 @@ from flowkit.transforms.autoregressive import MaskedAutoregressive
 from flowkit.transforms.base import Inverse, Transform
 from flowkit.transforms.compose import Compose
 from flowkit.transforms.coupling import Coupling
-from flowkit.transforms.domain import Box, CircularShift, Log, Logit
+from flowkit.transforms.domain import Box, Chart, CircularShift, Log, Logit
 from flowkit.transforms.elementwise import Elementwise
 from flowkit.transforms.linear import (
     Conv1x1,
@@ -20,6 +20,7 @@ from flowkit.transforms.stochastic import Dequantize, StochasticTransform
 __all__ = [
     "ActNorm",
     "Box",
+    "Chart",
     "CircularShift",
     "Compose",
     "Conv1x1",

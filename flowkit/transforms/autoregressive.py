@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkit.conditioners import AutoregressiveConditioner, MaskedMLP
 from flowkit.layout import features_first, features_last
-from flowkit.scalar import Affine, RationalQuadraticSpline, ScalarMap
+from flowkit.scalar import Affine, PerFeature, RationalQuadraticSpline, ScalarMap
 from flowkit.scalar.roots import look
 from flowkit.transforms.base import Transform
 from flowkit.transforms.permute import check_order
@@ -68,8 +68,9 @@ class MaskedAutoregressive(Transform):
                 f"unknown inverse_method {inverse_method!r}: choose from incremental, jacobi"
             )
         self.inverse_method = inverse_method
-        self.scalar = scalar if scalar is not None else RationalQuadraticSpline()
         first_to_last = list(range(features)) if order is None else check_order(order, features)
+        scalar = RationalQuadraticSpline() if scalar is None else scalar
+        self.scalar = scalar.take(first_to_last, features)
         self.register_buffer("order", torch.tensor(first_to_last))
         self._natural = order is None
         self.conditioner = conditioner(features, self.scalar.param_size, context=context)
@@ -80,9 +81,10 @@ class MaskedAutoregressive(Transform):
 
         One program then serves all features, and all layers with the same scalar map. The loop
         over the features stays as it is: unrolled it takes minutes to compile and gains little,
-        and so would an affine map. Copies and files are not compiled.
+        and so would an affine map. Maps that differ between features stay as they are, too.
+        Copies and files are not compiled.
         """
-        if not isinstance(self.scalar, Affine):
+        if not isinstance(self.scalar, (Affine, PerFeature)):
             self._compiled_solve = torch.compile(self.scalar.inverse, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,10 +120,14 @@ class MaskedAutoregressive(Transform):
         if context is not None:
             context = context.reshape(-1, context.shape[-1]) if self.needs_context else None
         log_slopes: list[Tensor] = []
-        undo = self._compiled_solve or self.scalar.inverse
+        solved = 0
 
         def solve(z: Tensor, params: Tensor) -> Tensor:
-            x, log_slope = undo(z, params.to(z.dtype))
+            nonlocal solved
+            scalar = self.scalar.take(range(solved, solved + len(z)), features)
+            solved += len(z)
+            undo = self._compiled_solve or scalar.inverse
+            x, log_slope = undo(z, params[..., : scalar.param_size].to(z.dtype))
             log_slopes.append(log_slope)
             return x
 

@@ -66,9 +66,10 @@ class Coupling(Transform):
                 "moves every feature on its own is Elementwise"
             )
         super().__init__((len(mask),), context)
-        self.scalar = scalar if scalar is not None else RationalQuadraticSpline()
         fixed = [i for i, m in enumerate(mask) if not m]
         moved = [i for i, m in enumerate(mask) if m]
+        scalar = RationalQuadraticSpline() if scalar is None else scalar
+        self.scalar = scalar.take(moved, len(mask))
         joined = fixed + moved
         merge = sorted(range(len(mask)), key=joined.__getitem__)
         self.register_buffer("fixed_index", torch.tensor(fixed, dtype=torch.long), False)

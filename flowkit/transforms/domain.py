@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from flowkit.transforms.base import Transform
+from flowkit.transforms.normalize import _moments
 
 
 def _nan_through(x: Tensor, z: Tensor) -> Tensor:
@@ -176,6 +178,118 @@ class Log(Transform):
         return z.exp() + self.lower, z.sum(-1)
 
 
+class Chart(Transform):
+    r"""Circles, intervals and lines, brought to [-1, 1] and to unit scale.
+
+    A circle or an interval [l, u] becomes :math:`z = 2 (x - l) / (u - l) - 1`; ``x`` on a circle
+    may be given outside and is read modulo the period. A line becomes :math:`z = (x - \mu) /
+    \sigma` with constants that ``initialize`` sets from data. Outside an interval the result is
+    outside [-1, 1], where a base that lives on the cube has no density.
+
+    Args:
+        circular: One boolean a feature, true for circles.
+        lower: Lower ends l, one a feature; ``-inf`` for a line.
+        upper: Upper ends u; ``inf`` for a line.
+
+    Raises:
+        ValueError: If the numbers of features differ, an end is not below its upper, only one end
+            is infinite, or a circle has no ends.
+        DataError: From ``initialize``, if a line is constant or there are fewer than two rows.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Chart
+        >>> chart = Chart([True, False, False], [0.0, 0.0, -torch.inf], [1.0, 4.0, torch.inf])
+        >>> chart(torch.tensor([1.75, 1.0, 5.0]))[0]
+        tensor([ 0.5000, -0.5000,  5.0000])
+    """
+
+    constant_log_det = True
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, circular: Sequence[bool], lower: Sequence[float], upper: Sequence[float]
+    ) -> None:
+        circular = [bool(c) for c in circular]
+        lower, upper = [float(a) for a in lower], [float(b) for b in upper]
+        if not len(circular) == len(lower) == len(upper) or not circular:
+            raise ValueError(
+                "Chart needs one circular, lower and upper a feature, got "
+                f"{len(circular)}, {len(lower)} and {len(upper)}"
+            )
+        for i, (turns, a, b) in enumerate(zip(circular, lower, upper, strict=True)):
+            if not a < b or math.isinf(a) != math.isinf(b) or (turns and math.isinf(a)):
+                raise ValueError(
+                    "Chart needs lower < upper, both finite or, for a line, both infinite; got "
+                    f"{a} and {b} for {'the circle' if turns else 'feature'} {i}"
+                )
+        super().__init__((len(circular),))
+        self.circular = tuple(circular)
+        # Python numbers, not buffers: a buffer would be rounded to float32 for good.
+        self.lower, self.upper = tuple(lower), tuple(upper)
+        straight = [math.isinf(a) for a in lower]
+        self.register_buffer("around", torch.tensor(circular), persistent=False)
+        self.register_buffer("straight", torch.tensor(straight), persistent=False)
+        self.register_buffer("mean", torch.zeros(len(circular)))
+        self.register_buffer("scale", torch.ones(len(circular)))
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """Lines, intervals, and circles as one turn, closed at the cut."""
+        parts = [
+            constraints.real if math.isinf(a) else constraints.interval(a, b)
+            for a, b in zip(self.lower, self.upper, strict=True)
+        ]
+        if all(part is constraints.real for part in parts):
+            return constraints.independent(constraints.real, 1)
+        return constraints.independent(constraints.cat(parts, -1, [1] * len(parts)), 1)
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """Lines and [-1, 1]."""
+        unit = constraints.interval(-1.0, 1.0)
+        parts = [constraints.real if math.isinf(a) else unit for a in self.lower]
+        if all(part is constraints.real for part in parts):
+            return constraints.independent(constraints.real, 1)
+        return constraints.independent(constraints.cat(parts, -1, [1] * len(parts)), 1)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Take mean and standard deviation of the lines from data."""
+        lines = self.get_buffer("straight").nonzero().flatten()
+        if lines.numel():
+            mean, scale = _moments(x.index_select(-1, lines), 1, self.label)
+            self.mean[lines] = mean.to(self.mean)
+            self.scale[lines] = scale.to(self.scale)
+
+    def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Centre and half width of every feature."""
+        ends = [
+            (0.0, 1.0) if math.isinf(a) else ((a + b) / 2, (b - a) / 2)
+            for a, b in zip(self.lower, self.upper, strict=True)
+        ]
+        centre, half = (like.new_tensor(values) for values in zip(*ends, strict=True))
+        straight = self.get_buffer("straight")
+        return torch.where(straight, self.mean, centre), torch.where(straight, self.scale, half)
+
+    def _log_det(self, like: Tensor) -> Tensor:
+        return -self._affine(like)[1].log().sum().to(like.dtype).expand(like.shape[:-1])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Bring to [-1, 1] and to unit scale."""
+        centre, half = self._affine(x)
+        z = (x - centre) / half
+        # z minus whole turns, not a remainder: its derivative is one for every order of autodiff.
+        turns = 2 * torch.floor((z + 1) / 2).detach()
+        return torch.where(self.get_buffer("around"), z - turns, z), self._log_det(x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return to the coordinates of the data."""
+        centre, half = self._affine(z)
+        return z * half + centre, -self._log_det(z)
+
+
 class CircularShift(Transform):
     r"""Turn circles by learned angles: :math:`z = l + ((x + \varphi - l) \bmod P)`.
 
@@ -186,9 +300,10 @@ class CircularShift(Transform):
         features: Number of circles.
         lower: Where each circle is cut open, l.
         upper: Where it closes, l + P.
+        circular: One boolean a feature, true for circles; others stay. All by default.
 
     Raises:
-        ValueError: If ``lower`` is not below ``upper``.
+        ValueError: If ``lower`` is not below ``upper``, or there is not one boolean a feature.
 
     Example:
         >>> import torch
@@ -199,32 +314,57 @@ class CircularShift(Transform):
 
     constant_log_det = True
 
-    def __init__(self, features: int, lower: float = -math.pi, upper: float = math.pi) -> None:
+    def __init__(
+        self,
+        features: int,
+        lower: float = -math.pi,
+        upper: float = math.pi,
+        circular: Sequence[bool] | None = None,
+    ) -> None:
         if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
             raise ValueError(f"CircularShift needs finite lower < upper, got {lower}, {upper}")
+        circular = [True] * features if circular is None else [bool(c) for c in circular]
+        if len(circular) != features or not any(circular):
+            raise ValueError(
+                f"CircularShift needs one boolean for each of {features} features, at least one "
+                f"of them true, got {circular}"
+            )
         super().__init__((features,))
         self.lower, self.upper = float(lower), float(upper)
-        self.shift = nn.Parameter(torch.zeros(features))
+        self.circular = tuple(circular)
+        self.register_buffer("around", torch.tensor(circular), persistent=False)
+        # Where the shift of each feature is; the last place holds a zero.
+        turn = itertools.count()
+        places = [next(turn) if c else sum(circular) for c in circular]
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.shift = nn.Parameter(torch.zeros(sum(circular)))
 
     @property
     def domain(self) -> constraints.Constraint:
-        """One turn, closed at the cut."""
-        return constraints.independent(constraints.interval(self.lower, self.upper), 1)
+        """One turn, closed at the cut; lines for what is no circle."""
+        turn = constraints.interval(self.lower, self.upper)
+        if all(self.circular):
+            return constraints.independent(turn, 1)
+        parts = [turn if c else constraints.real for c in self.circular]
+        return constraints.independent(constraints.cat(parts, -1, [1] * len(parts)), 1)
 
     @property
     def codomain(self) -> constraints.Constraint:
-        """One turn, as the domain."""
+        """The same as the domain."""
         return self.domain
 
-    def _turn(self, x: Tensor) -> Tensor:
-        period = self.upper - self.lower
+    def _turn(self, x: Tensor, sign: int) -> Tensor:
+        around, period = self.get_buffer("around"), self.upper - self.lower
+        shift = torch.cat([self.shift, self.shift.new_zeros(1)])
+        turned = x + sign * shift.index_select(0, self.get_buffer("places"))
         # x minus whole turns, not a remainder: its derivative is one for every order of autodiff.
-        return x - period * torch.floor((x - self.lower).detach() / period)
+        turned = turned - period * torch.floor((turned - self.lower).detach() / period)
+        return torch.where(around, turned, x)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Turn by the angle."""
-        return self._turn(x + self.shift), x.new_zeros(x.shape[:-1])
+        return self._turn(x, 1), x.new_zeros(x.shape[:-1])
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Turn back."""
-        return self._turn(z - self.shift), z.new_zeros(z.shape[:-1])
+        return self._turn(z, -1), z.new_zeros(z.shape[:-1])

@@ -41,7 +41,8 @@ class Elementwise(Transform):
         conditioner: Callable[..., nn.Module] = MLP,
     ) -> None:
         super().__init__((features,), context)
-        self.scalar = scalar if scalar is not None else RationalQuadraticSpline()
+        scalar = RationalQuadraticSpline() if scalar is None else scalar
+        self.scalar = scalar.take(range(features), features)
         size = self.scalar.param_size
         self.params = None if context else nn.Parameter(torch.zeros(features, size))
         self.conditioner = conditioner(0, features * size, context=context) if context else None

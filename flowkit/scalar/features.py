@@ -1,0 +1,102 @@
+"""One scalar map a feature: products of lines, intervals and circles in one layer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flowkit.errors import ShapeError
+from flowkit.scalar.base import ScalarMap
+
+
+@dataclass(frozen=True)
+class PerFeature(ScalarMap):
+    """A map of its own for every feature, where features live on lines, intervals or circles.
+
+    Layers hand rows of features, the first dimension, to a scalar map; row i is moved by map i.
+    ``param_size`` is the largest; a map that needs fewer reads the first ones.
+
+    Args:
+        maps: One scalar map a feature of the layer, in the order of the features.
+
+    Raises:
+        ShapeError: If there is none, or a layer has another number of features.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.scalar import Affine, CircularSpline, PerFeature
+        >>> from flowkit.transforms import Coupling
+        >>> t = Coupling([True, False, True], PerFeature((Affine(), Affine(), CircularSpline())))
+        >>> t(torch.zeros(5, 3))[0].shape
+        torch.Size([5, 3])
+    """
+
+    maps: tuple[ScalarMap, ...]
+    _lengths: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _groups: tuple[tuple[ScalarMap, tuple[int, ...]], ...] = field(
+        init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "maps", tuple(self.maps))
+        if not self.maps or not all(isinstance(m, ScalarMap) for m in self.maps):
+            raise ShapeError(f"PerFeature expected one ScalarMap a feature, got {self.maps}")
+        # Runs of equal maps are cut out, joined by map, moved, and put back in their order.
+        runs = [(m, len(list(run))) for m, run in itertools.groupby(self.maps)]
+        groups = tuple(
+            (m, tuple(i for i, (other, _) in enumerate(runs) if other == m))
+            for m in dict.fromkeys(self.maps)
+        )
+        object.__setattr__(self, "_lengths", tuple(length for _, length in runs))
+        object.__setattr__(self, "_groups", groups)
+
+    @property
+    def param_size(self) -> int:  # type: ignore[override]
+        """The largest of the maps."""
+        return max(m.param_size for m in self.maps)
+
+    @property
+    def starts_at_identity(self) -> bool:  # type: ignore[override]
+        """Whether all maps do."""
+        return all(m.starts_at_identity for m in self.maps)
+
+    def take(self, features: Sequence[int], of: int) -> ScalarMap:
+        """The maps of these features; one map where they share it."""
+        if of != len(self.maps):
+            raise ShapeError(
+                f"PerFeature holds {len(self.maps)} maps and the layer has {of} features; remedy: "
+                "one map for every feature of the layer, also for those that do not move"
+            )
+        maps = tuple(self.maps[i] for i in features)
+        return maps[0] if len(set(maps)) == 1 else PerFeature(maps)
+
+    def _apply(self, direction: str, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        if x.dim() == 0 or len(x) != len(self.maps):
+            raise ShapeError(
+                f"PerFeature expected {len(self.maps)} rows, one a map, got {tuple(x.shape)}"
+            )
+        own = params.dim() == x.dim() + 1
+        rows = x.split(self._lengths)
+        row_params = params.split(self._lengths) if own else (params,) * len(rows)
+        values, log_slopes = list(rows), list(rows)
+        for m, runs in self._groups:
+            together = torch.cat([rows[i] for i in runs])
+            theirs = torch.cat([row_params[i] for i in runs]) if own else params
+            value, log_slope = getattr(m, direction)(together, theirs[..., : m.param_size])
+            lengths = [self._lengths[i] for i in runs]
+            pieces = zip(runs, value.split(lengths), log_slope.split(lengths), strict=True)
+            for i, moved, log_moved in pieces:
+                values[i], log_slopes[i] = moved, log_moved
+        return torch.cat(values), torch.cat(log_slopes)
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the map of each row at ``x`` and its log-slope."""
+        return self._apply("forward", x, params)
+
+    def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the inverse of each row at ``y`` and its log-slope."""
+        return self._apply("inverse", y, params)
