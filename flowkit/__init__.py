@@ -2,14 +2,21 @@
 
 from flowkit.flow import Flow
 from flowkit.io import load, save
-from flowkit.objectives import MaximumLikelihood, ReverseKL, WeightedSum
-from flowkit.recipes import autoregressive_flow, box_flow, coupling_flow, elementwise_flow
+from flowkit.objectives import ForceMatching, MaximumLikelihood, ReverseKL, WeightedSum
+from flowkit.recipes import (
+    autoregressive_flow,
+    box_flow,
+    coupling_flow,
+    elementwise_flow,
+    smooth_flow,
+)
 from flowkit.training import History, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Flow",
+    "ForceMatching",
     "History",
     "MaximumLikelihood",
     "ReverseKL",
@@ -21,4 +28,5 @@ __all__ = [
     "fit",
     "load",
     "save",
+    "smooth_flow",
 ]

@@ -37,6 +37,10 @@ class NonFiniteLossError(FlowkitError, ArithmeticError):
     """The loss became NaN or infinite during training."""
 
 
+class NonFiniteEnergyError(FlowkitError, ArithmeticError):
+    """An energy or a force became NaN or infinite in a simulation."""
+
+
 class ProcessError(FlowkitError, RuntimeError):
     """A fit ends in this process because it failed in another one, whose error says why."""
 

@@ -27,6 +27,7 @@ from flowkit.datasets.shapes import (
 )
 from flowkit.datasets.splits import Splits, split_rows
 from flowkit.datasets.tables import breast_cancer, diabetes, digits, magic, wine
+from flowkit.datasets.torus import TorusRings, torus_rings
 from flowkit.datasets.toy import NoisedShape, Toy
 
 #: Every toy by name, for loops and command lines: ``TOYS["swirl"]()`` is ``swirl()``.
@@ -40,6 +41,7 @@ TOYS: Mapping[str, Callable[[], Toy]] = MappingProxyType(
         "rings": rings,
         "eight_gaussians": eight_gaussians,
         "multimodal10": multimodal10,
+        "torus_rings": torus_rings,
     }
 )
 
@@ -51,6 +53,7 @@ __all__ = [
     "NoisedShape",
     "PhotographColours",
     "Splits",
+    "TorusRings",
     "Toy",
     "breast_cancer",
     "checkerboard",
@@ -67,6 +70,7 @@ __all__ = [
     "sine",
     "split_rows",
     "swirl",
+    "torus_rings",
     "two_moons",
     "two_spirals",
     "wine",

@@ -1,7 +1,16 @@
 """Objectives: what to minimise."""
 
 from flowkit.objectives.base import Batch, Loss, Objective, WeightedSum
+from flowkit.objectives.force import ForceMatching
 from flowkit.objectives.likelihood import MaximumLikelihood
 from flowkit.objectives.reverse_kl import ReverseKL
 
-__all__ = ["Batch", "Loss", "MaximumLikelihood", "Objective", "ReverseKL", "WeightedSum"]
+__all__ = [
+    "Batch",
+    "ForceMatching",
+    "Loss",
+    "MaximumLikelihood",
+    "Objective",
+    "ReverseKL",
+    "WeightedSum",
+]

@@ -55,14 +55,25 @@ def smooth_step(u: Tensor, shape: Tensor, exponent: float = 1.0) -> tuple[Tensor
         >>> smooth_step(torch.tensor([-1.0, 0.0, 0.5, 1.0]), torch.tensor(1.0))[0]
         tensor([0.0000, 0.0000, 0.5000, 1.0000])
     """
-    end = _end(exponent, u.dtype)
-    low = u.clamp(end, 1 - end)
-    high = 1 - low
-    rise, fall = high.pow(-exponent), low.pow(-exponent)
+    low, high, rise, fall = _powers(u, exponent)
     logit = shape * (rise - fall)
     step = torch.sigmoid(logit)
     slope = step * torch.sigmoid(-logit) * (exponent * shape) * (rise / high + fall / low)
     return step, slope
+
+
+def _powers(u: Tensor, exponent: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distances from both ends, the upper one's power and the lower one's."""
+    end = _end(exponent, u.dtype)
+    low = u.clamp(end, 1 - end)
+    high = 1 - low
+    return low, high, high.pow(-exponent), low.pow(-exponent)
+
+
+def _height(u: Tensor, shape: Tensor, exponent: float) -> Tensor:
+    """The smooth step without its slope."""
+    _, _, rise, fall = _powers(u, exponent)
+    return torch.sigmoid(shape * (rise - fall))
 
 
 class _Bumps(NamedTuple):
@@ -212,8 +223,8 @@ class SmoothMixture(ScalarMap):
         self, start: Tensor, scale: Tensor, shape: Tensor, gain: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``gain`` such that each bump has its full weight inside the interval; steps at 0."""
-        base = smooth_step(-scale * start, shape, self.exponent)[0]
-        inside = smooth_step(scale * (1 - start), shape, self.exponent)[0] - base
+        base = _height(-scale * start, shape, self.exponent)
+        inside = _height(scale * (1 - start), shape, self.exponent) - base
         return gain / inside, base
 
     def _bumps(self, params: Tensor, ndim: int) -> _Bumps:
@@ -351,23 +362,17 @@ class CircularSmoothMixture(SmoothMixture):
     def _weigh(
         self, start: Tensor, scale: Tensor, shape: Tensor, gain: Tensor
     ) -> tuple[Tensor, Tensor]:
-        nothing = start.new_zeros((1,) * (start.dim() - 1))
-        return gain, self._around(nothing, start, scale, shape)[0]
-
-    def _around(
-        self, x: Tensor, start: Tensor, scale: Tensor, shape: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Steps that go up by one at every turn."""
-        way = x - start
-        turns = torch.floor(way.detach())
-        step, slope = smooth_step(scale * (way - turns), shape, self.exponent)
-        return step + turns, slope
+        turns = torch.floor(-start.detach())
+        return gain, _height(scale * (-start - turns), shape, self.exponent) + turns
 
     def _keep_inside(self, unit: Tensor, moved: Tensor) -> Tensor:
         return moved
 
     def _step(self, x: Tensor, bumps: _Bumps) -> tuple[Tensor, Tensor]:
-        return self._around(x, bumps.start, bumps.scale, bumps.shape)
+        way = x - bumps.start
+        turns = torch.floor(way.detach())
+        step, slope = smooth_step(bumps.scale * (way - turns), bumps.shape, self.exponent)
+        return step + turns, slope
 
     def _between(self, y: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
         turns = torch.floor(y)

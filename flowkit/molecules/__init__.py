@@ -1,0 +1,5 @@
+"""Molecules: a flow as the potential of molecular dynamics."""
+
+from flowkit.molecules.potential import FlowPotential, Trajectory
+
+__all__ = ["FlowPotential", "Trajectory"]
