@@ -47,9 +47,7 @@ class TorusRings(Toy):
     def _unnormalized(self, x: Tensor) -> Tensor:
         # Where both cosines are -1 the root would have no derivative.
         radius = (2 + x.cos().sum(-1)).clamp_min(1e-12).sqrt()
-        terms = [
-            math.log(a) - (radius - m).square() / (2 * self.width**2) for m, a in _RINGS
-        ]
+        terms = [math.log(a) - (radius - m).square() / (2 * self.width**2) for m, a in _RINGS]
         return torch.logsumexp(torch.stack(terms), 0)
 
     @cached_property

@@ -164,6 +164,8 @@ def _step(f: _Function, place: _Place, least: Tensor, watch: bool) -> _Place:
 def _resolution(lower: Tensor, upper: Tensor, tolerance: float = 0.0) -> Tensor:
     """The step that counts as none: rounding keeps steps of this size going."""
     scale = upper - lower + torch.maximum(lower.abs(), upper.abs())
+    # No step is short beside an infinite bracket.
+    scale = torch.where(scale == math.inf, 0, scale)
     return scale * max(tolerance, 8 * torch.finfo(lower.dtype).eps)
 
 
@@ -244,16 +246,16 @@ def find_root_in_bins(
     start: Tensor,
     lower: Tensor,
     upper: Tensor,
-    points: int = 15,
+    points: int = 24,
     tolerance: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Return the roots of an increasing ``f`` in brackets, and the slopes there, without gradient.
 
-    Four bracketed Newton steps, a fifth for those that are not down to the tolerance, and then a
-    multi-bin search for the few that are left: each call of ``f`` is made at ``points`` points a
-    number and keeps the one part of the bracket that holds the root. Some points divide the
-    bracket evenly, so that it always shrinks; others crowd around the root of the cubic through
-    both ends, with their slopes, so that it soon shrinks to the tolerance.
+    Four bracketed Newton steps, and then a multi-bin search for those that are not down to the
+    tolerance: each call of ``f`` is made at ``points`` points a number (the first at a third of
+    them) and keeps the one part of the bracket that holds the root. Some points divide the bracket
+    evenly, so that it always shrinks; others crowd around the root of the cubic through both ends,
+    with their slopes, so that it soon shrinks to the tolerance.
 
     Args:
         f: Function of ``(N,)``, and of ``(points, n)`` once it is cut down.
@@ -281,14 +283,12 @@ def find_root_in_bins(
         x = place.x
         if not ended:
             late = place.late.nonzero().squeeze(-1)
-            g, least, place = f.take(late), least[late], place.take(late)
-            place = _step(g, place, least, watch=True)
-            x = x.index_copy(0, late, place.x)
-            again = place.late.nonzero().squeeze(-1)
-            if again.numel():
-                g, least, place = g.take(again), least[again], place.take(again)
-                roots = _search_bins(g, place, least, points)
-                x = x.index_copy(0, late[again], roots)
+            place = place.take(late)
+            endless = (place.upper - place.lower) == math.inf
+            if endless.any():
+                raise _give_up(endless, place.upper - place.lower)
+            roots = _search_bins(f.take(late), place, least[late], points)
+            x = x.index_copy(0, late, roots)
         value, slope = f(x)
         return x - value / slope, slope
 
@@ -296,14 +296,16 @@ def find_root_in_bins(
 def _search_bins(f: Residual, place: _Place, least: Tensor, points: int) -> Tensor:
     """The multi-bin search: brackets down to ``least``."""
     x, lower, upper = place.x, place.lower, place.upper
-    crowd = (points - 2) // 4
-    even = points - 2 - 2 * crowd
-    shares = torch.arange(1, even + 1, dtype=x.dtype, device=x.device).unsqueeze(-1) / (even + 1)
-    powers = torch.arange(1, crowd + 1, dtype=x.dtype, device=x.device).unsqueeze(-1)
-    nearness = torch.exp2(-powers if crowd > 10 else -2 * powers)
     roots, index = x, torch.arange(len(x), device=x.device)
-    widest = -math.log(8 * torch.finfo(x.dtype).eps)
-    for _ in range(2 + math.ceil(widest / math.log(even + 1))):
+    calls = 3 - math.ceil(math.log(8 * torch.finfo(x.dtype).eps) / math.log(points // 2 + 1))
+    for call in range(calls):
+        # Most are found by the first call, which confirms Newton's last step.
+        count = max(points // 3, 3) if call == 0 else points
+        crowd = (count - 2) // 4
+        even = torch.arange(1, count - 1 - 2 * crowd, dtype=x.dtype, device=x.device)
+        shares = even.unsqueeze(-1) / (len(even) + 1)
+        powers = torch.arange(1, crowd + 1, dtype=x.dtype, device=x.device).unsqueeze(-1)
+        nearness = torch.exp2(-powers if crowd > 10 else -2 * powers)
         at = torch.cat(
             [
                 torch.lerp(lower, upper, shares),

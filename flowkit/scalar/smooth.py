@@ -177,7 +177,7 @@ class SmoothMixture(ScalarMap):
     max_log_scale: float = 4.0
     lower: float = 0.0
     upper: float = 1.0
-    points: int = 15
+    points: int = 24
     tolerance: float = 1e-8
 
     starts_at_identity: ClassVar[bool] = False
