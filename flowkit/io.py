@@ -26,7 +26,7 @@ from flowkit.scalar import ScalarMap
 _KEY = "flowkit"
 _FORMAT = 1
 # Integers of a recipe that are no sizes, so that nothing grows with them.
-_NO_SIZES = {"highest", "lower", "order", "seed", "upper"}
+_NO_SIZES = {"bounds", "highest", "lower", "order", "seed", "upper"}
 # What any file may ask for, however few its weights: some arguments leave no weights behind.
 _LEAST_SIZE = 2**16
 _LEAST_WEIGHTS = 2**20

@@ -319,7 +319,7 @@ CASES: list[Case] = [
 ]
 
 BASES: dict[str, Callable[[], Base]] = {
-    "Product": lambda: Product((Uniform(2, -1.0, 3.0), [0, 2]), (DiagonalNormal(1, 2), [1])),
+    "Product": lambda: Product((Uniform(1, -1.0, 3.0), [1]), (DiagonalNormal(1, 2), [0])),
     "StandardNormal": lambda: StandardNormal(2),
     "StandardNormal-image": lambda: StandardNormal(2, 3, 3),
     "DiagonalNormal": lambda: DiagonalNormal(2),

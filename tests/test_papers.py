@@ -54,6 +54,23 @@ def test_tabular_density_compares_the_libraries_and_resumes(tmp_path):
     assert {file: file.stat().st_mtime_ns for file in stored} == stored
 
 
+def test_smooth_flows_compares_forces_and_resumes(tmp_path):
+    script = load("smooth_flows")
+    call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
+    results = script.main(call)
+    assert [(r.scalar, r.matched) for r in results] == [
+        (scalar, matched) for scalar in ("smooth", "spline") for matched in (False, True)
+    ]
+    for r in results:
+        # No density can be better than the entropy.
+        assert r.nll > script.torus_rings().entropy - 4 * r.nll_error
+        assert 0 < r.rmse < 100
+    before = (tmp_path / "record").read_text()
+    assert script.main(call) == results
+    assert (tmp_path / "record").read_text() == before
+    assert (tmp_path / "smooth_flows.md").read_text().count("| likelihood and forces |") == 2
+
+
 def test_libraries_build_architectures_of_the_same_size():
     pytest.importorskip("zuko")
     script = load("tabular_density")

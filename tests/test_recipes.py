@@ -16,7 +16,7 @@ from flowkit.bases import Logistic, StandardNormal, Uniform
 from flowkit.errors import DataError, FlowFileError, RecipeError
 from flowkit.estimators import FlowDensity
 from flowkit.recipes import RECIPES, build, recipe
-from flowkit.scalar import Affine, LogisticMixture, RationalQuadraticSpline
+from flowkit.scalar import Affine, LogisticMixture, PerFeature, RationalQuadraticSpline
 from flowkit.transforms import Box, Coupling, LULinear
 
 VARIANTS = [
@@ -31,6 +31,11 @@ VARIANTS = [
     ("autoregressive_flow", {"features": 1}),
     ("autoregressive_flow", {"features": 3, "context": 2, "linear": None}),
     ("autoregressive_flow", {"features": 2, "scalar": RationalQuadraticSpline(bins=4)}),
+    (
+        "coupling_flow",
+        {"features": 2, "scalar": PerFeature((RationalQuadraticSpline(3), Affine())), "layers": 1},
+    ),
+    ("coupling_flow", {"features": 2, "scalar": "smooth", "layers": 1}),
     ("elementwise_flow", {"features": 3, "base": "mixture"}),
     ("elementwise_flow", {"features": 2, "context": 3, "layers": 2, "base": "logistic"}),
     ("elementwise_flow", {"features": 2, "standardize": False}),
@@ -38,6 +43,21 @@ VARIANTS = [
     ("box_flow", {"lower": [-9], "upper": [9], "context": 2, "bins": 4}),
     ("box_flow", {"lower": [-9, -8], "upper": [9, 9], "waves": 3, "highest": 5.0}),
     ("box_flow", {"lower": -9, "upper": 100_000_000, "features": 2, "hidden": (4,), "bins": 2}),
+    ("smooth_flow", {"features": 2, "circular": True, "components": 4}),
+    ("smooth_flow", {"features": 1, "components": 3, "layers": 1}),
+    ("smooth_flow", {"features": 2, "bounds": (-9, 10_000_000), "hidden": (4,), "layers": 1}),
+    (
+        "smooth_flow",
+        {
+            "features": 3,
+            "circular": (True, False, False),
+            "bounds": ((-4, 4), (-9, 9.5), None),
+            "structure": "autoregressive",
+            "scalar": "spline",
+            "context": 2,
+            "components": 3,
+        },
+    ),
     ("elementwise_flow", {"features": 1, "hidden": (512, 512)}),
     ("autoregressive_flow", {"features": 2, "hidden": (512, 1, 512), "layers": 1}),
 ]

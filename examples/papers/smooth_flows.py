@@ -1,22 +1,23 @@
 """Smooth flows against spline flows on a torus: the same likelihood, other forces.
 
 The experiment of "Smooth Normalizing Flows" (arXiv 2110.00351) on a torus: four coupling layers
-of 40 components, networks of 100 units with SiLU, batches of 1000 of 100,000 points, 8,000 steps of
-Adam from 5e-4. The density is ``torus_rings``, the potential of the paper with cosines, whose
+of 40 components, networks of 100 units with SiLU, batches of 1000 of 100,000 points, 8,000 steps
+of Adam from 5e-4. The density is ``torus_rings``, the potential of the paper with cosines, whose
 forces are known exactly. Splines and smooth mixtures share everything but the scalar map. Each is
 trained by likelihood alone, and by likelihood and force matching together.
 
-Run: ``python examples/papers/smooth_flows.py`` (about an hour on one core); ``--small`` takes
-seconds.
+Run: ``python examples/papers/smooth_flows.py`` (about two hours on one core); ``--small`` takes
+seconds. With ``--record FILE`` each result is kept there, and a later run goes on with the rest.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -96,6 +97,13 @@ def train(scalar: str, matched: bool, seed: int, options: argparse.Namespace) ->
     return Result(scalar, matched, seed, float(nll.mean()), error, rmse, seconds)
 
 
+def read(record: Path | None) -> list[Result]:
+    """The results that are known already."""
+    if record is None or not record.exists():
+        return []
+    return [Result(**json.loads(line)) for line in record.read_text().splitlines()]
+
+
 def report(results: list[Result], options: argparse.Namespace, command: str) -> str:
     """The table, and its ratios."""
     toy = torus_rings()
@@ -152,27 +160,34 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     parser.add_argument("--components", type=int, default=40)
     parser.add_argument("--hidden", type=int, default=100)
     parser.add_argument("--test-rows", type=int, default=50_000)
-    parser.add_argument("--small", action="store_true", help="seconds instead of an hour")
+    parser.add_argument("--small", action="store_true", help="seconds instead of two hours")
+    parser.add_argument("--record", type=Path, help="file of results, one a line")
     parser.add_argument("--output", type=Path, help="folder for smooth_flows.md")
     options = parser.parse_args(arguments)
     if options.small:
         options.seeds, options.steps, options.rows, options.test_rows = [0], 20, 4000, 2000
         options.batch_size, options.components, options.hidden = 200, 6, 16
     torch.set_num_threads(1)
-    results = []
+    results = read(options.record)
+    known = {(r.scalar, r.matched, r.seed) for r in results}
     for seed in options.seeds:
         for scalar in ("smooth", "spline"):
             for matched in (False, True):
+                if (scalar, matched, seed) in known:
+                    continue
                 results.append(train(scalar, matched, seed, options))
                 print(results[-1], flush=True)
+                if options.record:
+                    with options.record.open("a") as file:
+                        file.write(json.dumps(asdict(results[-1])) + "\n")
+    results.sort(key=lambda r: (r.seed, r.scalar, r.matched))
     given = {
         f"--{name.replace('_', '-')}": value
         for name, value in vars(options).items()
-        if name != "output" and value != parser.get_default(name)
+        if name not in ("output", "record") and value != parser.get_default(name)
     }
-    shown = " ".join(
-        f"{name} {' '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in given.items()
-    )
+    words = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in given.items()}
+    shown = " ".join(f"{name} {value}" for name, value in words.items())
     text = report(results, options, f"python examples/papers/smooth_flows.py {shown}".strip())
     print(text)
     if options.output:

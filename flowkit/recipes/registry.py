@@ -141,7 +141,11 @@ def _is_ours(value: Any) -> bool:
 
 
 def _options(scalar: Any) -> dict[str, Any]:
-    return {field.name: getattr(scalar, field.name) for field in dataclasses.fields(scalar)}
+    return {name: getattr(scalar, name) for name in _option_names(scalar)}
+
+
+def _option_names(scalar: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(scalar) if field.init]
 
 
 def _describe(name: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
@@ -175,11 +179,11 @@ def _decode(value: Any) -> Any:
     cls = getattr(flowkit.scalar, name, None) if name in flowkit.scalar.__all__ else None
     if not (isinstance(cls, type) and issubclass(cls, ScalarMap) and isinstance(options, dict)):
         raise RecipeError(f"unknown scalar map {name!r} in a recipe")
-    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = _option_names(cls)
     for option in options:
         if option not in fields:
             raise RecipeError(f"{name} has no option {option!r}; {_suggest(option, fields)}")
     try:
-        return cls(**options)
+        return cls(**{key: _decode(option) for key, option in options.items()})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{name} cannot be built with {options}: {error}") from error
