@@ -9,9 +9,9 @@ from flowkit.recipes.flows import (
     box_flow,
     coupling_flow,
     elementwise_flow,
-    smooth_flow,
 )
 from flowkit.recipes.registry import RECIPES, build, recipe
+from flowkit.recipes.smooth import smooth_flow
 
 __all__ = [
     "RECIPES",

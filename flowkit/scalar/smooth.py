@@ -136,8 +136,8 @@ class SmoothMixture(ScalarMap):
         \sigma_k(\frac12 - a_k b_k)}{\sigma_k(a_k (1 - b_k) + \frac12) -
         \sigma_k(\frac12 - a_k b_k)} + c_k x\Bigr].
 
-    Five parameters a component: weight w (softmax), inverse width a (exponential of a bounded
-    number), centre b (in order, a cumulated softmax), density floor c, and shape :math:`\alpha` of
+    Five parameters a component: weight w (softmax), centre b (in order, a cumulated softmax),
+    inverse width a (exponential of a bounded number), density floor c, and shape :math:`\alpha` of
     the step, from the least with one maximum on. The slope is never below ``min_density``. Beyond
     the interval the map goes on smoothly. Zero parameters are near the identity.
 
