@@ -7,7 +7,14 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from flowkit import smooth_flow
-from flowkit.errors import ConvergenceError, RecipeError, ShapeError
+from flowkit.bases import DiagonalNormal, Product, StandardNormal, Uniform
+from flowkit.errors import (
+    ConvergenceError,
+    DataError,
+    NotInvertibleError,
+    RecipeError,
+    ShapeError,
+)
 from flowkit.scalar import (
     Affine,
     CircularSmoothMixture,
@@ -401,7 +408,9 @@ def test_bounds_circles_and_lines_are_where_they_are_said_to_be():
         ({"circular": True, "bounds": [None, (0, 1)]}, "a circle; got None"),
         ({"bounds": [(0, 1)]}, "one pair"),
         ({"bounds": [(1, 0), None]}, "lower < upper"),
-        ({"structure": "ring"}, "unknown structure"),
+        ({"structure": "autoregresive"}, "did you mean 'autoregressive'"),
+        ({"circular": [0, 2]}, "one boolean for each of 2"),
+        ({"activation": "relu"}, "derivatives of every order"),
         ({"scalar": "smoth"}, "did you mean 'smooth'"),
     ],
 )
@@ -460,3 +469,78 @@ def test_a_shift_leaves_lines_alone():
     z, _ = Compose(shift)(x)
     torch.testing.assert_close(z, torch.tensor([[-0.75, 9.0, -0.5]]))
     torch.testing.assert_close(shift.inverse(z)[0], x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_rounding_at_an_end_leads_out_of_no_interval_and_no_circle(dtype):
+    generator = torch.Generator().manual_seed(0)
+    lower = (10 * torch.rand(200, generator=generator, dtype=DOUBLE) - 5).round(decimals=2)
+    upper = (
+        lower + (5 * torch.rand(200, generator=generator, dtype=DOUBLE)).round(decimals=2) + 0.01
+    )
+    for circular in (False, True):
+        chart = Chart([circular] * 200, lower.tolist(), upper.tolist()).to(dtype)
+        ends = torch.stack([lower, upper]).to(dtype)
+        assert float(chart(ends)[0].abs().max()) <= 1
+        unit = torch.ones(200, dtype=dtype)
+        back = torch.stack([chart.inverse(-unit)[0], chart.inverse(unit)[0]])
+        assert bool(((back >= ends[0]) & (back <= ends[1])).all())
+    shift = CircularShift(4000, -math.pi, math.pi).to(dtype)
+    x = torch.full((4000,), math.pi, dtype=dtype)
+    x = x * (1 + torch.finfo(dtype).eps * torch.arange(-2000, 2000))
+    assert float(shift(x)[0].abs().max()) <= torch.tensor(math.pi, dtype=dtype)
+    flow = smooth_flow(2, bounds=[(0.11, 4.19), (2.84, 5.91)], components=3).to(dtype)
+    at_ends = torch.tensor([[0.11, 2.84], [4.19, 5.91]], dtype=dtype)
+    assert bool(flow.log_prob(at_ends).isfinite().all())
+
+
+def test_a_circle_has_no_distribution_function_and_an_interval_has():
+    with pytest.raises(NotInvertibleError, match="no first point"):
+        smooth_flow(1, circular=True).cdf(torch.zeros(1, 1))
+    interval = smooth_flow(1, bounds=(0, 4), components=3)
+    torch.testing.assert_close(interval.cdf(torch.tensor([[4.0]])), torch.ones(1))
+
+
+def test_data_beyond_an_interval_are_named_before_training():
+    flow = smooth_flow(2, bounds=[(0, 1), None], components=3)
+    with pytest.raises(DataError, match="feature 0 reaches from 0 to 90"):
+        flow.initialize(torch.tensor([[0.0, 1.0], [90.0, 2.0]]))
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_the_inverse_takes_single_numbers_and_vmap(kind):
+    f = kind(components=3)
+    params, y = params_of(f, 5), torch.full((5,), 0.3, dtype=DOUBLE)
+    want = f.inverse(y, params)
+    got = torch.vmap(f.inverse)(y, params)
+    one = f.inverse(y[2], params[2])
+    for a, b, c in zip(want, got, one, strict=True):
+        torch.testing.assert_close(b, a)
+        torch.testing.assert_close(c, a[2])
+
+
+@pytest.mark.parametrize("exponent", [0.2, 4.0])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_extreme_exponents_stay_finite(dtype, exponent):
+    for kind in MAPS:
+        f = kind(components=4, exponent=exponent)
+        params = params_of(f, 500, dtype=dtype, scale=2.0).requires_grad_()
+        x = f.lower + (f.upper - f.lower) * torch.linspace(-0.2, 1.2, 500, dtype=dtype)
+        y, log_slope = f.forward(x, params)
+        (y.sum() + log_slope.sum()).backward()
+        assert bool(y.isfinite().all() & log_slope.isfinite().all())
+        assert bool(params.grad.isfinite().all())
+
+
+def test_products_of_bases_nest_and_name_what_does_not_fit():
+    inner = Product((Uniform(1), [0]), (StandardNormal(1), [1]))
+    outer = Product((inner, [0, 2]), (StandardNormal(1), [1]))
+    x = torch.tensor([[0.5, 3.0, -4.0], [1.5, 0.0, 0.0]])
+    assert outer.support.check(x).tolist() == [True, False]
+    want = StandardNormal(2).log_prob(x[:, 1:])
+    torch.testing.assert_close(outer.log_prob(x)[0], want[0])
+    contexts = (DiagonalNormal(1, 2), [0]), (DiagonalNormal(1, 3), [1])
+    with pytest.raises(ShapeError, match=r"one context size, got \[2, 3\]"):
+        Product(*contexts)
+    with pytest.raises(ShapeError, match="pairs"):
+        Product(Uniform(1))

@@ -20,7 +20,8 @@ class Product(Base):
             order; each feature once.
 
     Raises:
-        ShapeError: If the features do not fit the bases, or are not each given once.
+        ShapeError: If the features do not fit the bases, or are not each given once, or the bases
+            read contexts of different sizes.
 
     Example:
         >>> import torch
@@ -31,16 +32,24 @@ class Product(Base):
     """
 
     def __init__(self, *parts: tuple[Base, Sequence[int]]) -> None:
+        for part in parts:
+            if not (isinstance(part, (tuple, list)) and len(part) == 2) or (
+                not isinstance(part[0], Base)
+            ):
+                raise ShapeError(f"Product expected pairs (base, its features), got {part}")
         groups = [list(features) for _, features in parts]
         joined = [i for group in groups for i in group]
         shapes = [base.event_shape for base, _ in parts]
         if not parts or shapes != [(len(group),) for group in groups]:
             raise ShapeError(
-                f"Product expected pairs (base, its features), got events {shapes} for features "
-                f"{groups}"
+                f"Product expected as many features a base as its event has, got events {shapes} "
+                f"for features {groups}"
             )
         if sorted(joined) != list(range(len(joined))):
             raise ShapeError(f"Product expected each feature once, from 0 on, got {groups}")
+        contexts = sorted({base.context_size for base, _ in parts} - {0})
+        if len(contexts) > 1:
+            raise ShapeError(f"Product expected bases of one context size, got {contexts}")
         super().__init__((len(joined),), max(base.context_size for base, _ in parts))
         self.bases = nn.ModuleList(base for base, _ in parts)
         self.reparameterized = all(base.reparameterized for base, _ in parts)
@@ -59,7 +68,9 @@ class Product(Base):
         for base in self._parts():
             part = base.support
             inner = part.base_constraint if isinstance(part, constraints.independent) else part
-            parts += [inner] * base.event_shape[0]
+            # A product of its own holds one constraint a feature already.
+            own = inner.cseq if isinstance(inner, type(constraints.cat([]))) else None
+            parts += own or [inner] * base.event_shape[0]
         parts = [parts[i] for i in self.get_buffer("back").tolist()]
         return constraints.independent(constraints.cat(parts, -1, [1] * len(parts)), 1)
 
@@ -72,7 +83,8 @@ class Product(Base):
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Sum of the log-densities of the groups."""
         groups = zip(self._parts(), self._groups(z), strict=True)
-        return torch.stack([base.log_prob(part, context) for base, part in groups]).sum(0)
+        first, *others = [base.log_prob(part, context) for base, part in groups]
+        return sum(others, first)
 
     def sample(
         self,

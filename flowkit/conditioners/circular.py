@@ -11,18 +11,18 @@ from torch.nn import functional as F
 
 from flowkit.conditioners.masked import MaskedMLP
 from flowkit.conditioners.mlp import MLP
-from flowkit.errors import ShapeError
 from flowkit.scalar.affine import smooth_clip
 
 
-def _check(name: str, circular: Sequence[bool], features: int) -> list[bool]:
-    circular = [bool(c) for c in circular]
-    if len(circular) != features:
-        raise ShapeError(
-            f"{name} expected one boolean for each of {features} features in circular, got "
-            f"{len(circular)}"
+def _check(name: str, circular: Sequence[bool], features: int, period: float) -> list[bool]:
+    if len(circular) != features or any(c not in (0, 1) for c in circular):
+        raise ValueError(
+            f"{name} needs circular to be one boolean for each of {features} features, got "
+            f"{list(circular)}"
         )
-    return circular
+    if not 0 < period < math.inf:
+        raise ValueError(f"{name} needs a finite period > 0, got {period}")
+    return [bool(c) for c in circular]
 
 
 class CircularFeatures(nn.Module):
@@ -37,20 +37,19 @@ class CircularFeatures(nn.Module):
         out_features: Number of parameters emitted.
         context: Number of context features.
         circular: One boolean a feature read.
-        lower: Where each circle is cut open.
-        upper: Where it closes.
+        period: Length of a turn.
         clip: Bound of everything that is not circular.
         conditioner: Factory of the network, which takes ``input_clip``.
 
     Raises:
-        ShapeError: If there is not one boolean a feature.
+        ValueError: If there is not one boolean a feature, or the period is not positive.
 
     References:
         Köhler, Krämer and Noé 2021, arXiv 2110.00351.
 
     Example:
         >>> import torch
-        >>> net = CircularFeatures(2, 4, circular=[True, False], lower=0.0, upper=1.0)
+        >>> net = CircularFeatures(2, 4, circular=[True, False], period=1.0)
         >>> x = torch.tensor([[0.25, 3.0], [1.25, 3.0]])
         >>> torch.allclose(*net(x))
         True
@@ -63,14 +62,13 @@ class CircularFeatures(nn.Module):
         context: int = 0,
         *,
         circular: Sequence[bool],
-        lower: float = -1.0,
-        upper: float = 1.0,
+        period: float = 2.0,
         clip: float = 10.0,
         conditioner: Callable[..., nn.Module] = MLP,
     ) -> None:
         super().__init__()
-        self.circular = _check("CircularFeatures", circular, in_features)
-        self.rate, self.clip = 2 * math.pi / (upper - lower), clip
+        self.circular = _check("CircularFeatures", circular, in_features, period)
+        self.rate, self.clip = 2 * math.pi / period, clip
         around = [i for i, c in enumerate(self.circular) if c]
         straight = [i for i, c in enumerate(self.circular) if not c]
         self.register_buffer("around", torch.tensor(around, dtype=torch.long), False)
@@ -94,11 +92,11 @@ class CircularMaskedMLP(MaskedMLP):
     See :class:`CircularFeatures` for the arguments, and :class:`MaskedMLP` for the others.
 
     Raises:
-        ShapeError: If there is not one boolean a variable.
+        ValueError: If there is not one boolean a variable, or the period is not positive.
 
     Example:
         >>> import torch
-        >>> net = CircularMaskedMLP(2, 3, circular=[True, False], lower=0.0, upper=1.0)
+        >>> net = CircularMaskedMLP(2, 3, circular=[True, False], period=1.0)
         >>> x = torch.tensor([[0.25, 3.0], [1.25, 3.0]])
         >>> torch.allclose(*net(x))
         True
@@ -116,18 +114,22 @@ class CircularMaskedMLP(MaskedMLP):
         activation: str = "silu",
         *,
         circular: Sequence[bool],
-        lower: float = -1.0,
-        upper: float = 1.0,
+        period: float = 2.0,
         clip: float = 10.0,
     ) -> None:
         super().__init__(in_features, param_size, context, hidden, activation, None)
-        circular = _check("CircularMaskedMLP", circular, in_features)
-        self.rate, self.clip = 2 * math.pi / (upper - lower), clip
+        circular = _check("CircularMaskedMLP", circular, in_features, period)
+        self.rate, self.clip = 2 * math.pi / period, clip
         self.register_buffer("around", torch.tensor(circular), persistent=False)
         self.register_buffer("cosine_mask", self.get_buffer("mask_0") * self.around, False)
-        self.from_cosines = self._start_hidden(
-            nn.Linear(in_features, self.hidden[0], bias=False), self.cosine_mask.sum(-1)
-        )
+        self.from_cosines: nn.Linear | None = None
+        if any(circular):
+            reads = self.get_buffer("mask_0").sum(-1) + self.cosine_mask.sum(-1) + context
+            layers = [self.layers[0], nn.Linear(in_features, self.hidden[0], bias=False)]
+            layers += [self.from_context] if self.from_context is not None else []
+            for layer in layers:
+                self._start_hidden(layer, reads)  # type: ignore[arg-type]
+            self.from_cosines = layers[1]  # type: ignore[assignment]
 
     def _encode(self, x: Tensor, around: Tensor) -> tuple[Tensor, Tensor]:
         """Sines of circles and clipped others, and cosines of circles and zeros."""
@@ -141,12 +143,17 @@ class CircularMaskedMLP(MaskedMLP):
     def _first(self, x: Tensor, context: Tensor | None) -> Tensor:
         first, cosines = self._encode(x, self.around)
         h = F.linear(first, *self._masked(0, self.layers[0]))
-        h = h + F.linear(cosines, self.from_cosines.weight * self.cosine_mask)
+        if self.from_cosines is not None:
+            h = h + F.linear(cosines, self.from_cosines.weight * self.cosine_mask)
         return self._with_context(h, context)
 
     def _columns(self) -> Tensor:
+        if self.from_cosines is None:
+            return super()._columns()
         return torch.stack([super()._columns(), self.from_cosines.weight], -1).flatten(1)
 
     def _rows_to_read(self, known: list[Tensor], start: int, stop: int) -> Tensor:
+        if self.from_cosines is None:
+            return super()._rows_to_read(known, start, stop)
         around = self.around[start:stop].unsqueeze(-1)
         return torch.stack(self._encode(known[-1], around), 1).flatten(0, 1)

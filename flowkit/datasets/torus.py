@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkit.datasets.toy import Toy
+from flowkit.errors import DataError
 
 _RINGS = ((1.0, 1.0), (2.0, 0.8), (1.5, 0.6), (2.5, 0.4))
 
@@ -32,6 +33,9 @@ class TorusRings(Toy):
         The potential of Köhler, Krämer and Noé 2021, arXiv 2110.00351, with cosines instead of
         squared angles, whose derivatives do not meet at the cut.
 
+    Raises:
+        DataError: If the width is not a positive number.
+
     Example:
         >>> from flowkit.datasets import torus_rings
         >>> toy = torus_rings()
@@ -43,6 +47,13 @@ class TorusRings(Toy):
     width: float = 0.05
     name: str = "torus_rings"
     features: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width < math.inf:
+            raise DataError(
+                f"TorusRings expected a finite width > 0, got {self.width!r}; remedy: for example "
+                "width=0.05"
+            )
 
     def _unnormalized(self, x: Tensor) -> Tensor:
         # Where both cosines are -1 the root would have no derivative.

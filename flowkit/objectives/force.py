@@ -60,7 +60,7 @@ class ForceMatching(Objective):
                 f"ForceMatching expected energy as a function of x, got {energy!r}; remedy: for "
                 "example lambda x: 0.5 * x.square().sum(-1), or None for forces in the data"
             )
-        number = isinstance(kT, (float, Real)) and not isinstance(kT, bool)
+        number = isinstance(kT, Real) and not isinstance(kT, bool)
         if not number or not 0 < float(kT) < float("inf"):
             raise DataError(
                 f"ForceMatching expected kT as a finite number > 0, got {kT!r}; remedy: for "

@@ -56,7 +56,11 @@ def _places(
     """Which features are circles, and the ends of all."""
     if circular is None or isinstance(circular, bool):
         circular = (bool(circular),) * features
-    if not isinstance(circular, tuple) or len(circular) != features:
+    if (
+        not isinstance(circular, tuple)
+        or len(circular) != features
+        or any(c not in (0, 1) for c in circular)
+    ):
         raise RecipeError(
             f"smooth_flow needs circular to be one boolean for each of {features} features, or "
             f"one for all, got {circular!r}"
@@ -149,8 +153,12 @@ def smooth_flow(
         seed=seed,
     )  # fmt: skip
     check_network("smooth_flow", hidden, activation)
-    if structure not in ("coupling", "autoregressive"):
-        raise RecipeError(f"unknown structure {structure!r}; choose from autoregressive, coupling")
+    choose("structure", structure, {"coupling": None, "autoregressive": None})
+    if scalar == "smooth" and activation in ("elu", "relu"):
+        raise RecipeError(
+            "smooth_flow needs an activation with derivatives of every order, got "
+            f"{activation!r}; remedy: gelu, silu, softplus or tanh, or scalar='spline'"
+        )
     around, lower, upper = _places(features, circular, bounds)
     straight = [math.isinf(a) for a in lower]
     circle, interval, line = choose("scalar map", scalar, _PRODUCTS)(components)

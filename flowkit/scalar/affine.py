@@ -36,8 +36,8 @@ def smooth_clip(x: Tensor, limit: float) -> Tensor:
         >>> smooth_clip(torch.tensor([0.0, 10.0, 1e6]), 10.0)
         tensor([ 0.0000,  7.0711, 10.0000])
     """
-    # Divided first: the square of a large number would not be finite.
-    return x * (x.new_ones(()) + (x / limit).square()).rsqrt()
+    # Not the root of a square, which would not be finite for a large number.
+    return x / torch.hypot(x.new_ones(()), x / limit)
 
 
 @dataclass(frozen=True)

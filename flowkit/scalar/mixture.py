@@ -84,17 +84,6 @@ class LogisticMixture(ScalarMap):
         slope = slope + torch.exp(above - log_above) * torch.sigmoid(u)
         return log_below - log_above, torch.log((slope * inverse_scales).sum(0))
 
-    def bracket(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """A mixture of distribution functions lies between its outermost components."""
-        _, centres, log_scales = self._unpack(params, y.dim())
-        return self._between(torch.addcmul(centres, log_scales.exp(), y))
-
-    @staticmethod
-    def _between(solutions: Tensor) -> tuple[Tensor, Tensor]:
-        lower, upper = solutions.amin(0), solutions.amax(0)
-        margin = 1e-3 * (1 + torch.maximum(-lower, upper))
-        return lower - margin, upper + margin
-
     def solve(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         r"""Solve ``logit F(x) = y`` in sums of positive terms: no logarithm a component.
 
@@ -120,6 +109,9 @@ class LogisticMixture(ScalarMap):
             flow = above.mul_(inner).mul_(rates).sum(0)
             return torch.log(below / total), torch.addcdiv(flow / total, flow * shrink, below)
 
-        between = self._between(torch.addcmul(centres, scales, height))
-        x, slope = find_root_by_newton(f, height, *between)
+        # A mixture of distribution functions lies between its outermost components.
+        solutions = torch.addcmul(centres, scales, height)
+        lower, upper = solutions.amin(0), solutions.amax(0)
+        margin = 1e-3 * (1 + torch.maximum(-lower, upper))
+        x, slope = find_root_by_newton(f, height, lower - margin, upper + margin)
         return x * sign, slope.log()

@@ -290,14 +290,15 @@ def find_root_in_bins(
             roots = _search_bins(f.take(late), place, least[late], points)
             x = x.index_copy(0, late, roots)
         value, slope = f(x)
-        return x - value / slope, slope
+        return torch.clamp(x - value / slope, lower, upper), slope
 
 
 def _search_bins(f: Residual, place: _Place, least: Tensor, points: int) -> Tensor:
     """The multi-bin search: brackets down to ``least``."""
     x, lower, upper = place.x, place.lower, place.upper
     roots, index = x, torch.arange(len(x), device=x.device)
-    calls = 3 - math.ceil(math.log(8 * torch.finfo(x.dtype).eps) / math.log(points // 2 + 1))
+    parts = points - 1 - 2 * ((points - 2) // 4)
+    calls = 3 - math.ceil(math.log(8 * torch.finfo(x.dtype).eps) / math.log(parts))
     for call in range(calls):
         # Most are found by the first call, which confirms Newton's last step.
         count = max(points // 3, 3) if call == 0 else points

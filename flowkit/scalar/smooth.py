@@ -192,9 +192,9 @@ class SmoothMixture(ScalarMap):
             )
         if not 0 < self.min_density < 1:
             raise ValueError(f"{name} needs 0 < min_density < 1, got {self.min_density}")
-        if not (0 < self.exponent <= 4 and 0 < self.max_log_scale <= 10):
+        if not (0.2 <= self.exponent <= 4 and 0 < self.max_log_scale <= 10):
             raise ValueError(
-                f"{name} needs 0 < exponent <= 4 and 0 < max_log_scale <= 10, got "
+                f"{name} needs 0.2 <= exponent <= 4 and 0 < max_log_scale <= 10, got "
                 f"{self.exponent} and {self.max_log_scale}"
             )
         if not (math.isfinite(self.lower) and math.isfinite(self.upper)) or (
@@ -270,26 +270,20 @@ class SmoothMixture(ScalarMap):
         """The interval, beyond which the slope is at least the floor; in its units."""
         return torch.clamp(y, max=0) / floor, 1 + torch.clamp(y - 1, min=0) / floor
 
-    def bracket(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Ends of the interval, or for ``y`` outside, what its least slope allows."""
-        width = self.upper - self.lower
-        ends = self._between((y - self.lower) / width, self._bumps(params, y.dim()).floor)
-        return self.lower + width * ends[0], self.lower + width * ends[1]
-
     def solve(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Search for all numbers at once, and then for the few that are not found."""
         bumps, width = self._bumps(params, y.dim()), self.upper - self.lower
         shape = torch.broadcast_shapes(y.shape, bumps.floor.shape)
         y, floor = (
-            value.expand(shape).flatten() for value in ((y - self.lower) / width, bumps.floor)
+            value.expand(shape).reshape(-1) for value in ((y - self.lower) / width, bumps.floor)
         )
         start = bumps.start if self._circular else -bumps.scale * bumps.start
         steepness = bumps.gain * bumps.scale * bumps.shape * self.exponent
         rows = [
-            row.expand(-1, *shape).flatten(1)
+            row.expand(-1, *shape).reshape(self.components, -1)
             for row in (start, bumps.scale, bumps.shape, bumps.gain, steepness)
         ]
-        below = (bumps.gain * bumps.base).sum(0).expand(shape).flatten()
+        below = (bumps.gain * bumps.base).sum(0).expand(shape).reshape(-1)
         residual = _Residual([y + below, floor, *rows], self.exponent, self._circular)
         x, slope = find_root_in_bins(
             residual, y, *self._between(y, floor), points=self.points, tolerance=self.tolerance

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from flowkit.errors import DataError, NotInvertibleError
 from flowkit.transforms.base import Transform
 from flowkit.transforms.normalize import _moments
 
@@ -178,6 +179,29 @@ class Log(Transform):
         return z.exp() + self.lower, z.sum(-1)
 
 
+def _clamped(x: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
+    """``x`` with its values clamped and its derivatives left alone: against rounding."""
+    return x + (x.clamp(lower, upper) - x).detach()  # type: ignore[arg-type]
+
+
+def _as_circular(name: str, circular: Sequence[bool], features: int) -> list[bool]:
+    """One boolean a feature, or an error; places of circles are not taken for booleans."""
+    if len(circular) != features or any(c not in (0, 1) for c in circular):
+        raise ValueError(
+            f"{name} needs circular to be one boolean for each of {features} features, not places "
+            f"of circles, got {list(circular)}"
+        )
+    return [bool(c) for c in circular]
+
+
+def _refuse_circles(layer: Chart | CircularShift) -> None:
+    if any(layer.circular):
+        raise NotInvertibleError(
+            f"{layer.label} turns circles, where there is no first point for a distribution "
+            "function or a quantile to count from; remedy: an interval, or integrate exp(log_prob)"
+        )
+
+
 class Chart(Transform):
     r"""Circles, intervals and lines, brought to [-1, 1] and to unit scale.
 
@@ -194,7 +218,9 @@ class Chart(Transform):
     Raises:
         ValueError: If the numbers of features differ, an end is not below its upper, only one end
             is infinite, or a circle has no ends.
-        DataError: From ``initialize``, if a line is constant or there are fewer than two rows.
+        DataError: From ``initialize``, if a row is outside an interval, a line is constant or
+            there are fewer than two rows.
+        NotInvertibleError: From the distribution functions of a flow on a circle.
 
     Example:
         >>> import torch
@@ -211,13 +237,12 @@ class Chart(Transform):
     def __init__(
         self, circular: Sequence[bool], lower: Sequence[float], upper: Sequence[float]
     ) -> None:
-        circular = [bool(c) for c in circular]
         lower, upper = [float(a) for a in lower], [float(b) for b in upper]
-        if not len(circular) == len(lower) == len(upper) or not circular:
+        if len(lower) != len(upper) or not lower:
             raise ValueError(
-                "Chart needs one circular, lower and upper a feature, got "
-                f"{len(circular)}, {len(lower)} and {len(upper)}"
+                f"Chart needs one lower and one upper end a feature, got {lower} and {upper}"
             )
+        circular = _as_circular("Chart", circular, len(lower))
         for i, (turns, a, b) in enumerate(zip(circular, lower, upper, strict=True)):
             if not a < b or math.isinf(a) != math.isinf(b) or (turns and math.isinf(a)):
                 raise ValueError(
@@ -257,37 +282,61 @@ class Chart(Transform):
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Take mean and standard deviation of the lines from data."""
-        lines = self.get_buffer("straight").nonzero().flatten()
+        straight = self.get_buffer("straight")
+        rows = x.reshape(-1, len(straight))
+        ends = (rows.new_tensor(end) for end in (self.lower, self.upper))
+        low, high = ends
+        outside = ((rows < low) | (rows > high)).any(0) & ~self.get_buffer("around")
+        for i in outside.nonzero().flatten().tolist():
+            raise DataError(
+                f"{self.label}: feature {i} reaches from {float(rows[:, i].min()):g} to "
+                f"{float(rows[:, i].max()):g}, beyond its interval [{self.lower[i]:g}, "
+                f"{self.upper[i]:g}], where the density is zero; remedy: wider bounds in the unit "
+                "of the data, or leave those rows out"
+            )
+        lines = straight.nonzero().flatten()
         if lines.numel():
             mean, scale = _moments(x.index_select(-1, lines), 1, self.label)
             self.mean[lines] = mean.to(self.mean)
             self.scale[lines] = scale.to(self.scale)
 
-    def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Centre and half width of every feature."""
+    def orientation(self) -> Tensor | float:
+        """Increasing; circles have no distribution function."""
+        _refuse_circles(self)
+        return 1.0
+
+    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower end and width; 0 and 2 for lines."""
         ends = [
-            (0.0, 1.0) if math.isinf(a) else ((a + b) / 2, (b - a) / 2)
+            (0.0, 2.0) if math.isinf(a) else (a, b)
             for a, b in zip(self.lower, self.upper, strict=True)
         ]
-        centre, half = (like.new_tensor(values) for values in zip(*ends, strict=True))
-        straight = self.get_buffer("straight")
-        return torch.where(straight, self.mean, centre), torch.where(straight, self.scale, half)
+        lower, upper = (like.new_tensor(values) for values in zip(*ends, strict=True))
+        return lower, upper - lower
 
     def _log_det(self, like: Tensor) -> Tensor:
-        return -self._affine(like)[1].log().sum().to(like.dtype).expand(like.shape[:-1])
+        half = torch.where(self.get_buffer("straight"), self.scale, self._ends(like)[1] / 2)
+        return -half.log().sum().to(like.dtype).expand(like.shape[:-1])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Bring to [-1, 1] and to unit scale."""
-        centre, half = self._affine(x)
-        z = (x - centre) / half
+        lower, width = self._ends(x)
+        z = 2 * (x - lower) / width - 1
         # z minus whole turns, not a remainder: its derivative is one for every order of autodiff.
-        turns = 2 * torch.floor((z + 1) / 2).detach()
-        return torch.where(self.get_buffer("around"), z - turns, z), self._log_det(x)
+        turned = z - 2 * torch.floor((z + 1) / 2).detach()
+        z = torch.where(self.get_buffer("around"), _clamped(turned, -1.0, 1.0), z)
+        return torch.where(
+            self.get_buffer("straight"), (x - self.mean) / self.scale, z
+        ), self._log_det(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return to the coordinates of the data."""
-        centre, half = self._affine(z)
-        return z * half + centre, -self._log_det(z)
+        lower, width = self._ends(z)
+        x = lower + (z + 1) / 2 * width
+        # Rounding shall not lead out of an interval; what is outside stays so.
+        x = torch.where(z.abs() <= 1, _clamped(x, lower, z.new_tensor(self.upper)), x)
+        x = torch.where(self.get_buffer("straight"), z * self.scale + self.mean, x)
+        return x, -self._log_det(z)
 
 
 class CircularShift(Transform):
@@ -303,7 +352,9 @@ class CircularShift(Transform):
         circular: One boolean a feature, true for circles; others stay. All by default.
 
     Raises:
-        ValueError: If ``lower`` is not below ``upper``, or there is not one boolean a feature.
+        ValueError: If ``lower`` is not below ``upper``, there is not one boolean a feature, or
+            none is true.
+        NotInvertibleError: From the distribution functions of a flow on a circle.
 
     Example:
         >>> import torch
@@ -323,12 +374,11 @@ class CircularShift(Transform):
     ) -> None:
         if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
             raise ValueError(f"CircularShift needs finite lower < upper, got {lower}, {upper}")
-        circular = [True] * features if circular is None else [bool(c) for c in circular]
-        if len(circular) != features or not any(circular):
-            raise ValueError(
-                f"CircularShift needs one boolean for each of {features} features, at least one "
-                f"of them true, got {circular}"
-            )
+        circular = _as_circular(
+            "CircularShift", [True] * features if circular is None else circular, features
+        )
+        if not any(circular):
+            raise ValueError(f"CircularShift needs a circle to turn, got circular={circular}")
         super().__init__((features,))
         self.lower, self.upper = float(lower), float(upper)
         self.circular = tuple(circular)
@@ -359,7 +409,12 @@ class CircularShift(Transform):
         turned = x + sign * shift.index_select(0, self.get_buffer("places"))
         # x minus whole turns, not a remainder: its derivative is one for every order of autodiff.
         turned = turned - period * torch.floor((turned - self.lower).detach() / period)
-        return torch.where(around, turned, x)
+        return torch.where(around, _clamped(turned, self.lower, self.upper), x)
+
+    def orientation(self) -> Tensor | float:
+        """Raises: circles have no distribution function."""
+        _refuse_circles(self)
+        return 1.0
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Turn by the angle."""
