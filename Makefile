@@ -31,7 +31,7 @@ docs: .venv/.dev
 	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 clean:
-	rm -rf .venv demo docs/_build docs/api
+	rm -rf .venv demo docs/_build
 
 # torch first and by itself, at the tested version: later installs then find it satisfied.
 .venv/.core: pyproject.toml constraints.txt

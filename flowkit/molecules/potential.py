@@ -47,7 +47,8 @@ class FlowPotential:
     Coordinates move by :math:`m \ddot x = -\nabla U`. Units are any that agree, energy = mass x
     length² / time²: for example kJ/mol, u, nm and ps, where kT = 2.494 at 300 K. Positions are
     never wrapped: a flow on a circle (:class:`flowkit.transforms.CircularShift`) reads them modulo
-    its period. For energies that stay bounded the flow must be smooth, see
+    its period. An interval has walls: beyond them there is no density, and a trajectory that gets
+    there raises. For energies that stay bounded the flow must be smooth, see
     :class:`flowkit.objectives.ForceMatching`.
 
     Args:
