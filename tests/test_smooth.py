@@ -191,12 +191,21 @@ class Counted:
         monkeypatch.setattr(smooth_module._Residual, "__call__", count)
 
 
-@pytest.mark.parametrize(("tolerance", "most"), [(1e-6, 8), (1e-12, 16)])
-@pytest.mark.parametrize("kind", MAPS)
-def test_few_calls_find_all_of_a_large_batch(kind, tolerance, most, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "shape", "tolerance", "most"),
+    [
+        *((kind, (4096, 1), 1e-6, 8) for kind in MAPS),
+        *((kind, (4096, 32), 1e-12, 16) for kind in MAPS),
+        (SmoothMixture, (4096, 32), 1e-6, 8),
+        # In large batches, cheap calls for some numbers are preferred to few for many.
+        (LineSmoothMixture, (4096, 32), 1e-6, 11),
+        (CircularSmoothMixture, (4096, 32), 1e-6, 11),
+    ],
+)
+def test_few_calls_find_all_of_a_batch(kind, shape, tolerance, most, monkeypatch):
     f = kind(tolerance=tolerance)
-    params = params_of(f, 4096, 32)
-    y = torch.rand(4096, 32, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    params = params_of(f, *shape)
+    y = torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
     y = f.lower + (f.upper - f.lower) * y
     counted = Counted(monkeypatch)
     with torch.no_grad():

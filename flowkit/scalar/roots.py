@@ -25,8 +25,12 @@ _DOUBLINGS = 24
 # most 22; the rest is margin where a program cannot stop early.
 _NEWTON_STEPS = {torch.float64: 64}
 _NEWTON_STEPS_SINGLE = 32
-# Newton's steps for all numbers, before the few that need more are looked at by themselves.
+# Newton's steps for all numbers, before those that need more are looked at by themselves; steps
+# for these, while they are too many for a search in bins; and how many points a call of that may
+# look at, if there are not half as many numbers. Measured.
 _FIRST_STEPS = 4
+_MORE_STEPS = 8
+_CHEAP = 2**17
 
 _Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -251,11 +255,12 @@ def find_root_in_bins(
 ) -> tuple[Tensor, Tensor]:
     """Return the roots of an increasing ``f`` in brackets, and the slopes there, without gradient.
 
-    Four bracketed Newton steps, and then a multi-bin search for those that are not down to the
-    tolerance: each call of ``f`` is made at ``points`` points a number (the first at a third of
-    them) and keeps the one part of the bracket that holds the root. Some points divide the bracket
-    evenly, so that it always shrinks; others crowd around the root of the cubic through both ends,
-    with their slopes, so that it soon shrinks to the tolerance.
+    Four bracketed Newton steps, more for those that are not down to the tolerance while they are
+    many, and a multi-bin search for the last: each call of ``f`` is made at ``points`` points a
+    number (the first at a third of them) and keeps the one part of the bracket that holds the
+    root. Some points divide the bracket evenly, so that it always shrinks; others crowd around the
+    root of the cubic through both ends, with their slopes, so that it soon shrinks to the
+    tolerance.
 
     Args:
         f: Function of ``(N,)``, and of ``(points, n)`` once it is cut down.
@@ -280,15 +285,23 @@ def find_root_in_bins(
         ended = look(~place.late)
         if ended is None:
             return find_root_by_newton(f, place.x, place.lower, place.upper)
-        x = place.x
-        if not ended:
+        x, most = place.x, max(2 * place.x.numel(), _CHEAP)
+        g, index = f, torch.arange(x.numel(), device=x.device)
+        for _ in range(_MORE_STEPS):
             late = place.late.nonzero().squeeze(-1)
+            if late.numel() * points <= most:
+                break
+            g, index, least, place = g.take(late), index[late], least[late], place.take(late)
+            place = _step(g, place, least, watch=True)
+            x = x.index_copy(0, index, place.x)
+        late = place.late.nonzero().squeeze(-1)
+        if late.numel():
             place = place.take(late)
             endless = (place.upper - place.lower) == math.inf
             if endless.any():
                 raise _give_up(endless, place.upper - place.lower)
-            roots = _search_bins(f.take(late), place, least[late], points)
-            x = x.index_copy(0, late, roots)
+            roots = _search_bins(g.take(late), place, least[late], points)
+            x = x.index_copy(0, index[late], roots)
         value, slope = f(x)
         return torch.clamp(x - value / slope, lower, upper), slope
 
