@@ -284,8 +284,7 @@ class Chart(Transform):
         """Take mean and standard deviation of the lines from data."""
         straight = self.get_buffer("straight")
         rows = x.reshape(-1, len(straight))
-        ends = (rows.new_tensor(end) for end in (self.lower, self.upper))
-        low, high = ends
+        low, high = rows.new_tensor(self.lower), rows.new_tensor(self.upper)
         outside = ((rows < low) | (rows > high)).any(0) & ~self.get_buffer("around")
         for i in outside.nonzero().flatten().tolist():
             raise DataError(
