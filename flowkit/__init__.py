@@ -2,13 +2,14 @@
 
 from flowkit.flow import Flow
 from flowkit.io import load, save
-from flowkit.objectives import ForceMatching, MaximumLikelihood, ReverseKL, WeightedSum
+from flowkit.objectives import ForceMatching, MaximumLikelihood, PathKL, ReverseKL, WeightedSum
 from flowkit.recipes import (
     autoregressive_flow,
     box_flow,
     coupling_flow,
     elementwise_flow,
     smooth_flow,
+    stochastic_flow,
 )
 from flowkit.training import History, fit
 
@@ -19,6 +20,7 @@ __all__ = [
     "ForceMatching",
     "History",
     "MaximumLikelihood",
+    "PathKL",
     "ReverseKL",
     "WeightedSum",
     "autoregressive_flow",
@@ -29,4 +31,5 @@ __all__ = [
     "load",
     "save",
     "smooth_flow",
+    "stochastic_flow",
 ]

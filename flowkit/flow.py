@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from flowkit.bases import Base
 from flowkit.compiling import can_compile
 from flowkit.conditioners import StandardizeContext
 from flowkit.errors import ShapeError, StochasticFlowError
+from flowkit.paths import as_shape, sample_paths, target_energy
 from flowkit.transforms import MaskedAutoregressive, Transform
 from flowkit.transforms.base import batch_text, broadcast_context
 
@@ -162,8 +162,8 @@ class Flow(nn.Module):
                 f"{name}.to({str(device)!r}), or flow.to({str(x.device)!r})"
             )
 
-    def _embed(self, context: Tensor | None) -> Tensor | None:
-        """Check the context and embed it."""
+    def embed(self, context: Tensor | None) -> Tensor | None:
+        """Check the context ``(*b, C)`` and embed it, as transform and base read it."""
         if context is None:
             if self.needs_context:
                 raise ShapeError(
@@ -185,7 +185,7 @@ class Flow(nn.Module):
             raise ShapeError(
                 f"Flow expected x {batch_text(self.event_shape)}, got {tuple(x.shape)}"
             )
-        context = self._embed(context)
+        context = self.embed(context)
         return (x, context) if context is None else broadcast_context(x, context, ndim)
 
     def _require_exact(self, what: str) -> None:
@@ -264,13 +264,8 @@ class Flow(nn.Module):
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return samples, base log-density of their noise, and the inverse's log-determinant."""
-        try:
-            size = tuple(operator.index(n) for n in _as_tuple(shape))
-        except TypeError:
-            size = (-1,)
-        if any(n < 0 for n in size):
-            raise ShapeError(f"sample expected a number or shape of sizes >= 0, got {shape!r}")
-        context = self._embed(context)
+        size = as_shape(shape)
+        context = self.embed(context)
         z = self.base.sample(size, context, generator)
         kwargs = {"generator": generator} if self.stochastic else {}
         x, log_det = self._inverse(z, context, **kwargs)
@@ -318,6 +313,71 @@ class Flow(nn.Module):
         x, log_base, log_det = self._draw(shape, context, generator)
         return x, log_base - log_det
 
+    @torch.no_grad()
+    def sample_with_log_weight(
+        self,
+        shape: int | tuple[int, ...],
+        energy: Callable[..., Tensor],
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Draw samples with their log importance weights for :math:`e^{-u(x)}`, no gradients.
+
+        :math:`E[w] = \int e^{-u}`, and weighted means over samples are means over the target, for
+        any flow: with stochastic layers, by the weights of paths. Without, the weight is
+        :math:`e^{-u(x)} / p(x)`. :func:`flowkit.paths.sample_paths` is the same with gradients,
+        acceptance rates and resampling; :mod:`flowkit.statistics` makes estimates of weights.
+
+        Args:
+            shape: A number, or a shape.
+            energy: The dimensionless energy u of the target; ``energy(x, context)`` if a context
+                is given.
+            context: ``(*b, C)``: each context gets ``shape`` samples.
+            generator: Source of randomness.
+
+        Returns:
+            ``(*shape, *b, *event)`` and ``(*shape, *b)``.
+
+        Raises:
+            NonFiniteEnergyError: If a layer starts where its energy is not finite.
+
+        Example:
+            >>> import torch
+            >>> from flowkit import coupling_flow
+            >>> from flowkit.energies import DoubleWell
+            >>> x, log_weight = coupling_flow(2).sample_with_log_weight(5, DoubleWell())
+            >>> x.shape, log_weight.shape
+            (torch.Size([5, 2]), torch.Size([5]))
+        """
+        paths = sample_paths(self, shape, energy, context, generator)
+        return paths.x.contiguous(), paths.log_weight
+
+    def reverse_log_weight(
+        self,
+        x: Tensor,
+        energy: Callable[..., Tensor],
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        r"""Log weights of paths that end in given samples of the target, drawn backwards.
+
+        The same :math:`\log w` as of :meth:`sample_with_log_weight`, on paths from x to noise: then
+        :math:`E[1 / w] = 1 / Z`, and :math:`E[\log w] \ge \log Z`, where paths from noise have
+        :math:`E[\log w] \le \log Z`. Both together make a Bennett estimate
+        (:func:`flowkit.statistics.bennett_acceptance_ratio`).
+
+        Args:
+            x: Samples of the target ``(*batch, *event)``.
+            energy: Its dimensionless energy; ``energy(x, context)`` if a context is given.
+            context: ``(*b, C)``.
+            generator: Source of randomness.
+
+        Returns:
+            ``(*batch,)``.
+        """
+        value = target_energy(energy, x, context, len(self.event_shape))
+        return -value - self.log_prob_bound(x, context, generator=generator)
+
     def to_noise(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map data ``(*batch, *event)`` to noise."""
         x, context = self._prepare(x, context)
@@ -361,7 +421,7 @@ class Flow(nn.Module):
         Returns:
             ``(*b,)``, the batch of the context.
         """
-        embedded = self._embed(context)
+        embedded = self.embed(context)
         batch = () if embedded is None else embedded.shape[:-1]
         zeros = torch.zeros(*batch, *self.event_shape, dtype=self.dtype)
         like = next(iter([*self.parameters(), *self.buffers()]), zeros)
@@ -442,10 +502,6 @@ class Flow(nn.Module):
         rows.append(("total parameters", sum(p.numel() for p in self.parameters())))
         width = max(28, *(len(name) for name, _ in rows))
         return "\n".join(f"{name:<{width}}{count:>8,}" for name, count in rows)
-
-
-def _as_tuple(shape: Any) -> tuple[Any, ...]:
-    return tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
 
 
 def _same_constraint(a: constraints.Constraint, b: constraints.Constraint) -> bool:

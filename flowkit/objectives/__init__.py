@@ -3,6 +3,7 @@
 from flowkit.objectives.base import Batch, Loss, Objective, WeightedSum
 from flowkit.objectives.force import ForceMatching
 from flowkit.objectives.likelihood import MaximumLikelihood
+from flowkit.objectives.path import PathKL
 from flowkit.objectives.reverse_kl import ReverseKL
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Loss",
     "MaximumLikelihood",
     "Objective",
+    "PathKL",
     "ReverseKL",
     "WeightedSum",
 ]

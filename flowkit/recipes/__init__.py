@@ -12,6 +12,7 @@ from flowkit.recipes.flows import (
 )
 from flowkit.recipes.registry import RECIPES, build, recipe
 from flowkit.recipes.smooth import smooth_flow
+from flowkit.recipes.stochastic import insert_stochastic_layers, stochastic_flow
 
 __all__ = [
     "RECIPES",
@@ -20,6 +21,8 @@ __all__ = [
     "build",
     "coupling_flow",
     "elementwise_flow",
+    "insert_stochastic_layers",
     "recipe",
     "smooth_flow",
+    "stochastic_flow",
 ]

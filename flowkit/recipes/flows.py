@@ -68,7 +68,7 @@ _LINEARS: dict[str, Callable[[int], Transform]] = {
 }
 
 
-def _scalar(scalar: str | ScalarMap) -> ScalarMap:
+def named_scalar(scalar: str | ScalarMap) -> ScalarMap:
     return scalar if isinstance(scalar, ScalarMap) else choose("scalar map", scalar, _SCALARS)()
 
 
@@ -142,7 +142,7 @@ def coupling_flow(
     """
     check_sizes("coupling_flow", features=features, context=context, layers=layers, seed=seed)
     check_network("coupling_flow", hidden, activation)
-    chosen = _scalar(scalar)
+    chosen = named_scalar(scalar)
     factory = conditioner
     if isinstance(conditioner, str):
         factory = functools.partial(
@@ -197,7 +197,7 @@ def autoregressive_flow(
         "autoregressive_flow", features=features, context=context, layers=layers, seed=seed
     )
     check_network("autoregressive_flow", hidden, activation)
-    chosen = _scalar(scalar)
+    chosen = named_scalar(scalar)
     factory = functools.partial(MaskedMLP, hidden=hidden, activation=activation)
     stack: list[Transform] = []
     for i in range(layers):
@@ -235,7 +235,7 @@ def elementwise_flow(
     """
     check_sizes("elementwise_flow", features=features, context=context, layers=layers)
     check_network("elementwise_flow", hidden, activation)
-    chosen = _scalar(scalar)
+    chosen = named_scalar(scalar)
     factory = functools.partial(MLP, hidden=hidden, activation=activation)
     stack: list[Transform] = []
     for _ in range(layers):

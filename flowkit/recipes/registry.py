@@ -12,12 +12,21 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+import flowkit.energies
 import flowkit.scalar
+from flowkit.energies import Energy
 from flowkit.errors import RecipeError
 from flowkit.flow import Flow
 from flowkit.scalar import ScalarMap
 
 RECIPES: dict[str, Callable[..., Flow]] = {}
+
+# What a recipe's arguments may be besides plain values: where it is found, and what it is.
+_ROOMS: dict[str, tuple[Any, type]] = {
+    "scalar": (flowkit.scalar, ScalarMap),
+    "energy": (flowkit.energies, Energy),
+}
+_WORDS = {"scalar": "scalar map", "energy": "energy"}
 
 
 def recipe(function: Callable[..., Flow]) -> Callable[..., Flow]:
@@ -25,8 +34,8 @@ def recipe(function: Callable[..., Flow]) -> Callable[..., Flow]:
 
     The function gets plain Python values: numbers of NumPy and tensors of one number become
     numbers, and arrays, lists and ranges become tuples. A flow built with anything that is neither
-    JSON nor a scalar map of flowkit (a module, a callable) works, but cannot be saved as a flow
-    file.
+    JSON nor a scalar map or an energy of flowkit (a module, a callable) works, but cannot be
+    saved as a flow file.
 
     Raises:
         RecipeError: From the registered function, if an argument is unknown or missing, or
@@ -162,11 +171,16 @@ def _encode(value: Any) -> Any:
         return value
     if isinstance(value, tuple):
         return [_encode(item) for item in value]
-    kind = type(value).__name__
-    if not _is_ours(value):
-        raise TypeError(f"no JSON for {kind}")
-    options = {key: _encode(option) for key, option in _options(value).items()}
-    return {"scalar": kind, "options": options}
+    kind = type(value)
+    if isinstance(value, Energy):
+        ours = getattr(flowkit.energies, kind.__name__, None) is kind
+        room, options = "energy", value.options if ours else None
+    else:
+        room, options = "scalar", _options(value) if _is_ours(value) else None
+    if options is None:
+        raise TypeError(f"no JSON for {kind.__name__}")
+    encoded = {key: _encode(option) for key, option in options.items()}
+    return {room: kind.__name__, "options": encoded}
 
 
 def _decode(value: Any) -> Any:
@@ -175,11 +189,13 @@ def _decode(value: Any) -> Any:
         return tuple(_decode(item) for item in value)
     if not isinstance(value, dict):
         return value
-    name, options = value.get("scalar"), value.get("options")
-    cls = getattr(flowkit.scalar, name, None) if name in flowkit.scalar.__all__ else None
-    if not (isinstance(cls, type) and issubclass(cls, ScalarMap) and isinstance(options, dict)):
-        raise RecipeError(f"unknown scalar map {name!r} in a recipe")
-    fields = _option_names(cls)
+    room = "energy" if "energy" in value else "scalar"
+    name, options = value.get(room), value.get("options")
+    module, parent = _ROOMS[room]
+    cls = getattr(module, name, None) if name in module.__all__ else None
+    if not (isinstance(cls, type) and issubclass(cls, parent) and isinstance(options, dict)):
+        raise RecipeError(f"unknown {_WORDS[room]} {name!r} in a recipe")
+    fields = list(inspect.signature(cls).parameters)
     for option in options:
         if option not in fields:
             raise RecipeError(f"{name} has no option {option!r}; {_suggest(option, fields)}")

@@ -6,6 +6,7 @@ from flowkit.transforms.compose import Compose
 from flowkit.transforms.coupling import Coupling
 from flowkit.transforms.domain import Box, Chart, CircularShift, Log, Logit
 from flowkit.transforms.elementwise import Elementwise
+from flowkit.transforms.langevin import OverdampedLangevin, UnderdampedLangevin
 from flowkit.transforms.linear import (
     Conv1x1,
     DenseLinear,
@@ -13,9 +14,10 @@ from flowkit.transforms.linear import (
     OrthogonalLinear,
     TriangularLinear,
 )
+from flowkit.transforms.metropolis import HMC, MALA, Metropolis
 from flowkit.transforms.normalize import ActNorm, Standardize, Whiten
 from flowkit.transforms.permute import Permutation
-from flowkit.transforms.stochastic import Dequantize, StochasticTransform
+from flowkit.transforms.stochastic import Dequantize, StochasticTransform, Walk
 
 __all__ = [
     "ActNorm",
@@ -28,16 +30,22 @@ __all__ = [
     "DenseLinear",
     "Dequantize",
     "Elementwise",
+    "HMC",
     "Inverse",
     "LULinear",
     "Log",
     "Logit",
+    "MALA",
     "MaskedAutoregressive",
+    "Metropolis",
     "OrthogonalLinear",
+    "OverdampedLangevin",
     "Permutation",
     "Standardize",
     "StochasticTransform",
     "Transform",
     "TriangularLinear",
+    "UnderdampedLangevin",
+    "Walk",
     "Whiten",
 ]

@@ -1,0 +1,78 @@
+"""Energies between two others."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.energies.base import Energy
+from flowkit.errors import DataError, ShapeError
+
+
+class Interpolation(Energy):
+    r"""Between two densities, :math:`u_\lambda = (1-\lambda) u_0 + \lambda u_1`.
+
+    Args:
+        start: :math:`u_0`, as a rule of the base (:class:`NegativeLogProb`).
+        end: :math:`u_1`, as a rule the target.
+        fraction: :math:`\lambda` in [0, 1]. At 0 and 1 only one of the energies is computed, so
+            that the other may be infinite.
+        learn: Whether :math:`\lambda` is a parameter, the sigmoid of an unbounded one; it must
+            then lie strictly inside.
+
+    Raises:
+        DataError: If the fraction is outside, or at an end while it shall be learned.
+        ShapeError: If the two energies have other events.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.bases import StandardNormal
+        >>> from flowkit.energies import DoubleWell, Interpolation, NegativeLogProb
+        >>> between = Interpolation(NegativeLogProb(StandardNormal(2)), DoubleWell(), 0.25)
+        >>> x = torch.zeros(2)
+        >>> torch.allclose(between(x), 0.75 * between.start(x) + 0.25 * between.end(x))
+        True
+    """
+
+    def __init__(self, start: Energy, end: Energy, fraction: float, learn: bool = False) -> None:
+        if not isinstance(start, Energy) or not isinstance(end, Energy):
+            raise DataError(
+                f"Interpolation expected two Energies, got {type(start).__name__} and "
+                f"{type(end).__name__}; remedy: from_callable(function, event_shape), or "
+                "NegativeLogProb(base)"
+            )
+        if start.event_shape != end.event_shape:
+            raise ShapeError(
+                f"Interpolation expected energies of the same events, got {start.event_shape} "
+                f"and {end.event_shape}"
+            )
+        number = isinstance(fraction, Real) and not isinstance(fraction, bool)
+        if not number or not 0 <= fraction <= 1 or (learn and not 0 < fraction < 1):
+            where = "strictly between 0 and 1 where it is learned" if learn else "in [0, 1]"
+            raise DataError(f"Interpolation expected fraction {where}, got {fraction!r}")
+        super().__init__(
+            start.event_shape, max(start.context_size, end.context_size), end.kT, end.unit
+        )
+        self.start = start
+        self.end = end
+        self.learn = learn
+        if learn:
+            self.raw_fraction = nn.Parameter(torch.tensor(math.log(fraction / (1 - fraction))))
+        else:
+            self.fixed_fraction = float(fraction)
+
+    @property
+    def fraction(self) -> Tensor | float:
+        r"""The present :math:`\lambda`."""
+        return torch.sigmoid(self.raw_fraction) if self.learn else self.fixed_fraction
+
+    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The weighted sum of both energies."""
+        fraction = self.fraction
+        if not self.learn and fraction in (0.0, 1.0):
+            return (self.end if fraction else self.start).energy(x, context)
+        start, end = self.start.energy(x, context), self.end.energy(x, context)
+        return (1 - fraction) * start + fraction * end
