@@ -361,7 +361,7 @@ class Flow(nn.Module):
     ) -> Tensor:
         r"""Log weights of paths that end in given samples of the target, drawn backwards.
 
-        The same :math:`\log w` as of :meth:`sample_with_log_weight`, on paths from x to noise: then
+        The same :math:`\log w` as of :meth:`sample_with_log_weight`, on paths from x to noise:
         :math:`E[1 / w] = 1 / Z`, and :math:`E[\log w] \ge \log Z`, where paths from noise have
         :math:`E[\log w] \le \log Z`. Both together make a Bennett estimate
         (:func:`flowkit.statistics.bennett_acceptance_ratio`).

@@ -69,6 +69,7 @@ _LINEARS: dict[str, Callable[[int], Transform]] = {
 
 
 def named_scalar(scalar: str | ScalarMap) -> ScalarMap:
+    """A scalar map as it is, or the one of this name."""
     return scalar if isinstance(scalar, ScalarMap) else choose("scalar map", scalar, _SCALARS)()
 
 
