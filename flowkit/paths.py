@@ -14,6 +14,7 @@ from torch import Tensor
 from flowkit.errors import DataError, ShapeError
 from flowkit.transforms import Compose, Inverse, Transform
 from flowkit.transforms.metropolis import MetropolisTransform
+from flowkit.transforms.stochastic import EnergyTransform
 
 if TYPE_CHECKING:
     from flowkit.flow import Flow
@@ -179,7 +180,7 @@ def sample_paths(
         if walk.log_choice is not None:
             log_choice = log_choice + walk.log_choice
         effective, low = None, False
-        if resample is not None and hasattr(layer, "energy"):
+        if resample is not None and isinstance(layer, EnergyTransform):
             here = layer.energy(x)
             effective = _effective(log_weight - here)
             low = bool(effective < resample)

@@ -32,6 +32,7 @@ from flowkit.conditioners import (
     MaskedMLP,
     ResidualMLP,
 )
+from flowkit.energies import DoubleWell, Interpolation, NegativeLogProb, from_callable
 from flowkit.scalar import (
     Affine,
     CircularSmoothMixture,
@@ -45,6 +46,8 @@ from flowkit.scalar import (
     SmoothMixture,
 )
 from flowkit.transforms import (
+    HMC,
+    MALA,
     ActNorm,
     Box,
     Chart,
@@ -60,11 +63,14 @@ from flowkit.transforms import (
     Logit,
     LULinear,
     MaskedAutoregressive,
+    Metropolis,
     OrthogonalLinear,
+    OverdampedLangevin,
     Permutation,
     Standardize,
     Transform,
     TriangularLinear,
+    UnderdampedLangevin,
     Whiten,
 )
 
@@ -315,6 +321,53 @@ CASES: list[Case] = [
             "base": Logistic(2),
             "target": _counts_log_prob,
         },
+    ),
+]
+
+
+WELL = {"target": lambda x: -DoubleWell()(x) - DoubleWell().log_normalizer()}
+
+
+def _annealed(layer: Callable[..., Transform], *extra: Transform) -> Transform:
+    """From the base to the double well in six layers, among others that are not trained."""
+    start, end = NegativeLogProb(StandardNormal(2)), DoubleWell()
+    fractions = [1.0, 0.8, 0.6, 0.4, 0.2]
+    layers = [layer(Interpolation(start, end, f)) for f in fractions]
+    learned = layer(Interpolation(start, end, 0.1, learn=True))
+    return Compose(*layers[:3], *extra, *layers[3:], learned)
+
+
+def _spring(x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    """Springs at rest where the context says, normalised."""
+    return 0.5 * (x - context).square().sum(-1) + math.log(2 * math.pi)
+
+
+def _untrained() -> list[Transform]:
+    return [Coupling([0, 1], Affine(), mlp), Coupling([1, 0], SCALARS["spline"], mlp)]
+
+
+CASES += [
+    Case(f"annealed-{name}", partial(_annealed, layer), WELL)
+    for name, layer in {
+        "Metropolis": partial(Metropolis, steps=10),
+        "MALA": partial(MALA, steps=10),
+        "HMC": partial(HMC, steps=2),
+        "OverdampedLangevin": partial(OverdampedLangevin, steps=20),
+        "UnderdampedLangevin": partial(UnderdampedLangevin, steps=10, step_size=0.03),
+    }.items()
+]
+CASES += [
+    Case(
+        "annealed-Metropolis-among-couplings",
+        lambda: _annealed(partial(Metropolis, steps=10), *_untrained()),
+        WELL,
+    ),
+    Case(
+        "OverdampedLangevin-context-a-step-a-coordinate",
+        lambda: OverdampedLangevin(
+            from_callable(_spring, 2, context=2), steps=3, step_size=[0.1, 0.2]
+        ),
+        {"skip": {"R14": "the target moves with the context; tested by itself"}},
     ),
 ]
 

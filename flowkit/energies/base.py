@@ -129,9 +129,9 @@ def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if self.context_size and (
             not isinstance(context, Tensor) or context.shape[-1:] != (self.context_size,)
         ):
-            got = tuple(context.shape) if isinstance(context, Tensor) else context
+            given = tuple(context.shape) if isinstance(context, Tensor) else context
             raise ShapeError(
-                f"{type(self).__name__} expected context (..., {self.context_size}), got {got}"
+                f"{type(self).__name__} expected context (..., {self.context_size}), got {given}"
             )
         return method(self, x, context)
 
@@ -146,15 +146,13 @@ class _GivenForce(torch.autograd.Function):
     """An energy whose gradient is minus a force that came with it."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, energy: Tensor, force: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, energy: Tensor, force: Tensor) -> Tensor:
         ctx.save_for_backward(force)
         return energy.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (force,) = ctx.saved_tensors
         tail = (1,) * (force.ndim - gradient.ndim)
         return -force * gradient.reshape(*gradient.shape, *tail), None, None
@@ -189,7 +187,7 @@ class _FromCallable(Energy):
         if not isinstance(force, Tensor) or force.shape != x.shape:
             got = tuple(force.shape) if isinstance(force, Tensor) else type(force).__name__
             raise DataError(f"the force expected the shape of x, {tuple(x.shape)}, got {got}")
-        return _GivenForce.apply(x, energy, force / self.kT)  # type: ignore[no-any-return]
+        return _GivenForce.apply(x, energy, force / self.kT)
 
     def _one_a_row(self, energy: Any, x: Tensor) -> Tensor:
         wanted = x.shape[: x.ndim - len(self.event_shape)]

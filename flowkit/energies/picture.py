@@ -113,7 +113,7 @@ class Picture(Energy):
         for weight in (weight_x, weight_y):
             weight[0] = weight[-1] = 0.5 * self.pixel + edge
         mass = (h * weight_y.unsqueeze(1) * weight_x).flatten().cumsum(0)
-        draw = {"generator": generator, "dtype": torch.float64, "device": h.device}
+        draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": h.device}
         which = torch.searchsorted(mass, torch.rand(shape, **draw) * mass[-1])
         which = which.clamp(max=len(mass) - 1)
         coordinates = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class _Toy(Energy):
         """Exact samples ``(*shape, features)``."""
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         size = (*shape, *self.event_shape)
-        like = {"dtype": self.like.dtype, "device": self.like.device}
+        like: dict[str, Any] = {"dtype": self.like.dtype, "device": self.like.device}
         normal = torch.randn(size, generator=generator, **like)
         uniform = torch.rand(shape, generator=generator, **like)
         return self._arrange(normal, uniform)
@@ -155,31 +156,35 @@ class GaussianMixture(_Toy):
         scales: float | Sequence[float] = 1.0,
         weights: Sequence[float] | None = None,
     ) -> None:
-        centres = torch.as_tensor(np.asarray(means, dtype=np.float64))
-        if centres.ndim != 2 or not centres.numel() or not bool(centres.isfinite().all()):
+        # Checked as arrays: files are read by building flows without numbers.
+        centres = np.asarray(means, dtype=np.float64)
+        if centres.ndim != 2 or not centres.size or not np.isfinite(centres).all():
             raise DataError(
                 f"GaussianMixture expected means (components, features), got {means!r}"
             )
         count, features = centres.shape
-        widths = torch.as_tensor(np.asarray(scales, dtype=np.float64)).broadcast_to((count,))
-        shares = torch.as_tensor(np.asarray([1.0] * count if weights is None else weights))
-        for name, values in (("scales", widths), ("weights", shares)):
-            if values.shape != (count,) or not bool(((values > 0) & values.isfinite()).all()):
+        given = {"scales": scales, "weights": 1.0 if weights is None else weights}
+        positive = {}
+        for name, values in given.items():
+            array = np.asarray(values, dtype=np.float64)
+            if array.shape not in ((), (count,)) or not ((array > 0) & np.isfinite(array)).all():
                 raise DataError(
                     f"GaussianMixture expected {name} > 0, one for each of {count} components, "
-                    f"got {values.tolist()}"
+                    f"got {values!r}"
                 )
+            positive[name] = np.broadcast_to(array, (count,)).copy()
         super().__init__(features)
         self.options = {
             "means": tuple(map(tuple, centres.tolist())),
-            "scales": tuple(widths.tolist()),
-            "weights": tuple(shares.tolist()),
+            "scales": tuple(positive["scales"].tolist()),
+            "weights": tuple(positive["weights"].tolist()),
         }
-        single = torch.get_default_dtype()
-        for name, values in (
-            ("means", centres), ("scales", widths), ("log_weights", (shares / shares.sum()).log())
+        shares = positive["weights"] / positive["weights"].sum()
+        for name, array in (
+            ("means", centres), ("scales", positive["scales"]), ("log_weights", np.log(shares))
         ):  # fmt: skip
-            self.register_buffer(name, values.to(single), persistent=False)
+            buffer = torch.as_tensor(array, dtype=torch.get_default_dtype())
+            self.register_buffer(name, buffer, persistent=False)
 
     @classmethod
     def ring(cls, components: int = 8, radius: float = 4.0, scale: float = 0.5) -> GaussianMixture:

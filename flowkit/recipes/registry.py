@@ -190,7 +190,7 @@ def _decode(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     room = "energy" if "energy" in value else "scalar"
-    name, options = value.get(room), value.get("options")
+    name, options = str(value.get(room)), value.get("options")
     module, parent = _ROOMS[room]
     cls = getattr(module, name, None) if name in module.__all__ else None
     if not (isinstance(cls, type) and issubclass(cls, parent) and isinstance(options, dict)):

@@ -72,7 +72,7 @@ def _chain(
     """A stochastic layer at one fraction of the way from base to target."""
     energy = Interpolation(base, target, fraction, learn and 0 < fraction < 1)
     options = {} if step_size is None else {"step_size": step_size}
-    return choose("stochastic layer", layer, _LAYERS)(energy, steps=steps, **options)  # type: ignore[no-any-return]
+    return choose("stochastic layer", layer, _LAYERS)(energy, steps=steps, **options)
 
 
 def _target(name: str, energy: Any, base: Base, context: int) -> Energy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,7 +72,7 @@ class StochasticTransform(Transform):
             inverse: Whether to go from noise to data.
             choices: Whether to compute the log-probability of decisions, for gradients of them.
         """
-        apply = self.inverse if inverse else self
+        apply: Any = self.inverse if inverse else self
         return Walk(*apply(value, context, generator=generator))
 
 
@@ -192,15 +193,14 @@ def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def positive(name: str, what: str, value: Any, last: tuple[int, ...]) -> Tensor:
     """A number above 0, or one for each of the last dimension, as a tensor."""
-    numbers = torch.as_tensor(value, dtype=torch.get_default_dtype())
-    if tuple(numbers.shape) not in ((), last) or not bool(
-        ((numbers > 0) & numbers.isfinite()).all()
-    ):
+    # Checked as an array: files are read by building flows without numbers.
+    numbers = np.asarray(value, dtype=np.float64)
+    if numbers.shape not in ((), last) or not ((numbers > 0) & np.isfinite(numbers)).all():
         raise DataError(
             f"{name} expected {what} > 0, one finite number or one for each of {last}, got "
             f"{value!r}"
         )
-    return numbers.clone()
+    return torch.as_tensor(numbers, dtype=torch.get_default_dtype()).clone()
 
 
 class Dequantize(StochasticTransform):
