@@ -95,24 +95,30 @@ class MetropolisTransform(EnergyTransform):
     ) -> tuple[_State, list[_Decision], Tensor, Tensor]:
         """Run all steps; return the last state, the decisions if asked for, and counts a row."""
         size, decisions = self.step_size, []
+        least = torch.finfo(state.energy.dtype).min
         moves = torch.zeros_like(state.energy)
         failures = torch.zeros_like(state.energy)
         for _ in range(self.steps):
             noise = normal_like(state.x, generator)
             threshold = torch.empty_like(state.energy).uniform_(generator=generator).log_()
             proposal, log_accept = self._propose(state, noise, size, context)
-            finite = log_accept.abs() < torch.inf
-            accepted = finite & (threshold < log_accept)
+            # Flags as ones and noughts, and choices by lerp, which is exact at both ends: torch
+            # makes, converts and follows booleans several times more slowly.
+            log_accept = log_accept.nan_to_num(least, least, least)
+            failed = torch.eq(log_accept, least, out=torch.empty_like(log_accept))
+            accepted = torch.lt(threshold, log_accept, out=torch.empty_like(log_accept))
             rows = self._as_rows(accepted)
             state = _State(
-                torch.where(rows, proposal.x, state.x),
-                torch.where(accepted, proposal.energy, state.energy),
-                None if state.force is None else torch.where(rows, proposal.force, state.force),  # type: ignore[arg-type]
+                torch.lerp(state.x, proposal.x.nan_to_num(), rows),
+                torch.lerp(state.energy, proposal.energy.nan_to_num(0.0, 0.0, 0.0), accepted),
+                None
+                if state.force is None
+                else torch.lerp(state.force, proposal.force.nan_to_num(), rows),  # type: ignore[union-attr]
             )
             moves += accepted
-            failures += ~finite
+            failures += failed
             if record:
-                decisions.append(_Decision(noise, accepted, finite))
+                decisions.append(_Decision(noise, accepted > 0, failed == 0))
         return state, decisions, moves / self.steps, failures
 
     def _replay(
