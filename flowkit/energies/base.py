@@ -189,6 +189,16 @@ class _FromCallable(Energy):
             raise DataError(f"the force expected the shape of x, {tuple(x.shape)}, got {got}")
         return _GivenForce.apply(x, energy, force / self.kT)
 
+    def energy_and_force(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Energy and force in one pass; a force of its own has no gradient to offer."""
+        if self.given_force is not None and torch.is_grad_enabled() and x.requires_grad:
+            raise DataError(
+                "a gradient was asked of a force that came as a function, which has none; remedy: "
+                "torch.no_grad() for sampling, Metropolis layers for training, or an energy that "
+                "torch can differentiate twice"
+            )
+        return super().energy_and_force(x, context)
+
     def _one_a_row(self, energy: Any, x: Tensor) -> Tensor:
         wanted = x.shape[: x.ndim - len(self.event_shape)]
         if not isinstance(energy, Tensor) or energy.shape != wanted:
