@@ -71,6 +71,24 @@ def test_smooth_flows_compares_forces_and_resumes(tmp_path):
     assert (tmp_path / "smooth_flows.md").read_text().count("| likelihood and forces |") == 2
 
 
+def test_stochastic_flows_compares_with_chains_and_resumes(tmp_path):
+    script = load("stochastic_flows")
+    call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
+    wells, paintings = script.main(call)
+    settings = [(s, c) for s in ("affine", "spline") for c in (False, True)]
+    assert [(w.scalar, w.chains) for w in wells] == settings
+    assert [(p.scalar, p.chains) for p in paintings] == settings
+    for w in wells:
+        assert w.error_reweighted >= w.bias_reweighted > 0
+        assert 0 < w.effective <= 1
+    # An affine flow that has hardly been trained is far from the picture; chains bring it nearer.
+    assert paintings[1].divergence < paintings[0].divergence
+    before = (tmp_path / "record").read_text()
+    assert script.main(call) == (wells, paintings)
+    assert (tmp_path / "record").read_text() == before
+    assert (tmp_path / "stochastic_flows.md").read_text().count("coupling + Metropolis |") == 2
+
+
 def test_libraries_build_architectures_of_the_same_size():
     pytest.importorskip("zuko")
     script = load("tabular_density")
