@@ -690,6 +690,22 @@ def test_a_learned_base_is_the_base_of_the_energies():
     assert all(p.grad is not None for p in flow.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+# Dynamo looks at gradients of what comes out of a part that it left out.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_compiled_flows_leave_their_stochastic_layers_out(name):
+    flow = stochastic_flow(2, "double_well", blocks=2, layer=name, steps=2, hidden=(4,))
+    compiled = torch.compile(flow.log_prob_bound, backend="aot_eager")
+    x, gradients = torch.randn(6, 2, generator=generator()), []
+    for bound in (flow.log_prob_bound, compiled):
+        flow.zero_grad()
+        torch.manual_seed(0)
+        bound(x).mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in flow.parameters()]))
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
 def test_layers_in_order_reach_into_views():
     inner = Compose(Metropolis(WELL), Coupling([0, 1]))
     outer = Compose(inner.inv, inner)

@@ -173,6 +173,7 @@ class Run:
             parameters = sum(p.numel() for p in flow.parameters())
             compile = (
                 self.step.objective.compiles
+                and not flow.stochastic
                 and not saving
                 and self.fabric.world_size == 1
                 and worth_compiling(layers, parameters, self.batch_size, self.total)

@@ -125,7 +125,7 @@ class EnergyTransform(StochasticTransform):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Move the state; return it with the log path-probability ratio."""
-        return self._walk(self._laid_out(x), context, generator, False)[:2]
+        return self._start(x, context, generator, False)[:2]
 
     def inverse(
         self,
@@ -134,7 +134,7 @@ class EnergyTransform(StochasticTransform):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Move the state, in the same way as ``forward``."""
-        return self._walk(self._laid_out(z), context, generator, False)[:2]
+        return self._start(z, context, generator, False)[:2]
 
     def walk(
         self,
@@ -147,7 +147,19 @@ class EnergyTransform(StochasticTransform):
     ) -> Walk:
         """Move the state; report acceptance and energies that are not finite."""
         value, context = self._prepare(value, context, "z" if inverse else "x")
-        return self._walk(self._laid_out(value), context, generator, choices)
+        return self._start(value, context, generator, choices)
+
+    def _start(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        generator: torch.Generator | None,
+        choices: bool,
+    ) -> Walk:
+        # Compiled programs cannot differentiate within, draw from a generator or look at energies.
+        compiling = torch.compiler.is_compiling()
+        walk = torch.compiler.disable(self._walk) if compiling else self._walk
+        return walk(self._laid_out(x), context, generator, choices)
 
     def _walk(
         self,
@@ -172,7 +184,7 @@ class EnergyTransform(StochasticTransform):
 
     def _require_finite_start(self, energy: Tensor) -> None:
         """Raise where the energy of a row is not finite before anything was done to it."""
-        if energy.is_meta or torch.compiler.is_compiling():
+        if energy.is_meta:
             return
         finite = energy.detach().isfinite()
         if not bool(finite.all()):
