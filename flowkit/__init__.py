@@ -2,7 +2,15 @@
 
 from flowkit.flow import Flow
 from flowkit.io import load, save
-from flowkit.objectives import ForceMatching, MaximumLikelihood, PathKL, ReverseKL, WeightedSum
+from flowkit.objectives import (
+    ForceMatching,
+    MaximumLikelihood,
+    PathKL,
+    ReverseKL,
+    ScoreMatching,
+    StochasticMaximumLikelihood,
+    WeightedSum,
+)
 from flowkit.recipes import (
     autoregressive_flow,
     box_flow,
@@ -22,6 +30,8 @@ __all__ = [
     "MaximumLikelihood",
     "PathKL",
     "ReverseKL",
+    "ScoreMatching",
+    "StochasticMaximumLikelihood",
     "WeightedSum",
     "autoregressive_flow",
     "box_flow",

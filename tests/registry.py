@@ -43,17 +43,20 @@ from flowkit.scalar import (
     PerFeature,
     RationalQuadraticSpline,
     ScalarMap,
+    SmoothLeakyReLU,
     SmoothMixture,
 )
 from flowkit.transforms import (
     HMC,
     MALA,
+    Activation,
     ActNorm,
     Box,
     Chart,
     CircularShift,
     Compose,
     Conv1x1,
+    Conv2d,
     Coupling,
     DenseLinear,
     Dequantize,
@@ -191,6 +194,7 @@ def _products(structure: str) -> Transform:
 SIGN_ONLY = "an orthogonal number is a sign, which no small change of a reflection moves"
 HALF_LINE = "no base lives on the half-line that this one maps to"
 MOVED = {"starts_at_identity": False}
+SEEDED = torch.Generator().manual_seed(0)
 PRODUCT = {
     "base": Product((Uniform(2, -1.0, 1.0), [0, 1]), (StandardNormal(1), [2])),
     "far": (),
@@ -210,6 +214,25 @@ CASES: list[Case] = [
     Case("OrthogonalLinear-5-two-reflections", lambda: OrthogonalLinear(5, reflections=2)),
     Case("Conv1x1", lambda: Conv1x1(3)),
     Case("Conv1x1-orthogonal", lambda: Conv1x1(2, OrthogonalLinear)),
+    Case("Conv2d", lambda: Conv2d(2), {"x": torch.randn(6, 2, 3, 4, generator=SEEDED)}),
+    Case(
+        "Conv2d-of-an-oblong-kernel",
+        lambda: Conv2d(1, (1, 3)),
+        {"x": torch.randn(4, 1, 2, 3, generator=SEEDED)},
+    ),
+    Case(
+        "Activation-1", lambda: Activation(), {**MOVED, "x": torch.randn(6, 1, generator=SEEDED)}
+    ),
+    Case(
+        "Activation-image",
+        lambda: Activation(SmoothLeakyReLU(0.6), event_ndim=3),
+        {**MOVED, "x": torch.randn(4, 2, 3, 2, generator=SEEDED)},
+    ),
+    Case(
+        "Compose-of-an-energy-based-flow",
+        lambda: Compose(DenseLinear(2), Activation(), DenseLinear(2), ActNorm(2)),
+        MOVED,
+    ),
     Case("ActNorm-1", lambda: ActNorm(1)),
     Case("ActNorm-image", lambda: ActNorm(3, event_ndim=3)),
     Case("Standardize-2", lambda: _standardize(2), MOVED),

@@ -5,6 +5,7 @@ from flowkit.objectives.force import ForceMatching
 from flowkit.objectives.likelihood import MaximumLikelihood
 from flowkit.objectives.path import PathKL
 from flowkit.objectives.reverse_kl import ReverseKL
+from flowkit.objectives.score import ScoreMatching, StochasticMaximumLikelihood
 
 __all__ = [
     "Batch",
@@ -14,5 +15,7 @@ __all__ = [
     "Objective",
     "PathKL",
     "ReverseKL",
+    "ScoreMatching",
+    "StochasticMaximumLikelihood",
     "WeightedSum",
 ]

@@ -1,5 +1,6 @@
 """Monotone maps of one number, their parameters handed in."""
 
+from flowkit.scalar.activation import SmoothLeakyReLU
 from flowkit.scalar.affine import Affine, smooth_clip, soft_clip
 from flowkit.scalar.base import ScalarMap
 from flowkit.scalar.features import PerFeature
@@ -30,6 +31,7 @@ __all__ = [
     "PerFeature",
     "RationalQuadraticSpline",
     "ScalarMap",
+    "SmoothLeakyReLU",
     "SmoothMixture",
     "attach_newton",
     "expand_bracket",

@@ -1,5 +1,6 @@
 """Maps of vectors between data and noise, all on the Transform contract."""
 
+from flowkit.transforms.activation import Activation
 from flowkit.transforms.autoregressive import MaskedAutoregressive
 from flowkit.transforms.base import Inverse, Transform
 from flowkit.transforms.compose import Compose
@@ -9,6 +10,7 @@ from flowkit.transforms.elementwise import Elementwise
 from flowkit.transforms.langevin import OverdampedLangevin, UnderdampedLangevin
 from flowkit.transforms.linear import (
     Conv1x1,
+    Conv2d,
     DenseLinear,
     LULinear,
     OrthogonalLinear,
@@ -21,11 +23,13 @@ from flowkit.transforms.stochastic import Dequantize, StochasticTransform, Walk
 
 __all__ = [
     "ActNorm",
+    "Activation",
     "Box",
     "Chart",
     "CircularShift",
     "Compose",
     "Conv1x1",
+    "Conv2d",
     "Coupling",
     "DenseLinear",
     "Dequantize",

@@ -1,0 +1,68 @@
+"""Monotone activations: scalar maps without parameters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flowkit.scalar.base import ScalarMap
+
+
+@dataclass(frozen=True)
+class SmoothLeakyReLU(ScalarMap):
+    r""":math:`y = \alpha x + (1 - \alpha)\, \mathrm{softplus}(x)`, infinitely differentiable.
+
+    The slope :math:`\alpha + (1 - \alpha)\, \mathrm{sigmoid}(x)` rises from :math:`\alpha` to 1.
+    No parameters; for :class:`flowkit.transforms.Activation`.
+
+    Args:
+        alpha: Slope on the left, in (0, 1).
+
+    Raises:
+        ValueError: If the slope is outside.
+
+    References:
+        Chao et al. 2023, arXiv 2305.15267, appendix A.
+
+    Example:
+        >>> import torch
+        >>> y, log_slope = SmoothLeakyReLU().forward(torch.tensor([-100.0, 100.0]), torch.empty(0))
+        >>> y.tolist(), log_slope.exp().round(decimals=3).tolist()
+        ([-30.000001907348633, 100.0], [0.30000001192092896, 1.0])
+    """
+
+    alpha: float = 0.3
+
+    starts_at_identity: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"SmoothLeakyReLU expected alpha in (0, 1), got {self.alpha!r}")
+
+    @property
+    def param_size(self) -> int:  # type: ignore[override]
+        """None."""
+        return 0
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``f(x)`` and the logarithm of its slope."""
+        rest = 1 - self.alpha
+        # From softplus without its threshold, so that value and slope agree to rounding.
+        y = self.alpha * x + rest * (x.clamp(min=0) + torch.log1p(torch.exp(-x.abs())))
+        # log(a + (1 - a) sigmoid(x)) of two positive terms, the larger one taken out.
+        low = torch.full_like(x, math.log(self.alpha))
+        high = math.log(rest) + torch.nn.functional.logsigmoid(x)
+        return y, torch.logaddexp(low, high)
+
+    def bracket(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """The map lies above both its asymptotes, by ``(1 - alpha) log 2`` at most."""
+        gap = (1 - self.alpha) * math.log(2)
+        upper = torch.minimum(y, y / self.alpha)
+        lower = torch.minimum(y - gap, (y - gap) / self.alpha)
+        # Rounding of large numbers must not leave the root outside.
+        slack = 1e-6 * (1 + y.abs())
+        return lower - slack, upper + slack
