@@ -13,8 +13,9 @@ from torch.distributions import constraints
 from flowkit.bases import Base
 from flowkit.compiling import can_compile
 from flowkit.conditioners import StandardizeContext
+from flowkit.energies.base import as_shape
 from flowkit.errors import ShapeError, StochasticFlowError
-from flowkit.paths import as_shape, sample_paths, target_energy
+from flowkit.paths import sample_paths, target_energy
 from flowkit.transforms import MaskedAutoregressive, Transform
 from flowkit.transforms.base import batch_text, broadcast_context
 
@@ -375,18 +376,33 @@ class Flow(nn.Module):
         Returns:
             ``(*batch,)``.
         """
-        value = target_energy(energy, x, context, len(self.event_shape))
-        return -value - self.log_prob_bound(x, context, generator=generator)
+        bound = self.log_prob_bound(x, context, generator=generator)
+        ndim = len(self.event_shape)
+        if context is not None:
+            x, context = broadcast_context(x, context, ndim)
+        return -target_energy(energy, x, context, ndim) - bound
 
-    def to_noise(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map data ``(*batch, *event)`` to noise."""
+    def to_noise(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Map data ``(*batch, *event)`` to noise; the generator is for stochastic layers."""
         x, context = self._prepare(x, context)
-        return self.transform(x, context)[0].contiguous()
+        kwargs = {"generator": generator} if self.stochastic else {}
+        return self.transform(x, context, **kwargs)[0].contiguous()
 
-    def to_data(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map noise ``(*batch, *event)`` to data."""
+    def to_data(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Map noise ``(*batch, *event)`` to data; the generator is for stochastic layers."""
         z, context = self._prepare(z, context)
-        return self._inverse(z, context)[0].contiguous()
+        kwargs = {"generator": generator} if self.stochastic else {}
+        return self._inverse(z, context, **kwargs)[0].contiguous()
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Dimensionless energy: :math:`E(x) = -\log p(x) - \log Z`, with :meth:`log_normalizer`.
@@ -421,6 +437,7 @@ class Flow(nn.Module):
         Returns:
             ``(*b,)``, the batch of the context.
         """
+        self._require_exact("log_normalizer")
         embedded = self.embed(context)
         batch = () if embedded is None else embedded.shape[:-1]
         zeros = torch.zeros(*batch, *self.event_shape, dtype=self.dtype)

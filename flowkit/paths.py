@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flowkit.errors import DataError, ShapeError
+from flowkit.energies.base import as_shape
+from flowkit.errors import DataError
 from flowkit.transforms import Compose, Inverse, Transform
 from flowkit.transforms.metropolis import MetropolisTransform
 from flowkit.transforms.stochastic import EnergyTransform
@@ -113,10 +113,11 @@ def sample_paths(
               E[w] = Z = \int e^{-u(x)} dx, \quad E[w\, O(x)] / E[w] = E_{e^{-u}/Z}[O]
 
     where a deterministic layer contributes its log-determinant. Both hold for any layers, trained
-    or not. Without learned layers this is annealed importance sampling (Neal 2001); with
-    ``resample`` it is a sequential Monte Carlo sampler (Del Moral et al. 2006): wherever after a
-    layer with an energy the effective sample size has fallen below that fraction of the rows,
-    rows are drawn anew in proportion to their weights for that energy, by systematic resampling,
+    or not, so long as every path back from the target ends where the base has density: a bounded
+    base needs layers that stay inside. Without learned layers this is annealed importance
+    sampling (Neal 2001); with ``resample`` it is a sequential Monte Carlo sampler (Del Moral et
+    al. 2006): wherever after a layer with an energy the effective sample size has fallen below
+    that fraction of the rows, rows are drawn anew in proportion to their weights for that energy, by systematic resampling,
     and go on with equal ones. The mean of w stays an unbiased estimate of Z, but rows are then no
     longer independent: repeat the run for its error.
 
@@ -164,7 +165,12 @@ def sample_paths(
             raise DataError(f"resample expected a number in (0, 1] or None, got {resample!r}")
         if len(size) != 1 or context is not None:
             raise DataError(
-                f"resampling expected one number of samples and no context, got shape {size}"
+                f"resampling expected one number of samples and no context, got shape {size} and "
+                f"{'no' if context is None else 'a'} context; remedy: one call a context"
+            )
+        if choices:
+            raise DataError(
+                "resampling is a decision without a log-probability; remedy: choices=False"
             )
     embedded = flow.embed(context)
     x = flow.base.sample(size, embedded, generator)
@@ -250,7 +256,7 @@ def adapt_step_sizes(
         A report a layer, with the acceptance that it has come to.
 
     Raises:
-        DataError: If the target is out of its range.
+        DataError: If an argument is out of its range.
 
     Example:
         >>> import torch
@@ -261,6 +267,11 @@ def adapt_step_sizes(
         >>> all(abs(report.acceptance - 0.3) < 0.05 for report in reports)
         True
     """
+    for name, value, least in (("rows", rows, 1), ("rounds", rounds, 0)):
+        if type(value) is not int or value < least:
+            raise DataError(
+                f"adapt_step_sizes expected {name} as a whole number >= {least}, got {value!r}"
+            )
     if target is not None and not 0 < float(target) < 1:
         raise DataError(f"adapt_step_sizes expected target in (0, 1) or None, got {target!r}")
     reports = []
@@ -313,19 +324,6 @@ class AdaptStepSizes:
         if len(history.train) % self.every == 0:
             adapt_step_sizes(flow, **self.options)
         return False
-
-
-def as_shape(shape: Any) -> tuple[int, ...]:
-    """A number or a sequence of numbers as a shape."""
-    try:
-        size = tuple(
-            operator.index(n) for n in (shape if isinstance(shape, (tuple, list)) else (shape,))
-        )
-    except TypeError:
-        size = (-1,)
-    if any(n < 0 for n in size):
-        raise ShapeError(f"sample expected a number or shape of sizes >= 0, got {shape!r}")
-    return size
 
 
 def _effective(log_weight: Tensor) -> Tensor:

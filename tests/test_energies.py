@@ -94,6 +94,23 @@ def test_the_published_constants_of_the_double_well():
     assert well.profile(x).shape == (9,)
 
 
+@pytest.mark.parametrize(("a", "b", "c"), [(-50.0, 0.0, 1e-6), (-1e4, 0.0, 1.0), (3.0, -0.5, 2.0)])
+def test_the_quadrature_finds_every_well(a, b, c):
+    well = DoubleWell(1, a, b, c)
+    roots = np.roots([4 * c, 0, 2 * b, a])
+    centre = float(roots[np.argmin(np.abs(roots.imag))].real)
+    lowest = float(well(torch.tensor([centre], dtype=torch.float64)))
+    width = 1 / math.sqrt(12 * c * centre**2 + 2 * b) if 12 * c * centre**2 + 2 * b > 0 else 1.0
+
+    def density(v):
+        return math.exp(lowest - (a * v + b * v * v + c * v**4))
+
+    mass, _ = integrate.quad(
+        density, centre - 40 * width - 3, centre + 40 * width + 3, points=[centre], limit=500
+    )
+    assert abs(well.log_normalizer() - (math.log(mass) - lowest)) < 1e-6 * abs(lowest) + 1e-6
+
+
 def test_the_funnel_is_a_product_of_normals():
     energy = Funnel(4, scale=3.0).double()
     x = energy.sample(50, torch.Generator().manual_seed(0))
@@ -152,7 +169,7 @@ def test_an_energy_with_a_force_of_its_own():
     leaf = x.clone().requires_grad_()
     assert torch.allclose(torch.autograd.grad(given(leaf).sum(), leaf)[0], 4.0 * x)
     with pytest.raises(DataError, match="which has none; remedy"):
-        given.force(leaf)
+        given.force(leaf).sum().backward()
     with torch.no_grad():
         assert torch.allclose(given(x), energy)
 
@@ -167,6 +184,9 @@ def test_energies_say_what_they_expect():
         (lambda: from_callable(lambda x: x, 2)(torch.zeros(4, 2)), DataError, "one number a row"),
         (lambda: from_callable(3, 2), DataError, "function as a function of x"),
         (lambda: from_callable(torch.sum, 2, force=3), DataError, "force as a function"),
+        (lambda: from_callable(torch.sum, -2), ShapeError, "sizes >= 0"),
+        (lambda: NegativeLogProb(3), DataError, "a density with log_prob"),
+        (lambda: GaussianMixture([[1.0], [1.0, 2.0]]), DataError, "means"),
         (lambda: from_callable(torch.sum, 2, kT=0.0), DataError, "kT as a finite number > 0"),
         (
             lambda: from_callable(lambda x: x.sum(-1).detach(), 2).force(torch.zeros(2)),

@@ -223,6 +223,13 @@ def test_chains_that_cannot_run():
         (lambda: flow_mcmc(flow, DoubleWell(), 5, method="gibbs"), DataError, "knows the methods"),
         (lambda: flow_mcmc(flow, DoubleWell(), 5, step_size=1), DataError, "no options"),
         (
+            lambda: flow_mcmc(flow, DoubleWell(), 5, context=torch.zeros(4, 2)),
+            DataError,
+            "one context",
+        ),
+        (lambda: flow_mcmc(flow, DoubleWell(), 3, method="neutra"), DataError, "steps >= 4"),
+        (lambda: flow_mcmc(flow, 3, 5, method="neutra"), DataError, "as a function of x"),
+        (
             lambda: flow_mcmc(walled, DoubleWell(), 5, method="neutra"),
             StochasticFlowError,
             "deterministic flow",
@@ -235,3 +242,25 @@ def test_chains_that_cannot_run():
     ):
         with pytest.raises(error, match=words):
             call()
+
+
+def test_a_few_weights_that_are_everything_have_no_good_tail():
+    log_w = torch.full((2000,), -800.0)
+    log_w[7] = 0.0
+    assert pareto_smooth(log_w).k_hat == math.inf
+    assert torch.equal(pareto_smooth(log_w).log_weight, log_w.double())
+
+
+def test_paths_back_that_cannot_be_made_add_nothing_to_bennetts_ratio():
+    _, ahead = log_weights(500, 0)
+    x = SHIFT + draws(500, 1)
+    back = 2.0 + SHIFT * x - 0.5 * SHIFT**2
+    value, error = bennett_acceptance_ratio(ahead, torch.cat([back, torch.tensor([math.inf])]))
+    assert abs(value - 2.0) < 5 * error
+    with pytest.raises(DataError, match="expected log weights"):
+        bennett_acceptance_ratio(ahead, torch.tensor([0.0, -math.inf]))
+
+
+def test_one_sample_has_no_error():
+    assert log_partition(torch.zeros(1)).error == math.inf
+    assert reweighted_mean(torch.ones(1, 2), torch.zeros(1)).error.tolist() == [math.inf] * 2

@@ -639,7 +639,10 @@ def test_recipes_refuse_what_they_cannot_build():
         (lambda: stochastic_flow(2, WELL, fractions=(None,) * 4), "one number at least"),
         (lambda: stochastic_flow(2, WELL, step_size=-1.0), "step_size > 0"),
         (lambda: stochastic_flow(2, WELL, learn_fractions=1), "True or False"),
-        (lambda: insert_stochastic_layers(flow, WELL, positions=[99]), "positions as whole"),
+        (
+            lambda: insert_stochastic_layers(flow, WELL, positions=[99]),
+            "positions as different whole",
+        ),
         (lambda: insert_stochastic_layers(flow.transform, WELL), "needs a Flow"),
     ):
         with pytest.raises(RecipeError, match=words):
@@ -722,3 +725,89 @@ def test_dequantized_counts_have_paths_too():
     paths = sample_paths(flow, 5, lambda x: 0.0 * x.sum(-1), generator=generator())
     assert paths.acceptance is None
     assert isinstance(flow.transform[0].walk(torch.zeros(3, 2)), Walk)
+
+
+@pytest.mark.parametrize("name", ["mala", "hmc", "langevin", "underdamped"])
+def test_gradients_of_a_force_without_one_are_refused_in_every_flow(name):
+    given = from_callable(lambda x: 0.25 * (x**4).sum(-1), 2, force=lambda x: -(x**3))
+    flow = stochastic_flow(2, given, layer=name, blocks=2, steps=2, hidden=(4,))
+    assert flow.sample_with_log_weight(5, given)[1].isfinite().all()
+    with pytest.raises(DataError, match="a force that came as a function"):
+        PathKL(given, 16)(flow, {}).value.backward()
+    metropolis = stochastic_flow(2, given, blocks=2, steps=2, hidden=(4,))
+    PathKL(given, 16)(metropolis, {}).value.backward()
+
+
+def test_a_threshold_of_nought_accepts_nothing():
+    # In bfloat16 one uniform number in some hundreds is nought.
+    layer = Metropolis(Box(math.inf), steps=20).bfloat16()
+    x = (torch.rand(2000, 2, generator=generator()) - 0.5).bfloat16()
+    with torch.no_grad():
+        walk = layer.walk(x, generator=generator(1))
+    assert (walk.value.abs() < 1).all()
+
+
+def test_reinforced_gradients_of_a_stiff_energy_are_finite():
+    stiff = from_callable(lambda x: (x**-12 + 0.5 * x * x).sum(-1), 1)
+    start = from_callable(lambda x: 0.5 * (x - 2).square().sum(-1), 1)
+    layer = Metropolis(Interpolation(start, stiff, 0.5, learn=True), steps=3, step_size=0.7)
+    x = 1 + 0.2 * torch.rand(4000, 1, generator=generator())
+    walk = layer.walk(x, generator=generator(1), choices=True)
+    (walk.log_choice + walk.log_ratio).mean().backward()
+    assert layer.energy.raw_fraction.grad.isfinite()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_energy_may_compute_in_another_dtype(name):
+    fine = from_callable(lambda x: 0.5 * x.double().square().sum(-1), 2)
+    layer = LAYERS[name](fine)
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context:
+            x, log_ratio = layer(torch.zeros(4, 2), generator=generator())
+        assert x.dtype == log_ratio.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_inference_mode_samples(name):
+    flow = stochastic_flow(2, "double_well", layer=name, blocks=1, steps=2)
+    with torch.inference_mode():
+        x, log_weight = flow.sample_with_log_weight(5, WELL, generator=generator())
+    again, _ = flow.sample_with_log_weight(5, WELL, generator=generator())
+    assert torch.equal(x, again)
+    assert log_weight.isfinite().all()
+
+
+def test_reverse_weights_broadcast_their_context():
+    def spring(x, context):
+        return 0.5 * (x - context).square().sum(-1)
+
+    flow = stochastic_flow(2, spring, context=2, blocks=1, steps=2)
+    context = torch.randn(3, 2, generator=generator())
+    for x, shape in ((torch.zeros(2), (3,)), (torch.zeros(5, 1, 2), (5, 3))):
+        assert flow.reverse_log_weight(x, spring, context).shape == shape
+
+
+def test_numbers_that_would_break_a_flow_are_refused():
+    flow = stochastic_flow(2, "double_well")
+    with pytest.raises(DataError, match="rows as a whole number >= 1, got 0"):
+        adapt_step_sizes(flow, rows=0)
+    with pytest.raises(StochasticFlowError, match="log_normalizer"):
+        flow.log_normalizer()
+    with pytest.raises(DataError, match="resampling is a decision"):
+        sample_paths(flow, 10, WELL, resample=0.5, choices=True)
+    plain = coupling_flow(2, layers=2)
+    for options, words in (
+        ({"positions": 3}, "positions as different whole"),
+        ({"positions": [0, 0]}, "positions as different whole"),
+        ({"fractions": 0.5}, "fractions as"),
+        ({"learn_fractions": "yes"}, "True or False"),
+        ({"step_size": "x"}, "step_size > 0"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            insert_stochastic_layers(plain, WELL, **options)
+    places = insert_stochastic_layers(plain, WELL, positions=np.array([0, 2]))
+    assert len(places.transform) == len(plain.transform) + 2
+    z = torch.zeros(3, 2)
+    assert torch.equal(
+        flow.to_data(z, generator=generator()), flow.to_data(z, generator=generator())
+    )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from flowkit.errors import DataError, NotInvertibleError, ShapeError
 
@@ -88,9 +89,10 @@ class Energy(nn.Module):
     def energy_and_force(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Energy and force in one pass; both carry gradients where these are enabled."""
         create_graph = torch.is_grad_enabled()
-        with torch.enable_grad():
+        # Also in inference mode, whose tensors autograd cannot keep.
+        with torch.inference_mode(False), torch.enable_grad():
             if not (create_graph and x.requires_grad):
-                x = x.detach().requires_grad_()
+                x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             energy = self.energy(x, context)
             (gradient,) = (
                 torch.autograd.grad(energy.sum(), x, create_graph=create_graph, allow_unused=True)
@@ -147,15 +149,31 @@ class _GivenForce(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, energy: Tensor, force: Tensor) -> Tensor:
-        ctx.save_for_backward(force)
+        ctx.save_for_backward(x, force)
         return energy.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (force,) = ctx.saved_tensors
+        x, force = ctx.saved_tensors
         tail = (1,) * (force.ndim - gradient.ndim)
-        return -force * gradient.reshape(*gradient.shape, *tail), None, None
+        found = -force * gradient.reshape(*gradient.shape, *tail)
+        return (_NoFurther.apply(x, found) if torch.is_grad_enabled() else found), None, None
+
+
+class _NoFurther(torch.autograd.Function):
+    """A force as it is; its own gradient is an error instead of a nought."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, force: Tensor) -> Tensor:
+        return force.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        raise DataError(
+            "a gradient was asked of a force that came as a function, which has none; remedy: "
+            "torch.no_grad() for sampling, Metropolis layers for training, or an energy that "
+            "torch can differentiate twice"
+        )
 
 
 class _FromCallable(Energy):
@@ -189,16 +207,6 @@ class _FromCallable(Energy):
             raise DataError(f"the force expected the shape of x, {tuple(x.shape)}, got {got}")
         return _GivenForce.apply(x, energy, force / self.kT)
 
-    def energy_and_force(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Energy and force in one pass; a force of its own has no gradient to offer."""
-        if self.given_force is not None and torch.is_grad_enabled() and x.requires_grad:
-            raise DataError(
-                "a gradient was asked of a force that came as a function, which has none; remedy: "
-                "torch.no_grad() for sampling, Metropolis layers for training, or an energy that "
-                "torch can differentiate twice"
-            )
-        return super().energy_and_force(x, context)
-
     def _one_a_row(self, energy: Any, x: Tensor) -> Tensor:
         wanted = x.shape[: x.ndim - len(self.event_shape)]
         if not isinstance(energy, Tensor) or energy.shape != wanted:
@@ -231,6 +239,7 @@ def from_callable(
         unit: Name of the unit of ``function``.
 
     Raises:
+        ShapeError: If the event shape is not one of numbers >= 0.
         DataError: If ``function`` or ``force`` is no function, or ``kT`` not a finite number
             above 0; later, if they return something else than one number or force a row.
 
@@ -247,8 +256,7 @@ def from_callable(
                 f"from_callable expected {name} as a function of x, got {value!r}; remedy: for "
                 "example lambda x: 0.5 * x.square().sum(-1)"
             )
-    if isinstance(event_shape, int):
-        event_shape = (event_shape,)
+    event_shape = as_shape(event_shape)
     return _FromCallable(function, event_shape, force, context, kT, unit)
 
 
@@ -269,6 +277,12 @@ class NegativeLogProb(Energy):
     """
 
     def __init__(self, density: Any, context: int = 0) -> None:
+        if not hasattr(density, "log_prob") or not hasattr(density, "event_shape"):
+            raise DataError(
+                "NegativeLogProb expected a density with log_prob and event_shape, got "
+                f"{type(density).__name__}; remedy: a base, a flow, or from_callable(function, "
+                "event_shape)"
+            )
         super().__init__(tuple(density.event_shape), context)
         self.density = density
 
@@ -286,8 +300,28 @@ class NegativeLogProb(Energy):
         self, shape: int | tuple[int, ...] = (), generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw from the density."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        return self.density.sample(shape, generator=generator)
+        return self.density.sample(as_shape(shape), generator=generator)
+
+
+def as_shape(shape: Any) -> tuple[int, ...]:
+    """A number or a sequence of numbers as a shape."""
+    try:
+        size = tuple(
+            operator.index(n) for n in (shape if isinstance(shape, (tuple, list)) else (shape,))
+        )
+    except TypeError:
+        size = (-1,)
+    if any(n < 0 for n in size):
+        raise ShapeError(f"expected a number or shape of sizes >= 0, got {shape!r}")
+    return size
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Numbers as an array in float64; one without dimensions of NaN where they are none."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.array(np.nan)
 
 
 def as_energy(energy: Any, event_shape: tuple[int, ...], context: int = 0) -> Energy:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowkit.energies.base import Energy
+from flowkit.energies.base import Energy, as_array, as_shape
 from flowkit.errors import DataError
 
 
@@ -44,7 +44,7 @@ class Picture(Energy):
     heights: Tensor
 
     def __init__(self, heights: Any, stiffness: float = 1e4) -> None:
-        array = np.asarray(heights, dtype=np.float64)
+        array = as_array(heights)
         if array.ndim != 2 or min(array.shape) < 2:
             raise DataError(
                 f"Picture expected heights (rows, columns), at least 2 x 2, got {array.shape}; "
@@ -83,7 +83,7 @@ class Picture(Energy):
         j = up.detach().nan_to_num(0.0).floor().clamp(0, rows - 2)
         s, t = across - i, up - j
         corner = (j * columns + i).long()
-        flat = self.heights.flatten()
+        flat = self.heights.flatten().to(x.dtype)
         low = torch.lerp(flat[corner], flat[corner + 1], s)
         high = torch.lerp(flat[corner + columns], flat[corner + columns + 1], s)
         distance = (u - inside_u).square() + (v - inside_v).square()
@@ -103,7 +103,7 @@ class Picture(Energy):
         self, shape: int | tuple[int, ...] = (), generator: torch.Generator | None = None
     ) -> Tensor:
         """Exact samples ``(*shape, 2)``, margins included."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = as_shape(shape)
         h = self.heights.double()
         rows, columns = h.shape
         edge = 0.5 * math.sqrt(2 * math.pi / self.stiffness)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowkit.energies.base import Energy
+from flowkit.energies.base import Energy, as_array, as_shape
 from flowkit.errors import DataError
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -30,7 +30,7 @@ class _Toy(Energy):
         self, shape: int | tuple[int, ...] = (), generator: torch.Generator | None = None
     ) -> Tensor:
         """Exact samples ``(*shape, features)``."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = as_shape(shape)
         size = (*shape, *self.event_shape)
         like: dict[str, Any] = {"dtype": self.like.dtype, "device": self.like.device}
         normal = torch.randn(size, generator=generator, **like)
@@ -118,8 +118,9 @@ class DoubleWell(_Toy):
 @functools.lru_cache(maxsize=8)
 def _tabulate(a: float, b: float, c: float) -> tuple[np.ndarray, np.ndarray, float]:
     """Positions, distribution function there, and log-normalizer of a quartic well."""
-    # Beyond, the quartic term alone is some hundred kT above the wells.
-    reach = (4 * (abs(a) + abs(b) + 100) / c) ** 0.25 + math.sqrt(abs(b) / c) + 1
+    # Half as far again as the outermost extremum, and on to where the quartic is 1000 kT.
+    extrema = np.abs(np.roots([4 * c, 0.0, 2 * b, a]))
+    reach = 1.5 * extrema.max() + (1000 / c) ** 0.25
     x = np.linspace(-reach, reach, 400_001)
     u = x * (a + x * (b + c * x * x))
     mass = np.exp(u.min() - u)
@@ -157,7 +158,7 @@ class GaussianMixture(_Toy):
         weights: Sequence[float] | None = None,
     ) -> None:
         # Checked as arrays: files are read by building flows without numbers.
-        centres = np.asarray(means, dtype=np.float64)
+        centres = as_array(means)
         if centres.ndim != 2 or not centres.size or not np.isfinite(centres).all():
             raise DataError(
                 f"GaussianMixture expected means (components, features), got {means!r}"
@@ -166,7 +167,7 @@ class GaussianMixture(_Toy):
         given = {"scales": scales, "weights": 1.0 if weights is None else weights}
         positive = {}
         for name, values in given.items():
-            array = np.asarray(values, dtype=np.float64)
+            array = as_array(values)
             if array.shape not in ((), (count,)) or not ((array > 0) & np.isfinite(array)).all():
                 raise DataError(
                     f"GaussianMixture expected {name} > 0, one for each of {count} components, "
@@ -196,7 +197,9 @@ class GaussianMixture(_Toy):
         """The energy in kT."""
         u = (x.unsqueeze(-2) - self.means) / self.scales.unsqueeze(-1)
         features = self.event_shape[0]
-        heights = self.log_weights - features * (self.scales.log() + 0.5 * _LOG_2PI)
+        # In whatever dtype: the shares then add up to one.
+        shares = torch.log_softmax(self.log_weights, 0)
+        heights = shares - features * (self.scales.log() + 0.5 * _LOG_2PI)
         return -torch.logsumexp(heights - 0.5 * (u * u).sum(-1), -1)
 
     def log_normalizer(self) -> float:
@@ -257,7 +260,7 @@ class Ring(_Toy):
               \tfrac{R}{\sqrt2 w}) \Big]
 
     Args:
-        radius: R, at least 0.
+        radius: R, above 0.
         width: w.
 
     Example:

@@ -23,6 +23,7 @@ class PathKL(Objective):
     it is :class:`ReverseKL` with ``estimator="reparam"``. From data, the divergence of backward
     paths is :class:`MaximumLikelihood`, and :class:`WeightedSum` mixes both. Without data in the
     batch, ``samples`` paths are drawn; contexts in the batch are each given ``samples`` of them.
+    Infinite where the path of a Langevin layer left for infinity: its step size is too large.
 
     Args:
         energy: ``energy(x) -> (*batch,)``, or ``energy(x, context)`` for a flow with context. Its

@@ -82,6 +82,11 @@ class ScoreMatching(Objective):
         0.25
     """
 
+    noise: float
+    radius: float
+    slices: int | None
+    energy_weight: float
+
     def __init__(
         self,
         method: str = "denoising",

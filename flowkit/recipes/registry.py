@@ -60,7 +60,7 @@ def recipe(function: Callable[..., Flow]) -> Callable[..., Flow]:
     def build_flow(*args: Any, **kwargs: Any) -> Flow:
         bound = _bind(name, signature, args, kwargs)
         try:
-            bound.arguments = {key: _as_python(value) for key, value in bound.arguments.items()}
+            bound.arguments = {key: as_python(value) for key, value in bound.arguments.items()}
             flow = function(*bound.args, **bound.kwargs)
         except RecipeError:
             raise
@@ -132,14 +132,14 @@ def _bind(
         raise RecipeError(f"{name}: {error}") from None
 
 
-def _as_python(value: Any) -> Any:
+def as_python(value: Any) -> Any:
     """Numbers of NumPy and torch as Python's, sequences as tuples, all else as it is."""
     if isinstance(value, (np.generic, np.ndarray, Tensor)):
         value = value.tolist()
     if isinstance(value, (list, tuple, range)):
-        return tuple(_as_python(item) for item in value)
+        return tuple(as_python(item) for item in value)
     if _is_ours(value):
-        return type(value)(**{key: _as_python(v) for key, v in _options(value).items()})
+        return type(value)(**{key: as_python(v) for key, v in _options(value).items()})
     return value
 
 
@@ -166,7 +166,7 @@ def _describe(name: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _encode(value: Any) -> Any:
-    """A value from ``_as_python`` as JSON, or a TypeError."""
+    """A value from ``as_python`` as JSON, or a TypeError."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, tuple):

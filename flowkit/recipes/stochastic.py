@@ -11,11 +11,11 @@ import numpy as np
 from flowkit.bases import Base, StandardNormal
 from flowkit.conditioners import MLP
 from flowkit.energies import TOYS, Energy, Interpolation, NegativeLogProb, as_energy
-from flowkit.errors import RecipeError
+from flowkit.errors import DataError, RecipeError
 from flowkit.flow import Flow
 from flowkit.recipes.checks import check_network, check_sizes
 from flowkit.recipes.flows import named_scalar
-from flowkit.recipes.registry import choose, recipe
+from flowkit.recipes.registry import as_python, choose, recipe
 from flowkit.scalar import ScalarMap
 from flowkit.transforms import (
     HMC,
@@ -108,8 +108,8 @@ def stochastic_flow(
     then the other, and a stochastic layer with the energy
     :math:`u_\lambda = (1 - \lambda) u_0 + \lambda u` between base and target. Block i of n has
     :math:`\lambda = i / n`, so that the last layer walks on the target. With ``scalar=None``
-    there are no couplings and nothing to learn: annealed importance sampling, and with
-    ``resample=`` of :func:`flowkit.paths.sample_paths` a sequential Monte Carlo sampler.
+    there are no couplings: annealed importance sampling, and with ``resample=`` of
+    :func:`flowkit.paths.sample_paths` a sequential Monte Carlo sampler.
 
     Args:
         features: Number of features D.
@@ -232,16 +232,26 @@ def insert_stochastic_layers(
         for i, t in enumerate(layers)
         if isinstance(t, (Coupling, MaskedAutoregressive, Elementwise))
     ]
-    places = sorted({0, *learned[1:]} if positions is None else set(positions))
-    if not places or any(type(p) is not int or not 0 <= p <= len(layers) for p in places):
+    places = sorted({0, *learned[1:]}) if positions is None else as_python(positions)
+    if (
+        not isinstance(places, (tuple, list))
+        or not places
+        or any(type(p) is not int or not 0 <= p <= len(layers) for p in places)
+        or len(set(places)) < len(places)
+    ):
         raise RecipeError(
-            f"{name} needs positions as whole numbers from 0 to {len(layers)}, got {positions!r}"
+            f"{name} needs positions as different whole numbers from 0 to {len(layers)}, got "
+            f"{positions!r}"
         )
+    places = sorted(places)
     check_sizes(name, steps=steps)
+    if not isinstance(learn_fractions, bool):
+        raise RecipeError(
+            f"{name} needs learn_fractions to be True or False, got {learn_fractions!r}"
+        )
     count = len(places)
     default = [(count - i) / count for i in range(count)]
-    given = None if fractions is None else tuple(fractions)
-    shares = _fractions(name, given, default)
+    shares = _fractions(name, as_python(fractions), default)
     start = NegativeLogProb(flow.base, flow.base.context_size)
     target = _target(name, energy, flow.base, flow.transform.context_size)
     if target.context_size and flow.embedding is not None:
@@ -252,7 +262,11 @@ def insert_stochastic_layers(
     stack: list[Transform] = []
     for i in range(len(layers) + 1):
         if i in places and (share := shares[places.index(i)]) is not None:
-            stack.append(_chain(layer, start, target, share, learn_fractions, steps, step_size))
+            try:
+                chain = _chain(layer, start, target, share, learn_fractions, steps, step_size)
+            except DataError as error:
+                raise RecipeError(f"{name} cannot be built: {error}") from error
+            stack.append(chain)
         stack += layers[i : i + 1]
     longer = Flow(Compose(*stack), flow.base, flow.embedding)
     longer.initialized.copy_(flow.initialized)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowkit.errors import DataError, NonFiniteEnergyError, StochasticFlowError
+from flowkit.paths import target_energy
 
 if TYPE_CHECKING:
     from flowkit.flow import Flow
@@ -88,6 +89,11 @@ def flow_mcmc(
     for name, value in (("steps", steps), ("chains", chains)):
         if type(value) is not int or value < 1:
             raise DataError(f"flow_mcmc expected {name} as a whole number >= 1, got {value!r}")
+    if context is not None and context.ndim != 1:
+        raise DataError(
+            f"flow_mcmc expected one context (C,) for all chains, got {tuple(context.shape)}; "
+            "remedy: one call a context"
+        )
     warmup = steps // 2 if warmup is None else warmup
     if type(warmup) is not int or warmup < 0:
         raise DataError(f"flow_mcmc expected warmup as a whole number >= 0, got {warmup!r}")
@@ -154,6 +160,8 @@ def _neutra(
             "'neutra' needs a deterministic flow, which this one with a stochastic layer is not; "
             "use method='independence'"
         )
+    if steps < 4:
+        raise DataError(f"'neutra' expected steps >= 4, for its diagnostics; got {steps}")
     embedded = flow.embed(context)
 
     def data(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,12 +169,13 @@ def _neutra(
 
     def potential(values: dict[str, Tensor]) -> Tensor:
         x, log_det = data(values["z"])
-        u = energy(x) if context is None else energy(x, context)
-        return u - log_det
+        return target_energy(energy, x, context, len(flow.event_shape)) - log_det
 
-    seed = int(torch.randint(2**31, (), generator=generator))
+    home = None if generator is None else generator.device
+    seed = int(torch.randint(2**31, (), generator=generator, device=home))
+    devices = [flow.device] if flow.device.type == "cuda" else []
     runs, rates, divergent = [], [], 0
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(seed)
         for _ in range(chains):
             start = flow.base.sample((), embedded).detach()
@@ -179,9 +188,9 @@ def _neutra(
                 disable_progbar=True,
             )
             sampler.run()
-            diagnostics = sampler.diagnostics()
-            divergent += sum(len(v) for v in diagnostics["divergences"].values())
-            rates.append(float(diagnostics["acceptance rate"]["chain 0"]))
+            found = sampler.diagnostics()
+            divergent += sum(len(steps) for steps in found["divergences"].values())
+            rates.append(float(found["acceptance rate"]["chain 0"]))
             with torch.no_grad():
                 runs.append(data(sampler.get_samples()["z"])[0])
     x = torch.stack(runs, 1)

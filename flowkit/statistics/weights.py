@@ -46,7 +46,8 @@ class SmoothedWeights(NamedTuple):
     Attributes:
         log_weight: ``(n,)``, in the order and scale of those given; float64.
         k_hat: The shape of their tail. Below 0.5 the weights have a finite variance; up to 0.7
-            smoothed estimates are still good; above, do not trust them.
+            smoothed estimates are still good; above, do not trust them. -inf for equal weights,
+            +inf where fewer than five of the tail are more than rounding of the largest.
     """
 
     log_weight: Tensor
@@ -77,7 +78,7 @@ def log_partition(log_weight: Tensor) -> Estimate:
     n = len(log_w)
     value = torch.logsumexp(log_w, 0) - math.log(n)
     ratio = torch.exp(log_w - value)
-    error = (ratio - 1).square().mean().sqrt() / math.sqrt(max(n - 1, 1))
+    error = (ratio - 1).square().mean().sqrt() / math.sqrt(n - 1) if n > 1 else value + math.inf
     return Estimate(value, error)
 
 
@@ -138,7 +139,8 @@ def reweighted_mean(values: Tensor, log_weight: Tensor) -> Estimate:
     exact = torch.where(inside, values.detach().to(log_w), 0.0)
     mean = (share * exact).sum(0)
     spread = torch.where(inside, share * (exact - mean), 0.0)
-    return Estimate(mean, spread.square().sum(0).sqrt())
+    error = spread.square().sum(0).sqrt()
+    return Estimate(mean, error if len(log_w) > 1 else torch.full_like(error, math.inf))
 
 
 def bennett_acceptance_ratio(
@@ -175,7 +177,8 @@ def bennett_acceptance_ratio(
     """
     from scipy.optimize import brentq
 
-    forward, reverse = _checked(log_weight), _checked(reverse_log_weight)
+    # A path back that the flow cannot make has an infinite weight, and adds nothing.
+    forward, reverse = _checked(log_weight), -_checked(-reverse_log_weight)
     n, m = len(forward), len(reverse)
     offset = math.log(n / m)
 
@@ -293,16 +296,16 @@ def pareto_smooth(log_weight: Tensor) -> SmoothedWeights:
     tail = math.ceil(min(0.2 * n, 3 * math.sqrt(n)))
     order = torch.argsort(log_w)
     top, largest = order[-tail:], log_w[order[-1]]
-    threshold = torch.exp(log_w[order[-tail - 1]] - largest)
+    cut = log_w[order[-tail - 1]]
+    if bool(cut == largest):
+        return SmoothedWeights(log_w, -math.inf)  # equal weights have no tail
+    threshold = torch.exp(cut - largest)
     excess = torch.exp(log_w[top] - largest) - threshold
-    if not bool(excess[-1] > excess[0]) or not bool(excess[0] > 0):
-        # Equal weights have no tail.
-        excess = excess[excess > 0]
-        if len(excess) < 5 or not bool(excess[-1] > excess[0]):
-            return SmoothedWeights(log_w, -math.inf)
-        top = order[-len(excess) :]
-        tail = len(excess)
-    k, sigma = fit_generalized_pareto(excess)
+    excess = excess[excess > 0]
+    if len(excess) < 5:
+        return SmoothedWeights(log_w, math.inf)  # a few weights are everything
+    top, tail = order[-len(excess) :], len(excess)
+    k, sigma = fit_generalized_pareto(excess.cpu())
     k, sigma = float(k), float(sigma)
     quantile = (torch.arange(tail, dtype=torch.float64) + 0.5) / tail
     stretched = torch.expm1(-k * torch.log1p(-quantile)) / k if k else -torch.log1p(-quantile)

@@ -21,7 +21,8 @@ class OverdampedLangevin(EnergyTransform):
     Nothing is rejected; the weights of a path make up for the error of a finite step. Everything
     is differentiable: the state, the step size, and the parameters of the energy, by second
     derivatives of it. A row whose next state or force would not be finite stays where it is with
-    a weight of zero, which is its limit.
+    a weight of zero, which is its limit; an objective that averages log weights is then infinite,
+    and the remedy is a smaller step size.
 
     Args:
         energy: The dimensionless energy.

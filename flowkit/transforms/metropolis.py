@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +22,11 @@ class _State(NamedTuple):
 
 
 class _Decision(NamedTuple):
-    """What a step drew, whether it moved, and whether its proposal had a finite energy."""
+    """What a step drew, whether it moved, and whether that was anything but certain."""
 
     noise: Tensor
     accepted: Tensor
-    finite: Tensor
+    unsure: Tensor
 
 
 class MetropolisTransform(EnergyTransform):
@@ -81,10 +82,11 @@ class MetropolisTransform(EnergyTransform):
             )
             end, decisions, acceptance, nonfinite = self._chain(start, context, generator, graph)
         if not graph:
-            return Walk(end.x, end.energy - start.energy, acceptance, nonfinite)
+            change = (end.energy - start.energy).to(x.dtype)
+            return Walk(end.x, change, acceptance, nonfinite)
         moved, log_choice = self._replay(x, context, decisions, choices)
         log_ratio = self.energy.energy(moved, context) - self.energy.energy(x, context)
-        return Walk(moved, log_ratio, acceptance, nonfinite, log_choice)
+        return Walk(moved, log_ratio.to(x.dtype), acceptance, nonfinite, log_choice)
 
     def _chain(
         self,
@@ -96,18 +98,21 @@ class MetropolisTransform(EnergyTransform):
         """Run all steps; return the last state, the decisions if asked for, and counts a row."""
         size, decisions = self.step_size, []
         least = torch.finfo(state.energy.dtype).min
+        certain = math.log(torch.finfo(state.energy.dtype).eps)
         moves = torch.zeros_like(state.energy)
         failures = torch.zeros_like(state.energy)
         for _ in range(self.steps):
             noise = normal_like(state.x, generator)
             threshold = torch.empty_like(state.energy).uniform_(generator=generator).log_()
+            # Of a number that may be nought, whose logarithm would be below the least.
+            threshold = threshold.clamp_(min=least)
             proposal, log_accept = self._propose(state, noise, size, context)
             # Flags as ones and noughts, and choices by lerp, which is exact at both ends: torch
             # makes, converts and follows booleans several times more slowly.
             log_accept = log_accept.nan_to_num(least, least, least)
             failed = torch.eq(log_accept, least, out=torch.empty_like(log_accept))
             accepted = torch.lt(threshold, log_accept, out=torch.empty_like(log_accept))
-            rows = self._as_rows(accepted)
+            rows = self._as_rows(accepted).to(state.x.dtype)
             state = _State(
                 torch.lerp(state.x, proposal.x.nan_to_num(), rows),
                 torch.lerp(state.energy, proposal.energy.nan_to_num(0.0, 0.0, 0.0), accepted),
@@ -118,7 +123,8 @@ class MetropolisTransform(EnergyTransform):
             moves += accepted
             failures += failed
             if record:
-                decisions.append(_Decision(noise, accepted > 0, failed == 0))
+                unsure = (accepted > 0) | (log_accept > certain)
+                decisions.append(_Decision(noise, accepted > 0, unsure))
         return state, decisions, moves / self.steps, failures
 
     def _replay(
@@ -126,9 +132,9 @@ class MetropolisTransform(EnergyTransform):
     ) -> tuple[Tensor, Tensor | None]:
         """The same moves with gradients; rows that did not move make a step of size nought."""
         log_choice = None
-        for noise, accepted, finite in decisions:
+        for noise, accepted, unsure in decisions:
             if choices:
-                part = self._log_choice(x, noise, accepted, finite, context)
+                part = self._log_choice(x, noise, accepted, unsure, context)
                 log_choice = part if log_choice is None else log_choice + part
             size = torch.where(self._as_rows(accepted), self.step_size, 0.0)
             x = self._move(x, noise, size, context)
@@ -139,15 +145,18 @@ class MetropolisTransform(EnergyTransform):
         x: Tensor,
         noise: Tensor,
         accepted: Tensor,
-        finite: Tensor,
+        unsure: Tensor,
         context: Tensor | None,
     ) -> Tensor:
-        """Log-probability of the decision that was made, given the proposal."""
-        size = torch.where(self._as_rows(finite), self.step_size, 0.0)
+        """Log-probability of the decision that was made, given the proposal.
+
+        Proposals that are rejected for certain may be where slopes overflow: they are left out.
+        """
+        size = torch.where(self._as_rows(unsure), self.step_size, 0.0)
         log_accept = self._propose(self._evaluate(x, context), noise, size, context)[1]
         # Rejected rows have a logarithm below 0; others get a stand-in that is.
-        below = torch.where(accepted | ~finite, -1.0, log_accept.clamp(max=-1e-12))
-        rejection = torch.where(finite, torch.log(-torch.expm1(below)), 0.0)
+        below = torch.where(accepted | ~unsure, -1.0, log_accept.clamp(max=-1e-12))
+        rejection = torch.where(unsure, torch.log(-torch.expm1(below)), 0.0)
         return torch.where(accepted, log_accept.clamp(max=0.0), rejection)
 
 

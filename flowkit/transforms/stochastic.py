@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.energies import Energy
+from flowkit.energies.base import as_array
 from flowkit.errors import DataError, NonFiniteEnergyError
 from flowkit.layout import features_first, features_last
-from flowkit.transforms.base import Transform
+from flowkit.transforms.base import Transform, full_precision
 
 
 class Walk(NamedTuple):
@@ -159,7 +160,8 @@ class EnergyTransform(StochasticTransform):
         # Compiled programs cannot differentiate within, draw from a generator or look at energies.
         compiling = torch.compiler.is_compiling()
         walk = torch.compiler.disable(self._walk) if compiling else self._walk
-        return walk(self._laid_out(x), context, generator, choices)
+        with full_precision(x):
+            return walk(self._laid_out(x), context, generator, choices)
 
     def _walk(
         self,
@@ -210,7 +212,7 @@ def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def positive(name: str, what: str, value: Any, last: tuple[int, ...]) -> Tensor:
     """A number above 0, or one for each of the last dimension, as a tensor."""
     # Checked as an array: files are read by building flows without numbers.
-    numbers = np.asarray(value, dtype=np.float64)
+    numbers = as_array(value)
     if numbers.shape not in ((), last) or not ((numbers > 0) & np.isfinite(numbers)).all():
         raise DataError(
             f"{name} expected {what} > 0, one finite number or one for each of {last}, got "
