@@ -117,8 +117,8 @@ def sample_paths(
     base needs layers that stay inside. Without learned layers this is annealed importance
     sampling (Neal 2001); with ``resample`` it is a sequential Monte Carlo sampler (Del Moral et
     al. 2006): wherever after a layer with an energy the effective sample size has fallen below
-    that fraction of the rows, rows are drawn anew in proportion to their weights for that energy, by systematic resampling,
-    and go on with equal ones. The mean of w stays an unbiased estimate of Z, but rows are then no
+    that fraction of the rows, rows are drawn anew in proportion to their weights for that energy,
+    by systematic resampling, and go on with equal ones. The mean of w stays an unbiased estimate of Z, but rows are then no
     longer independent: repeat the run for its error.
 
     Args:
