@@ -118,8 +118,8 @@ def sample_paths(
     sampling (Neal 2001); with ``resample`` it is a sequential Monte Carlo sampler (Del Moral et
     al. 2006): wherever after a layer with an energy the effective sample size has fallen below
     that fraction of the rows, rows are drawn anew in proportion to their weights for that energy,
-    by systematic resampling, and go on with equal ones. The mean of w stays an unbiased estimate of Z, but rows are then no
-    longer independent: repeat the run for its error.
+    by systematic resampling, and go on with equal ones. The mean of w stays an unbiased estimate
+    of Z, but rows are then no longer independent: repeat the run for its error.
 
     Args:
         flow: Any flow with an inverse.
