@@ -3,6 +3,7 @@
 from flowkit.flow import Flow
 from flowkit.io import load, save
 from flowkit.objectives import (
+    AfterPreprocessing,
     ForceMatching,
     MaximumLikelihood,
     PathKL,
@@ -24,6 +25,7 @@ from flowkit.training import History, fit
 __version__ = "0.1.0"
 
 __all__ = [
+    "AfterPreprocessing",
     "Flow",
     "ForceMatching",
     "History",

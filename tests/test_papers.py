@@ -89,6 +89,23 @@ def test_stochastic_flows_compares_with_chains_and_resumes(tmp_path):
     assert (tmp_path / "stochastic_flows.md").read_text().count("coupling + Metropolis |") == 2
 
 
+def test_score_matching_compares_objectives_and_resumes(tmp_path):
+    script = load("score_matching")
+    call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
+    results = script.main(call)
+    assert [(r.toy, r.objective) for r in results] == [
+        (toy, o) for toy in ("sine", "swirl", "checkerboard") for o in script.OBJECTIVES
+    ]
+    for r in results:
+        # No density can be better than the entropy.
+        assert r.excess > -4 * r.excess_error
+        assert 0 < r.fisher < 100
+    before = (tmp_path / "record").read_text()
+    assert script.main(call) == results
+    assert (tmp_path / "record").read_text() == before
+    assert (tmp_path / "score_matching.md").read_text().count("| denoising |") == 3
+
+
 def test_libraries_build_architectures_of_the_same_size():
     pytest.importorskip("zuko")
     script = load("tabular_density")

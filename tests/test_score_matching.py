@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowkit import (
+    AfterPreprocessing,
     Flow,
     MaximumLikelihood,
     ScoreMatching,
@@ -27,8 +28,10 @@ from flowkit.transforms import (
     Conv2d,
     Coupling,
     DenseLinear,
+    Dequantize,
     Elementwise,
     Log,
+    Logit,
     LULinear,
 )
 
@@ -314,6 +317,63 @@ def test_learning_by_scores_reaches_the_likelihood_of_a_fit_by_likelihood():
             values[type(objective).__name__] = -flow.log_prob(x).mean().item()
     best = values["MaximumLikelihood"]
     assert all(value < best + 0.15 for value in values.values()), values
+
+
+def counts_flow():
+    """Counts from 0 to 255: dequantised, logit, and a linear layer."""
+    flow = Flow(Compose(Dequantize(2), Logit(2, 0.0, 256.0), DenseLinear(2)), StandardNormal(2))
+    with torch.no_grad():
+        flow.transform[2].weight.copy_(torch.tensor([[0.7, 0.1], [-0.2, 0.9]]))
+    return flow.double()
+
+
+def test_likelihoods_do_not_see_the_preprocessing_and_scores_do():
+    flow = Flow(Compose(Logit(2, 0.0, 256.0), DenseLinear(2)), StandardNormal(2)).double()
+    x = 1 + 250 * torch.rand(50, 2, dtype=torch.float64, generator=generator())
+    found = {}
+    for kind, objective in (("ml", MaximumLikelihood()), ("sm", ScoreMatching("exact"))):
+        for after in (False, True):
+            flow.zero_grad()
+            wrapped = AfterPreprocessing(objective) if after else objective
+            wrapped(flow, {"x": x}).value.backward()
+            found[kind, after] = flow.transform[1].weight.grad.clone()
+    assert torch.allclose(found["ml", False], found["ml", True], rtol=0, atol=1e-6)
+    assert not torch.allclose(found["sm", False], found["sm", True], rtol=0.1)
+
+
+def test_dequantised_data_train_by_scores_behind_the_noise():
+    flow = counts_flow()
+    counts = torch.randint(0, 256, (500, 2), generator=generator())
+    objective = AfterPreprocessing(ScoreMatching("denoising", noise=0.2), layers=2)
+    before = flow.log_prob_bound(counts, generator=generator(1)).mean()
+    fit(flow, counts, objective, validation=None, epochs=10, lr=1e-2, progress=False)
+    assert flow.log_prob_bound(counts, generator=generator(1)).mean() > before
+
+
+def test_a_density_behind_the_preprocessing_is_one_of_the_data():
+    flow = Flow(Compose(Logit(1, 0.0, 256.0), DenseLinear(1)), StandardNormal(1)).double()
+    edges = torch.linspace(0, 256, 200_001, dtype=torch.float64)
+    middles = 0.5 * (edges[1:] + edges[:-1])
+    mass = flow.log_prob(middles.unsqueeze(-1)).exp().sum() * (edges[1] - edges[0])
+    assert abs(mass - 1) < 1e-3
+
+
+def test_preprocessing_has_nothing_to_learn():
+    flow = counts_flow()
+    x = {"x": torch.zeros(2, 2)}
+    for call, words in (
+        (lambda: AfterPreprocessing(3), "expected an Objective"),
+        (lambda: AfterPreprocessing(ScoreMatching(), 0), "layers as a whole number"),
+        (lambda: AfterPreprocessing(ScoreMatching(), 3)(flow, x), "a Compose of more"),
+        (
+            lambda: AfterPreprocessing(ScoreMatching())(
+                Flow(Compose(DenseLinear(2), DenseLinear(2)), StandardNormal(2)), x
+            ),
+            "without parameters, got DenseLinear",
+        ),
+    ):
+        with pytest.raises(DataError, match=words):
+            call()
 
 
 def test_score_matching_refuses_what_it_cannot_use():

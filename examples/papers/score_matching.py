@@ -7,7 +7,7 @@ flow is trained by likelihood, stochastic likelihood, and sliced, denoising and 
 score matching, each with the same fresh samples of sine, swirl and checkerboard. Scored by the
 negative log-likelihood above the entropy, and by the Fisher divergence from the exact score.
 
-Run: ``python examples/papers/score_matching.py`` (about half an hour on one core); ``--small``
+Run: ``python examples/papers/score_matching.py`` (about twenty minutes on one core); ``--small``
 takes seconds. With ``--record FILE`` each result is kept there, and a later run goes on.
 """
 
@@ -141,10 +141,10 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     """Train all, print and store the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--test-rows", type=int, default=50_000)
-    parser.add_argument("--small", action="store_true", help="seconds instead of half an hour")
+    parser.add_argument("--small", action="store_true", help="seconds instead of twenty minutes")
     parser.add_argument("--record", type=Path, help="file of results, one a line")
     parser.add_argument("--output", type=Path, help="folder for score_matching.md")
     options = parser.parse_args(arguments)

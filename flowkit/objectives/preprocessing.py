@@ -1,0 +1,87 @@
+"""An objective of what comes after the first layers of a flow."""
+
+from __future__ import annotations
+
+import torch
+
+from flowkit.errors import DataError
+from flowkit.flow import Flow
+from flowkit.objectives.base import Batch, Loss, Objective
+from flowkit.transforms import Compose
+
+
+class AfterPreprocessing(Objective):
+    r"""Apply an objective behind the first layers of a flow, which have nothing to learn.
+
+    Match-after-preprocessing: with :math:`y = T(x)` by dequantisation, scaling and logit, the
+    objective sees the data y and the flow that is left, whose density is
+    :math:`\log p(y) = \log p(x) - \log|\det T'(x)|`. For likelihoods that changes a constant. For
+    score matching it changes the objective, because Fisher divergences depend on coordinates, and
+    the scores of a logit explode at the ends of its interval. ``Flow.log_prob`` stays the density
+    in the units of the data.
+
+    Args:
+        objective: What to apply.
+        layers: How many layers of the flow's ``Compose`` come first.
+
+    Raises:
+        DataError: If the flow is no ``Compose`` of more layers, or the first have parameters.
+
+    References:
+        Chao et al. 2023, arXiv 2305.15267, section 4.
+
+    Example:
+        >>> import torch
+        >>> from flowkit import AfterPreprocessing, Flow, ScoreMatching
+        >>> from flowkit.bases import StandardNormal
+        >>> from flowkit.transforms import Compose, DenseLinear, Logit
+        >>> flow = Flow(Compose(Logit(2), DenseLinear(2)), StandardNormal(2))
+        >>> objective = AfterPreprocessing(ScoreMatching("exact"), layers=1)
+        >>> x = torch.full((3, 2), 0.5)
+        >>> objective(flow, {"x": x}).value.item()
+        -2.0
+    """
+
+    def __init__(self, objective: Objective, layers: int = 1) -> None:
+        super().__init__()
+        if not isinstance(objective, Objective):
+            raise DataError(
+                f"AfterPreprocessing expected an Objective, got {type(objective).__name__}; "
+                "remedy: for example ScoreMatching()"
+            )
+        if type(layers) is not int or layers < 1:
+            raise DataError(
+                f"AfterPreprocessing expected layers as a whole number >= 1, got {layers!r}"
+            )
+        self.objective = objective
+        self.layers = layers
+        self.needs_data = objective.needs_data
+
+    def forward(self, flow: Flow, batch: Batch) -> Loss:
+        """Return the loss of the rest of the flow on preprocessed rows."""
+        transform = flow.transform
+        if not isinstance(transform, Compose) or len(transform) <= self.layers:
+            raise DataError(
+                f"AfterPreprocessing({self.layers} layers) expected a flow of a Compose of more, "
+                f"got {transform.label}"
+            )
+        stack = list(transform.transforms)
+        first, rest = stack[: self.layers], stack[self.layers :]
+        for layer in first:
+            if any(True for _ in layer.parameters()):
+                raise DataError(
+                    f"AfterPreprocessing expected layers without parameters, got {layer.label}; "
+                    "remedy: fewer layers"
+                )
+        inner = Flow(Compose(*rest), flow.base, flow.embedding)  # type: ignore[arg-type]
+        if "x" in batch:
+            context = batch.get("context")
+            with torch.no_grad():
+                y = Compose(*first)(batch["x"], flow.embed(context))[0]  # type: ignore[arg-type]
+            batch = {**batch, "x": y}
+        loss: Loss = self.objective(inner, batch)
+        return loss
+
+    def start(self, batch: Batch) -> Batch:
+        """What the objective within does."""
+        return self.objective.start(batch)
