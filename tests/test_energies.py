@@ -9,6 +9,7 @@ from scipy import integrate, stats
 
 from flowkit.bases import StandardNormal
 from flowkit.energies import (
+    Conditional,
     DoubleWell,
     Energy,
     Funnel,
@@ -21,6 +22,7 @@ from flowkit.energies import (
     from_callable,
 )
 from flowkit.errors import DataError, NotInvertibleError, ShapeError
+from flowkit.transforms import HMC, MALA, Metropolis
 
 HEIGHTS = np.array([[1.0, 2.0, 0.5], [0.2, 4.0, 1.0], [3.0, 0.1, 2.0], [1.0, 1.0, 5.0]])
 PLANE = {
@@ -174,6 +176,34 @@ def test_an_energy_with_a_force_of_its_own():
         assert torch.allclose(given(x), energy)
 
 
+@pytest.mark.parametrize("kind", [MALA, HMC, Metropolis])
+def test_chains_fill_in_what_is_missing(kind):
+    # A normal of three coordinates, the middle one known: mean and covariance of the others.
+    mixing = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-0.5, 0.4, 0.7]]).double()
+    covariance = mixing @ mixing.mT
+    precision = torch.linalg.inv(covariance)
+    joint = from_callable(lambda x: 0.5 * (x @ precision * x).sum(-1), 3)
+    rest = Conditional(joint, [True, False, True])
+    known = torch.full((20_000, 1), 1.5, dtype=torch.float64)
+    step = {MALA: 0.2, HMC: 0.3, Metropolis: 0.7}[kind]
+    layer = kind(rest, steps=60, step_size=step).double()
+    start = torch.zeros(20_000, 2, dtype=torch.float64)
+    with torch.no_grad():
+        x, _ = layer(start, known, generator=torch.Generator().manual_seed(0))
+    free, middle = [0, 2], [1]
+    gain = covariance[free][:, middle] / covariance[1, 1]
+    mean = 1.5 * gain[:, 0]
+    spread = covariance[free][:, free] - gain @ covariance[middle][:, free]
+    error = spread.diagonal().sqrt() / 20_000**0.5
+    assert ((x.mean(0) - mean).abs() < 5 * error).all()
+    assert (torch.cov(x.mT) - spread).abs().max() < 5 * spread.diagonal().max() * (
+        2 / 20_000
+    ) ** 0.5
+    whole = rest.join(x[:2], known[:2])
+    assert torch.equal(whole[:, 1:2], known[:2])
+    assert torch.equal(whole[:, [0, 2]], x[:2])
+
+
 def test_energies_say_what_they_expect():
     for call, error, words in (
         (
@@ -213,6 +243,8 @@ def test_energies_say_what_they_expect():
         (lambda: Interpolation(DoubleWell(), Funnel(3), 0.5), ShapeError, "same events"),
         (lambda: Interpolation(DoubleWell(), torch.sum, 0.5), DataError, "two Energies"),
         (lambda: as_energy(DoubleWell(), (3,)), ShapeError, "expected"),
+        (lambda: Conditional(DoubleWell(), [True]), ShapeError, "one boolean for each"),
+        (lambda: Conditional(DoubleWell(), [True, True]), DataError, "some coordinates free"),
         (
             lambda: from_callable(lambda x, c: x[..., 0], 2, context=1)(torch.zeros(2)),
             ShapeError,
