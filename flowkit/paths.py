@@ -221,7 +221,8 @@ def target_energy(
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise DataError(
             f"the energy returned {got} for samples {tuple(x.shape)}; expected a torch.Tensor "
-            f"with one number a sample, {wanted}"
+            f"with one number a sample, {wanted}; remedy: compute it with torch, and sum over the "
+            "coordinates only"
         )
     return value
 

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.objectives.base import Batch, Loss, Objective
+from flowkit.paths import target_energy
 
 
 class ReverseKL(Objective):
@@ -79,17 +80,6 @@ class ReverseKL(Objective):
             x = flow.rsample(self.samples, context)
             fixed = {name: p.detach() for name, p in flow.named_parameters()}
             log_q = functional_call(flow, fixed, (x, context))
-        energy = self.energy(x) if context is None else self.energy(x, context)
-        if not isinstance(energy, Tensor):
-            raise DataError(
-                f"the energy returned {type(energy).__name__}; expected a torch.Tensor with one "
-                f"number a sample, {tuple(log_q.shape)}; remedy: compute it with torch, so that "
-                "gradients reach the flow"
-            )
-        if energy.shape != log_q.shape:
-            raise DataError(
-                f"the energy returned {tuple(energy.shape)} for samples {tuple(x.shape)}; "
-                f"expected one number a sample, {tuple(log_q.shape)}"
-            )
+        energy = target_energy(self.energy, x, context, len(flow.event_shape))
         value = (log_q + energy).mean()
         return Loss(value, {"reverse_kl": value.detach(), "energy": energy.detach().mean()})
