@@ -13,11 +13,11 @@ from torch.distributions import constraints
 from flowkit.bases import Base
 from flowkit.compiling import can_compile
 from flowkit.conditioners import StandardizeContext
-from flowkit.energies.base import as_shape
 from flowkit.errors import ShapeError, StochasticFlowError
 from flowkit.paths import sample_paths, target_energy
+from flowkit.shapes import as_shape, batch_text
 from flowkit.transforms import MaskedAutoregressive, Transform
-from flowkit.transforms.base import batch_text, broadcast_context
+from flowkit.transforms.base import broadcast_context
 
 if TYPE_CHECKING:
     from flowkit.distribution import FlowDistribution

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flowkit.energies.base import as_shape
+from flowkit.energies.base import one_number_each
 from flowkit.errors import DataError
+from flowkit.shapes import as_shape
 from flowkit.transforms import Compose, Inverse, Transform
 from flowkit.transforms.metropolis import MetropolisTransform
 from flowkit.transforms.stochastic import EnergyTransform
@@ -216,15 +217,7 @@ def target_energy(
             "example flowkit.energies.DoubleWell(), or lambda x: 0.5 * x.square().sum(-1)"
         )
     value = energy(x) if context is None else energy(x, context)
-    wanted = tuple(x.shape[: x.ndim - event_ndim])
-    if not isinstance(value, Tensor) or tuple(value.shape) != wanted:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise DataError(
-            f"the energy returned {got} for samples {tuple(x.shape)}; expected a torch.Tensor "
-            f"with one number a sample, {wanted}; remedy: compute it with torch, and sum over the "
-            "coordinates only"
-        )
-    return value
+    return one_number_each(value, x, event_ndim, "sample")
 
 
 def adapt_step_sizes(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flowkit.errors import DataError, NotInvertibleError, ShapeError
+from flowkit.shapes import as_shape, batch_text
 
 
 class Energy(nn.Module):
@@ -127,7 +126,7 @@ def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         ndim, event = len(self.event_shape), self.event_shape
         if not isinstance(x, Tensor) or x.ndim < ndim or tuple(x.shape[x.ndim - ndim :]) != event:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ShapeError(f"{type(self).__name__} expected x {_text(event)}, got {got}")
+            raise ShapeError(f"{type(self).__name__} expected x {batch_text(event)}, got {got}")
         if self.context_size and (
             not isinstance(context, Tensor) or context.shape[-1:] != (self.context_size,)
         ):
@@ -138,10 +137,6 @@ def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return method(self, x, context)
 
     return checked
-
-
-def _text(event: tuple[int, ...]) -> str:
-    return "(" + ", ".join(["...", *map(str, event)]) + ")"
 
 
 class _GivenForce(torch.autograd.Function):
@@ -196,9 +191,9 @@ class _FromCallable(Energy):
         """The function's value over kT."""
         args = (x, context) if self.context_size else (x,)
         if self.given_force is None:
-            return self._one_a_row(self.function(*args), x) / self.kT
+            return self._value(*args) / self.kT
         with torch.no_grad():
-            energy = self._one_a_row(self.function(*args), x) / self.kT
+            energy = self._value(*args) / self.kT
             force = self.given_force(*args) if x.requires_grad else None
         if force is None:
             return energy
@@ -207,15 +202,8 @@ class _FromCallable(Energy):
             raise DataError(f"the force expected the shape of x, {tuple(x.shape)}, got {got}")
         return _GivenForce.apply(x, energy, force / self.kT)
 
-    def _one_a_row(self, energy: Any, x: Tensor) -> Tensor:
-        wanted = x.shape[: x.ndim - len(self.event_shape)]
-        if not isinstance(energy, Tensor) or energy.shape != wanted:
-            got = tuple(energy.shape) if isinstance(energy, Tensor) else type(energy).__name__
-            raise DataError(
-                f"the energy returned {got} for rows {tuple(x.shape)}; expected a torch.Tensor "
-                f"with one number a row, {tuple(wanted)}; remedy: sum over the coordinates only"
-            )
-        return energy
+    def _value(self, x: Tensor, *context: Tensor | None) -> Tensor:
+        return one_number_each(self.function(x, *context), x, len(self.event_shape))
 
 
 def from_callable(
@@ -303,25 +291,17 @@ class NegativeLogProb(Energy):
         return self.density.sample(as_shape(shape), generator=generator)
 
 
-def as_shape(shape: Any) -> tuple[int, ...]:
-    """A number or a sequence of numbers as a shape."""
-    try:
-        size = tuple(
-            operator.index(n) for n in (shape if isinstance(shape, (tuple, list)) else (shape,))
+def one_number_each(value: Any, x: Tensor, event_ndim: int, what: str = "row") -> Tensor:
+    """An energy with one number for every row of ``x``, or an error that says what it returned."""
+    wanted = tuple(x.shape[: x.ndim - event_ndim])
+    if not isinstance(value, Tensor) or tuple(value.shape) != wanted:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise DataError(
+            f"the energy returned {got} for {what}s {tuple(x.shape)}; expected a torch.Tensor "
+            f"with one number a {what}, {wanted}; remedy: compute it with torch, and sum over the "
+            "coordinates only"
         )
-    except TypeError:
-        size = (-1,)
-    if any(n < 0 for n in size):
-        raise ShapeError(f"expected a number or shape of sizes >= 0, got {shape!r}")
-    return size
-
-
-def as_array(values: Any) -> np.ndarray:
-    """Numbers as an array in float64; one without dimensions of NaN where they are none."""
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        return np.array(np.nan)
+    return value
 
 
 def as_energy(energy: Any, event_shape: tuple[int, ...], context: int = 0) -> Energy:

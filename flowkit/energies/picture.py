@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowkit.energies.base import Energy, as_array, as_shape
+from flowkit.energies.base import Energy
 from flowkit.errors import DataError
+from flowkit.shapes import as_array, as_shape
 
 
 class Picture(Energy):

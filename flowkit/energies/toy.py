@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowkit.energies.base import Energy, as_array, as_shape
+from flowkit.energies.base import Energy
 from flowkit.errors import DataError
+from flowkit.shapes import as_array, as_shape
 
 _LOG_2PI = math.log(2 * math.pi)
 

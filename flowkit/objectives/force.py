@@ -8,6 +8,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from flowkit.energies.base import one_number_each
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
@@ -103,16 +104,10 @@ class ForceMatching(Objective):
 
     def _force(self, x: Tensor, context: Tensor | None, event_ndim: int) -> Tensor:
         """The negative gradient of the energy, also where gradients are switched off."""
-        wanted = tuple(x.shape[: x.ndim - event_ndim])
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             energy = self.energy(x) if context is None else self.energy(x, context)  # type: ignore[misc]
-            if not isinstance(energy, Tensor) or energy.shape != wanted:
-                got = tuple(energy.shape) if isinstance(energy, Tensor) else type(energy).__name__
-                raise DataError(
-                    f"the energy returned {got} for rows {tuple(x.shape)}; expected a torch.Tensor"
-                    f" with one number a row, {wanted}; remedy: sum over the coordinates only"
-                )
+            energy = one_number_each(energy, x, event_ndim)
             gradient = None
             if energy.requires_grad:
                 (gradient,) = torch.autograd.grad(energy.sum(), x, allow_unused=True)

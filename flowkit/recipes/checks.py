@@ -19,6 +19,13 @@ def check_sizes(name: str, **sizes: Any) -> None:
             )
 
 
+def check_flags(name: str, **flags: Any) -> None:
+    """True or False, or an error that names the recipe and the argument."""
+    for what, value in flags.items():
+        if not isinstance(value, bool):
+            raise RecipeError(f"{name} needs {what} to be True or False, got {value!r}")
+
+
 def check_network(name: str, hidden: Any, activation: Any) -> None:
     """A known activation and widths of hidden layers, or an error."""
     choose("activation", activation, ACTIVATIONS)

@@ -26,7 +26,7 @@ from flowkit.conditioners import (
 )
 from flowkit.errors import RecipeError
 from flowkit.flow import Flow
-from flowkit.recipes.checks import check_network, check_sizes
+from flowkit.recipes.checks import check_flags, check_network, check_sizes
 from flowkit.recipes.registry import choose, recipe
 from flowkit.scalar import (
     Affine,
@@ -87,8 +87,7 @@ def _mixing(linear: str | None, features: int, seed: int) -> list[Transform]:
 def _finish(
     name: str, layers: list[Transform], features: int, context: int, base: str, standardize: bool
 ) -> Flow:
-    if not isinstance(standardize, bool):
-        raise RecipeError(f"{name} needs standardize to be True or False, got {standardize!r}")
+    check_flags(name, standardize=standardize)
     first: list[Transform] = [Standardize(features)] if standardize else []
     embedding = StandardizeContext(context) if context and standardize else None
     return Flow(

@@ -13,7 +13,7 @@ from flowkit.conditioners import MLP
 from flowkit.energies import TOYS, Energy, Interpolation, NegativeLogProb, as_energy
 from flowkit.errors import DataError, RecipeError
 from flowkit.flow import Flow
-from flowkit.recipes.checks import check_network, check_sizes
+from flowkit.recipes.checks import check_flags, check_network, check_sizes
 from flowkit.recipes.flows import named_scalar
 from flowkit.recipes.registry import as_python, choose, recipe
 from flowkit.scalar import ScalarMap
@@ -148,10 +148,7 @@ def stochastic_flow(
     name = "stochastic_flow"
     check_sizes(name, features=features, context=context, blocks=blocks, steps=steps, seed=seed)
     check_network(name, hidden, activation)
-    if not isinstance(learn_fractions, bool):
-        raise RecipeError(
-            f"{name} needs learn_fractions to be True or False, got {learn_fractions!r}"
-        )
+    check_flags(name, learn_fractions=learn_fractions)
     base = StandardNormal(features)
     start, target = NegativeLogProb(base), _target(name, energy, base, context)
     places = _fractions(name, fractions, [i / blocks for i in range(blocks + 1)])
@@ -245,10 +242,7 @@ def insert_stochastic_layers(
         )
     places = sorted(places)
     check_sizes(name, steps=steps)
-    if not isinstance(learn_fractions, bool):
-        raise RecipeError(
-            f"{name} needs learn_fractions to be True or False, got {learn_fractions!r}"
-        )
+    check_flags(name, learn_fractions=learn_fractions)
     count = len(places)
     default = [(count - i) / count for i in range(count)]
     shares = _fractions(name, as_python(fractions), default)

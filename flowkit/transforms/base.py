@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowkit.errors import NotInvertibleError, ShapeError
+from flowkit.shapes import batch_text
 
 
 class Transform(nn.Module):
@@ -176,11 +177,6 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
 def at_least_single(x: Tensor) -> Tensor:
     """Factorisations and solves do not exist in half precision: do those in single."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def batch_text(event_shape: tuple[int | None, ...]) -> str:
-    """Write an event shape for a message: ``(..., 3, *)``."""
-    return "(" + ", ".join(["...", *("*" if n is None else str(n) for n in event_shape)]) + ")"
 
 
 def broadcast_context(x: Tensor, context: Tensor, event_ndim: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,12 @@ from flowkit.energies import Energy
 from flowkit.transforms.stochastic import EnergyTransform, Walk, normal_like, positive
 
 
+def _settle(change: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows can take a step, and its log-ratio: minus infinity for those that cannot."""
+    fine = change.detach().isfinite()
+    return fine, torch.where(fine, change, -torch.inf)
+
+
 class OverdampedLangevin(EnergyTransform):
     r"""Steps of overdamped (unadjusted) Langevin dynamics.
 
@@ -97,9 +103,8 @@ class OverdampedLangevin(EnergyTransform):
             noise = normal_like(x, generator)
             new, new_force, back = self._step(x, force, noise, context)
             change = 0.5 * self._sum(noise * noise - back * back)
-            fine = change.detach().isfinite()
-            nonfinite = nonfinite + (~fine).to(nonfinite)
-            log_ratio = log_ratio + torch.where(fine, change, -torch.inf)
+            fine, taken = _settle(change)
+            nonfinite, log_ratio = nonfinite + (~fine).to(nonfinite), log_ratio + taken
             rows = self._as_rows(fine)
             x, force = torch.where(rows, new, x), torch.where(rows, new_force, force)
         return Walk(x, log_ratio, None, nonfinite)
@@ -241,9 +246,8 @@ class UnderdampedLangevin(EnergyTransform):
             change = 0.5 * self._sum(
                 noise[0] * noise[0] + noise[1] * noise[1] - back[0] * back[0] - back[1] * back[1]
             )
-            fine = change.detach().isfinite()
-            nonfinite = nonfinite + (~fine).to(nonfinite)
-            log_ratio = log_ratio + torch.where(fine, change, -torch.inf)
+            fine, taken = _settle(change)
+            nonfinite, log_ratio = nonfinite + (~fine).to(nonfinite), log_ratio + taken
             rows = self._as_rows(fine)
             x, v = torch.where(rows, new, x), torch.where(rows, new_v, v)
             force = torch.where(rows, new_force, force)

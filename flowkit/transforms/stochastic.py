@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.energies import Energy
-from flowkit.energies.base import as_array
 from flowkit.errors import DataError, NonFiniteEnergyError
 from flowkit.layout import features_first, features_last
+from flowkit.shapes import as_array
 from flowkit.transforms.base import Transform, full_precision
 
 

@@ -1,0 +1,44 @@
+"""Shapes and numbers as they are given: read, and written in messages."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from flowkit.errors import ShapeError
+
+
+def as_shape(shape: Any) -> tuple[int, ...]:
+    """A number or a sequence of numbers as a shape.
+
+    Raises:
+        ShapeError: If it is neither, or a size is below 0.
+
+    Example:
+        >>> as_shape(3), as_shape([2, 3])
+        ((3,), (2, 3))
+    """
+    try:
+        size = tuple(
+            operator.index(n) for n in (shape if isinstance(shape, (tuple, list)) else (shape,))
+        )
+    except TypeError:
+        size = (-1,)
+    if any(n < 0 for n in size):
+        raise ShapeError(f"expected a number or shape of sizes >= 0, got {shape!r}")
+    return size
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Numbers as an array in float64; one without dimensions of NaN where they are none."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.array(np.nan)
+
+
+def batch_text(event_shape: tuple[int | None, ...]) -> str:
+    """Write an event shape for a message: ``(..., 3, *)``."""
+    return "(" + ", ".join(["...", *("*" if n is None else str(n) for n in event_shape)]) + ")"
