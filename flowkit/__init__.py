@@ -17,6 +17,7 @@ from flowkit.recipes import (
     box_flow,
     coupling_flow,
     elementwise_flow,
+    energy_based_flow,
     smooth_flow,
     stochastic_flow,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "box_flow",
     "coupling_flow",
     "elementwise_flow",
+    "energy_based_flow",
     "fit",
     "load",
     "save",

@@ -56,14 +56,24 @@ class Flow(nn.Module):
         self, transform: Transform, base: Base, embedding: nn.Module | None = None
     ) -> None:
         super().__init__()
-        if len(transform.event_shape) != len(base.event_shape) or any(
+        if len(transform.noise_shape) != len(base.event_shape) or any(
             want is not None and want != got
-            for want, got in zip(transform.event_shape, base.event_shape, strict=True)
+            for want, got in zip(transform.noise_shape, base.event_shape, strict=True)
         ):
             raise ShapeError(
-                f"{transform.label} maps events {transform.event_shape}, but the base "
+                f"{transform.label} maps to events {transform.noise_shape}, but the base "
                 f"{type(base).__name__} has events {base.event_shape}"
             )
+        keeps = transform.event_shape == transform.noise_shape
+        if not keeps and None in transform.event_shape:
+            raise ShapeError(
+                f"{transform.label} changes the shape of events {transform.event_shape}; remedy: "
+                "give its first layer all sizes"
+            )
+        #: Shape of one event.
+        self.event_shape: tuple[int, ...] = (
+            base.event_shape if keeps else transform.event_shape  # type: ignore[assignment]
+        )
         self.transform = transform
         self.base = base
         self.embedding = embedding
@@ -104,11 +114,6 @@ class Flow(nn.Module):
         return (compiled or self.transform.inverse)(z, context, **kwargs)
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        """Shape of one event."""
-        return self.base.event_shape
-
-    @property
     def needs_context(self) -> bool:
         """Whether a context must be given."""
         return self.transform.needs_context or self.base.context_size > 0
@@ -130,6 +135,8 @@ class Flow(nn.Module):
         """Where the density lives: the transform's domain, or else the support of the base."""
         line = constraints.independent(constraints.real, len(self.event_shape))
         domain = self.transform.domain
+        if self.event_shape != self.base.event_shape:
+            return domain
         return self.base.support if _same_constraint(domain, line) else domain
 
     @property
@@ -178,14 +185,15 @@ class Flow(nn.Module):
             raise ShapeError(f"Flow expected context (..., {size}), got {tuple(context.shape)}")
         return context if self.embedding is None else self.embedding(context)
 
-    def _prepare(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _prepare(
+        self, x: Tensor, context: Tensor | None, name: str = "x"
+    ) -> tuple[Tensor, Tensor | None]:
         """Check both inputs, embed the context, and bring them to one batch shape."""
-        self._check_tensor(x, "x")
-        ndim = len(self.event_shape)
-        if x.ndim < ndim or tuple(x.shape[x.ndim - ndim :]) != self.event_shape:
-            raise ShapeError(
-                f"Flow expected x {batch_text(self.event_shape)}, got {tuple(x.shape)}"
-            )
+        self._check_tensor(x, name)
+        shape = self.base.event_shape if name == "z" else self.event_shape
+        ndim = len(shape)
+        if x.ndim < ndim or tuple(x.shape[x.ndim - ndim :]) != shape:
+            raise ShapeError(f"Flow expected {name} {batch_text(shape)}, got {tuple(x.shape)}")
         context = self.embed(context)
         return (x, context) if context is None else broadcast_context(x, context, ndim)
 
@@ -400,7 +408,7 @@ class Flow(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Map noise ``(*batch, *event)`` to data; the generator is for stochastic layers."""
-        z, context = self._prepare(z, context)
+        z, context = self._prepare(z, context, "z")
         kwargs = {"generator": generator} if self.stochastic else {}
         return self._inverse(z, context, **kwargs)[0].contiguous()
 

@@ -11,20 +11,25 @@ from __future__ import annotations
 from torch import Tensor, addmm
 
 
-def features_first(x: Tensor) -> Tensor:
+def features_first(x: Tensor, event_ndim: int = 1) -> Tensor:
     """Bring ``x (..., D)`` to the shape ``(D, ...)``, without a copy where it lies so already.
+
+    With ``event_ndim=3`` the features are the channels of ``x (..., C, H, W)``.
 
     Example:
         >>> import torch
         >>> features_first(torch.zeros(5, 3)).shape
         torch.Size([3, 5])
     """
-    return x.movedim(-1, 0).contiguous()
+    return x.movedim(-event_ndim, 0).contiguous()
 
 
-def features_last(rows: Tensor) -> Tensor:
-    """Bring ``rows (D, ...)`` to the shape ``(..., D)``, without a copy."""
-    return rows.movedim(0, -1)
+def features_last(rows: Tensor, event_ndim: int = 1) -> Tensor:
+    """Bring ``rows (D, ...)`` to the shape ``(..., D)``, without a copy.
+
+    With ``event_ndim=3``, ``(C, ..., H, W)`` to ``(..., C, H, W)``.
+    """
+    return rows.movedim(0, -event_ndim)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from flowkit.conditioners import (
     MLP,
     CircularFeatures,
     CircularMaskedMLP,
+    ConvNet,
     FourierMaskedMLP,
     MaskedMLP,
     ResidualMLP,
@@ -61,6 +62,7 @@ from flowkit.transforms import (
     DenseLinear,
     Dequantize,
     Elementwise,
+    FactorOut,
     Inverse,
     Log,
     Logit,
@@ -70,6 +72,8 @@ from flowkit.transforms import (
     OrthogonalLinear,
     OverdampedLangevin,
     Permutation,
+    Reshape,
+    Squeeze,
     Standardize,
     Transform,
     TriangularLinear,
@@ -107,6 +111,7 @@ mlp = partial(MLP, hidden=(6, 6))
 residual = partial(ResidualMLP, hidden=(6, 6))
 masked = partial(MaskedMLP, hidden=(7, 6))
 few = partial(MaskedMLP, hidden=(3, 2))
+convolutional = partial(ConvNet, hidden=(4, 3))
 fourier = partial(FourierMaskedMLP, hidden=(7, 6), waves=2, highest=3.0)
 
 STRUCTURES: dict[str, Callable[[ScalarMap], Transform]] = {
@@ -231,6 +236,35 @@ CASES: list[Case] = [
     Case(
         "Compose-of-an-energy-based-flow",
         lambda: Compose(DenseLinear(2), Activation(), DenseLinear(2), ActNorm(2)),
+        MOVED,
+    ),
+    Case("Reshape", lambda: Reshape((2, 1, 3)), MOVED),
+    Case("Reshape-to-an-image", lambda: Reshape(4, (1, 2, 2)), MOVED),
+    Case("Squeeze", lambda: Squeeze((2, 4, 2)), MOVED),
+    Case("Squeeze-by-three", lambda: Squeeze((1, 3, 3), factor=3), MOVED),
+    Case("Inverse-of-Squeeze", lambda: Squeeze((1, 2, 4)).inv, MOVED),
+    Case(
+        "coupling-image",
+        lambda: Coupling([True, False, True], SCALARS["affine"], convolutional, event_ndim=3),
+    ),
+    Case(
+        "coupling-image-context-of-spline",
+        lambda: Coupling([False, True], SCALARS["spline"], convolutional, 2, event_ndim=3),
+    ),
+    Case("FactorOut", lambda: FactorOut((3, 2, 2), Conv1x1(1, DenseLinear)), MOVED),
+    Case(
+        "Compose-of-two-scales",
+        lambda: Compose(
+            Squeeze((1, 4, 4)),
+            ActNorm(4, event_ndim=3),
+            Coupling([False, False, True, True], Affine(), convolutional, 1, event_ndim=3),
+            FactorOut((4, 2, 2), Compose(Squeeze((2, 2, 2)), Conv1x1(8))),
+        ),
+        MOVED,
+    ),
+    Case(
+        "Compose-of-shapes-reversible",
+        lambda: Compose(Squeeze((1, 2, 2)), ActNorm(4, 3), Reshape((4, 1, 1)), reversible=True),
         MOVED,
     ),
     Case("ActNorm-1", lambda: ActNorm(1)),

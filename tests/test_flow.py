@@ -242,7 +242,7 @@ def test_wrong_input_is_named(call, message):
 
 
 def test_transform_and_base_must_fit():
-    with pytest.raises(ShapeError, match="maps events"):
+    with pytest.raises(ShapeError, match="maps to events"):
         Flow(LULinear(2), StandardNormal(3))
 
 

@@ -60,6 +60,28 @@ VARIANTS = [
     ),
     ("elementwise_flow", {"features": 1, "hidden": (512, 512)}),
     ("autoregressive_flow", {"features": 2, "hidden": (512, 1, 512), "layers": 1}),
+    ("energy_based_flow", {"event_shape": 3}),
+    ("energy_based_flow", {"event_shape": (2, 3), "layers": 3, "negative_slope": 0.5}),
+    ("energy_based_flow", {"event_shape": [3], "architecture": "coupling", "layers": 2}),
+    ("energy_based_flow", {"event_shape": (1, 4, 4), "bounds": (-99, 99)}),
+    ("energy_based_flow", {"event_shape": (1, 6, 4), "architecture": "conv", "kernel": 3}),
+    (
+        "energy_based_flow",
+        {"event_shape": (1, 8, 4), "architecture": "glow", "layers": 1, "hidden": (4, 3)},
+    ),
+    (
+        "energy_based_flow",
+        {
+            "event_shape": (2, 4, 4),
+            "architecture": "glow",
+            "layers": 3,
+            "scales": 1,
+            "bounds": (-99, 99),
+            "standardize": True,
+            "hidden": (4,),
+            "activation": "tanh",
+        },
+    ),
 ]
 
 
@@ -191,6 +213,30 @@ def test_building_a_flow_leaves_numpy_alone_and_needs_no_seed():
         ("box_flow", {"lower": 0, "upper": "one", "features": 1}, "box_flow cannot be built"),
         ("box_flow", {"lower": [0, 0], "upper": [1, 1], "order": [0, 0]}, "permutation of 0..1"),
         ("box_flow", {"lower": [0], "upper": [1], "waves": -1}, "waves to be a whole number >= 0"),
+        ("energy_based_flow", {"event_shape": ()}, "event_shape to be sizes >= 1, got \\(\\)"),
+        ("energy_based_flow", {"event_shape": (1, 0)}, "event_shape to be sizes >= 1"),
+        ("energy_based_flow", {"event_shape": 3, "architecture": "dens"}, "did you mean 'dense'"),
+        ("energy_based_flow", {"event_shape": 3, "architecture": "conv"}, "remedy: 'dense' or"),
+        ("energy_based_flow", {"event_shape": 3, "scales": 2}, "has no scales"),
+        ("energy_based_flow", {"event_shape": 3, "bounds": (1, 1)}, "lower < upper, or None"),
+        ("energy_based_flow", {"event_shape": 3, "standardize": 1}, "True or False, got 1"),
+        ("energy_based_flow", {"event_shape": 3, "negative_slope": 2.0}, "expected alpha in"),
+        ("energy_based_flow", {"event_shape": 1, "architecture": "coupling"}, "2 numbers or more"),
+        (
+            "energy_based_flow",
+            {"event_shape": (1, 6, 4), "architecture": "conv", "scales": 3},
+            "needs scales <= 2 for 6 x 4 pixels, which can be halved 1 times; got 3",
+        ),
+        (
+            "energy_based_flow",
+            {"event_shape": (1, 3, 3), "architecture": "glow"},
+            "needs images that can be halved, got 3 x 3 pixels",
+        ),
+        (
+            "energy_based_flow",
+            {"event_shape": (1, 4, 4), "architecture": "conv", "kernel": 2},
+            "cannot be built: Conv2d expected an odd kernel",
+        ),
     ],
 )
 def test_wrong_recipes_are_named(name, arguments, message):

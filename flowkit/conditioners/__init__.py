@@ -2,6 +2,7 @@
 
 from flowkit.conditioners.circular import CircularFeatures, CircularMaskedMLP
 from flowkit.conditioners.context import StandardizeContext
+from flowkit.conditioners.conv import ConvNet
 from flowkit.conditioners.fourier import FourierMaskedMLP
 from flowkit.conditioners.masked import AutoregressiveConditioner, MaskedMLP
 from flowkit.conditioners.mlp import ACTIVATIONS, MLP, Conditioner, ResidualMLP
@@ -13,6 +14,7 @@ __all__ = [
     "CircularFeatures",
     "CircularMaskedMLP",
     "Conditioner",
+    "ConvNet",
     "FourierMaskedMLP",
     "MaskedMLP",
     "ResidualMLP",

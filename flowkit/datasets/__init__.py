@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from flowkit.datasets.dequantize import dequantize
+from flowkit.datasets.images import fashion_mnist
 from flowkit.datasets.multimodal import Multimodal10, multimodal10
 from flowkit.datasets.patches import PATCH_IMAGES, photograph_patches
 from flowkit.datasets.photos import (
@@ -61,6 +62,7 @@ __all__ = [
     "diabetes",
     "digits",
     "eight_gaussians",
+    "fashion_mnist",
     "load_photograph",
     "magic",
     "multimodal10",

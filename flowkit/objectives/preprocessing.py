@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from flowkit.errors import DataError
 from flowkit.flow import Flow
@@ -22,7 +23,8 @@ class AfterPreprocessing(Objective):
 
     Args:
         objective: What to apply.
-        layers: How many layers of the flow's ``Compose`` come first.
+        layers: How many layers of the flow's ``Compose`` come first; by default all before the
+            first that has parameters.
 
     Raises:
         DataError: If the flow is no ``Compose`` of more layers, or the first have parameters.
@@ -36,22 +38,23 @@ class AfterPreprocessing(Objective):
         >>> from flowkit.bases import StandardNormal
         >>> from flowkit.transforms import Compose, DenseLinear, Logit
         >>> flow = Flow(Compose(Logit(2), DenseLinear(2)), StandardNormal(2))
-        >>> objective = AfterPreprocessing(ScoreMatching("exact"), layers=1)
+        >>> objective = AfterPreprocessing(ScoreMatching("exact"))
         >>> x = torch.full((3, 2), 0.5)
         >>> objective(flow, {"x": x}).value.item()
         -2.0
     """
 
-    def __init__(self, objective: Objective, layers: int = 1) -> None:
+    def __init__(self, objective: Objective, layers: int | None = None) -> None:
         super().__init__()
         if not isinstance(objective, Objective):
             raise DataError(
                 f"AfterPreprocessing expected an Objective, got {type(objective).__name__}; "
                 "remedy: for example ScoreMatching()"
             )
-        if type(layers) is not int or layers < 1:
+        if layers is not None and (type(layers) is not int or layers < 1):
             raise DataError(
-                f"AfterPreprocessing expected layers as a whole number >= 1, got {layers!r}"
+                "AfterPreprocessing expected layers as a whole number >= 1, or None, got "
+                f"{layers!r}"
             )
         self.objective = objective
         self.layers = layers
@@ -60,15 +63,19 @@ class AfterPreprocessing(Objective):
     def forward(self, flow: Flow, batch: Batch) -> Loss:
         """Return the loss of the rest of the flow on preprocessed rows."""
         transform = flow.transform
-        if not isinstance(transform, Compose) or len(transform) <= self.layers:
+        stack = list(transform.transforms) if isinstance(transform, Compose) else []
+        count = self.layers
+        if count is None:
+            count = next((i for i, layer in enumerate(stack) if _learns(layer)), 0)
+        if not 1 <= count < len(stack):
             raise DataError(
-                f"AfterPreprocessing({self.layers} layers) expected a flow of a Compose of more, "
-                f"got {transform.label}"
+                f"AfterPreprocessing({'' if self.layers is None else self.layers}) expected a "
+                f"flow of a Compose that begins with layers without parameters and goes on, got "
+                f"{transform.label}"
             )
-        stack = list(transform.transforms)
-        first, rest = stack[: self.layers], stack[self.layers :]
+        first, rest = stack[:count], stack[count:]
         for layer in first:
-            if any(True for _ in layer.parameters()):
+            if _learns(layer):
                 raise DataError(
                     f"AfterPreprocessing expected layers without parameters, got {layer.label}; "
                     "remedy: fewer layers"
@@ -85,3 +92,7 @@ class AfterPreprocessing(Objective):
     def start(self, batch: Batch) -> Batch:
         """What the objective within does."""
         return self.objective.start(batch)
+
+
+def _learns(layer: nn.Module) -> bool:
+    return any(True for _ in layer.parameters())

@@ -4,6 +4,7 @@ A call of a recipe is plain JSON. The registry here is what files, the command l
 estimators use to build a flow by name; a user's own recipe joins it with :func:`recipe`.
 """
 
+from flowkit.recipes.energy_based import energy_based_flow
 from flowkit.recipes.flows import (
     autoregressive_flow,
     box_flow,
@@ -21,6 +22,7 @@ __all__ = [
     "build",
     "coupling_flow",
     "elementwise_flow",
+    "energy_based_flow",
     "insert_stochastic_layers",
     "recipe",
     "smooth_flow",

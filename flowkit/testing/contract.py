@@ -12,7 +12,14 @@ from torch import Tensor
 from flowkit.bases import Base, StandardNormal
 from flowkit.errors import ContractError, ShapeError
 from flowkit.testing import densities, derivatives, programs, values
-from flowkit.testing.probe import Probe, Rule, draw_inputs, has_inverse, randomize
+from flowkit.testing.probe import (
+    Probe,
+    Rule,
+    draw_inputs,
+    has_inverse,
+    mapped_shape,
+    randomize,
+)
 from flowkit.transforms import Transform
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -173,7 +180,7 @@ def check_transform(
         moved=moved,
         x=x,
         context=context,
-        base=copy.deepcopy(base) if base is not None else StandardNormal(*x.shape[1:]),
+        base=copy.deepcopy(base) if base is not None else StandardNormal(*mapped_shape(moved, x.shape[1:])),
         target=target,
         far=tuple(far),
         tolerance=bounds[torch.float64],

@@ -59,9 +59,9 @@ class Probe:
         return self.x.dtype
 
     @property
-    def event_ndim(self) -> int:
-        """Number of trailing dimensions that make one event."""
-        return self.moved.event_ndim
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of one ``z``."""
+        return mapped_shape(self.moved, self.x.shape[1:])
 
     def to(self, dtype: torch.dtype) -> Probe:
         """The same probe in another dtype."""
@@ -121,6 +121,18 @@ def has_inverse(transform: Transform, x: Tensor, context: Tensor | None) -> bool
     except Exception:
         return True  # It has one that does not work, which is for the rules to say.
     return True
+
+
+def mapped_shape(transform: Transform, event: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of what one event of this shape is mapped to."""
+    if transform.noise_shape == transform.event_shape:
+        return tuple(event)
+    expect(
+        None not in transform.noise_shape,
+        f"expected all sizes of the noise_shape of a layer that changes shapes, got "
+        f"{transform.noise_shape}",
+    )
+    return transform.noise_shape  # type: ignore[return-value]
 
 
 def draw_inputs(transform: Transform, rows: int, generator: torch.Generator) -> Tensor:

@@ -37,7 +37,7 @@ def it_vmaps(probe: Probe) -> str | None:
     """R9: per-sample scores by ``vmap(grad(log_prob))``; ensembles by stacked parameters."""
     if probe.moved.stochastic:
         return _RANDOM
-    flow = Flow(probe.moved, StandardNormal(*probe.x.shape[1:]).to(probe.dtype))
+    flow = Flow(probe.moved, StandardNormal(*probe.noise_shape).to(probe.dtype))
     x = probe.x.clone().requires_grad_()
     rows = (probe.x,) if probe.context is None else (probe.x, probe.context)
     (want,) = torch.autograd.grad(flow.log_prob(x, *rows[1:]).sum(), x)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowkit.testing.probe import Probe, expect, expect_close, expect_shape
+from flowkit.testing.probe import Probe, expect, expect_close, expect_shape, mapped_shape
 
 _BATCHES: dict[str, Callable[[Tensor], Tensor]] = {
     "no batch dims": lambda rows: rows[0],
@@ -19,11 +19,12 @@ _BATCHES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @torch.no_grad()
 def log_det_has_batch_shape(probe: Probe) -> None:
-    """R1: ``z`` has the shape of ``x``, ``log_det`` the shape of the batch."""
+    """R1: ``z`` has the shape that is stated, ``log_det`` the shape of the batch."""
     for name, module, value in probe.directions():
         out, log_det = probe.call(module, value, probe.context)
-        expect_shape(f"the output of {name}", out, tuple(value.shape))
-        batch = value.shape[: value.ndim - probe.event_ndim]
+        batch = value.shape[: value.ndim - module.event_ndim]
+        event = mapped_shape(module, value.shape[len(batch) :])
+        expect_shape(f"the output of {name}", out, (*batch, *event))
         expect_shape(f"the log_det of {name}", log_det, tuple(batch))
 
 
@@ -73,16 +74,18 @@ def dtype_and_device_follow_the_input(probe: Probe) -> None:
                     "new tensors with x.new_zeros and the like",
                 )
     meta = copy.deepcopy(probe.moved).to("meta")
-    inputs = probe.x.to("meta"), None if context is None else context.to("meta")
+    value, context = probe.x.to("meta"), None if context is None else context.to("meta")
     for name, module in (("forward", meta), ("inverse", meta.inv))[: 1 + probe.invertible]:
-        out, log_det = probe.call(module, *inputs)
+        wanted = (len(value), *mapped_shape(module, value.shape[1:]))
+        out, log_det = probe.call(module, value, context)
         for what, tensor in (("output", out), ("log_det", log_det)):
             expect(
                 tensor.device.type == "meta",
                 f"expected the {what} of {name} on the device of x (meta), got {tensor.device}; "
                 "remedy: make new tensors with x.new_zeros and the like",
             )
-        expect_shape(f"the output of {name} on the meta device", out, tuple(inputs[0].shape))
+        expect_shape(f"the output of {name} on the meta device", out, wanted)
+        value = out
 
 
 @torch.no_grad()

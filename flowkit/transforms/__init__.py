@@ -19,6 +19,7 @@ from flowkit.transforms.linear import (
 from flowkit.transforms.metropolis import HMC, MALA, Metropolis
 from flowkit.transforms.normalize import ActNorm, Standardize, Whiten
 from flowkit.transforms.permute import Permutation
+from flowkit.transforms.reshape import FactorOut, Reshape, Squeeze
 from flowkit.transforms.stochastic import Dequantize, StochasticTransform, Walk
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "DenseLinear",
     "Dequantize",
     "Elementwise",
+    "FactorOut",
     "HMC",
     "Inverse",
     "LULinear",
@@ -45,6 +47,8 @@ __all__ = [
     "OrthogonalLinear",
     "OverdampedLangevin",
     "Permutation",
+    "Reshape",
+    "Squeeze",
     "Standardize",
     "StochasticTransform",
     "Transform",

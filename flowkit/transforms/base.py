@@ -28,11 +28,13 @@ class Transform(nn.Module):
 
     Shapes:
         ``x`` is ``(*batch, *event)`` with any number of batch dimensions, the log-determinant
-        exactly ``(*batch,)``. Context ``(*b, C)`` broadcasts against the batch. dtype and device
-        follow ``x``.
+        exactly ``(*batch,)``. ``z`` is ``(*batch, *noise)``, where ``noise_shape`` is the event's
+        own shape unless the layer says otherwise, as those that reshape images do. Context
+        ``(*b, C)`` broadcasts against the batch. dtype and device follow ``x``.
 
     Attributes:
-        event_shape: Shape of one event; ``None`` stands for any size.
+        event_shape: Shape of one event ``x``; ``None`` stands for any size.
+        noise_shape: Shape of its ``z``, with as many numbers.
         context_size: Number of context features read; 0 where context is ignored.
         needs_context: Whether context is read. If not, it is accepted and ignored.
         constant_log_det: Promises that the log-determinant does not depend on ``x``; ``False``
@@ -63,9 +65,15 @@ class Transform(nn.Module):
     stochastic: bool = False
     accepts_integers: bool = False
 
-    def __init__(self, event_shape: tuple[int | None, ...], context: int = 0) -> None:
+    def __init__(
+        self,
+        event_shape: tuple[int | None, ...],
+        context: int = 0,
+        noise_shape: tuple[int | None, ...] | None = None,
+    ) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
+        self.noise_shape = self.event_shape if noise_shape is None else tuple(noise_shape)
         self.context_size = context
         if context:
             self.needs_context = True
@@ -82,6 +90,11 @@ class Transform(nn.Module):
         return len(self.event_shape)
 
     @property
+    def noise_ndim(self) -> int:
+        """Number of trailing dimensions of one ``z``."""
+        return len(self.noise_shape)
+
+    @property
     def domain(self) -> constraints.Constraint:
         """Where ``x`` lives; the whole space unless a subclass says otherwise."""
         return constraints.independent(constraints.real, self.event_ndim)
@@ -89,7 +102,7 @@ class Transform(nn.Module):
     @property
     def codomain(self) -> constraints.Constraint:
         """Where ``z`` lives; the whole space unless a subclass says otherwise."""
-        return constraints.independent(constraints.real, self.event_ndim)
+        return constraints.independent(constraints.real, self.noise_ndim)
 
     @property
     def inv(self) -> Transform:
@@ -97,7 +110,7 @@ class Transform(nn.Module):
         return Inverse(self)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map data to noise: return ``z (*batch, *event)`` and ``log|det dz/dx| (*batch,)``."""
+        """Map data to noise: return ``z (*batch, *noise)`` and ``log|det dz/dx| (*batch,)``."""
         raise NotInvertibleError(f"{self.label} does not define forward")
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -134,15 +147,14 @@ class Transform(nn.Module):
                 f"{self.label} expected {name} as a torch.Tensor, got {type(x).__name__}; "
                 f"remedy: torch.as_tensor({name})"
             )
-        ndim = len(self.event_shape)
+        shape = self.noise_shape if name == "z" else self.event_shape
+        ndim = len(shape)
         event = x.shape[x.ndim - ndim :] if x.ndim >= ndim else None
         if event is None or any(
-            want is not None and want != got
-            for want, got in zip(self.event_shape, event, strict=True)
+            want is not None and want != got for want, got in zip(shape, event, strict=True)
         ):
             raise ShapeError(
-                f"{self.label} expected {name} {batch_text(self.event_shape)}, got "
-                f"{tuple(x.shape)}"
+                f"{self.label} expected {name} {batch_text(shape)}, got {tuple(x.shape)}"
             )
         if not (x.is_floating_point() or self.accepts_integers):
             raise ShapeError(
@@ -220,7 +232,9 @@ class Inverse(Transform):
     """
 
     def __init__(self, transform: Transform) -> None:
-        super().__init__(transform.event_shape, transform.context_size)
+        super().__init__(
+            transform.noise_shape, transform.context_size, noise_shape=transform.event_shape
+        )
         self.transform = transform
         self.needs_context = transform.needs_context
         self.constant_log_det = transform.constant_log_det

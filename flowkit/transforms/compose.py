@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class Compose(Transform):
     one layer of it.
 
     Args:
-        transforms: At least one transform; all share one event rank and one context size.
+        transforms: At least one transform; each takes the events that the one before it gives, and
+            all share one context size.
         reversible: Whether the backward pass computes the states between layers anew.
 
     Raises:
@@ -60,19 +62,11 @@ class Compose(Transform):
         for t in transforms:
             if not isinstance(t, Transform):
                 raise ShapeError(f"Compose takes Transforms, got {type(t).__name__}")
-        ranks = {t.event_ndim for t in transforms}
-        if len(ranks) > 1:
-            raise ShapeError(f"Compose needs transforms of one event rank, got ranks {ranks}")
         sizes = {t.context_size for t in transforms if t.needs_context}
         if len(sizes) > 1:
             raise ShapeError(f"Compose needs one context size, got {sorted(sizes)}")
-        shape = list(transforms[0].event_shape)
-        for t in transforms:
-            for i, n in enumerate(t.event_shape):
-                if n is not None and shape[i] not in (None, n):
-                    raise ShapeError(f"{t.label} cannot follow layers with events {tuple(shape)}")
-                shape[i] = n if shape[i] is None else shape[i]
-        super().__init__(tuple(shape), max(sizes, default=0))
+        event_shape, noise_shape = _joined_shapes(transforms)
+        super().__init__(event_shape, max(sizes, default=0), noise_shape)
         self.needs_context = bool(sizes)
         self.transforms = nn.ModuleList(transforms)
         self.constant_log_det = all(t.constant_log_det for t in transforms)
@@ -195,6 +189,27 @@ class Compose(Transform):
             if i < starting[-1]:
                 with torch.no_grad():
                     x = t(x, context)[0]
+
+
+def _joined_shapes(
+    transforms: Sequence[Transform],
+) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
+    """The shapes of x and z: a layer that keeps the shape says what its neighbours leave open."""
+    event_shape = None
+    shape = transforms[0].event_shape
+    for t in transforms:
+        fits = len(shape) == t.event_ndim and all(
+            a is None or b is None or a == b for a, b in zip(shape, t.event_shape, strict=True)
+        )
+        if not fits:
+            raise ShapeError(f"{t.label} cannot follow layers with events {shape}")
+        shape = tuple(
+            b if a is None else a for a, b in zip(shape, t.event_shape, strict=True)
+        )
+        if t.noise_shape != t.event_shape:
+            event_shape = shape if event_shape is None else event_shape
+            shape = t.noise_shape
+    return shape if event_shape is None else event_shape, shape
 
 
 def _starts_from_data(transform: Any) -> bool:

@@ -27,6 +27,9 @@ class Coupling(Transform):
         conditioner: Factory ``(in_features, out_features, context=...) -> nn.Module`` of a network
             ``(x, context) -> (..., out_features)``, read as ``(..., param_size, moved features)``.
         context: Number of context features, read by the conditioner.
+        event_ndim: 1 for vectors; 3 for images ``(channels, height, width)``, where the features
+            are the channels and the conditioner is one of images, such as
+            :class:`flowkit.conditioners.ConvNet`.
 
     Raises:
         ShapeError: If the mask moves nothing, or moves everything without context to read.
@@ -53,6 +56,7 @@ class Coupling(Transform):
         scalar: ScalarMap | None = None,
         conditioner: Callable[..., nn.Module] = MLP,
         context: int = 0,
+        event_ndim: int = 1,
     ) -> None:
         mask = mask.tolist() if isinstance(mask, Tensor) else list(mask)
         if not all(m in (0, 1) for m in mask) or not any(mask):
@@ -65,7 +69,7 @@ class Coupling(Transform):
                 "Coupling needs a feature that stays, or context, to read from; a layer that "
                 "moves every feature on its own is Elementwise"
             )
-        super().__init__((len(mask),), context)
+        super().__init__((len(mask), *(None,) * (event_ndim - 1)), context)
         fixed = [i for i, m in enumerate(mask) if not m]
         moved = [i for i, m in enumerate(mask) if m]
         scalar = RationalQuadraticSpline() if scalar is None else scalar
@@ -84,8 +88,8 @@ class Coupling(Transform):
         )
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The features that stay and those that move, ``(features, *batch)``."""
-        rows = features_first(x)
+        """The features that stay and those that move, ``(features, *batch, *pixels)``."""
+        rows = features_first(x, self.event_ndim)
         if self._fixed_first:
             fixed, moved = rows.split(self._split_sizes)
         elif self._moved_first:
@@ -98,21 +102,25 @@ class Coupling(Transform):
         both = torch.cat([moved, fixed] if self._moved_first else [fixed, moved])
         if not (self._fixed_first or self._moved_first):
             both = both.index_select(0, self.merge_index)
-        return features_last(both)
+        return features_last(both, self.event_ndim)
 
     def _params(self, fixed: Tensor, context: Tensor | None) -> Tensor:
-        """Parameters ``(moved features, *batch, param_size)``."""
-        raw = features_first(self.conditioner(features_last(fixed), context).to(fixed.dtype))
+        """Parameters ``(moved features, *batch, *pixels, param_size)``."""
+        read = features_last(fixed, self.event_ndim)
+        raw = features_first(self.conditioner(read, context).to(fixed.dtype), self.event_ndim)
         return raw.unflatten(0, (self.scalar.param_size, self._split_sizes[1])).movedim(0, -1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Move the masked features towards noise."""
         fixed, moved = self._split(x)
         z, log_slope = self.scalar.forward(moved, self._params(fixed, context))
-        return self._merge(fixed, z), log_slope.sum(0)
+        return self._merge(fixed, z), self._sum(log_slope)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Move the masked features back to data."""
         fixed, moved = self._split(z)
         x, log_slope = self.scalar.inverse(moved, self._params(fixed, context))
-        return self._merge(fixed, x), log_slope.sum(0)
+        return self._merge(fixed, x), self._sum(log_slope)
+
+    def _sum(self, log_slope: Tensor) -> Tensor:
+        return log_slope.sum((0, *range(1 - self.event_ndim, 0)))

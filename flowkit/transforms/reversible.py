@@ -261,7 +261,7 @@ def _repeat_coupling(
     value = undo(moved, params.detach())[0].detach().requires_grad_(differentiate)
     with torch.enable_grad():
         new, log_slope = apply(value, params)
-        outputs = layer._merge(fixed, new), log_slope.sum(0)
+        outputs = layer._merge(fixed, new), layer._sum(log_slope)
     return _Step((fixed, value), layer._merge, outputs)
 
 

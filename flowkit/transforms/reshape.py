@@ -1,0 +1,208 @@
+"""Layers that change the shape of an event: reshaping, squeezing, and leaving channels early."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from flowkit.errors import ShapeError, StochasticFlowError
+from flowkit.shapes import as_shape
+from flowkit.transforms.base import Transform
+
+
+def _image_shape(name: str, event_shape: Sequence[int]) -> tuple[int, int, int]:
+    shape = as_shape(event_shape)
+    if len(shape) != 3 or min(shape) < 1:
+        raise ShapeError(
+            f"{name} expected images (channels, height, width) of sizes >= 1, got {event_shape!r}"
+        )
+    return shape  # type: ignore[return-value]
+
+
+class Reshape(Transform):
+    """The same numbers in another shape, in order; by default in one row.
+
+    Args:
+        event_shape: Shape of one event.
+        noise_shape: Shape of what it becomes, with as many numbers; a vector by default.
+
+    Raises:
+        ShapeError: If the numbers of numbers differ.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Reshape
+        >>> z, log_det = Reshape((1, 4, 4))(torch.zeros(5, 1, 4, 4))
+        >>> z.shape, log_det.shape
+        (torch.Size([5, 16]), torch.Size([5]))
+    """
+
+    constant_log_det = True
+
+    def __init__(
+        self, event_shape: int | Sequence[int], noise_shape: int | Sequence[int] | None = None
+    ) -> None:
+        event = as_shape(event_shape)
+        noise = (math.prod(event),) if noise_shape is None else as_shape(noise_shape)
+        if math.prod(event) != math.prod(noise):
+            raise ShapeError(
+                f"Reshape expected shapes of as many numbers, got {event} and {noise}, with "
+                f"{math.prod(event)} and {math.prod(noise)}"
+            )
+        super().__init__(event, noise_shape=noise)
+
+    @staticmethod
+    def _to(value: Tensor, old: int, shape: tuple[int | None, ...]) -> tuple[Tensor, Tensor]:
+        batch = value.shape[: value.ndim - old]
+        return value.reshape(*batch, *shape), value.new_zeros(batch)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reshape."""
+        return self._to(x, self.event_ndim, self.noise_shape)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Restore the shape."""
+        return self._to(z, self.noise_ndim, self.event_shape)
+
+
+class Squeeze(Transform):
+    r"""Every block of f x f pixels as :math:`f^2` channels of one pixel.
+
+    :math:`z_{c f^2 + i f + j,\, h,\, w} = x_{c,\, f h + i,\, f w + j}`: channels for convolutions
+    and couplings to mix, and half the size for the next scale.
+
+    Args:
+        event_shape: ``(channels, height, width)``.
+        factor: Side f of a block.
+
+    Raises:
+        ShapeError: If f does not divide height and width.
+
+    References:
+        Dinh et al. 2017, Real NVP, arXiv 1605.08803, section 3.6.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Squeeze
+        >>> Squeeze((3, 4, 6))(torch.zeros(5, 3, 4, 6))[0].shape
+        torch.Size([5, 12, 2, 3])
+    """
+
+    constant_log_det = True
+
+    def __init__(self, event_shape: Sequence[int], factor: int = 2) -> None:
+        channels, height, width = shape = _image_shape("Squeeze", event_shape)
+        if type(factor) is not int or factor < 1 or height % factor or width % factor:
+            raise ShapeError(
+                f"Squeeze expected a factor that divides the {height} x {width} pixels, got "
+                f"{factor!r}"
+            )
+        super().__init__(
+            shape, noise_shape=(channels * factor**2, height // factor, width // factor)
+        )
+        self.factor = factor
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Make channels of blocks."""
+        f = self.factor
+        blocks = x.unflatten(-1, (-1, f)).unflatten(-3, (-1, f))  # c, h, i, w, j
+        channels = blocks.movedim((-3, -1), (-4, -3))  # c, i, j, h, w
+        return channels.flatten(-5, -3), x.new_zeros(x.shape[:-3])
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Make blocks of channels."""
+        f = self.factor
+        channels = z.unflatten(-3, (-1, f, f))  # c, i, j, h, w
+        blocks = channels.movedim((-4, -3), (-3, -1))  # c, h, i, w, j
+        return blocks.flatten(-2, -1).flatten(-3, -2), z.new_zeros(z.shape[:-3])
+
+
+class FactorOut(Transform):
+    r"""Let the later channels of an image leave as noise, and map the earlier ones further.
+
+    :math:`z = (t(x_{1..k}),\; x_{k+1..C})`, in one row: a multi-scale flow is layers, this, whose
+    inner transform is a squeeze, layers, this, and so on. A :class:`Coupling` that moves the later
+    channels, right before it, is their learned prior given the earlier ones.
+
+    Args:
+        event_shape: ``(channels, height, width)``.
+        transform: What maps the earlier channels; its events say how many there are. Its noise
+            may have any shape.
+
+    Raises:
+        ShapeError: If the events of the inner transform are not some channels of the image.
+        StochasticFlowError: If it is stochastic.
+
+    References:
+        Dinh et al. 2017, Real NVP, arXiv 1605.08803, section 3.6; Kingma and Dhariwal 2018, Glow,
+        arXiv 1807.03039, for the learned prior.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import FactorOut, Squeeze
+        >>> t = FactorOut((4, 6, 6), Squeeze((2, 6, 6)))
+        >>> z, log_det = t(torch.zeros(5, 4, 6, 6))
+        >>> z.shape, log_det.shape
+        (torch.Size([5, 144]), torch.Size([5]))
+    """
+
+    def __init__(self, event_shape: Sequence[int], transform: Transform) -> None:
+        channels, height, width = shape = _image_shape("FactorOut", event_shape)
+        inner = transform.event_shape
+        if (
+            len(inner) != 3
+            or inner[0] is None
+            or not 1 <= inner[0] < channels
+            or inner[1] not in (None, height)
+            or inner[2] not in (None, width)
+        ):
+            raise ShapeError(
+                f"FactorOut expected a transform of 1 to {channels - 1} channels of {height} x "
+                f"{width} pixels, got {transform.label}"
+            )
+        if transform.stochastic:
+            raise StochasticFlowError(
+                f"FactorOut holds no stochastic layer, got {transform.label}; remedy: put it "
+                "before or after"
+            )
+        super().__init__(shape, transform.context_size, (channels * height * width,))
+        self.transform = transform
+        self.needs_context = transform.needs_context
+        self.constant_log_det = transform.constant_log_det
+        self.kept = inner[0]
+        changes = transform.noise_shape != inner
+        self._inner_noise = transform.noise_shape if changes else (self.kept, height, width)
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        """The whole space."""
+        return constraints.independent(constraints.real, 1)
+
+    def _map(self, x: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
+        first, rest = x.split((self.kept, x.shape[-3] - self.kept), -3)
+        z, log_det = getattr(self.transform, name)(first, context)
+        return torch.cat([z.flatten(-self.transform.noise_ndim), rest.flatten(-3)], -1), log_det
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the earlier channels, and put the later ones behind them."""
+        return self._map(x, context, "forward")
+
+    def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same without the constant part of the log-determinant."""
+        return self._map(x, context, "unnormalized")
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the earlier channels back, and join them with the later ones."""
+        size = math.prod(self._inner_noise)  # type: ignore[arg-type]
+        first, rest = z.split((size, z.shape[-1] - size), -1)
+        x, log_det = self.transform.inverse(first.unflatten(-1, self._inner_noise), context)
+        _, height, width = self.event_shape
+        return torch.cat([x, rest.unflatten(-1, (-1, height, width))], -3), log_det
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Start the inner transform from the earlier channels."""
+        self.transform.initialize(x[..., : self.kept, :, :], context)
