@@ -1,4 +1,4 @@
-"""Layers that change the shape of an event, image flows made of them, and where images come from."""
+"""Layers that change the shape of an event, image flows made of them, and images."""
 
 import gzip
 import struct
@@ -66,7 +66,9 @@ def test_a_flow_of_another_shape_than_its_noise():
     torch.testing.assert_close(flow.log_prob(x), StandardNormal(1, 4, 6).log_prob(x))
     assert sample_paths(flow, 3, lambda x: x.square().sum((-3, -2, -1))).x.shape == (3, 1, 4, 6)
     assert flow.distribution().sample((2,)).shape == (2, 1, 4, 6)
-    with pytest.raises(ShapeError, match=r"Flow expected z \(\.\.\., 4, 2, 3\), got \(5, 1, 4, 6\)"):
+    with pytest.raises(
+        ShapeError, match=r"Flow expected z \(\.\.\., 4, 2, 3\), got \(5, 1, 4, 6\)"
+    ):
         flow.to_data(x)
     with pytest.raises(ShapeError, match="maps to events"):
         Flow(Squeeze((1, 4, 6)), StandardNormal(1, 4, 6))

@@ -118,3 +118,12 @@ def test_libraries_build_architectures_of_the_same_size():
             sizes[library] = sum(p.numel() for p in module.parameters())
         assert sizes["flowkit"] == sizes["nflows"]
         assert sizes["flowkit"] - sizes["zuko"] == 10 * layers  # zuko's linear layer has no bias
+
+
+def test_image_density_compares_losses_and_resumes(tmp_path):
+    script = load("image_density")
+    call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
+    results = script.main(call)
+    table = (tmp_path / "image_density.md").read_text()
+    assert table.count("| dense |") == table.count("| conv |") == len(script.LOSSES) == 5
+    assert script.main(call) == results

@@ -120,8 +120,29 @@ def test_losses_of_a_linear_flow_in_closed_form(normal):
     noise = 0.7
     wider = covariance + noise**2 * torch.eye(D)
     exact = 0.5 * (torch.trace(s @ s @ wider) - 2 * torch.trace(s) + D / noise**2)
-    value, error = mean_and_error(flow, x, ScoreMatching("denoising", noise=noise))
-    assert abs(value - exact) < 5 * error
+    errors = []
+    for antithetic in (False, True):
+        loss = ScoreMatching("denoising", noise=noise, antithetic=antithetic)
+        value, error = mean_and_error(flow, x, loss)
+        assert abs(value - exact) < 5 * error
+        errors.append(error)
+    assert errors[1] < errors[0]
+
+
+def test_pairs_of_noise_keep_gradients_from_drowning(normal):
+    flow, _, x, _ = normal
+    spread = []
+    for antithetic in (False, True):
+        loss = ScoreMatching("denoising", noise=0.01, antithetic=antithetic)
+        gradients = []
+        for i in range(100):
+            flow.zero_grad()
+            torch.manual_seed(i)
+            loss(flow, {"x": x[:100]}).value.backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in flow.parameters()]))
+        spread.append(torch.stack(gradients).std(0).norm())
+    # Without pairs a part of the order of 1 / noise is left.
+    assert spread[1] < spread[0] / 10
 
 
 def test_finite_differences_of_a_quadratic_energy_have_no_error(normal):
@@ -236,11 +257,15 @@ def test_multiplicative_denoising_is_denoising_of_logarithms():
     mean, scale, noise = 0.3, 0.5, 0.4
     flow = positive_flow(mean, scale)
     log_x = 0.1 + 0.8 * torch.randn(200_000, 1, generator=generator(), dtype=torch.float64)
-    value, error = mean_and_error(flow, log_x.exp(), ScoreMatching("multiplicative", noise=noise))
+    loss = ScoreMatching("multiplicative", noise=noise)
+    value, error = mean_and_error(flow, log_x.exp(), loss)
+    pairs = ScoreMatching("multiplicative", noise=noise, antithetic=True)
+    paired, paired_error = mean_and_error(flow, log_x.exp(), pairs)
     # In y = log x the score is -(y - m) / s^2, and the target -eps / noise.
     second = (0.1 - mean) ** 2 + 0.8**2 + noise**2
     exact = 0.5 * (second / scale**4 - 2 / scale**2 + 1 / noise**2)
     assert abs(value - exact) < 5 * error
+    assert abs(paired - exact) < 5 * paired_error
 
 
 @pytest.mark.parametrize("slices", [None, 1])
@@ -364,9 +389,15 @@ def test_preprocessing_has_nothing_to_learn():
     for call, words in (
         (lambda: AfterPreprocessing(3), "expected an Objective"),
         (lambda: AfterPreprocessing(ScoreMatching(), 0), "layers as a whole number"),
-        (lambda: AfterPreprocessing(ScoreMatching(), 3)(flow, x), "a Compose of more"),
+        (lambda: AfterPreprocessing(ScoreMatching(), 3)(flow, x), "a Compose that begins"),
         (
             lambda: AfterPreprocessing(ScoreMatching())(
+                Flow(Compose(DenseLinear(2), DenseLinear(2)), StandardNormal(2)), x
+            ),
+            "begins with layers without parameters",
+        ),
+        (
+            lambda: AfterPreprocessing(ScoreMatching(), 1)(
                 Flow(Compose(DenseLinear(2), DenseLinear(2)), StandardNormal(2)), x
             ),
             "without parameters, got DenseLinear",
@@ -382,6 +413,8 @@ def test_score_matching_refuses_what_it_cannot_use():
     for call, error, words in (
         (lambda: ScoreMatching("implicit"), DataError, "knows the methods 'exact'"),
         (lambda: ScoreMatching("exact", noise=0.1), DataError, "has no option 'noise'"),
+        (lambda: ScoreMatching("sliced", antithetic=True), DataError, "no option 'antithetic'"),
+        (lambda: ScoreMatching(antithetic=1), DataError, "antithetic as True or False, got 1"),
         (lambda: ScoreMatching("sliced", slices=0), DataError, "slices as a whole number"),
         (lambda: ScoreMatching(noise=-1.0), DataError, "noise as a finite number > 0"),
         (lambda: ScoreMatching(energy_weight=-1), DataError, "energy_weight"),

@@ -16,9 +16,9 @@ from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 _OPTIONS: dict[str, dict[str, Any]] = {
     "exact": {},
     "sliced": {"slices": 1},
-    "denoising": {"noise": 0.1},
+    "denoising": {"noise": 0.1, "antithetic": False},
     "finite-difference": {"radius": 0.1},
-    "multiplicative": {"noise": 0.1},
+    "multiplicative": {"noise": 0.1, "antithetic": False},
     "non-negative": {"slices": None},
 }
 
@@ -59,6 +59,9 @@ class ScoreMatching(Objective):
         noise: Standard deviation of the noise, in units of x, or of log x.
         slices: Number of random signs a row.
         radius: Radius of the sphere, in units of x.
+        antithetic: Whether noise comes in pairs :math:`\pm\epsilon`: two scores a row. What is odd
+            in the noise cancels, :math:`s \cdot \epsilon / \sigma` above all, so that small noise no
+            longer drowns the gradient.
         energy_weight: A multiple of the mean energy of the rows that is added: a little of it
             keeps energies low where data are.
 
@@ -85,6 +88,7 @@ class ScoreMatching(Objective):
     noise: float
     radius: float
     slices: int | None
+    antithetic: bool
     energy_weight: float
 
     def __init__(
@@ -94,6 +98,7 @@ class ScoreMatching(Objective):
         noise: float | None = None,
         slices: int | None = None,
         radius: float | None = None,
+        antithetic: bool | None = None,
         energy_weight: float = 0.0,
     ) -> None:
         super().__init__()
@@ -103,7 +108,8 @@ class ScoreMatching(Objective):
             )
         self.method = method
         known = _OPTIONS[method]
-        for name, value in (("noise", noise), ("slices", slices), ("radius", radius)):
+        options = {"noise": noise, "slices": slices, "radius": radius, "antithetic": antithetic}
+        for name, value in options.items():
             if value is not None and name not in known:
                 raise DataError(
                     f"ScoreMatching({method!r}) has no option {name!r}; it reads "
@@ -149,9 +155,14 @@ class ScoreMatching(Objective):
         return _sum(0.5 * score.square() + _diagonal(score, x, self.slices), flow)
 
     def _denoising(self, flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
-        epsilon = torch.randn_like(x)
+        epsilon = self._draw(x)
         score = flow.score(x + self.noise * epsilon, context)
-        return 0.5 * _sum((score + epsilon / self.noise).square(), flow)
+        return 0.5 * _sum((score + epsilon / self.noise).square(), flow).mean(0)
+
+    def _draw(self, x: Tensor) -> Tensor:
+        """Noise ``(1, *batch, *event)``, or pairs of it ``(2, *batch, *event)``."""
+        epsilon = torch.randn_like(x)
+        return torch.stack([epsilon, -epsilon] if self.antithetic else [epsilon])
 
     def _finite_difference(self, flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
         ndim = len(flow.event_shape)
@@ -166,10 +177,10 @@ class ScoreMatching(Objective):
 
     def _multiplicative(self, flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
         _require_positive(x)
-        epsilon = torch.randn_like(x)
+        epsilon = self._draw(x)
         noisy = x * torch.exp(self.noise * epsilon)
         score = flow.score(noisy, context)
-        return 0.5 * _sum((noisy * score + 1 + epsilon / self.noise).square(), flow)
+        return 0.5 * _sum((noisy * score + 1 + epsilon / self.noise).square(), flow).mean(0)
 
     def _non_negative(self, flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
         _require_positive(x)
@@ -218,6 +229,10 @@ class StochasticMaximumLikelihood(Objective):
 
 
 def _checked(name: str, value: Any) -> float | int:
+    if name == "antithetic":
+        if not isinstance(value, bool):
+            raise DataError(f"ScoreMatching expected antithetic as True or False, got {value!r}")
+        return value
     if name == "slices":
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise DataError(f"ScoreMatching expected slices as a whole number >= 1, got {value!r}")

@@ -16,8 +16,8 @@ from flowkit.recipes.checks import check_flags, check_network, check_sizes
 from flowkit.recipes.registry import choose, recipe
 from flowkit.scalar import Affine, SmoothLeakyReLU
 from flowkit.transforms import (
-    ActNorm,
     Activation,
+    ActNorm,
     Compose,
     Conv1x1,
     Conv2d,
@@ -62,7 +62,7 @@ def energy_based_flow(
         ``layers`` times a dense linear layer, an affine coupling and an ActNorm, and a dense
         linear layer.
 
-    Data between ``bounds`` are brought to the line by a logit first, other data standardised; these
+    Data between ``bounds`` are brought to the line by a logit first, others standardised; these
     first layers have nothing to learn, and :class:`flowkit.AfterPreprocessing` applies an
     objective behind them. Densities are always those of the data.
 
@@ -100,7 +100,11 @@ def energy_based_flow(
     """
     name = "energy_based_flow"
     shape = (event_shape,) if isinstance(event_shape, int) else event_shape
-    if not isinstance(shape, tuple) or not shape or any(type(n) is not int or n < 1 for n in shape):
+    if (
+        not isinstance(shape, tuple)
+        or not shape
+        or any(type(n) is not int or n < 1 for n in shape)
+    ):
         raise RecipeError(f"{name} needs event_shape to be sizes >= 1, got {event_shape!r}")
     build, per_image, count, widths, slope = choose("architecture", architecture, _ARCHITECTURES)
     if per_image and len(shape) != 3:
@@ -224,7 +228,9 @@ def _glow(
     net = functools.partial(ConvNet, hidden=hidden, activation=activation)
     channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
     half = channels // 2
-    masks = itertools.cycle([[i >= half for i in range(channels)], [i < half for i in range(channels)]])
+    masks = itertools.cycle(
+        [[i >= half for i in range(channels)], [i < half for i in range(channels)]]
+    )
     stack: list[Transform] = [Squeeze(shape)]
     for _i, mask in zip(range(layers), masks, strict=False):
         stack += [

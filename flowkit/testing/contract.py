@@ -180,7 +180,9 @@ def check_transform(
         moved=moved,
         x=x,
         context=context,
-        base=copy.deepcopy(base) if base is not None else StandardNormal(*mapped_shape(moved, x.shape[1:])),
+        base=copy.deepcopy(base)
+        if base is not None
+        else StandardNormal(*mapped_shape(moved, x.shape[1:])),
         target=target,
         far=tuple(far),
         tolerance=bounds[torch.float64],

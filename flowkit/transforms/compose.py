@@ -203,9 +203,7 @@ def _joined_shapes(
         )
         if not fits:
             raise ShapeError(f"{t.label} cannot follow layers with events {shape}")
-        shape = tuple(
-            b if a is None else a for a, b in zip(shape, t.event_shape, strict=True)
-        )
+        shape = tuple(b if a is None else a for a, b in zip(shape, t.event_shape, strict=True))
         if t.noise_shape != t.event_shape:
             event_shape = shape if event_shape is None else event_shape
             shape = t.noise_shape
