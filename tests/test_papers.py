@@ -127,3 +127,9 @@ def test_image_density_compares_losses_and_resumes(tmp_path):
     table = (tmp_path / "image_density.md").read_text()
     assert table.count("| dense |") == table.count("| conv |") == len(script.LOSSES) == 5
     assert script.main(call) == results
+
+
+def test_preprocessing_ablation_reports_every_cell(tmp_path):
+    results = load("preprocessing_ablation").main(["--small", "--output", str(tmp_path)])
+    assert len(results) == 12
+    assert (tmp_path / "preprocessing_ablation.md").read_text().count("to the whole flow") == 3

@@ -60,8 +60,8 @@ class ScoreMatching(Objective):
         slices: Number of random signs a row.
         radius: Radius of the sphere, in units of x.
         antithetic: Whether noise comes in pairs :math:`\pm\epsilon`: two scores a row. What is odd
-            in the noise cancels, :math:`s \cdot \epsilon / \sigma` above all, so that small noise no
-            longer drowns the gradient.
+            in the noise cancels, :math:`s \cdot \epsilon / \sigma` above all, so that small noise
+            no longer drowns the gradient.
         energy_weight: A multiple of the mean energy of the rows that is added: a little of it
             keeps energies low where data are.
 

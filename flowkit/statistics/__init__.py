@@ -1,6 +1,16 @@
 """Numbers about samples and models."""
 
 from flowkit.statistics.mcmc import Chains, flow_mcmc
+from flowkit.statistics.tails import (
+    TailEstimate,
+    TailVerdict,
+    expected_shortfall,
+    hill_estimate,
+    kernel_estimate,
+    moment_estimate,
+    tail_area,
+    tail_verdict,
+)
 from flowkit.statistics.weights import (
     Estimate,
     FreeEnergyProfile,
@@ -18,11 +28,19 @@ __all__ = [
     "Estimate",
     "FreeEnergyProfile",
     "SmoothedWeights",
+    "TailEstimate",
+    "TailVerdict",
     "bennett_acceptance_ratio",
     "effective_sample_size",
+    "expected_shortfall",
     "flow_mcmc",
     "free_energy_profile",
+    "hill_estimate",
+    "kernel_estimate",
     "log_partition",
+    "moment_estimate",
     "pareto_smooth",
     "reweighted_mean",
+    "tail_area",
+    "tail_verdict",
 ]

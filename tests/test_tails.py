@@ -1,0 +1,139 @@
+"""Tail estimators against exact laws, their verdicts over many samples, identities of metrics."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from flowkit.errors import DataError
+from flowkit.statistics import (
+    expected_shortfall,
+    hill_estimate,
+    kernel_estimate,
+    moment_estimate,
+    tail_area,
+    tail_verdict,
+)
+
+N = 10_000
+
+
+def mixture(rng, draw):
+    first = rng.random(N) < 0.5
+    return np.where(first, -2 + draw(), 2 + 1.5 * draw())
+
+
+LAWS = {
+    "t2": (lambda rng: rng.standard_t(2, N), 2.0),
+    "t3": (lambda rng: rng.standard_t(3, N), 3.0),
+    "mixture of t2": (lambda rng: mixture(rng, lambda: rng.standard_t(2, N)), 2.0),
+    "normal": (lambda rng: rng.normal(size=N), math.inf),
+    "mixture of normals": (lambda rng: mixture(rng, lambda: rng.normal(size=N)), math.inf),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_verdicts_are_right_over_forty_seeds(law):
+    draw, index = LAWS[law]
+    verdicts = [
+        tail_verdict(draw(np.random.default_rng(seed)), resamples=60, seed=seed)
+        for seed in range(40)
+    ]
+    right = [v.heavy == (index < math.inf) for v in verdicts]
+    assert np.mean(right) >= 0.95
+    if index < math.inf:
+        # The bias of second order is real.
+        assert np.median([v.index for v in verdicts]) == pytest.approx(index, rel=0.25)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 3.0])
+def test_hill_of_a_pareto_law_is_its_maximum_likelihood(alpha):
+    x = np.random.default_rng(0).pareto(alpha, 20_000) + 1
+    k = len(x) - 1
+    estimate = hill_estimate(x, k)
+    exact = np.mean(np.log(x)) - np.log(x.min())
+    assert estimate.xi == pytest.approx(exact * len(x) / k, rel=1e-10)
+    assert abs(estimate.index - alpha) < 3 * alpha / math.sqrt(k)
+    assert abs(hill_estimate(x, 400).index - alpha) < 3 * alpha / 20
+
+
+def test_moment_and_kernel_know_light_tails():
+    # A beta law with P(X > 1 - e) = e^2 has xi = -1/2, an exponential xi = 0, a Pareto xi = 1/2.
+    rng = np.random.default_rng(1)
+    n, k = 200_000, 4_000
+    for x, xi in (
+        (rng.beta(1, 2, n), -0.5),
+        (rng.exponential(size=n) + 1, 0.0),
+        (rng.pareto(2, n) + 1, 0.5),
+    ):
+        # The asymptotic deviation is about sqrt(1 + xi^2) / sqrt(k); the rest is bias.
+        assert abs(moment_estimate(x, k).xi - xi) < 0.1
+        assert abs(kernel_estimate(x, 0.05).xi - xi) < 0.1
+
+
+def test_estimates_know_no_scale_and_see_one_side():
+    rng = np.random.default_rng(2)
+    heavy, light = rng.pareto(2, 5_000) + 1, rng.normal(size=5_000)
+    x = np.where(rng.random(5_000) < 0.5, -np.abs(heavy), np.abs(light))
+    assert tail_verdict(x, tail="left").heavy
+    assert not tail_verdict(x, tail="right").heavy
+    assert tail_verdict(x).heavy
+    assert tail_verdict(-x, tail="right") == tail_verdict(x, tail="left")
+    a, b = tail_verdict(x), tail_verdict(torch.from_numpy(1e6 * x))
+    assert b.index == pytest.approx(a.index, rel=1e-9)
+    assert tail_verdict(x, seed=1) != a
+
+
+def test_area_is_that_between_log_plots():
+    x = np.random.default_rng(3).standard_t(2, 5_000)
+    assert tail_area(x, x) == 0
+    for c in (0.1, -7.0):
+        exact = abs(math.log(abs(c))) * math.log(len(x) + 1)
+        assert tail_area(x, c * x) == pytest.approx(exact, abs=1e-9)
+    rng = np.random.default_rng(4)
+    again, normal = rng.standard_t(2, 5_000), rng.normal(size=5_000)
+    assert tail_area(x, again) < 2 < 8 < tail_area(x, normal)
+
+
+def test_expected_shortfall_of_known_laws():
+    rng, n, p = np.random.default_rng(5), 200_000, 0.95
+    z = rng.normal(size=n)
+    exact = 2 * scipy.stats.norm.pdf(scipy.stats.norm.ppf((1 + p) / 2)) / (1 - p)
+    beyond = np.abs(z)[np.abs(z) > np.quantile(np.abs(z), p)]
+    assert exact == pytest.approx(2.3378, abs=1e-4)
+    assert abs(expected_shortfall(z, p) - exact) < 5 * beyond.std() / math.sqrt(len(beyond))
+    nu = 5
+    q = scipy.stats.t.ppf((1 + p) / 2, nu)
+    exact = 2 * scipy.stats.t.pdf(q, nu) * (nu + q**2) / ((nu - 1) * (1 - p))
+    t = rng.standard_t(nu, n)
+    beyond = np.abs(t)[np.abs(t) > np.quantile(np.abs(t), p)]
+    assert abs(expected_shortfall(t, p) - exact) < 5 * beyond.std() / math.sqrt(len(beyond))
+    scaled = expected_shortfall(t, p, paper_scale=True)
+    assert scaled == pytest.approx(20 * expected_shortfall(t, p))
+    assert expected_shortfall(t, p, tail="left") == expected_shortfall(-t, p, tail="right")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hill_estimate(np.ones((200, 2))), "a row of finite numbers"),
+        (lambda: hill_estimate(["a"]), "a row of finite numbers"),
+        (lambda: hill_estimate([np.nan] * 200), "without missing values"),
+        (lambda: hill_estimate(np.arange(50.0)), "at least 100 numbers"),
+        (lambda: hill_estimate(np.arange(-300.0, 0), tail="right"), "got 0"),
+        (lambda: hill_estimate(np.ones(200)), "one number, which has no tail"),
+        (lambda: hill_estimate(np.arange(200.0), tail="up"), "tail expected 'both'"),
+        (lambda: hill_estimate(np.arange(200.0), 1), "k as a whole number of 2 to 198"),
+        (lambda: moment_estimate(np.arange(200.0), 199), "k as a whole number of 2 to 198"),
+        (lambda: kernel_estimate(np.arange(200.0), 2.0), "a bandwidth in"),
+        (lambda: tail_verdict(np.arange(200.0), resamples=1), "resamples as a whole number >= 2"),
+        (lambda: tail_verdict(np.arange(200.0), seed=-1), "seed as a whole number >= 0"),
+        (lambda: expected_shortfall([1.0], 1.0), "level in \\(0, 1\\)"),
+        (lambda: tail_area([], [1.0]), "a row of finite numbers"),
+    ],
+)
+def test_what_cannot_be_used_is_named(call, message):
+    with pytest.raises(DataError, match=message):
+        call()
