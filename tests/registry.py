@@ -217,6 +217,7 @@ CASES: list[Case] = [
     ),
     Case("OrthogonalLinear-1", lambda: OrthogonalLinear(1), {"skip": {"R13": SIGN_ONLY}}),
     Case("OrthogonalLinear-5-two-reflections", lambda: OrthogonalLinear(5, reflections=2)),
+    Case("LULinear-5-in-groups", lambda: LULinear(5, groups=(2, 0, 3))),
     Case("Conv1x1", lambda: Conv1x1(3)),
     Case("Conv1x1-orthogonal", lambda: Conv1x1(2, OrthogonalLinear)),
     Case("Conv2d", lambda: Conv2d(2), {"x": torch.randn(6, 2, 3, 4, generator=SEEDED)}),

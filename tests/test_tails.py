@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from flowkit.errors import DataError
+from flowkit.errors import DataError, ShapeError
 from flowkit.statistics import (
     expected_shortfall,
     hill_estimate,
@@ -16,6 +16,7 @@ from flowkit.statistics import (
     tail_area,
     tail_verdict,
 )
+from flowkit.transforms import LULinear
 
 N = 10_000
 
@@ -137,3 +138,30 @@ def test_expected_shortfall_of_known_laws():
 def test_what_cannot_be_used_is_named(call, message):
     with pytest.raises(DataError, match=message):
         call()
+
+
+def test_a_matrix_in_groups_is_block_triangular_to_exact_zeros():
+    torch.manual_seed(0)
+    layer = LULinear(5, groups=(3, 2)).double()
+    torch.nn.init.normal_(layer.lower_upper)
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(5, dtype=torch.float64)
+    for function in (layer, layer.inv):
+        jacobian = torch.func.jacrev(lambda x, f=function: f(x)[0])(x)
+        assert (jacobian[:3, 3:] == 0).all()
+        assert (jacobian[3:, :3] != 0).all()
+        assert (jacobian[:3, :3] != 0).all()
+    weight = layer.weight_matrix()
+    assert torch.allclose(layer(x)[1], torch.linalg.slogdet(weight)[1], atol=1e-10)
+    z = layer(x)[0]
+    assert torch.allclose(layer.inverse(z)[0], x, atol=1e-10)
+    huge = torch.tensor([0.1, 0.2, 0.3, 1e8, -1e8], dtype=torch.float64)
+    assert torch.equal(layer(huge)[0][:3], layer(huge * torch.tensor([1, 1, 1, 0, 0]))[0][:3])
+    for groups in ((5,), (5, 0), (0, 5)):
+        assert torch.equal(LULinear(5, groups).double()(x)[0], LULinear(5).double()(x)[0])
+
+
+@pytest.mark.parametrize("groups", [(3, 3), (), (6, -1)])
+def test_groups_are_of_all_features(groups):
+    with pytest.raises(ShapeError, match="groups that add up to 5"):
+        LULinear(5, groups)

@@ -1,8 +1,8 @@
 r"""Tails of samples: how heavy they are, and whether two samples agree in them.
 
 A tail is heavy with index :math:`\alpha` if :math:`P(|X| > t)` falls like :math:`t^{-\alpha}`;
-its extreme-value index is :math:`\xi = 1 / \alpha`. A Student-t with :math:`\nu` degrees of freedom
-has :math:`\alpha = \nu`. (The published code of marginally tail-adaptive flows writes out
+its extreme-value index is :math:`\xi = 1 / \alpha`. A Student-t with :math:`\nu` degrees of
+freedom has :math:`\alpha = \nu`. (The published code of marginally tail-adaptive flows writes out
 :math:`1 + 1 / \xi`, the exponent of a density, and takes it for the degrees of freedom: one too
 many.) All estimates are scale-free and computed in float64; they are taken about zero, so centre
 what lies far from it.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -31,7 +31,8 @@ _KERNEL_POWER = 0.6
 _LIGHT_INDEX = 10.0
 
 
-class TailEstimate(NamedTuple):
+@dataclass(frozen=True)
+class TailEstimate:
     """An estimate of a tail.
 
     Attributes:
@@ -451,10 +452,10 @@ def _double_bootstrap(
     border = _BORDER
     while True:
         best = []
-        for m, curve in zip(sizes, curves, strict=True):
+        for count, curve in zip(sizes, curves, strict=True):
             places = np.arange(1.0, len(curve) + 1) if grid is None else grid
-            least = max(border * m, 2) if grid is None else border
-            best.append(float(places[np.argmin(np.where(places >= least, curve, np.inf))]))
+            lowest = max(border * count, 2.0) if grid is None else border
+            best.append(float(places[np.argmin(np.where(places >= lowest, curve, np.inf))]))
         border += _BORDER
         if best[1] <= best[0] or border >= 0.5 * _LARGEST:
             return best[0], min(best[1], best[0]), size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -136,11 +136,20 @@ class LULinear(_Linear):
 
     The determinant costs O(D) and the inverse two triangular solves. Starts at the identity.
 
+    With ``groups``, features come in groups one after the other, and W is lower block-triangular:
+    none of a later group reaches one of an earlier group, in either direction, to exact zeros in
+    the Jacobian. Heavy-tailed features put last then leave the light ones light.
+
     Args:
         features: Number of features D.
+        groups: Sizes of the groups, from the first; one group by default. A size may be 0.
+
+    Raises:
+        ShapeError: If the sizes do not add up to D.
 
     References:
-        Kingma and Dhariwal 2018, Glow, arXiv 1807.03039, section 3.2.
+        Kingma and Dhariwal 2018, Glow, arXiv 1807.03039, section 3.2; Laszkiewicz et al. 2022,
+        arXiv 2206.10311, for the groups.
 
     Example:
         >>> import torch
@@ -149,8 +158,16 @@ class LULinear(_Linear):
         torch.Size([5])
     """
 
-    def __init__(self, features: int) -> None:
+    upper: Tensor
+
+    def __init__(self, features: int, groups: Sequence[int] | None = None) -> None:
         super().__init__(features)
+        sizes = [features] if groups is None else list(groups)
+        if sum(sizes) != features or min(sizes, default=-1) < 0:
+            raise ShapeError(f"LULinear expected groups that add up to {features}, got {groups!r}")
+        # Where U may differ from zero off its diagonal: a lower L fills the other blocks of L U.
+        blocks = [torch.ones(size, size) for size in sizes]
+        self.register_buffer("upper", torch.block_diag(*blocks).triu(1), persistent=False)
         # L below the diagonal, U above it, the logarithm of U's diagonal on it: scales of any size
         # are then a few steps away.
         self.lower_upper = nn.Parameter(torch.zeros(features, features))
@@ -158,7 +175,7 @@ class LULinear(_Linear):
     def _factors(self) -> tuple[Tensor, Tensor]:
         lower = self.lower_upper.tril(-1) + torch.diag(torch.ones_like(self.bias))
         diagonal = self.lower_upper.diagonal().exp()
-        return lower, self.lower_upper.triu(1) + torch.diag(diagonal)
+        return lower, self.lower_upper * self.upper + torch.diag(diagonal)
 
     def weight_matrix(self) -> Tensor:
         """The matrix W = L U."""

@@ -20,7 +20,7 @@ def _image_shape(name: str, event_shape: Sequence[int]) -> tuple[int, int, int]:
         raise ShapeError(
             f"{name} expected images (channels, height, width) of sizes >= 1, got {event_shape!r}"
         )
-    return shape  # type: ignore[return-value]
+    return shape[0], shape[1], shape[2]
 
 
 class Reshape(Transform):
@@ -58,7 +58,7 @@ class Reshape(Transform):
     @staticmethod
     def _to(value: Tensor, old: int, shape: tuple[int | None, ...]) -> tuple[Tensor, Tensor]:
         batch = value.shape[: value.ndim - old]
-        return value.reshape(*batch, *shape), value.new_zeros(batch)  # type: ignore[arg-type]
+        return value.reshape(*batch, *shape), value.new_zeros(batch)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reshape."""
