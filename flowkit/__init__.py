@@ -20,6 +20,7 @@ from flowkit.recipes import (
     energy_based_flow,
     smooth_flow,
     stochastic_flow,
+    tail_adaptive_flow,
 )
 from flowkit.training import History, fit
 
@@ -46,4 +47,5 @@ __all__ = [
     "save",
     "smooth_flow",
     "stochastic_flow",
+    "tail_adaptive_flow",
 ]

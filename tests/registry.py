@@ -110,6 +110,7 @@ SCALARS: dict[str, ScalarMap] = {
 mlp = partial(MLP, hidden=(6, 6))
 residual = partial(ResidualMLP, hidden=(6, 6))
 masked = partial(MaskedMLP, hidden=(7, 6))
+asinh = partial(MaskedMLP, hidden=(7, 6), input_clip="asinh")
 few = partial(MaskedMLP, hidden=(3, 2))
 convolutional = partial(ConvNet, hidden=(4, 3))
 fourier = partial(FourierMaskedMLP, hidden=(7, 6), waves=2, highest=3.0)
@@ -164,8 +165,8 @@ def _whiten(features: int) -> Whiten:
     return transform
 
 
-def _standardize(features: int) -> Standardize:
-    transform = Standardize(features)
+def _standardize(features: int, robust: bool = False) -> Standardize:
+    transform = Standardize(features, robust)
     transform.initialize(torch.randn(50, features, generator=torch.Generator().manual_seed(1)) * 3)
     return transform
 
@@ -273,6 +274,8 @@ CASES: list[Case] = [
     Case("Standardize-2", lambda: _standardize(2), MOVED),
     Case("Whiten-3", lambda: _whiten(3), MOVED),
     Case("Standardize-1-new", lambda: Standardize(1)),
+    Case("Standardize-2-robust", lambda: _standardize(2, robust=True), MOVED),
+    Case("autoregressive-3-asinh", lambda: MaskedAutoregressive(3, Affine(), asinh, context=1)),
     Case("Permutation-1", lambda: Permutation([0])),
     Case("Permutation-4", lambda: Permutation([2, 0, 3, 1]), MOVED),
     Case("Logit-1", lambda: Logit(1, -1.0, 3.0), MOVED),
@@ -439,6 +442,7 @@ BASES: dict[str, Callable[[], Base]] = {
     "NormalMixture": lambda: NormalMixture(2, components=3),
     "Logistic": lambda: Logistic(2),
     "StudentT": lambda: StudentT(2, df=[1.5, 30.0]),
+    "StudentT-shared": lambda: StudentT(2, df=3.0, shared=True),
     "StudentT-fixed": lambda: StudentT(2, df=4.0, learn=False),
     "Uniform": lambda: Uniform(2, -1.0, 3.0),
 }

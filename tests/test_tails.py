@@ -4,9 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 
+from flowkit import tail_adaptive_flow
+from flowkit.bases import StudentT
+from flowkit.conditioners import MLP
 from flowkit.errors import DataError, ShapeError
 from flowkit.statistics import (
     expected_shortfall,
@@ -16,7 +20,7 @@ from flowkit.statistics import (
     tail_area,
     tail_verdict,
 )
-from flowkit.transforms import LULinear
+from flowkit.transforms import LULinear, Standardize
 
 N = 10_000
 
@@ -165,3 +169,91 @@ def test_a_matrix_in_groups_is_block_triangular_to_exact_zeros():
 def test_groups_are_of_all_features(groups):
     with pytest.raises(ShapeError, match="groups that add up to 5"):
         LULinear(5, groups)
+
+
+@pytest.mark.parametrize("scalar", ["spline", "affine"])
+def test_light_features_never_see_heavy_ones(scalar):
+    torch.manual_seed(0)
+    tails = [2.0, None, None, 3.0, math.inf]
+    flow = tail_adaptive_flow(tails, scalar=scalar, hidden=(16,)).double()
+    for p in flow.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    heavy = torch.tensor([t is not None and t < math.inf for t in tails])
+    x = torch.randn(5, dtype=torch.float64)
+    # The base has the light group first.
+    to_noise = torch.func.jacrev(lambda x: flow.transform(x)[0])(x)
+    assert (to_noise[:3, heavy] == 0).all()
+    assert (to_noise[3:, ~heavy] != 0).any()
+    z = flow.to_noise(x).detach()
+    to_data = torch.func.jacrev(lambda z: flow.transform.inverse(z)[0])(z)
+    assert (to_data[~heavy][:, 3:] == 0).all()
+    assert (to_data[heavy][:, :3] != 0).any()
+
+
+@pytest.mark.parametrize("tails", [[2.0, None, 3.5], [None, None], [2.0, 3.0]])
+def test_densities_and_gradients_are_finite_far_out(tails):
+    torch.manual_seed(0)
+    flow = tail_adaptive_flow(tails, hidden=(16,))
+    for p in flow.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    sides = torch.tensor([1e8, -1e8])
+    x = torch.cartesian_prod(*[sides] * len(tails)).requires_grad_()
+    log_prob = flow.log_prob(x)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), x)
+    assert log_prob.isfinite().all()
+    assert gradient.isfinite().all()
+    assert flow.log_prob(x[:1]).shape == (1,)
+
+
+def test_degrees_of_freedom_are_recovered():
+    nu, n = 3.0, 100_000
+    x = torch.from_numpy(np.random.default_rng(6).standard_t(nu, (n, 1)))
+    base = StudentT(1, df=6.0).double()
+    optimizer = torch.optim.LBFGS(base.parameters(), line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = -base.log_prob(x).mean()
+        value.backward()
+        return value
+
+    for _ in range(5):
+        optimizer.step(loss)
+    polygamma = scipy.special.polygamma(1, [nu / 2, (nu + 1) / 2])
+    information = 0.25 * (polygamma[0] - polygamma[1]) - (nu + 5) / (2 * nu * (nu + 1) * (nu + 3))
+    assert abs(base.df.item() - nu) < 3 / math.sqrt(n * information)
+
+
+def test_one_number_of_degrees_of_freedom_for_all():
+    shared, own = StudentT(3, df=4.0, shared=True), StudentT(3, df=4.0)
+    assert [p.numel() for p in shared.parameters()] == [1]
+    z = torch.randn(5, 3)
+    assert torch.equal(shared.log_prob(z), own.log_prob(z))
+    with pytest.raises(ValueError, match="one or 1, got"):
+        StudentT(3, df=[4.0, 4.0, 4.0], shared=True)
+
+
+def test_robust_standardisation_knows_no_outliers():
+    x = torch.randn(1001, 2, generator=torch.Generator().manual_seed(1)) * 3 + 5
+    spoiled = x.clone()
+    spoiled[:5] = 1e6
+    clean, robust = Standardize(2, robust=True), Standardize(2, robust=True)
+    clean.initialize(x)
+    robust.initialize(spoiled)
+    torch.testing.assert_close(robust.scale, clean.scale, rtol=0.05, atol=0)
+    torch.testing.assert_close(clean.mean, x.median(0).values)
+    # The standard error of a normal's interquartile range over its deviation is 1.57 / sqrt(n).
+    assert ((clean.scale / 3 - 1).abs() < 5 * 1.57 / 1.349 / math.sqrt(1001)).all()
+    with pytest.raises(DataError, match="no robust scale; remedy: robust=False"):
+        Standardize(1, robust=True).initialize(torch.tensor([[0.0], [1.0], [1.0], [1.0], [2.0]]))
+
+
+def test_a_conditioner_reads_asinh_of_heavy_tails():
+    net = MLP(1, 1, hidden=(4,), input_clip="asinh")
+    torch.nn.init.normal_(net.last.weight)
+    plain = MLP(1, 1, hidden=(4,), input_clip=None)
+    plain.load_state_dict(net.state_dict())
+    x = torch.tensor([[1e8], [-3.0]])
+    assert torch.equal(net(x), plain(torch.asinh(x)))
+    with pytest.raises(ValueError, match="'asinh' or None, got 'tanh'"):
+        MLP(1, 1, input_clip="tanh")

@@ -54,9 +54,9 @@ EPOCHS = {
     "conv": {
         "likelihood": 4,
         "stochastic likelihood": 2,
-        "sliced": 3,
+        "sliced": 2,
         "denoising": 4,
-        "finite-difference": 3,
+        "finite-difference": 2,
     },
 }
 #: Standard deviation of the noise (in pairs), and radius, in units of the logit; and the weight of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +150,7 @@ class StudentT(Base):
         df: Starting degrees of freedom, one number or one a feature, positive.
         learn: Whether the degrees of freedom are learned (through softplus, so they stay positive)
             or kept.
+        shared: Whether all features have the same, one number.
 
     Raises:
         ValueError: If a number of degrees of freedom is not positive.
@@ -160,12 +162,19 @@ class StudentT(Base):
         tensor([ 2., 30.])
     """
 
-    def __init__(self, features: int, df: float | list[float] = 5.0, learn: bool = True) -> None:
+    def __init__(
+        self,
+        features: int,
+        df: float | Sequence[float] = 5.0,
+        learn: bool = True,
+        shared: bool = False,
+    ) -> None:
         super().__init__((features,))
-        start = list(df) if isinstance(df, (list, tuple)) else [df] * features
-        if len(start) != features or not all(0 < value < math.inf for value in start):
+        count = 1 if shared else features
+        start = list(df) if isinstance(df, Sequence) else [df] * count
+        if len(start) != count or not all(0 < value < math.inf for value in start):
             raise ValueError(
-                f"StudentT needs positive, finite degrees of freedom, one or {features}, got {df}"
+                f"StudentT needs positive, finite degrees of freedom, one or {count}, got {df}"
             )
         raw = torch.tensor([value + math.log(-math.expm1(-value)) for value in start])
         if learn:
@@ -176,7 +185,7 @@ class StudentT(Base):
     @property
     def df(self) -> Tensor:
         """Degrees of freedom, ``(features,)``."""
-        return F.softplus(self.raw_df)
+        return F.softplus(self.raw_df).expand(self.event_shape)
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the log-density."""

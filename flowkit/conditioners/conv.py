@@ -45,7 +45,7 @@ class ConvNet(Conditioner):
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
         activation: str = "silu",
-        input_clip: float | None = 10.0,
+        input_clip: float | str | None = 10.0,
         kernel: int = 3,
     ) -> None:
         super().__init__(in_features, out_features, context, hidden, activation, input_clip)

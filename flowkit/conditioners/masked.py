@@ -65,7 +65,7 @@ class MaskedMLP(AutoregressiveConditioner):
         context: Number of context features, read by all units.
         hidden: Widths of the hidden layers.
         activation: See :class:`flowkit.conditioners.Conditioner`.
-        input_clip: Soft-clip bound of everything read.
+        input_clip: See :class:`flowkit.conditioners.Conditioner`.
 
     References:
         Germain et al. 2015, MADE, arXiv 1502.03509.
@@ -83,7 +83,7 @@ class MaskedMLP(AutoregressiveConditioner):
         context: int = 0,
         hidden: Sequence[int] = (128, 128),
         activation: str = "silu",
-        input_clip: float | None = 10.0,
+        input_clip: float | str | None = 10.0,
     ) -> None:
         out_features = in_features * param_size
         super().__init__(in_features, out_features, context, hidden, activation, input_clip)

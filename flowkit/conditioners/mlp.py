@@ -44,8 +44,9 @@ class Conditioner(nn.Module):
         context: Number of context features.
         hidden: Widths of the hidden layers.
         activation: One of ``elu``, ``gelu``, ``relu``, ``silu``, ``softplus``, ``tanh``.
-        input_clip: Soft-clip bound of everything read, in the units of the input; ``None`` for
-        none.
+        input_clip: Soft-clip bound of everything read, in the units of the input; ``"asinh"`` to
+            read its asinh instead, which still tells large numbers apart, for heavy tails;
+            ``None`` for neither.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Conditioner(nn.Module):
         context: int = 0,
         hidden: Sequence[int] = (128, 128),
         activation: str = "silu",
-        input_clip: float | None = 10.0,
+        input_clip: float | str | None = 10.0,
     ) -> None:
         super().__init__()
         if in_features + context < 1:
@@ -68,6 +69,11 @@ class Conditioner(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f"unknown activation {activation!r}: choose from {', '.join(sorted(ACTIVATIONS))}"
+            )
+        if isinstance(input_clip, str) and input_clip != "asinh":
+            raise ValueError(
+                f"{type(self).__name__} needs input_clip as a number, 'asinh' or None, got "
+                f"{input_clip!r}"
             )
         self.in_features = in_features
         self.out_features = out_features
@@ -99,6 +105,8 @@ class Conditioner(nn.Module):
 
     def _clip(self, x: Tensor) -> Tensor:
         """Bound what is read."""
+        if isinstance(self.input_clip, str):
+            return torch.asinh(x)
         return soft_clip(x, self.input_clip)
 
     @staticmethod
@@ -145,7 +153,7 @@ class MLP(Conditioner):
         context: int = 0,
         hidden: Sequence[int] = (128, 128),
         activation: str = "silu",
-        input_clip: float | None = 10.0,
+        input_clip: float | str | None = 10.0,
     ) -> None:
         super().__init__(in_features, out_features, context, hidden, activation, input_clip)
         sizes = (in_features + context, *self.hidden)
@@ -184,7 +192,7 @@ class ResidualMLP(Conditioner):
         context: int = 0,
         hidden: Sequence[int] = (128, 128),
         activation: str = "silu",
-        input_clip: float | None = 10.0,
+        input_clip: float | str | None = 10.0,
     ) -> None:
         super().__init__(in_features, out_features, context, hidden, activation, input_clip)
         width = self.hidden[0]

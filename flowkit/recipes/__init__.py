@@ -14,6 +14,7 @@ from flowkit.recipes.flows import (
 from flowkit.recipes.registry import RECIPES, build, recipe
 from flowkit.recipes.smooth import smooth_flow
 from flowkit.recipes.stochastic import insert_stochastic_layers, stochastic_flow
+from flowkit.recipes.tail_adaptive import tail_adaptive_flow
 
 __all__ = [
     "RECIPES",
@@ -27,4 +28,5 @@ __all__ = [
     "recipe",
     "smooth_flow",
     "stochastic_flow",
+    "tail_adaptive_flow",
 ]

@@ -9,19 +9,31 @@ from torch.nn import functional as F
 from flowkit.errors import DataError
 from flowkit.transforms.base import Transform, at_least_single, full_precision
 
+# From the interquartile range of a normal to its standard deviation.
+_NORMAL_RANGE = 1.3489795003921634
 
-def _moments(x: Tensor, event_ndim: int, label: str) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over everything but the first dimension of the event."""
+
+def _moments(
+    x: Tensor, event_ndim: int, label: str, robust: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Centre and scale over everything but the first dimension of the event."""
     features = x.shape[-event_ndim]
     rows = x.movedim(-event_ndim, -1).reshape(-1, features).double()
     if rows.shape[0] < 2:
         raise DataError(f"{label} needs at least 2 rows to start from data, got {rows.shape[0]}")
     mean, scale = rows.mean(0), rows.std(0, unbiased=False)
+    if robust:
+        ordered = rows.sort(0).values
+        low, mean, high = (ordered[round(q * (len(rows) - 1))] for q in (0.25, 0.5, 0.75))
+        scale = (high - low) / _NORMAL_RANGE
     constant = (~(scale > 1e-10 * mean.abs())).nonzero().flatten().tolist()
     if constant:
         raise DataError(
             f"{label}: column(s) {constant} are constant, so they have no density; "
             "remedy: drop them, or add noise to them"
+            if not robust
+            else f"{label}: half of column(s) {constant} is one value, so they have no robust "
+            "scale; remedy: robust=False, or add noise to them"
         )
     return mean, scale
 
@@ -34,6 +46,8 @@ class Standardize(Transform):
 
     Args:
         features: Number of features.
+        robust: Take the median and the interquartile range (that of a normal is 1.349 standard
+            deviations) instead of mean and standard deviation, which heavy tails may not have.
 
     Raises:
         DataError: From ``initialize``, if a column is constant or there are fewer than two rows.
@@ -51,15 +65,16 @@ class Standardize(Transform):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, robust: bool = False) -> None:
         super().__init__((features,))
+        self.robust = robust
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Take mean and standard deviation from data."""
-        mean, scale = _moments(x, 1, self.label)
+        """Take centre and scale from data."""
+        mean, scale = _moments(x, 1, self.label, self.robust)
         self.mean.copy_(mean)
         self.scale.copy_(scale)
 
