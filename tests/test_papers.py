@@ -133,3 +133,12 @@ def test_preprocessing_ablation_reports_every_cell(tmp_path):
     results = load("preprocessing_ablation").main(["--small", "--output", str(tmp_path)])
     assert len(results) == 12
     assert (tmp_path / "preprocessing_ablation.md").read_text().count("to the whole flow") == 3
+
+
+def test_tail_adaptive_compares_flows_and_resumes(tmp_path):
+    script = load("tail_adaptive")
+    call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
+    results = script.main(call)
+    assert [r.flow for r in results] == list(script.FLOWS)
+    assert (tmp_path / "tail_adaptive.md").read_text().count("| 8 | 4 | 2 |") == 5
+    assert script.main(call) == results

@@ -11,6 +11,7 @@ import torch
 from flowkit import tail_adaptive_flow
 from flowkit.bases import StudentT
 from flowkit.conditioners import MLP
+from flowkit.datasets import HeavyCopula
 from flowkit.errors import DataError, ShapeError
 from flowkit.statistics import (
     expected_shortfall,
@@ -257,3 +258,39 @@ def test_a_conditioner_reads_asinh_of_heavy_tails():
     assert torch.equal(net(x), plain(torch.asinh(x)))
     with pytest.raises(ValueError, match="'asinh' or None, got 'tanh'"):
         MLP(1, 1, input_clip="tanh")
+
+
+def test_the_copula_is_what_it_says():
+    toy = HeavyCopula(8, heavy=4, df=2.5, seed=1)
+    assert toy.tails == [None] * 4 + [2.5] * 4
+    x = toy.sample(20_000, seed=2, dtype=torch.float64)
+    nll = -toy.log_prob(x)
+    assert abs(nll.mean() - toy.entropy) < 4 * nll.std() / math.sqrt(len(x))
+    near = x[:20]
+    step = 1e-5 * torch.eye(8, dtype=torch.float64)
+    slopes = [(toy.log_prob(near + e) - toy.log_prob(near - e)) / 2e-5 for e in step]
+    assert torch.allclose(torch.stack(slopes, -1), toy.score(near), atol=1e-6)
+    # Margins by the laws that they are mixtures of, and ranks correlated as the copula says.
+    for i, law in ((0, scipy.stats.norm), (7, scipy.stats.t(2.5))):
+        margin = toy._margins[i]
+        parts = list(zip(margin.places, margin.scales, strict=True))
+        cdf = lambda v, law=law, parts=parts: np.mean(  # noqa: E731
+            [law.cdf((v - a) / b) for a, b in parts], 0
+        )
+        assert scipy.stats.kstest(x[:, i].numpy(), cdf).pvalue > 1e-3
+    ranks = scipy.stats.spearmanr(x.numpy()).statistic
+    exact = 6 / math.pi * np.arcsin(toy.correlation / 2)
+    assert np.abs(ranks - exact).max() < 5 / math.sqrt(len(x))
+
+
+def test_margins_of_the_copula_are_heavy_where_it_says():
+    toy = HeavyCopula(8, heavy=2, df=2.0)
+    x = toy.sample(10_000, seed=3, dtype=torch.float64)
+    for column, tail in zip(x.T, toy.tails, strict=True):
+        assert tail_verdict(column, resamples=60).heavy == (tail is not None)
+
+
+@pytest.mark.parametrize("options", [{"features": 1}, {"heavy": 9}, {"df": 0.0}, {"seed": -1}])
+def test_a_copula_of_wrong_sizes_is_refused(options):
+    with pytest.raises(DataError, match="HeavyCopula expected features >= 2"):
+        HeavyCopula(**options)

@@ -7,6 +7,7 @@ packages are imported only by the loader that needs them.
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from flowkit.datasets.copula import HeavyCopula
 from flowkit.datasets.dequantize import dequantize
 from flowkit.datasets.images import fashion_mnist
 from flowkit.datasets.multimodal import Multimodal10, multimodal10
@@ -50,6 +51,7 @@ __all__ = [
     "PATCH_IMAGES",
     "PHOTOGRAPHS",
     "TOYS",
+    "HeavyCopula",
     "Multimodal10",
     "NoisedShape",
     "PhotographColours",
