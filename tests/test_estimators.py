@@ -72,6 +72,8 @@ def test_scikit_learn_contract_under_array_api_dispatch():
         ("coupling_flow", None),
         ("autoregressive_flow", {"layers": 2}),
         ("elementwise_flow", {"base": "student_t"}),
+        ("energy_based_flow", {"architecture": "coupling", "layers": 2}),
+        ("tail_adaptive_flow", {"tails": [2.0, None, None], "layers": 1}),
     ],
 )
 def test_default_training_copes_with_ten_rows(recipe, options):
@@ -367,6 +369,16 @@ def test_unusable_data_are_refused(X, error, text):
     ("settings", "error", "text"),
     [
         ({"recipe": "coupling_fow"}, RecipeError, "did you mean 'coupling_flow'"),
+        (
+            {"recipe": "tail_adaptive_flow", "options": {"tails": [2.0]}},
+            RecipeError,
+            "makes a flow of events \\(1,\\), but there are",
+        ),
+        (
+            {"recipe": "energy_based_flow", "options": {"event_shape": 2}},
+            RecipeError,
+            "reads event_shape from the columns",
+        ),
         ({"options": {"layer": 2}}, RecipeError, "no argument 'layer'; did you mean 'layers'"),
         ({"options": {"features": 2}}, RecipeError, "leave it out of options"),
         (

@@ -194,7 +194,7 @@ def _fit(options: argparse.Namespace) -> None:
     x = _rows(table.values, table.columns, noisy, options.seed, dtype)
 
     torch.manual_seed(options.seed)
-    flow = _build(options.recipe, {"features": x.shape[1], **settings}).to(dtype)
+    flow = _build(options.recipe, x.shape[1], settings).to(dtype)
     history = fit(
         flow, x, validation=options.validation, epochs=options.epochs, steps=options.steps,
         batch_size=options.batch_size, lr=options.lr, patience=options.patience,
@@ -290,12 +290,12 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _build(name: str, arguments: dict[str, Any]) -> Any:
+def _build(name: str, columns: int, arguments: dict[str, Any]) -> Any:
     """Build a flow, or say in one line why there is not enough memory for it."""
-    from flowkit.recipes import build
+    from flowkit.recipes.registry import build_for_columns
 
     try:
-        flow = build(name, **arguments)
+        flow = build_for_columns(name, columns, **arguments)
     except RuntimeError as error:
         raise RecipeError(f"{name} cannot be built with {arguments}: {error}") from error
     _check_plain(flow)

@@ -20,7 +20,7 @@ from torch import Tensor
 from flowkit.errors import DataError, RecipeError
 from flowkit.flow import Flow
 from flowkit.objectives import Batch, Loss, MaximumLikelihood
-from flowkit.recipes import build
+from flowkit.recipes.registry import build_for_columns
 from flowkit.training import fit
 from flowkit.training.data import needs_double, size_and_spread
 
@@ -318,11 +318,11 @@ class FlowDensity(DensityMixin, BaseEstimator):
                 f"FlowDensity expected options to be a dict of arguments of {self.recipe}, or "
                 f"None; got {options!r}"
             )
-        if "features" in options:
+        for size in {"features", "event_shape"} & set(options):
             raise RecipeError(
-                "FlowDensity reads features from the columns of X; remedy: leave it out of options"
+                f"FlowDensity reads {size} from the columns of X; remedy: leave it out of options"
             )
-        flow = build(self.recipe, features=columns, **options)
+        flow = build_for_columns(self.recipe, columns, **options)
         if flow.needs_context or flow.stochastic:
             kind = "conditional" if flow.needs_context else "stochastic"
             raise RecipeError(

@@ -92,6 +92,30 @@ def build(name: str, **arguments: Any) -> Flow:
     return builder(**{key: _decode(value) for key, value in arguments.items()})
 
 
+def build_for_columns(name: str, columns: int, **arguments: Any) -> Flow:
+    """Build a flow of rows with so many columns, whatever the recipe calls their number.
+
+    Raises:
+        RecipeError: As :func:`build`, and if the flow is not one of such rows.
+
+    Example:
+        >>> from flowkit.recipes.registry import build_for_columns
+        >>> build_for_columns("tail_adaptive_flow", 2, tails=[2.0, None]).event_shape
+        (2,)
+    """
+    known = inspect.signature(choose("recipe", name, RECIPES)).parameters
+    for size in ("features", "event_shape"):
+        if size in known:
+            arguments = {size: columns, **arguments}
+    flow = build(name, **arguments)
+    if flow.event_shape != (columns,):
+        raise RecipeError(
+            f"{name} with {arguments} makes a flow of events {flow.event_shape}, but there are "
+            f"{columns} columns"
+        )
+    return flow
+
+
 def choose(kind: str, name: Any, table: dict[str, Any]) -> Any:
     """The entry of ``table`` called ``name``.
 
