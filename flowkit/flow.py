@@ -426,7 +426,8 @@ class Flow(nn.Module):
         r"""The gradient :math:`\nabla_x \log p(x)`, ``(*broadcast batch, *event)``.
 
         It carries a graph where gradients are enabled, so it can be differentiated again, with
-        respect to ``x`` and to the parameters; under ``torch.no_grad()`` it does not.
+        respect to ``x`` and to the parameters; under ``torch.no_grad()`` it does not. Where the
+        density is zero there is no score: it is NaN there.
         """
         self._require_exact("score")
         create_graph = torch.is_grad_enabled()
@@ -437,7 +438,10 @@ class Flow(nn.Module):
             z, log_det = self.transform.unnormalized(x, context)
             energy = -self.base.log_prob(z, context) - log_det
             (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=create_graph)
-        return -gradient
+        outside = (energy.detach() == math.inf).reshape(
+            *energy.shape, *(1,) * len(self.event_shape)
+        )
+        return torch.where(outside, torch.full_like(gradient, math.nan), -gradient)
 
     def log_normalizer(self, context: Tensor | None = None) -> Tensor:
         r"""The exact :math:`\log Z` of :math:`p = e^{-E} / Z`, from the constant log-determinants.

@@ -5,7 +5,6 @@ import struct
 
 import pytest
 import torch
-from torch.distributions import constraints
 from torch.nn import functional as F
 
 from flowkit import AfterPreprocessing, Flow, ScoreMatching, energy_based_flow, fit
@@ -62,7 +61,13 @@ def test_a_flow_of_another_shape_than_its_noise():
     assert torch.equal(flow.to_data(flow.to_noise(x)), x)
     assert flow.sample(3).shape == flow.score(x[:3]).shape == (3, 1, 4, 6)
     assert flow.log_normalizer() == 0
-    assert isinstance(flow.support, constraints.independent)
+    assert flow.support.event_dim == 3
+    bounded = energy_based_flow((1, 4, 4), "conv", bounds=(0, 1), kernel=3)
+    inside = torch.full((1, 4, 4), 0.5)
+    assert bounded.support.check(inside)
+    assert not bounded.support.check(inside + 1)
+    assert bounded.score(inside).isfinite().all()
+    assert bounded.score(torch.stack([inside, inside + 1]))[1].isnan().all()
     torch.testing.assert_close(flow.log_prob(x), StandardNormal(1, 4, 6).log_prob(x))
     assert sample_paths(flow, 3, lambda x: x.square().sum((-3, -2, -1))).x.shape == (3, 1, 4, 6)
     assert flow.distribution().sample((2,)).shape == (2, 1, 4, 6)
@@ -119,6 +124,15 @@ def test_wrong_shapes_are_named(make, message):
         make()
 
 
+def test_couplings_are_of_vectors_or_images():
+    assert isinstance(Coupling([True, False], event_ndim=3).conditioner, ConvNet)
+    for wrong in (0, 2, "3"):
+        with pytest.raises(ShapeError, match="event_ndim 1, of vectors, or 3, of images"):
+            Coupling([True, False], event_ndim=wrong)
+    with pytest.raises(ShapeError, match="FactorOut takes a Transform, got Linear"):
+        FactorOut((4, 2, 2), torch.nn.Linear(2, 2))
+
+
 def test_an_even_kernel_of_a_conditioner_is_refused():
     with pytest.raises(ValueError, match="odd kernel"):
         ConvNet(2, 3, kernel=2)
@@ -151,7 +165,10 @@ def test_an_energy_based_flow_learns_digits_in_their_own_units(architecture):
     counts = digits(seed=0).train[:600].reshape(-1, 1, 8, 8)
     x = dequantize(counts, seed=0)
     torch.manual_seed(1)
-    flow = energy_based_flow((1, 8, 8), architecture, bounds=(0, 17), kernel=3, hidden=(16, 16))
+    options = {"conv": {"kernel": 3}, "glow": {"hidden": (16,)}, "coupling": {"hidden": (16,)}}
+    flow = energy_based_flow(
+        (1, 8, 8), architecture, bounds=(0, 17), **options.get(architecture, {})
+    )
     flow.initialize(x)
     before = flow.log_prob(x).mean()
     objective = AfterPreprocessing(ScoreMatching("denoising", noise=0.5))

@@ -131,7 +131,7 @@ def test_image_density_compares_losses_and_resumes(tmp_path):
 
 def test_preprocessing_ablation_reports_every_cell(tmp_path):
     results = load("preprocessing_ablation").main(["--small", "--output", str(tmp_path)])
-    assert len(results) == 12
+    assert len(results) == 10
     assert (tmp_path / "preprocessing_ablation.md").read_text().count("to the whole flow") == 3
 
 

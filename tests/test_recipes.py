@@ -228,7 +228,12 @@ def test_building_a_flow_leaves_numpy_alone_and_needs_no_seed():
         ("energy_based_flow", {"event_shape": (1, 0)}, "event_shape to be sizes >= 1"),
         ("energy_based_flow", {"event_shape": 3, "architecture": "dens"}, "did you mean 'dense'"),
         ("energy_based_flow", {"event_shape": 3, "architecture": "conv"}, "remedy: 'dense' or"),
-        ("energy_based_flow", {"event_shape": 3, "scales": 2}, "has no scales"),
+        (
+            "energy_based_flow",
+            {"event_shape": 3, "scales": 2},
+            "reads no scales; that is for 'conv' and 'glow'",
+        ),
+        ("energy_based_flow", {"event_shape": 3, "hidden": (8,)}, "reads no hidden"),
         ("energy_based_flow", {"event_shape": 3, "bounds": (1, 1)}, "lower < upper, or None"),
         ("energy_based_flow", {"event_shape": 3, "standardize": 1}, "True or False, got 1"),
         ("energy_based_flow", {"event_shape": 3, "negative_slope": 2.0}, "expected alpha in"),

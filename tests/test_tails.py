@@ -129,7 +129,10 @@ def test_expected_shortfall_of_known_laws():
         (lambda: hill_estimate([np.nan] * 200), "without missing values"),
         (lambda: hill_estimate(np.arange(50.0)), "at least 100 numbers"),
         (lambda: hill_estimate(np.arange(-300.0, 0), tail="right"), "got 0"),
-        (lambda: hill_estimate(np.ones(200)), "one number, which has no tail"),
+        (lambda: hill_estimate(np.ones(200)), "100% of the larger half of the numbers repeat"),
+        (lambda: tail_verdict(np.round(np.arange(1.0, 201), -1)), "rounded or capped"),
+        (lambda: moment_estimate([*range(1, 1000), *[1000] * 6], 5), "5 largest numbers are one"),
+        (lambda: tail_area([0.0, 1.0], [1.0, 2.0]), "other than zero"),
         (lambda: hill_estimate(np.arange(200.0), tail="up"), "tail expected 'both'"),
         (lambda: hill_estimate(np.arange(200.0), 1), "k as a whole number of 2 to 198"),
         (lambda: moment_estimate(np.arange(200.0), 199), "k as a whole number of 2 to 198"),
@@ -163,12 +166,15 @@ def test_a_matrix_in_groups_is_block_triangular_to_exact_zeros():
     huge = torch.tensor([0.1, 0.2, 0.3, 1e8, -1e8], dtype=torch.float64)
     assert torch.equal(layer(huge)[0][:3], layer(huge * torch.tensor([1, 1, 1, 0, 0]))[0][:3])
     for groups in ((5,), (5, 0), (0, 5)):
-        assert torch.equal(LULinear(5, groups).double()(x)[0], LULinear(5).double()(x)[0])
+        one, other = LULinear(5, groups).double(), LULinear(5).double()
+        torch.nn.init.normal_(one.lower_upper)
+        other.load_state_dict(one.state_dict())
+        assert torch.equal(one(x)[0], other(x)[0])
 
 
 @pytest.mark.parametrize("groups", [(3, 3), (), (6, -1)])
 def test_groups_are_of_all_features(groups):
-    with pytest.raises(ShapeError, match="groups that add up to 5"):
+    with pytest.raises(ShapeError, match="groups that add up to 5|sizes >= 0"):
         LULinear(5, groups)
 
 
@@ -270,6 +276,12 @@ def test_the_copula_is_what_it_says():
     step = 1e-5 * torch.eye(8, dtype=torch.float64)
     slopes = [(toy.log_prob(near + e) - toy.log_prob(near - e)) / 2e-5 for e in step]
     assert torch.allclose(torch.stack(slopes, -1), toy.score(near), atol=1e-6)
+    # Far out in a light margin, where the density itself is no float any more.
+    far = torch.zeros(3, 8, dtype=torch.float64)
+    far[:, 0] = torch.tensor([60.0, 60.001, 59.999])
+    log_prob = toy.log_prob(far)
+    slope = (log_prob[1] - log_prob[2]) / 0.002
+    assert toy.score(far)[0, 0] == pytest.approx(slope.item(), rel=1e-2)
     # Margins by the laws that they are mixtures of, and ranks correlated as the copula says.
     for i, law in ((0, scipy.stats.norm), (7, scipy.stats.t(2.5))):
         margin = toy._margins[i]
@@ -290,7 +302,10 @@ def test_margins_of_the_copula_are_heavy_where_it_says():
         assert tail_verdict(column, resamples=60).heavy == (tail is not None)
 
 
-@pytest.mark.parametrize("options", [{"features": 1}, {"heavy": 9}, {"df": 0.0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"features": 1}, {"heavy": 9}, {"df": 0.5}, {"df": math.inf}, {"df": "2"}, {"seed": -1}],
+)
 def test_a_copula_of_wrong_sizes_is_refused(options):
     with pytest.raises(DataError, match="HeavyCopula expected features >= 2"):
         HeavyCopula(**options)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 import torch
@@ -29,31 +31,37 @@ class _Margin:
         side = np.sinh(np.linspace(-1, 1, _POINTS) * np.arcsinh(reach))
         self.grid = places.mean() + side
 
-    def _mean(self, values: np.ndarray) -> np.ndarray:
-        average: np.ndarray = values.mean(-1)
+    def _log_mean(self, values: np.ndarray) -> np.ndarray:
+        from scipy import special
+
+        average: np.ndarray = special.logsumexp(values, -1) - np.log(len(self.places))
         return average
 
     def _standard(self, x: np.ndarray) -> np.ndarray:
         return (x[..., None] - self.places) / self.scales
 
-    def pdf(self, x: np.ndarray) -> np.ndarray:
-        """Density."""
-        return self._mean(self.law.pdf(self._standard(x)) / self.scales)
+    def log_pdf(self, x: np.ndarray) -> np.ndarray:
+        """Logarithm of the density."""
+        return self._log_mean(self.law.logpdf(self._standard(x)) - np.log(self.scales))
 
     def log_slope(self, x: np.ndarray) -> np.ndarray:
         """Derivative of the logarithm of the density."""
+        from scipy import special
+
         z = self._standard(x)
         each = -z if self.df is None else -(self.df + 1) * z / (self.df + z**2)
-        shares = self.law.pdf(z) / self.scales
-        return self._mean(shares * each / self.scales) / self._mean(shares)
+        shares = special.softmax(self.law.logpdf(z) - np.log(self.scales), -1)
+        slope: np.ndarray = (shares * each / self.scales).sum(-1)
+        return slope
 
     def normal_score(self, x: np.ndarray) -> np.ndarray:
         """The standard normal number with as much below it; from the nearer tail."""
         from scipy import special
 
         z = self._standard(x)
-        below, above = self._mean(self.law.cdf(z)), self._mean(self.law.sf(z))
-        score: np.ndarray = np.where(below < above, special.ndtri(below), -special.ndtri(above))
+        below, above = self._log_mean(self.law.logcdf(z)), self._log_mean(self.law.logsf(z))
+        nearer = special.ndtri_exp(np.minimum(below, above))
+        score: np.ndarray = np.where(below < above, nearer, -nearer)
         return score
 
     @cached_property
@@ -66,15 +74,18 @@ class _Margin:
         inside = np.isfinite(self.table)
         x = np.interp(s, self.table[inside], self.grid[inside])
         for _ in range(4):
-            density = np.exp(-0.5 * s**2) / np.sqrt(2 * np.pi)
-            x = x - (self.normal_score(x) - s) * density / np.maximum(self.pdf(x), 1e-300)
+            x = x - (self.normal_score(x) - s) * np.exp(_log_normal(s) - self.log_pdf(x))
         return x
 
     @cached_property
     def entropy(self) -> float:
-        p = self.pdf(self.grid)
-        values = -p * np.log(np.maximum(p, 1e-300))
+        log_p = self.log_pdf(self.grid)
+        values = -np.exp(log_p) * log_p
         return float(np.sum(0.5 * (values[1:] + values[:-1]) * np.diff(self.grid)))
+
+
+def _log_normal(s: np.ndarray) -> np.ndarray:
+    return -0.5 * s**2 - 0.5 * np.log(2 * np.pi)
 
 
 class HeavyCopula(Toy):
@@ -87,12 +98,13 @@ class HeavyCopula(Toy):
 
     The last ``heavy`` features are mixtures of two t distributions, all others mixtures of one to
     three normals. Places are drawn from U(-4, 4), scales from U(1, 2), and 2D pairs, drawn with
-    replacement, are correlated by 0.25.
+    replacement, are correlated by 0.25; where that is no correlation matrix, as it may happen for
+    many features, R is one near it.
 
     Args:
         features: Number of features D.
         heavy: Number of heavy-tailed features.
-        df: Their degrees of freedom, which are their tail index; above 0.
+        df: Their degrees of freedom, which are their tail index; at least 1 and finite.
         seed: Seed of places, scales and correlations.
 
     Raises:
@@ -113,10 +125,11 @@ class HeavyCopula(Toy):
 
     def __init__(self, features: int = 8, heavy: int = 1, df: float = 2.0, seed: int = 0) -> None:
         whole = all(type(n) is int for n in (features, heavy, seed))
-        if not whole or features < 2 or not 0 <= heavy <= features or seed < 0 or not df > 0:
+        real = isinstance(df, Real) and 1 <= df < math.inf
+        if not whole or not real or features < 2 or not 0 <= heavy <= features or seed < 0:
             raise DataError(
-                "HeavyCopula expected features >= 2, heavy from 0 to features, df > 0 and seed >= "
-                f"0; got {features!r}, {heavy!r}, {df!r} and {seed!r}"
+                "HeavyCopula expected features >= 2, heavy from 0 to features, 1 <= df < inf and "
+                f"seed >= 0; got {features!r}, {heavy!r}, {df!r} and {seed!r}"
             )
         self.features, self.heavy, self.df = features, heavy, float(df)
         rng = np.random.default_rng(seed)
@@ -134,7 +147,6 @@ class HeavyCopula(Toy):
         for _ in range(2 * features):
             j, k = rng.choice(features, 2, replace=False)
             matrix[j, k] = matrix[k, j] = 0.25
-        # The nearest of its kind by its eigenvalues, where it is not positive definite.
         values, vectors = np.linalg.eigh(matrix)
         matrix = (vectors * np.maximum(values, 0.05)) @ vectors.T
         scale = np.sqrt(np.diag(matrix))
@@ -175,11 +187,9 @@ class HeavyCopula(Toy):
             torch.Size([5])
         """
         rows = self._columns(x)
-        pairs = [(m.pdf(rows[..., i]), m.normal_score(rows[..., i]))
-                 for i, m in enumerate(self._margins)]  # fmt: skip
-        s = np.stack([score for _, score in pairs], -1)
-        with np.errstate(divide="ignore"):
-            margins = sum(np.log(p) for p, _ in pairs)
+        columns = list(zip(self._margins, np.moveaxis(rows, -1, 0), strict=True))
+        s = np.stack([margin.normal_score(column) for margin, column in columns], -1)
+        margins = np.sum([margin.log_pdf(column) for margin, column in columns], 0)
         excess = np.linalg.inv(self.correlation) - np.eye(self.features)
         copula = -0.5 * np.linalg.slogdet(self.correlation)[1] - 0.5 * ((s @ excess) * s).sum(-1)
         return torch.as_tensor(margins + copula).to(x)
@@ -189,9 +199,9 @@ class HeavyCopula(Toy):
         rows = self._columns(x)
         s = np.stack([m.normal_score(rows[..., i]) for i, m in enumerate(self._margins)], -1)
         pull = s @ (np.linalg.inv(self.correlation) - np.eye(self.features))
-        density = np.exp(-0.5 * s**2) / np.sqrt(2 * np.pi)
         columns = [
-            m.log_slope(rows[..., i]) - pull[..., i] * m.pdf(rows[..., i]) / density[..., i]
+            m.log_slope(rows[..., i])
+            - pull[..., i] * np.exp(m.log_pdf(rows[..., i]) - _log_normal(s[..., i]))
             for i, m in enumerate(self._margins)
         ]
         return torch.as_tensor(np.stack(columns, -1)).to(x)

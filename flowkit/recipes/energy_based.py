@@ -44,7 +44,7 @@ def energy_based_flow(
     bounds: Sequence[float] | None = None,
     standardize: bool | None = None,
     negative_slope: float | None = None,
-    kernel: int = 7,
+    kernel: int | None = None,
     hidden: Sequence[int] | None = None,
     activation: str = "silu",
 ) -> Flow:
@@ -57,7 +57,7 @@ def energy_based_flow(
         ReLU; the image is squeezed from one size to the next.
     ``"glow"``
         On each scale a squeeze, ``layers`` times ActNorm, a dense 1 x 1 convolution and an affine
-        coupling, and then half of the channels leave, with a learned normal prior.
+        coupling; between two scales half of the channels leave, with a learned normal prior.
     ``"coupling"``
         ``layers`` times a dense linear layer, an affine coupling and an ActNorm, and a dense
         linear layer.
@@ -78,10 +78,11 @@ def energy_based_flow(
         standardize: Whether every number of an event is brought to mean 0 and variance 1; by
             default without ``bounds`` only: noise for score matching then has one size for all
             pixels, and a pixel that is seldom lit no heavy tail.
-        negative_slope: Left slope of the leaky ReLU; 0.3, and 0.65 for ``"conv"``, by default.
-        kernel: Side of the convolutions of ``"conv"``, odd.
-        hidden: Widths of the networks of couplings: (128, 128) for ``"glow"`` and (64, 64, 64) for
-            ``"coupling"`` by default.
+        negative_slope: Left slope of the leaky ReLU of ``"dense"`` and ``"conv"``; by default 0.3
+            and 0.65.
+        kernel: Side of the convolutions of ``"conv"``, odd; 7 by default.
+        hidden: Widths of the networks of couplings, of ``"glow"`` and ``"coupling"``; by default
+            (128, 128) and (64, 64, 64).
         activation: That of these networks; score matching needs a smooth one.
 
     Raises:
@@ -112,8 +113,14 @@ def energy_based_flow(
             f"{name}({architecture!r}) needs images (channels, height, width), got {shape}; "
             "remedy: 'dense' or 'coupling'"
         )
-    if scales is not None and not per_image:
-        raise RecipeError(f"{name}({architecture!r}) has no scales; they belong to images")
+    own = {"scales": scales, "negative_slope": negative_slope, "kernel": kernel, "hidden": hidden}
+    for option, value in own.items():
+        if value is not None and architecture not in _READ_BY[option]:
+            raise RecipeError(
+                f"{name}({architecture!r}) reads no {option}; that is for "
+                f"{' and '.join(map(repr, _READ_BY[option]))}"
+            )
+    kernel = 7 if kernel is None else kernel
     layers = count if layers is None else layers
     hidden = widths if hidden is None else hidden
     standardize = bounds is None if standardize is None else standardize
@@ -246,6 +253,12 @@ def _glow(
     return [*stack, prior, FactorOut(squeezed, Compose(*rest))]
 
 
+_READ_BY = {
+    "scales": ("conv", "glow"),
+    "negative_slope": ("dense", "conv"),
+    "kernel": ("conv",),
+    "hidden": ("glow", "coupling"),
+}
 # Layers, whether of images, and the defaults of layers, hidden and negative_slope.
 _ARCHITECTURES: dict[str, tuple[Callable[..., list[Transform]], bool, int, tuple[int, ...], float]]
 _ARCHITECTURES = {

@@ -50,11 +50,11 @@ def tail_adaptive_flow(
 ) -> Flow:
     r"""An autoregressive flow whose features keep their class of tails, heavy or light.
 
-    Layers are Lipschitz in both directions, so they change no tail index, but for mixing: what a
-    heavy feature is added to becomes heavy. Here light features come first, as a group, then the
-    heavy ones; permutations stay within a group, linear layers are block-triangular, and
-    autoregressive layers read what comes before. Light features then never see heavy ones, in
-    either direction, and each feature is as heavy as its base: a normal, or a Student-t with the
+    Splines are linear in their tails, affine maps of bounded scale, so that layers change no tail
+    index, but for mixing: what a heavy feature is added to becomes heavy. Here light features come
+    first, as a group, then the heavy ones; permutations stay within a group, linear layers are
+    block-triangular, and autoregressive layers read what comes before. Light features then never
+    see heavy ones, in either direction, and each feature is as heavy as its base: a normal, or a Student-t with the
     degrees of freedom of its tail index. Within the heavy group indices do mix: every heavy
     feature may become as heavy as the heaviest that reaches it.
 
@@ -78,7 +78,8 @@ def tail_adaptive_flow(
         context: Number of context features.
         layers: Number of autoregressive layers.
         variant: One of the above.
-        scalar: ``"spline"``, ``"affine"``, or a scalar map that is linear in its tails.
+        scalar: ``"spline"``, ``"affine"``, or a scalar map that is linear in its tails, with
+            slopes of bounded size.
         hidden: Widths of the hidden layers of every conditioner.
         activation: See :class:`flowkit.conditioners.Conditioner`.
         seed: Seed of the permutations.

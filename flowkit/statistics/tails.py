@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from flowkit.errors import DataError
+from flowkit.shapes import as_array
 
 # Only the larger half of a sample is taken for its tail.
 _LARGEST = 0.5
@@ -27,6 +28,10 @@ _FEWEST = 100
 _BORDER = 0.005
 _BANDWIDTHS = 40
 _KERNEL_POWER = 0.6
+# Share of repeated numbers above which a sample counts as rounded or capped.
+_TIES = 0.02
+# Numbers of resamples held at once.
+_BLOCK = 2_000_000
 #: From this index on a tail is as good as light.
 _LIGHT_INDEX = 10.0
 
@@ -56,8 +61,9 @@ class TailVerdict:
     Attributes:
         heavy: The verdict.
         index: The tail index of a heavy tail; infinite for a light one.
-        interval: Its 95 % interval (lower, upper), from the asymptotic error of Hill's estimator;
-            without the choice of k, which adds to it.
+        interval: Of a heavy tail, (lower, upper) by twice the sampling error of Hill's estimator
+            at the k that was chosen. The choice balances that error with a bias as large, so that
+            the interval holds the index about every other time only.
         hill: Hill's estimate.
         moment: The moment estimate.
         kernel: The kernel estimate.
@@ -107,7 +113,7 @@ def hill_estimate(
         exponent = math.log(k1) / math.log(size) - 1
         factor = (1 - 2 * (math.log(k1) - math.log(size)) / math.log(k1)) ** exponent
         k = _clipped(factor * k1**2 / k2, len(logs))
-    _check_count(k, len(logs))
+    _check_count(k, logs)
     return TailEstimate(float(_log_moments(logs[: k + 1], 1)[0][-1]), k / len(logs))
 
 
@@ -137,7 +143,7 @@ def moment_estimate(
     if k is None:
         k1, k2, _ = _double_bootstrap(logs, _moment_criterion, resamples, seed)
         k = _clipped(k1**2 / k2, len(logs))
-    _check_count(k, len(logs))
+    _check_count(k, logs)
     first, second = (float(m[-1]) for m in _log_moments(logs[: k + 1], 2))
     return TailEstimate(_from_moments(first, second), k / len(logs))
 
@@ -189,7 +195,7 @@ def kernel_estimate(
         log_size, log_h = math.log(size), math.log(h1)
         power = -log_h / log_size
         factor = (143 * (log_size + log_h) ** 2 / (3 * (log_size - 13 * log_h) ** 2)) ** power
-        bandwidth = min(max(factor * h1**2 / h2, float(grid[0])), 1.0)
+        bandwidth = min(max(factor * h1**2 / h2, float(grid[0])), _LARGEST)
     if not isinstance(bandwidth, (int, float)) or not 1 / n < bandwidth <= 1:
         raise DataError(
             f"kernel_estimate expected a bandwidth in ({1 / n:.2g}, 1], got {bandwidth!r}"
@@ -231,7 +237,7 @@ def tail_verdict(
     if not heavy:
         return TailVerdict(False, math.inf, (math.inf, math.inf), hill, moment, kernel)
     error = 1.96 / math.sqrt(hill.share * len(_logs(x, tail)))
-    ends = (hill.index / (1 + error), hill.index / max(1 - error, 1e-9))
+    ends = (hill.index / (1 + error), hill.index / (1 - error) if error < 1 else math.inf)
     return TailVerdict(True, hill.index, ends, hill, moment, kernel)
 
 
@@ -243,11 +249,11 @@ def tail_area(x: Any, y: Any) -> float:
     :math:`y = c x` it is :math:`|\log c| \log(n + 1)`.
 
     Args:
-        x: ``(n,)`` numbers.
-        y: ``(m,)`` numbers.
+        x: ``(n,)`` numbers other than zero.
+        y: ``(m,)`` numbers other than zero.
 
     Raises:
-        DataError: If one is not a row of finite numbers.
+        DataError: If one is not a row of such finite numbers.
 
     References:
         Laszkiewicz, Lederer, Fischer 2022, arXiv 2206.10311.
@@ -260,10 +266,14 @@ def tail_area(x: Any, y: Any) -> float:
         True
     """
     first, second = np.abs(_row(x)), np.abs(_row(y))
+    if not (first.all() and second.all()):
+        raise DataError(
+            "tail_area expected numbers other than zero, which have no logarithm; remedy: leave "
+            "zeros out of both samples"
+        )
     n = min(len(first), len(second))
     i = np.arange(1, n + 1)
-    with np.errstate(divide="ignore"):
-        gaps = [np.log(np.quantile(a, 1 - i / n)) for a in (first, second)]
+    gaps = [np.log(np.quantile(a, 1 - i / n)) for a in (first, second)]
     return float(np.sum(np.abs(gaps[0] - gaps[1]) * np.log1p(1 / i)))
 
 
@@ -294,16 +304,11 @@ def expected_shortfall(
 
 
 def _row(x: Any) -> np.ndarray:
-    if isinstance(x, Tensor):
-        x = x.detach().cpu().numpy()
-    try:
-        values = np.asarray(x, dtype=np.float64)
-    except (TypeError, ValueError):
-        values = np.array(np.nan)
+    values = as_array(x.detach().cpu().double() if isinstance(x, Tensor) else x)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise DataError(
             f"expected a row of finite numbers, got {type(x).__name__} of shape "
-            f"{getattr(values, 'shape', ())}; remedy: one column at a time, without missing values"
+            f"{values.shape}; remedy: one column at a time, without missing values"
         )
     return values
 
@@ -325,18 +330,27 @@ def _logs(x: Any, tail: str) -> np.ndarray:
             f"got {len(values)}"
         )
     logs = -np.sort(-np.log(values))
-    if logs[0] == logs[int(_LARGEST * len(logs))]:
-        raise DataError("the larger half of the numbers is one number, which has no tail")
+    half = logs[: int(_LARGEST * len(logs)) + 1]
+    repeated = float(np.mean(half[1:] == half[:-1]))
+    if repeated > _TIES:
+        raise DataError(
+            f"{repeated:.0%} of the larger half of the numbers repeat another: rounded or capped "
+            "numbers show no tail index; remedy: add noise of one unit of rounding, leave capped "
+            "numbers out"
+        )
     return logs
 
 
-def _check_count(k: Any, n: int) -> None:
+def _check_count(k: Any, logs: np.ndarray) -> None:
+    n = len(logs)
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 2 <= k < n:
         raise DataError(f"expected k as a whole number of 2 to {n - 1}, got {k!r}")
+    if logs[0] == logs[k - 1]:
+        raise DataError(f"the {k} largest numbers are one number, which shows no tail")
 
 
 def _clipped(k: float, n: int) -> int:
-    return int(min(max(round(k), 2), n - 1))
+    return int(min(max(round(k), 2), int(_LARGEST * n)))
 
 
 def _log_moments(logs: np.ndarray, highest: int) -> list[np.ndarray]:
@@ -443,11 +457,15 @@ def _double_bootstrap(
     curves = []
     for m in sizes:
         kept = int(_LARGEST * m) + 1
-        values = criterion(logs[_largest_of_resamples(n, m, kept, resamples, rng)], m)
-        # A resample that repeats its largest number has no moments there: others have.
-        good = np.isfinite(values)
-        counts = good.sum(0)
-        total = np.where(good, values, 0).sum(0)
+        counts, total = np.zeros(1), np.zeros(1)
+        block = max(_BLOCK // kept, 1)
+        for done in range(0, resamples, block):
+            drawn = _largest_of_resamples(n, m, kept, min(block, resamples - done), rng)
+            values = criterion(logs[drawn], m)
+            # A resample that repeats its largest number has no moments there: others have.
+            good = np.isfinite(values)
+            counts = counts + good.sum(0)
+            total = total + np.where(good, values, 0).sum(0)
         curves.append(np.where(counts > resamples // 2, total / np.maximum(counts, 1), np.inf))
     border = _BORDER
     while True:

@@ -42,6 +42,7 @@ class Transform(nn.Module):
         stochastic: The log-determinant slot holds a log path-probability ratio
             :math:`\log \tilde q(z \to x) - \log q(x \to z)`. Methods take ``generator=``.
         accepts_integers: Whether ``x`` may be of an integer dtype.
+        reshapes: Whether ``z`` is no more than the numbers of ``x`` in another shape.
 
     Example:
         >>> import math, torch
@@ -64,6 +65,7 @@ class Transform(nn.Module):
     constant_log_det: bool = False
     stochastic: bool = False
     accepts_integers: bool = False
+    reshapes: bool = False
 
     def __init__(
         self,

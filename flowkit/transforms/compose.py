@@ -103,8 +103,18 @@ class Compose(Transform):
 
     @property
     def domain(self) -> constraints.Constraint:
-        """The domain of the first transform."""
-        return self[0].domain
+        """The domain of the first transform that does more than to reshape events."""
+        first = next((i for i in range(len(self)) if not self[i].reshapes), len(self) - 1)
+        domain = self[first].domain
+        if first:
+            while isinstance(domain, constraints.independent):
+                domain = domain.base_constraint
+            # Bounds that differ between numbers have no place in an event of another shape.
+            bounds = (getattr(domain, name, 0.0) for name in ("lower_bound", "upper_bound"))
+            if any(isinstance(bound, Tensor) and bound.ndim for bound in bounds):
+                domain = constraints.real
+            domain = constraints.independent(domain, self.event_ndim)
+        return domain
 
     @property
     def codomain(self) -> constraints.Constraint:

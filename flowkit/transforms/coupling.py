@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flowkit.conditioners import MLP
+from flowkit.conditioners import MLP, ConvNet
 from flowkit.errors import ShapeError
 from flowkit.layout import features_first, features_last
 from flowkit.scalar import RationalQuadraticSpline, ScalarMap
@@ -25,11 +25,11 @@ class Coupling(Transform):
         mask: One boolean a feature, true where the feature is moved.
         scalar: The scalar map; rational-quadratic spline by default.
         conditioner: Factory ``(in_features, out_features, context=...) -> nn.Module`` of a network
-            ``(x, context) -> (..., out_features)``, read as ``(..., param_size, moved features)``.
+            ``(x, context) -> (..., out_features)``, read as ``(..., param_size, moved features)``;
+            :class:`flowkit.conditioners.MLP` or, for images, ``ConvNet`` by default.
         context: Number of context features, read by the conditioner.
         event_ndim: 1 for vectors; 3 for images ``(channels, height, width)``, where the features
-            are the channels and the conditioner is one of images, such as
-            :class:`flowkit.conditioners.ConvNet`.
+            are the channels and the conditioner is one of images.
 
     Raises:
         ShapeError: If the mask moves nothing, or moves everything without context to read.
@@ -54,10 +54,15 @@ class Coupling(Transform):
         self,
         mask: Sequence[bool] | Tensor,
         scalar: ScalarMap | None = None,
-        conditioner: Callable[..., nn.Module] = MLP,
+        conditioner: Callable[..., nn.Module] | None = None,
         context: int = 0,
         event_ndim: int = 1,
     ) -> None:
+        if event_ndim not in (1, 3):
+            raise ShapeError(
+                f"Coupling expected event_ndim 1, of vectors, or 3, of images; got {event_ndim!r}"
+            )
+        conditioner = (MLP if event_ndim == 1 else ConvNet) if conditioner is None else conditioner
         mask = mask.tolist() if isinstance(mask, Tensor) else list(mask)
         if not all(m in (0, 1) for m in mask) or not any(mask):
             raise ShapeError(

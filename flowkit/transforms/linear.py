@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flowkit.errors import ShapeError
 from flowkit.layout import linear
+from flowkit.shapes import as_shape
 from flowkit.transforms.base import Transform, at_least_single, full_precision
 
 
@@ -162,8 +163,8 @@ class LULinear(_Linear):
 
     def __init__(self, features: int, groups: Sequence[int] | None = None) -> None:
         super().__init__(features)
-        sizes = [features] if groups is None else list(groups)
-        if sum(sizes) != features or min(sizes, default=-1) < 0:
+        sizes = (features,) if groups is None else as_shape(groups)
+        if sum(sizes) != features:
             raise ShapeError(f"LULinear expected groups that add up to {features}, got {groups!r}")
         # Where U may differ from zero off its diagonal: a lower L fills the other blocks of L U.
         blocks = [torch.ones(size, size) for size in sizes]

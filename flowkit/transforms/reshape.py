@@ -42,6 +42,7 @@ class Reshape(Transform):
     """
 
     constant_log_det = True
+    reshapes = True
 
     def __init__(
         self, event_shape: int | Sequence[int], noise_shape: int | Sequence[int] | None = None
@@ -93,6 +94,7 @@ class Squeeze(Transform):
     """
 
     constant_log_det = True
+    reshapes = True
 
     def __init__(self, event_shape: Sequence[int], factor: int = 2) -> None:
         channels, height, width = shape = _image_shape("Squeeze", event_shape)
@@ -152,6 +154,8 @@ class FactorOut(Transform):
 
     def __init__(self, event_shape: Sequence[int], transform: Transform) -> None:
         channels, height, width = shape = _image_shape("FactorOut", event_shape)
+        if not isinstance(transform, Transform):
+            raise ShapeError(f"FactorOut takes a Transform, got {type(transform).__name__}")
         inner = transform.event_shape
         if (
             len(inner) != 3
