@@ -54,9 +54,9 @@ def tail_adaptive_flow(
     index, but for mixing: what a heavy feature is added to becomes heavy. Here light features come
     first, as a group, then the heavy ones; permutations stay within a group, linear layers are
     block-triangular, and autoregressive layers read what comes before. Light features then never
-    see heavy ones, in either direction, and each feature is as heavy as its base: a normal, or a Student-t with the
-    degrees of freedom of its tail index. Within the heavy group indices do mix: every heavy
-    feature may become as heavy as the heaviest that reaches it.
+    see heavy ones, in either direction, and each feature is as heavy as its base: a normal, or a
+    Student-t with the degrees of freedom of its tail index. Within the heavy group indices do mix:
+    every heavy feature may become as heavy as the heaviest that reaches it.
 
     ``"mtaf"``
         As described; degrees of freedom are learned from their start.
