@@ -197,7 +197,8 @@ def report(results: list[Result], options: argparse.Namespace, command: str) -> 
         "",
         f"{name}: flows of `energy_based_flow`, images with uniform noise in [0, 1), batches of "
         f"100, Adam from {LIKELIHOOD_RATE} for likelihoods and {SCORE_RATE} for score matching "
-        f"({LIKELIHOOD_RATE} for denoising with convolutions; cosine to zero), moving average of 0.999. Losses behind a logit: "
+        f"({LIKELIHOOD_RATE} for denoising with convolutions; cosine to zero), moving average "
+        "of 0.999. Losses behind a logit: "
         f"noise {NOISE} in pairs, radius {RADIUS}, and for score matching {WEIGHT} times the mean "
         "energy. "
         "Bits per dimension are exact likelihoods of test images, with their standard error over "
