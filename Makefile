@@ -33,6 +33,7 @@ docs: .venv/.dev
 clean:
 	rm -rf .venv demo docs/_build
 
+# Of skfolio only a table is read, so it comes without what it needs.
 # torch first and by itself, at the tested version: later installs then find it satisfied.
 .venv/.core: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
@@ -42,6 +43,7 @@ clean:
 
 .venv/.test: .venv/.core
 	$(PIP) -e ".[test]"
+	$(PIP) --no-deps skfolio
 	touch $@
 
 .venv/.bench: .venv/.test

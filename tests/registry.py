@@ -30,6 +30,7 @@ from flowkit.conditioners import (
     CircularMaskedMLP,
     ConvNet,
     FourierMaskedMLP,
+    Grouped,
     MaskedMLP,
     ResidualMLP,
 )
@@ -38,6 +39,7 @@ from flowkit.scalar import (
     Affine,
     CircularSmoothMixture,
     CircularSpline,
+    ExtremeValue,
     IntervalSpline,
     LineSmoothMixture,
     LogisticMixture,
@@ -104,6 +106,7 @@ SCALARS: dict[str, ScalarMap] = {
     "mixture": LogisticMixture(components=3),
     "smooth": SmoothMixture(components=3, lower=-2.0, upper=1.0),
     "smooth-line": LineSmoothMixture(components=3, lower=-3.0, upper=3.0),
+    "extreme-value": ExtremeValue(),
     "smooth-circular": CircularSmoothMixture(components=3, lower=-math.pi, upper=math.pi),
 }
 
@@ -132,6 +135,7 @@ STRUCTURES: dict[str, Callable[[ScalarMap], Transform]] = {
 INDUCTOR = {"coupling-2-mlp-of-spline", "elementwise-1-context-residual-of-affine"}
 SEARCHED = ("mixture", "smooth", "smooth-line", "smooth-circular")
 ONE_SEARCH = "the same root search is compiled in elementwise-2 of the same map"
+BEYOND_THE_GRID = "up to 5 % of the mass lie in tails beyond the grid; tested by itself"
 ONE_VARIABLE = "with one variable all first weights are masked: there is nothing before it to read"
 
 
@@ -144,7 +148,10 @@ def _structured() -> list[Case]:
             if scalar_name in SEARCHED and name != "elementwise-2":
                 skip["R8"] = ONE_SEARCH
             # Far outside, the coordinate of a circle loses the digits of its angle in float32.
-            far = () if scalar_name.endswith("circular") else (1e2, 1e4)
+            # What is normal at 100 has no float where its tail is that of a power.
+            far = () if scalar_name.endswith(("circular", "extreme-value")) else (1e2, 1e4)
+            if scalar_name == "extreme-value":
+                skip["R15"] = BEYOND_THE_GRID
             if name == "autoregressive-1":
                 skip["R13"] = ONE_VARIABLE
             options = {
@@ -276,6 +283,21 @@ CASES: list[Case] = [
     Case("Standardize-1-new", lambda: Standardize(1)),
     Case("Standardize-2-robust", lambda: _standardize(2, robust=True), MOVED),
     Case("autoregressive-3-asinh", lambda: MaskedAutoregressive(3, Affine(), asinh, context=1)),
+    Case(
+        "coupling-5-in-groups-context",
+        lambda: Coupling(
+            [0, 1, 0, 1, 1],
+            SCALARS["spline"],
+            partial(Grouped, reads=(1, 1), moves=(1, 2), conditioner=mlp),
+            context=1,
+        ),
+    ),
+    Case(
+        "coupling-4-in-groups-of-which-one-has-nothing-to-read",
+        lambda: Coupling(
+            [1, 1, 0, 1], Affine(), partial(Grouped, reads=(0, 1), moves=(1, 2), conditioner=mlp)
+        ),
+    ),
     Case("Permutation-1", lambda: Permutation([0])),
     Case("Permutation-4", lambda: Permutation([2, 0, 3, 1]), MOVED),
     Case("Logit-1", lambda: Logit(1, -1.0, 3.0), MOVED),

@@ -1,6 +1,7 @@
 """The reproductions of papers run, at a small size, and write what they promise."""
 
 import importlib.util
+from importlib.util import find_spec
 import json
 from pathlib import Path
 
@@ -140,5 +141,15 @@ def test_tail_adaptive_compares_flows_and_resumes(tmp_path):
     call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
     results = script.main(call)
     assert [r.flow for r in results] == list(script.FLOWS)
-    assert (tmp_path / "tail_adaptive.md").read_text().count("| 8 | 4 | 2 |") == 5
+    assert (tmp_path / "tail_adaptive.md").read_text().count("| 8 | 4 | 2 |") == 16
+    assert script.main(call) == results
+
+
+@pytest.mark.skipif(find_spec("skfolio") is None, reason="needs the table in skfolio")
+def test_stock_returns_compares_densities_and_resumes(tmp_path):
+    script = load("stock_returns")
+    call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
+    results = script.main(call)
+    assert [r.model for r in results] == list(script.MODELS)
+    assert "| held out |" in (tmp_path / "stock_returns.md").read_text()
     assert script.main(call) == results

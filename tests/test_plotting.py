@@ -13,7 +13,15 @@ matplotlib.use("Agg")
 
 from flowkit.datasets import eight_gaussians, two_moons, wine  # noqa: E402
 from flowkit.errors import DataError  # noqa: E402
-from flowkit.plotting import corner, density_2d, history, pointillist  # noqa: E402
+from flowkit.plotting import (  # noqa: E402
+    corner,
+    density_2d,
+    history,
+    mean_excess_plot,
+    pareto_plot,
+    pointillist,
+    qq_plot,
+)
 from flowkit.plotting.corners import _levels  # noqa: E402
 
 
@@ -57,6 +65,9 @@ def test_every_figure_can_be_saved(tmp_path, photo, pixels):
         corner(normals(600, 3), normals(100, 3)),
         history(run()),
         pointillist(photo, pixels),
+        pareto_plot({"a": normals(50, 1)[:, 0]}, tail="left"),
+        mean_excess_plot({"a": normals(50, 1)[:, 0]}),
+        qq_plot(normals(50, 1)[:, 0], {"a": normals(40, 1)[:, 0]}),
     ]
     assert all(saved(figure, tmp_path) > 1000 for figure in figures)
 
@@ -212,3 +223,44 @@ def test_pointillist_refuses_what_it_cannot_draw(photo, pixels):
         pointillist(photo[..., 0], pixels)
     with pytest.raises(DataError, match=r"points expected rows \(n, 5\)"):
         pointillist(photo, pixels[:, :4])
+
+
+def test_tails_are_drawn_as_they_are():
+    x = np.array([-4.0, -1.0, 1.0, 2.0, 3.0, 8.0])
+    axis = pareto_plot({"x": x}, tail="right", unit="m").axes[0]
+    t, share = axis.lines[0].get_data()
+    assert t.tolist() == [3, 8]
+    assert share.tolist() == [0.5, 0.25]
+    assert axis.get_xlabel() == "t [m]"
+    t, share = pareto_plot({"x": x}).axes[0].lines[0].get_data()
+    assert dict(zip(t, share, strict=True))[4] == pytest.approx(2 / 6)
+
+    # The mean excess of whole numbers 1 to n over i is (n - i) / 2.
+    n = 101
+    t, excess = mean_excess_plot({"x": np.arange(1.0, n + 1)}).axes[0].lines[0].get_data()
+    assert excess == pytest.approx((n - t) / 2)
+    assert t.max() == n - 10
+
+    lines = qq_plot(x, {"same": x, "twice": 2 * x}, unit="m").axes[0].lines
+    for line, factor in zip(lines, (1, 2), strict=False):
+        a, b = line.get_data()
+        assert b == pytest.approx(factor * a)
+        assert a.min() == pytest.approx(np.quantile(x, 1 / 12))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pareto_plot([1.0, 2.0]), "names and samples, one to 6 of them, got list"),
+        (lambda: pareto_plot({}), "one to 6"),
+        (lambda: pareto_plot({"x": np.ones((3, 2))}), "a row of numbers, got 2 dimensions"),
+        (lambda: pareto_plot({"x": [1.0, math.nan]}), "finite numbers"),
+        (lambda: pareto_plot({"x": [1.0]}, tail="up"), "'both', 'right' or 'left', got 'up'"),
+        (lambda: pareto_plot({"x": [1.0]}, tail="left"), "no number on the left side"),
+        (lambda: mean_excess_plot({"x": range(9)}), "more than 20 numbers"),
+        (lambda: qq_plot([], {"x": [1.0]}), "rows"),
+    ],
+)
+def test_tails_that_cannot_be_drawn_are_named(call, message):
+    with pytest.raises(DataError, match=message):
+        call()

@@ -4,6 +4,7 @@ from flowkit.conditioners.circular import CircularFeatures, CircularMaskedMLP
 from flowkit.conditioners.context import StandardizeContext
 from flowkit.conditioners.conv import ConvNet
 from flowkit.conditioners.fourier import FourierMaskedMLP
+from flowkit.conditioners.grouped import Grouped
 from flowkit.conditioners.masked import AutoregressiveConditioner, MaskedMLP
 from flowkit.conditioners.mlp import ACTIVATIONS, MLP, Conditioner, ResidualMLP
 
@@ -16,6 +17,7 @@ __all__ = [
     "Conditioner",
     "ConvNet",
     "FourierMaskedMLP",
+    "Grouped",
     "MaskedMLP",
     "ResidualMLP",
     "StandardizeContext",

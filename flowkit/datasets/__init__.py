@@ -28,6 +28,7 @@ from flowkit.datasets.shapes import (
     two_spirals,
 )
 from flowkit.datasets.splits import Splits, split_rows
+from flowkit.datasets.stocks import StockReturns, stock_returns
 from flowkit.datasets.tables import breast_cancer, diabetes, digits, magic, wine
 from flowkit.datasets.torus import TorusRings, torus_rings
 from flowkit.datasets.toy import NoisedShape, Toy
@@ -56,6 +57,7 @@ __all__ = [
     "NoisedShape",
     "PhotographColours",
     "Splits",
+    "StockReturns",
     "TorusRings",
     "Toy",
     "breast_cancer",
@@ -73,6 +75,7 @@ __all__ = [
     "rings",
     "sine",
     "split_rows",
+    "stock_returns",
     "swirl",
     "torus_rings",
     "two_moons",

@@ -9,5 +9,15 @@ from flowkit.plotting.corners import corner
 from flowkit.plotting.curves import HistoryLike, history
 from flowkit.plotting.density import density_2d
 from flowkit.plotting.pointillism import pointillist
+from flowkit.plotting.tails import mean_excess_plot, pareto_plot, qq_plot
 
-__all__ = ["HistoryLike", "corner", "density_2d", "history", "pointillist"]
+__all__ = [
+    "HistoryLike",
+    "corner",
+    "density_2d",
+    "history",
+    "mean_excess_plot",
+    "pareto_plot",
+    "pointillist",
+    "qq_plot",
+]

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from flowkit.bases import Base, Product, StandardNormal, StudentT
-from flowkit.conditioners import MaskedMLP, StandardizeContext
+from flowkit.conditioners import MLP, Grouped, MaskedMLP, StandardizeContext
 from flowkit.errors import RecipeError
 from flowkit.flow import Flow
 from flowkit.recipes.checks import check_network, check_sizes
 from flowkit.recipes.registry import choose, recipe
-from flowkit.scalar import Affine, RationalQuadraticSpline, ScalarMap
+from flowkit.scalar import (
+    Affine,
+    ExtremeValue,
+    PerFeature,
+    RationalQuadraticSpline,
+    ScalarMap,
+)
 from flowkit.transforms import (
     Compose,
+    Coupling,
+    Elementwise,
     LULinear,
     MaskedAutoregressive,
     Permutation,
@@ -26,12 +36,32 @@ from flowkit.transforms import (
 )
 
 _SCALARS = {"affine": Affine, "spline": RationalQuadraticSpline}
-# Whether features are grouped, degrees of freedom shared, and learned.
+_KINDS = {"autoregressive": False, "coupling": True}
+
+
+class _Variant(NamedTuple):
+    """How tails come in: by the base, or by a last map.
+
+    Attributes:
+        grouped: Whether light features see no heavy one.
+        shared: Whether all have the same degrees of freedom.
+        learned: Whether degrees of freedom, or shapes, are learned.
+        mapped: Whether a last map makes the tails.
+    """
+
+    grouped: bool
+    shared: bool
+    learned: bool
+    mapped: bool = False
+
+
 _VARIANTS = {
-    "mtaf": (True, False, True),
-    "mtaf-fixed": (True, False, False),
-    "gtaf": (False, False, True),
-    "taf": (False, True, True),
+    "mtaf": _Variant(grouped=True, shared=False, learned=True),
+    "mtaf-fixed": _Variant(grouped=True, shared=False, learned=False),
+    "gtaf": _Variant(grouped=False, shared=False, learned=True),
+    "taf": _Variant(grouped=False, shared=True, learned=True),
+    "ttf": _Variant(grouped=False, shared=False, learned=True, mapped=True),
+    "ttf-fixed": _Variant(grouped=False, shared=False, learned=False, mapped=True),
 }
 # Where degrees of freedom start that no estimate gives: close to normal.
 _START_DF = {"gtaf": 10.0, "taf": 50.0}
@@ -39,24 +69,26 @@ _START_DF = {"gtaf": 10.0, "taf": 50.0}
 
 @recipe
 def tail_adaptive_flow(
-    tails: Sequence[float | None],
+    tails: Sequence[float | Sequence[float | None] | None],
     context: int = 0,
     layers: int = 5,
     variant: str = "mtaf",
+    kind: str = "autoregressive",
     scalar: str | ScalarMap = "spline",
     hidden: Sequence[int] = (64, 64),
     activation: str = "silu",
     seed: int = 0,
 ) -> Flow:
-    r"""An autoregressive flow whose features keep their class of tails, heavy or light.
+    r"""A flow whose features keep their class of tails, heavy or light.
 
     Splines are linear in their tails, affine maps of bounded scale, so that layers change no tail
     index, but for mixing: what a heavy feature is added to becomes heavy. Here light features come
     first, as a group, then the heavy ones; permutations stay within a group, linear layers are
-    block-triangular, and autoregressive layers read what comes before. Light features then never
-    see heavy ones, in either direction, and each feature is as heavy as its base: a normal, or a
-    Student-t with the degrees of freedom of its tail index. Within the heavy group indices do mix:
-    every heavy feature may become as heavy as the heaviest that reaches it.
+    block-triangular, and the networks of autoregressive or coupling layers read their own group
+    and those before. Light features then never see heavy ones, in either direction, and each
+    feature is as heavy as its base: a normal, or a Student-t with the degrees of freedom of its
+    tail index. Within the heavy group indices do mix: every heavy feature may become as heavy as
+    the heaviest that reaches it.
 
     ``"mtaf"``
         As described; degrees of freedom are learned from their start.
@@ -66,18 +98,26 @@ def tail_adaptive_flow(
         One group; all features have a Student-t of their own, degrees of freedom learned from 10.
     ``"taf"``
         One group; all have the same Student-t, learned from 50 degrees of freedom.
+    ``"ttf"``
+        One group on a normal base, and last, towards the data, a
+        :class:`flowkit.scalar.ExtremeValue` for every heavy feature, with a shape for its left and
+        one for its right tail, learned from their start.
+    ``"ttf-fixed"``
+        The same with shapes that are kept.
 
     The flow starts with a :class:`flowkit.transforms.Standardize` by median and interquartile
     range: a t with two degrees of freedom has no variance. Its networks read the asinh of the
     features.
 
     Args:
-        tails: The tail index of each feature, infinite or ``None`` where it is light, such as
-            ``[tail_verdict(column).index for column in x.T]`` with
-            :func:`flowkit.statistics.tail_verdict`.
+        tails: The tail index of each feature, infinite or ``None`` where it is light, or a pair of
+            its left and its right one, of which a Student-t takes the heavier. From data by
+            :func:`flowkit.statistics.tail_indices`.
         context: Number of context features.
-        layers: Number of autoregressive layers.
+        layers: Number of autoregressive or coupling layers.
         variant: One of the above.
+        kind: ``"autoregressive"``, or ``"coupling"`` for layers that move every other feature, and
+            are as fast in both directions.
         scalar: ``"spline"``, ``"affine"``, or a scalar map that is linear in its tails, with
             slopes of bounded size.
         hidden: Widths of the hidden layers of every conditioner.
@@ -89,7 +129,7 @@ def tail_adaptive_flow(
 
     References:
         Laszkiewicz, Lederer, Fischer 2022, arXiv 2206.10311; Jaini et al. 2020, arXiv 1907.04481,
-        for ``"taf"``.
+        for ``"taf"``; Hickling, Prangle, arXiv 2406.16971, for ``"ttf"``.
 
     Example:
         >>> import torch
@@ -99,46 +139,93 @@ def tail_adaptive_flow(
         True
     """
     name = "tail_adaptive_flow"
-    indices = _indices(name, tails)
+    sides = _sides(name, tails)
     check_sizes(name, context=context, layers=layers, seed=seed)
     check_network(name, hidden, activation)
-    grouped, shared, learned = choose("variant", variant, _VARIANTS)
-    features = len(indices)
-    light = [i for i, index in enumerate(indices) if index == math.inf]
-    heavy = [i for i, index in enumerate(indices) if index < math.inf]
-    groups = (len(light), len(heavy)) if grouped else (0, features)
-    order = light + heavy if grouped else list(range(features))
-    if grouped:
-        base = _base([indices[i] for i in heavy], len(light), learned)
+    chosen: _Variant = choose("variant", variant, _VARIANTS)
+    coupled = choose("kind", kind, _KINDS)
+    features = len(sides)
+    if coupled and features + context < 2:
+        raise RecipeError(f"{name} of one feature has nothing to couple; remedy: autoregressive")
+    heavy = [i for i, pair in enumerate(sides) if min(pair) < math.inf]
+    light = [i for i in range(features) if i not in heavy]
+    groups = (len(light), len(heavy)) if chosen.grouped else (0, features)
+    order = light + heavy if chosen.grouped or chosen.mapped else list(range(features))
+    base: Base
+    if chosen.mapped:
+        base = StandardNormal(features)
+    elif chosen.grouped:
+        base = _base([min(sides[i]) for i in heavy], len(light), chosen.learned)
     else:
-        base = StudentT(features, _START_DF[variant], learned, shared)
-    net = functools.partial(MaskedMLP, hidden=hidden, activation=activation, input_clip="asinh")
+        base = StudentT(features, _START_DF[variant], chosen.learned, chosen.shared)
     rng = np.random.default_rng(seed)
     maps = scalar if isinstance(scalar, ScalarMap) else choose("scalar map", scalar, _SCALARS)()
+    options: dict[str, Any] = {"hidden": hidden, "activation": activation, "input_clip": "asinh"}
     stack: list[Transform] = [Standardize(features, robust=True), Permutation(order)]
-    for _ in range(layers):
+    if chosen.mapped and heavy:
+        stack.append(_tails([sides[i] for i in heavy], len(light), chosen.learned))
+    for layer in range(layers):
         first, second = (rng.permutation(size) for size in groups)
         mixed = [*first.tolist(), *(groups[0] + second).tolist()]
-        stack += [
-            Permutation(mixed),
-            LULinear(features, groups),
-            MaskedAutoregressive(features, maps, net, context),
-        ]
+        stack += [Permutation(mixed), LULinear(features, groups)]
+        if coupled:
+            stack.append(_coupling(groups, layer, maps, context, options))
+        else:
+            net = functools.partial(MaskedMLP, **options)
+            stack.append(MaskedAutoregressive(features, maps, net, context))
     embedding = StandardizeContext(context) if context else None
     return Flow(Compose(*stack), base, embedding)
 
 
-def _indices(name: str, tails: Any) -> list[float]:
-    numbers = isinstance(tails, tuple) and all(
-        t is None or (isinstance(t, (int, float)) and not isinstance(t, bool) and t > 0)
-        for t in tails
-    )
-    if not numbers or not tails:
+def _index(tail: Any) -> float:
+    """A tail index; NaN if it is none."""
+    if tail is None:
+        return math.inf
+    real = isinstance(tail, (int, float)) and not isinstance(tail, bool) and tail > 0
+    return float(tail) if real else math.nan
+
+
+def _sides(name: str, tails: Any) -> list[tuple[float, float]]:
+    """The index of the left and of the right tail of every feature."""
+    given = tails if isinstance(tails, tuple) else ()
+    pairs = [t if isinstance(t, tuple) else (t, t) for t in given]
+    sides = [tuple(_index(t) for t in pair) for pair in pairs]
+    if not sides or any(len(pair) != 2 or math.isnan(sum(pair)) for pair in sides):
         raise RecipeError(
-            f"{name} needs tails to be one tail index > 0 a feature, infinite or None where the "
-            f"tail is light, got {tails!r}"
+            f"{name} needs tails to be one tail index > 0 a feature, or a pair of them for its "
+            f"left and right tail, infinite or None where the tail is light; got {tails!r}"
         )
-    return [math.inf if t is None else float(t) for t in tails]
+    return sides  # type: ignore[return-value]
+
+
+def _tails(sides: list[tuple[float, float]], light: int, learned: bool) -> Elementwise:
+    """Generalised Pareto tails to normal ones; light features first, moved by lines."""
+    maps = (*[Affine()] * light, *[ExtremeValue()] * len(sides))
+    layer = Elementwise(len(maps), PerFeature(maps))
+    starts = [[ExtremeValue.raw(1 / index) for index in pair] for pair in sides]
+    assert layer.params is not None
+    with torch.no_grad():
+        layer.params[light:] = torch.tensor(starts).to(layer.params)
+    layer.params.requires_grad_(learned)
+    return layer
+
+
+def _coupling(
+    groups: tuple[int, int],
+    layer: int,
+    scalar: ScalarMap,
+    context: int,
+    options: dict[str, Any],
+) -> Coupling:
+    """Move every other feature, those of a group by what stays of it and of those before."""
+    features = sum(groups)
+    mask = [features == 1 or (i + layer) % 2 == 1 for i in range(features)]
+    ends = [0, *itertools.accumulate(groups)]
+    moves = [sum(mask[a:b]) for a, b in itertools.pairwise(ends)]
+    reads = [b - a - m for (a, b), m in zip(itertools.pairwise(ends), moves, strict=True)]
+    net = functools.partial(MLP, **options)
+    grouped = functools.partial(Grouped, reads=reads, moves=moves, conditioner=net)
+    return Coupling(mask, scalar, grouped, context)
 
 
 def _base(indices: list[float], light: int, learned: bool) -> Base:

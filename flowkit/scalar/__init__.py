@@ -20,11 +20,13 @@ from flowkit.scalar.smooth import (
     smooth_step,
 )
 from flowkit.scalar.spline import CircularSpline, IntervalSpline, RationalQuadraticSpline
+from flowkit.scalar.tails import ExtremeValue
 
 __all__ = [
     "Affine",
     "CircularSmoothMixture",
     "CircularSpline",
+    "ExtremeValue",
     "IntervalSpline",
     "LineSmoothMixture",
     "LogisticMixture",

@@ -9,6 +9,8 @@ from flowkit.statistics.tails import (
     kernel_estimate,
     moment_estimate,
     tail_area,
+    tail_confusion,
+    tail_indices,
     tail_verdict,
 )
 from flowkit.statistics.weights import (
@@ -42,5 +44,7 @@ __all__ = [
     "pareto_smooth",
     "reweighted_mean",
     "tail_area",
+    "tail_confusion",
+    "tail_indices",
     "tail_verdict",
 ]

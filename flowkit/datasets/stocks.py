@@ -1,0 +1,113 @@
+"""Daily returns of twenty stocks."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowkit.errors import DataError, MissingDependencyError
+
+_FILE = Path("datasets") / "data" / "sp500_dataset.csv.gz"
+# What prices are rounded to, in dollars.
+_CENTS = 1e-3
+
+
+class StockReturns(NamedTuple):
+    """Daily log returns.
+
+    Attributes:
+        returns: ``(days, stocks)``, in per cent.
+        dates: Of each day, as ``"2008-10-13"``.
+        names: Ticker symbols.
+    """
+
+    returns: Tensor
+    dates: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def split(self, date: str) -> tuple[Tensor, Tensor]:
+        """Returns before a date, and from it on.
+
+        Args:
+            date: As ``"2010-01-01"``.
+
+        Raises:
+            DataError: If no day lies on one of the sides.
+        """
+        first = sum(day < date for day in self.dates)
+        if not 0 < first < len(self.dates):
+            raise DataError(
+                f"StockReturns.split expected a date between {self.dates[0]} and "
+                f"{self.dates[-1]}, got {date!r}"
+            )
+        return self.returns[:first], self.returns[first:]
+
+
+def stock_returns(
+    file: str | os.PathLike[str] | None = None,
+    *,
+    seed: int | None = 0,
+    dtype: torch.dtype = torch.float32,
+) -> StockReturns:
+    r"""Load daily log returns :math:`100 \log(p_t / p_{t-1})` of 20 stocks, 1990 to 2022.
+
+    Prices are adjusted for dividends and splits, which makes early ones small, and then rounded to
+    a thousandth of a dollar, so that returns repeat. Unless told otherwise, prices get uniform
+    noise as wide as the rounding.
+
+    Args:
+        file: The file ``sp500_dataset.csv.gz``; by default that in the package skfolio, of which
+            nothing is imported.
+        seed: Seed of the noise; ``None`` for prices as they are.
+        dtype: Floating dtype of the returns.
+
+    Raises:
+        MissingDependencyError: If the file is not there.
+        DataError: If it is damaged.
+
+    Example:
+        >>> from flowkit.datasets import stock_returns
+        >>> stocks = stock_returns()
+        >>> stocks.returns.shape, stocks.dates[-1], stocks.names[:2]
+        (torch.Size([8312, 20]), '2022-12-28', ('AAPL', 'AMD'))
+    """
+    path = _installed() if file is None else Path(file)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
+            header, *rows = csv.reader(lines)
+        prices = np.array([row[1:] for row in rows], dtype=np.float64)
+    except FileNotFoundError:
+        raise _missing(str(path)) from None
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"stock_returns cannot read {path}: {error}") from error
+    if prices.shape != (len(rows), len(header) - 1) or len(rows) < 2 or not (prices > 0).all():
+        raise DataError(
+            f"stock_returns expected a column of dates and one of positive prices a stock in "
+            f"{path}, got a table of shape {prices.shape}; remedy: fetch the file anew"
+        )
+    if seed is not None:
+        prices = prices + _CENTS * (np.random.default_rng(seed).random(prices.shape) - 0.5)
+    returns = torch.from_numpy(100 * np.diff(np.log(prices), axis=0)).to(dtype)
+    return StockReturns(returns, tuple(row[0] for row in rows[1:]), tuple(header[1:]))
+
+
+def _installed() -> Path:
+    spec = find_spec("skfolio")
+    if spec is None or not spec.submodule_search_locations:
+        raise _missing("skfolio")
+    return Path(spec.submodule_search_locations[0]) / _FILE
+
+
+def _missing(what: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"stock_returns found no {what}; remedy: pip install --no-deps skfolio, or give the file "
+        "sp500_dataset.csv.gz with file="
+    )

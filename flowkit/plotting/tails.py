@@ -1,0 +1,205 @@
+"""Tails of samples: survival on logarithmic axes, mean excess, and quantiles of two samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flowkit.errors import DataError
+from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR, as_rows
+
+# The first sample is grey, as data are, then blue and further colours.
+_COLOURS = (DATA_COLOUR, MODEL_COLOUR, "#c0392b", "#2e8b57", "#8e5ea2", "#b8860b")
+_SIDES = {"both": "|x|", "right": "x", "left": "-x"}
+# Points of a curve; more are not seen.
+_POINTS = 400
+
+
+def pareto_plot(
+    samples: Mapping[str, Any], *, tail: str = "both", unit: str = "", title: str = "tails"
+) -> Figure:
+    r"""Draw the share of each sample beyond t against t, both axes logarithmic.
+
+    A tail of index :math:`\alpha` is a line of slope :math:`-\alpha` there; light tails bend down.
+
+    Args:
+        samples: Names, and ``(n,)`` numbers each; the first is drawn in grey, as data are.
+        tail: ``"both"`` for magnitudes, ``"right"`` or ``"left"`` for one side.
+        unit: Unit of the numbers, for the label.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        DataError: If there is no sample or more than six, one has no finite numbers on the side of
+            the tail, or ``tail`` is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowkit.plotting import pareto_plot
+        >>> rng = np.random.default_rng(0)
+        >>> figure = pareto_plot({"t(2)": rng.standard_t(2, 1000), "normal": rng.normal(size=1000)})
+        >>> figure.axes[0].get_xscale()
+        'log'
+    """
+    figure, axis = _axes(title)
+    sided = _sided("pareto_plot", samples, tail)
+    # The larger halves: small numbers would take decades of the axis.
+    start = min(float(np.median(x)) for _, x in sided)
+    for colour, (name, x) in zip(_COLOURS, sided, strict=False):
+        share = np.arange(len(x), 0, -1) / len(x)
+        kept = _spread(len(x))
+        kept = kept[x[kept] >= start]
+        axis.loglog(x[kept], share[kept], color=colour, label=name)
+    axis.set_xlabel(f"t{_bracket(unit)}")
+    axis.set_ylabel(f"share of {_SIDES[tail]} beyond t")
+    axis.legend(frameon=False)
+    return figure
+
+
+def mean_excess_plot(
+    samples: Mapping[str, Any],
+    *,
+    tail: str = "both",
+    unit: str = "",
+    title: str = "mean excess",
+) -> Figure:
+    r"""Draw :math:`E[x - t \mid x > t]` of each sample against t.
+
+    It rises along a line of slope :math:`\xi / (1 - \xi)` for tails of an extreme-value index
+    :math:`0 < \xi < 1`, is level for those of an exponential, and falls for lighter ones. The ten
+    largest numbers are left out: a mean of a few says nothing.
+
+    Args and errors are those of :func:`pareto_plot`; a sample needs more than twenty numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowkit.plotting import mean_excess_plot
+        >>> x = np.random.default_rng(0).exponential(size=1000)
+        >>> mean_excess_plot({"x": x}, tail="right", unit="s").axes[0].get_xlabel()
+        'threshold t [s]'
+    """
+    figure, axis = _axes(title)
+    for colour, (name, x) in zip(
+        _COLOURS, _sided("mean_excess_plot", samples, tail), strict=False
+    ):
+        if len(x) <= 20:
+            raise DataError(
+                f"mean_excess_plot expected more than 20 numbers on the side of the tail, got "
+                f"{len(x)} of {name!r}"
+            )
+        above = np.cumsum(x[::-1])[::-1]
+        count = np.arange(len(x), 0, -1)
+        kept = _spread(len(x) - 10)
+        axis.plot(x[kept], (above / count)[kept] - x[kept], color=colour, label=name)
+    axis.set_xlabel(f"threshold t{_bracket(unit)}")
+    axis.set_ylabel(f"mean of {_SIDES[tail]} - t beyond t{_bracket(unit)}")
+    axis.legend(frameon=False)
+    return figure
+
+
+def qq_plot(
+    x: Any,
+    samples: Mapping[str, Any],
+    *,
+    label: str = "data",
+    unit: str = "",
+    title: str = "quantiles",
+) -> Figure:
+    """Draw quantiles of samples against those of x, with asinh axes that show both tails.
+
+    Args:
+        x: ``(n,)`` numbers, the reference.
+        samples: Names, and ``(m,)`` numbers each.
+        label: What x is.
+        unit: Unit of the numbers, for the labels.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        DataError: As :func:`pareto_plot`.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowkit.plotting import qq_plot
+        >>> rng = np.random.default_rng(0)
+        >>> figure = qq_plot(rng.normal(size=500), {"model": rng.normal(size=800)})
+        >>> figure.axes[0].get_xlabel()
+        'quantiles of data'
+    """
+    reference = _numbers("qq_plot", "x", x)
+    figure, axis = _axes(title)
+    width = float(np.subtract(*np.quantile(reference, [0.75, 0.25]))) or 1.0
+    for colour, (name, y) in zip(_COLOURS[1:], _named("qq_plot", samples), strict=False):
+        n = min(len(reference), len(y))
+        levels = (np.arange(n) + 0.5) / n
+        # Dense at both ends, where single numbers count.
+        kept = np.union1d(_spread(n), n - 1 - _spread(n))
+        quantiles = (np.quantile(v, levels[kept]) for v in (reference, y))
+        axis.plot(*quantiles, ".", markersize=3, color=colour, label=name)
+    ends = [float(reference[0]), float(reference[-1])]
+    axis.plot(ends, ends, color="0.75", linewidth=1, zorder=0)
+    axis.set_xscale("asinh", linear_width=width)
+    axis.set_yscale("asinh", linear_width=width)
+    axis.set_xlabel(f"quantiles of {label}{_bracket(unit)}")
+    axis.set_ylabel(f"quantiles of samples{_bracket(unit)}")
+    axis.legend(frameon=False)
+    return figure
+
+
+def _axes(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axis = figure.subplots()
+    axis.set_title(title)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def _bracket(unit: str) -> str:
+    return f" [{unit}]" if unit else ""
+
+
+def _spread(n: int) -> np.ndarray:
+    """Places among n numbers, from the smallest: ever denser towards the largest."""
+    return np.unique(n - np.geomspace(1, n, min(n, _POINTS)).round().astype(int))
+
+
+def _numbers(where: str, name: str, x: Any) -> np.ndarray:
+    column = x[:, None] if getattr(x, "ndim", None) == 1 else np.reshape(x, (-1, 1))
+    if getattr(x, "ndim", 1) != 1:
+        raise DataError(
+            f"{where} expected {name} as a row of numbers, got {getattr(x, 'ndim', 0)} "
+            "dimensions; remedy: one column at a time"
+        )
+    return np.sort(as_rows(column, 1, f"{where}: {name}")[:, 0])
+
+
+def _named(where: str, samples: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
+    if not isinstance(samples, Mapping) or not 1 <= len(samples) <= len(_COLOURS):
+        raise DataError(
+            f"{where} expected names and samples, one to {len(_COLOURS)} of them, got "
+            f"{type(samples).__name__}; remedy: {{'data': x}}"
+        )
+    return [(name, _numbers(where, repr(name), x)) for name, x in samples.items()]
+
+
+def _sided(where: str, samples: Mapping[str, Any], tail: str) -> list[tuple[str, np.ndarray]]:
+    """The numbers of each sample on one side, from the smallest."""
+    if tail not in _SIDES:
+        raise DataError(f"{where} expected a tail of 'both', 'right' or 'left', got {tail!r}")
+    sided = []
+    for name, x in _named(where, samples):
+        side = np.sort(np.abs(x)) if tail == "both" else x if tail == "right" else -x[::-1]
+        side = side[side > 0]
+        if not len(side):
+            raise DataError(f"{where}: {name!r} has no number on the {tail} side")
+        sided.append((name, side))
+    return sided
