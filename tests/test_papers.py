@@ -1,8 +1,8 @@
 """The reproductions of papers run, at a small size, and write what they promise."""
 
 import importlib.util
-from importlib.util import find_spec
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest

@@ -63,8 +63,7 @@ def train(name: str, toy: HeavyCopula, seed: int, options: argparse.Namespace) -
     """Fit one flow, and score it and its samples."""
     size = options.rows if options.small else MORE_ROWS.get(toy.features, options.rows)
     rows, held, test = (
-        toy.sample(n, seed=10 * seed + i)
-        for i, n in enumerate((size, options.held, options.test))
+        toy.sample(n, seed=10 * seed + i) for i, n in enumerate((size, options.held, options.test))
     )
     begun = time.process_time()
     if name == "truth":
@@ -134,8 +133,8 @@ def report(results: list[Result], options: argparse.Namespace, command: str) -> 
         f"`{command}`: {versions}, Python {platform.python_version()}, {platform.machine()}, one "
         "thread.",
         "",
-        f"Five autoregressive spline layers with networks of {UNITS[8]} units and {options.rows:,} "
-        f"training rows (eight features), {UNITS[50]} units and {MORE_ROWS[50]:,} rows (fifty); "
+        f"Five autoregressive spline layers with networks of {UNITS[8]} units and "
+        f"{options.rows:,} training rows (eight features), {UNITS[50]} units and {MORE_ROWS[50]:,} rows (fifty); "
         f"{options.steps:,} steps of 512 rows, Adam from 1e-3 (cosine to zero), weights of the "
         f"best epoch. On {options.test:,} test rows: mean of -log p above the exact one, nats; on "
         "as many generated ones, means over the heavy margins of the area between log-log plots "

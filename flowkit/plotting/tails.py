@@ -43,7 +43,7 @@ def pareto_plot(
         >>> import numpy as np
         >>> from flowkit.plotting import pareto_plot
         >>> rng = np.random.default_rng(0)
-        >>> figure = pareto_plot({"t(2)": rng.standard_t(2, 1000), "normal": rng.normal(size=1000)})
+        >>> figure = pareto_plot({"t": rng.standard_t(2, 999), "normal": rng.normal(size=999)})
         >>> figure.axes[0].get_xscale()
         'log'
     """

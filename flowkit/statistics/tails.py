@@ -246,9 +246,7 @@ def tail_verdict(
     return TailVerdict(True, hill.index, ends, hill, moment, kernel)
 
 
-def tail_indices(
-    x: Any, *, tail: str = "both", resamples: int = 100, seed: int = 0
-) -> list[Any]:
+def tail_indices(x: Any, *, tail: str = "both", resamples: int = 100, seed: int = 0) -> list[Any]:
     """The tail index of every column, infinite where it is light: what a flow's tails are to be.
 
     Taken about each column's median, by :func:`tail_verdict`.
