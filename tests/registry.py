@@ -31,8 +31,13 @@ from flowkit.conditioners import (
     ConvNet,
     FourierMaskedMLP,
     Grouped,
+    KernelConditioner,
     MaskedMLP,
+    Matern,
+    RandomFourierConditioner,
+    RationalQuadratic,
     ResidualMLP,
+    SquaredExponential,
 )
 from flowkit.energies import DoubleWell, Interpolation, NegativeLogProb, from_callable
 from flowkit.scalar import (
@@ -114,6 +119,7 @@ mlp = partial(MLP, hidden=(6, 6))
 residual = partial(ResidualMLP, hidden=(6, 6))
 masked = partial(MaskedMLP, hidden=(7, 6))
 asinh = partial(MaskedMLP, hidden=(7, 6), input_clip="asinh")
+kernel = partial(KernelConditioner, points=4)
 few = partial(MaskedMLP, hidden=(3, 2))
 convolutional = partial(ConvNet, hidden=(4, 3))
 fourier = partial(FourierMaskedMLP, hidden=(7, 6), waves=2, highest=3.0)
@@ -296,6 +302,44 @@ CASES: list[Case] = [
         "coupling-4-in-groups-of-which-one-has-nothing-to-read",
         lambda: Coupling(
             [1, 1, 0, 1], Affine(), partial(Grouped, reads=(0, 1), moves=(1, 2), conditioner=mlp)
+        ),
+    ),
+    Case("coupling-3-of-kernels", lambda: Coupling([0, 1, 1], Affine(), kernel)),
+    Case(
+        "coupling-3-context-of-sums-of-kernels-of-spline",
+        lambda: Coupling(
+            [0, 1, 0],
+            SCALARS["spline"],
+            partial(
+                KernelConditioner,
+                points=5,
+                kernel=lambda d: Matern(d, 0.5) * SquaredExponential(d) + RationalQuadratic(d),
+                mean=True,
+            ),
+            context=2,
+        ),
+    ),
+    Case(
+        "coupling-2-of-kernels-kept",
+        lambda: Coupling(
+            [0, 1], Affine(), partial(kernel, learn_points=False, kernel=Matern)
+        ),
+    ),
+    Case(
+        "elementwise-1-context-of-kernels",
+        lambda: Elementwise(1, Affine(), 2, partial(kernel, kernel=partial(Matern, nu=1.5))),
+    ),
+    Case(
+        "coupling-3-of-random-fourier-features",
+        lambda: Coupling([0, 1, 0], Affine(), partial(RandomFourierConditioner, frequencies=4)),
+    ),
+    Case(
+        "coupling-2-context-of-random-fourier-features",
+        lambda: Coupling(
+            [0, 1],
+            Affine(),
+            partial(RandomFourierConditioner, frequencies=4, kernel=Matern, mean=True),
+            context=1,
         ),
     ),
     Case("Permutation-1", lambda: Permutation([0])),

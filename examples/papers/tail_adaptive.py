@@ -134,7 +134,8 @@ def report(results: list[Result], options: argparse.Namespace, command: str) -> 
         "thread.",
         "",
         f"Five autoregressive spline layers with networks of {UNITS[8]} units and "
-        f"{options.rows:,} training rows (eight features), {UNITS[50]} units and {MORE_ROWS[50]:,} rows (fifty); "
+        f"{options.rows:,} training rows (eight features), "
+        f"{UNITS[50]} units and {MORE_ROWS[50]:,} rows (fifty); "
         f"{options.steps:,} steps of 512 rows, Adam from 1e-3 (cosine to zero), weights of the "
         f"best epoch. On {options.test:,} test rows: mean of -log p above the exact one, nats; on "
         "as many generated ones, means over the heavy margins of the area between log-log plots "

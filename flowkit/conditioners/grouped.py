@@ -78,6 +78,12 @@ class Grouped(nn.Module):
             else:
                 self.own.append(nn.Parameter(torch.zeros(out)))
 
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Start the conditioners from what they read, as far as they start from data."""
+        for known, _, i, reads in self._plan:
+            if reads and hasattr(self.nets[i], "initialize"):
+                self.nets[i].initialize(x[..., :known], context)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
         parts = []

@@ -2,6 +2,7 @@
 
 from flowkit.objectives.base import Batch, Loss, Objective, WeightedSum
 from flowkit.objectives.force import ForceMatching
+from flowkit.objectives.kernel import KernelNorm
 from flowkit.objectives.likelihood import MaximumLikelihood
 from flowkit.objectives.path import PathKL
 from flowkit.objectives.preprocessing import AfterPreprocessing
@@ -12,6 +13,7 @@ __all__ = [
     "AfterPreprocessing",
     "Batch",
     "ForceMatching",
+    "KernelNorm",
     "Loss",
     "MaximumLikelihood",
     "Objective",

@@ -11,6 +11,7 @@ from flowkit.recipes.flows import (
     coupling_flow,
     elementwise_flow,
 )
+from flowkit.recipes.kernelised import kernelised_flow
 from flowkit.recipes.registry import RECIPES, build, recipe
 from flowkit.recipes.smooth import smooth_flow
 from flowkit.recipes.stochastic import insert_stochastic_layers, stochastic_flow
@@ -25,6 +26,7 @@ __all__ = [
     "elementwise_flow",
     "energy_based_flow",
     "insert_stochastic_layers",
+    "kernelised_flow",
     "recipe",
     "smooth_flow",
     "stochastic_flow",

@@ -73,7 +73,7 @@ def named_scalar(scalar: str | ScalarMap) -> ScalarMap:
     return scalar if isinstance(scalar, ScalarMap) else choose("scalar map", scalar, _SCALARS)()
 
 
-def _mixing(linear: str | None, features: int, seed: int) -> list[Transform]:
+def mixing(linear: str | None, features: int, seed: int) -> list[Transform]:
     """What stands before a layer so that every feature gets its turn."""
     if linear is None:
         return []
@@ -82,6 +82,12 @@ def _mixing(linear: str | None, features: int, seed: int) -> list[Transform]:
         return []
     permutation = Permutation.random(features, seed)
     return [permutation] if layer is None else [permutation, layer(features)]
+
+
+def half(features: int, linear: str | None, layer: int) -> list[bool]:
+    """The second half moves; the first in its turn, where nothing mixes them."""
+    swap = linear is None and layer % 2 == 1
+    return [(j < features // 2) == swap for j in range(features)]
 
 
 def _finish(
@@ -152,12 +158,11 @@ def coupling_flow(
         )
     stack: list[Transform] = []
     for i in range(layers):
-        stack += _mixing(linear, features, seed + i)
+        stack += mixing(linear, features, seed + i)
         if features == 1:
             stack.append(Elementwise(1, chosen, context, factory))  # type: ignore[arg-type]
             continue
-        swap = linear is None and i % 2 == 1
-        mask = [(j < features // 2) == swap for j in range(features)]
+        mask = half(features, linear, i)
         stack.append(Coupling(mask, chosen, factory, context))  # type: ignore[arg-type]
     return _finish("coupling_flow", stack, features, context, base, standardize)
 
@@ -201,7 +206,7 @@ def autoregressive_flow(
     factory = functools.partial(MaskedMLP, hidden=hidden, activation=activation)
     stack: list[Transform] = []
     for i in range(layers):
-        stack += _mixing(linear, features, seed + i)
+        stack += mixing(linear, features, seed + i)
         order = list(range(features))[::-1] if linear is None and i % 2 == 1 else None
         stack.append(MaskedAutoregressive(features, chosen, factory, context, order))
     return _finish("autoregressive_flow", stack, features, context, base, standardize)

@@ -129,6 +129,11 @@ class Transform(nn.Module):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Start from data ``x (*batch, *event)``; called by the first ``fit``, not by forward."""
 
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether :meth:`initialize` does anything."""
+        return type(self).initialize is not Transform.initialize
+
     def orientation(self) -> Tensor | float:
         """Sign of ``dz/dx`` of a scalar map, for distribution functions; 1 unless overridden."""
         return 1.0

@@ -191,9 +191,14 @@ class Compose(Transform):
             states.append(t(states[-1], context, **kwargs)[0])
         return states
 
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether any transform starts from data."""
+        return any(t.starts_from_data for t in self.transforms)
+
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Start each transform from the data as they reach it, as far as any starts from data."""
-        starting = [i for i, t in enumerate(self.transforms) if _starts_from_data(t)]
+        starting = [i for i, t in enumerate(self.transforms) if t.starts_from_data]
         for i, t in enumerate(self.transforms[: max(starting, default=-1) + 1]):
             t.initialize(x, context)  # type: ignore[operator]
             if i < starting[-1]:
@@ -218,12 +223,6 @@ def _joined_shapes(
             event_shape = shape if event_shape is None else event_shape
             shape = t.noise_shape
     return shape if event_shape is None else event_shape, shape
-
-
-def _starts_from_data(transform: Any) -> bool:
-    if isinstance(transform, Compose):
-        return any(_starts_from_data(t) for t in transform.transforms)
-    return type(transform).initialize is not Transform.initialize
 
 
 def _has_inverse(transform: Transform) -> bool:

@@ -115,6 +115,17 @@ class Coupling(Transform):
         raw = features_first(self.conditioner(read, context).to(fixed.dtype), self.event_ndim)
         return raw.unflatten(0, (self.scalar.param_size, self._split_sizes[1])).movedim(0, -1)
 
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether the conditioner does."""
+        return hasattr(self.conditioner, "initialize")
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Start the conditioner from what it reads."""
+        if self.starts_from_data:
+            read = features_last(self._split(x)[0], self.event_ndim)
+            self.conditioner.initialize(read, context)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Move the masked features towards noise."""
         fixed, moved = self._split(x)

@@ -54,6 +54,16 @@ class Elementwise(Transform):
         raw = features_first(self.conditioner(x[..., :0], context).to(x.dtype))  # type: ignore[misc]
         return raw.unflatten(0, (self.scalar.param_size, -1)).movedim(0, -1)
 
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether the conditioner does."""
+        return hasattr(self.conditioner, "initialize")
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Start the conditioner from the context."""
+        if self.starts_from_data:
+            self.conditioner.initialize(x[..., :0], context)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise."""
         z, log_slope = self.scalar.forward(features_first(x), self._params(x, context))
