@@ -321,9 +321,7 @@ CASES: list[Case] = [
     ),
     Case(
         "coupling-2-of-kernels-kept",
-        lambda: Coupling(
-            [0, 1], Affine(), partial(kernel, learn_points=False, kernel=Matern)
-        ),
+        lambda: Coupling([0, 1], Affine(), partial(kernel, learn_points=False, kernel=Matern)),
     ),
     Case(
         "elementwise-1-context-of-kernels",

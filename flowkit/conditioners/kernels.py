@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Factors at which a length-scale ends, from where it starts.
-_BOUNDS = (0.05, 20.0)
+# Logarithm of the factor, up or down, that a length-scale can go from its start.
+_REACH = math.log(20.0)
 
 
 class Kernel(nn.Module):
@@ -74,17 +74,15 @@ class _Stationary(Kernel):
                 f"{type(self).__name__} needs one length_scale > 0, or one for each of {features} "
                 f"features, got {length_scale!r}"
             )
-        self.register_buffer("centre", torch.tensor(scales).log())
-        # The share of the way between the bounds, as a logit, and the log-variance.
+        self.register_buffer("start", torch.tensor(scales))
+        # The logarithm of the factor from the start, before it is bounded, and of the variance.
         self.raw_scales = nn.Parameter(torch.zeros(features), requires_grad=learn)
         self.log_variance = nn.Parameter(torch.zeros(()), requires_grad=learn)
 
     @property
     def length_scales(self) -> Tensor:
         """The length-scales, ``(features,)``."""
-        # Zero is the start, and the slope there is one.
-        half = math.log(_BOUNDS[1])
-        return (self.get_buffer("centre") + half * torch.tanh(self.raw_scales / half)).exp()
+        return self.get_buffer("start") * (_REACH * torch.tanh(self.raw_scales / _REACH)).exp()
 
     def initialize(self, x: Tensor) -> None:
         """Start the length-scales at the median distance of points, over the root of two."""
@@ -94,7 +92,7 @@ class _Stationary(Kernel):
         distance = torch.pdist(rows).median()
         # One distance for all: a feature that hardly varies says hardly anything.
         if distance > 0:
-            self.get_buffer("centre").fill_(math.log(float(distance) / math.sqrt(2)))
+            self.get_buffer("start").fill_(float(distance) / math.sqrt(2))
 
     def _variance(self, x: Tensor) -> Tensor:
         return self.log_variance.exp().to(x.dtype)
@@ -207,7 +205,7 @@ class RationalQuadratic(_Stationary):
 
     Args:
         features: Number of features d.
-        alpha: The start of :math:`\alpha`, which is learned as its logarithm.
+        alpha: The start of :math:`\alpha`, which is learned as the logarithm of a factor.
         length_scale: See :class:`Matern`.
         learn: See :class:`Matern`; also for :math:`\alpha`.
 
@@ -231,10 +229,11 @@ class RationalQuadratic(_Stationary):
         super().__init__(features, length_scale, learn)
         if not 0 < alpha < math.inf:
             raise ValueError(f"RationalQuadratic needs alpha > 0, got {alpha!r}")
-        self.log_alpha = nn.Parameter(torch.tensor(math.log(alpha)), requires_grad=learn)
+        self.register_buffer("start_alpha", torch.tensor(float(alpha)))
+        self.raw_alpha = nn.Parameter(torch.zeros(()), requires_grad=learn)
 
     def _shape(self, a: Tensor, b: Tensor) -> Tensor:
-        alpha = self.log_alpha.exp().to(a.dtype)
+        alpha = (self.get_buffer("start_alpha") * self.raw_alpha.exp()).to(a.dtype)
         return torch.exp(-alpha * torch.log1p(_square_distance(a, b) / (2 * alpha)))
 
 

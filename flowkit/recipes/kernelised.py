@@ -46,7 +46,7 @@ def kernelised_flow(
     context: int = 0,
     layers: int = 8,
     points: int = 150,
-    kernel: str | Callable[[int], Kernel] = "squared-exponential",
+    kernel: str | Callable[[int], Kernel] = "matern-3/2",
     scalar: str | ScalarMap = "affine",
     linear: str | None = "lu",
     mean: bool = False,
@@ -95,9 +95,7 @@ def kernelised_flow(
         torch.Size([5])
     """
     name = "kernelised_flow"
-    check_sizes(
-        name, features=features, context=context, layers=layers, points=points, seed=seed
-    )
+    check_sizes(name, features=features, context=context, layers=layers, points=points, seed=seed)
     check_flags(name, mean=mean, learn_points=learn_points, standardize=standardize)
     if features + context < 2:
         raise RecipeError(f"{name} of one feature needs context to read; remedy: elementwise_flow")
@@ -130,4 +128,3 @@ def kernelised_flow(
             stack.append(Coupling(half(features, linear, i), chosen, net, context))
     embedding = StandardizeContext(context) if context and standardize else None
     return Flow(Compose(*stack), StandardNormal(features), embedding)
-
