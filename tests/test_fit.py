@@ -31,6 +31,7 @@ from flowkit import (
 from flowkit.bases import Logistic, StandardNormal, Uniform
 from flowkit.errors import CheckpointError, DataError, NonFiniteLossError
 from flowkit.objectives import Loss, Objective
+from flowkit.training import repeated_splits
 from flowkit.training.order import shuffled
 from flowkit.training.rows import MappedRows
 from flowkit.training.run import Run, Step
@@ -1076,3 +1077,30 @@ def test_flows_can_be_copied_after_a_fit():
     flow = small()
     fit(flow, rows(), epochs=1, **QUIET)
     assert torch.equal(copy.deepcopy(flow).log_prob(rows()), flow.log_prob(rows()))
+
+
+def test_repeated_splits_are_fits_of_new_flows_to_random_parts():
+    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(7))
+    seen = []
+
+    def build():
+        seen.append(coupling_flow(2, layers=1, hidden=(4,)))
+        return seen[-1]
+
+    options = {"epochs": 4, "progress": False, "compile": False}
+    found = repeated_splits(build, x, splits=3, validation=0.3, seed=5, **options)
+    assert len(set(map(id, seen))) == 3
+    for i, score in enumerate(found.scores):
+        torch.manual_seed(5 + i)
+        flow = coupling_flow(2, layers=1, hidden=(4,))
+        history = fit(flow, x, validation=0.3, seed=5 + i, **options)
+        assert history.best == score
+    assert found.mean == pytest.approx(sum(found.scores) / 3)
+    assert found.error > 0
+    assert found.epochs == sorted(h.best_epoch for h in found.histories)[1]
+    for wrong, message in (
+        ({"splits": 1}, "splits as a whole"),
+        ({"validation": 1.0}, "fraction"),
+    ):
+        with pytest.raises(DataError, match=message):
+            repeated_splits(build, x, **wrong)

