@@ -4,6 +4,7 @@ from flowkit.flow import Flow
 from flowkit.io import load, save
 from flowkit.objectives import (
     AfterPreprocessing,
+    DependentLikelihood,
     ForceMatching,
     KernelNorm,
     MaximumLikelihood,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AfterPreprocessing",
+    "DependentLikelihood",
     "Flow",
     "ForceMatching",
     "History",

@@ -82,7 +82,7 @@ class Grouped(nn.Module):
         """Start the conditioners from what they read, as far as they start from data."""
         for known, _, i, reads in self._plan:
             if reads and hasattr(self.nets[i], "initialize"):
-                self.nets[i].initialize(x[..., :known], context)
+                self.nets[i].initialize(x[..., :known], context)  # type: ignore[operator]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""

@@ -190,7 +190,9 @@ class Matern(_Stationary):
 
     def _shape(self, a: Tensor, b: Tensor) -> Tensor:
         t = math.sqrt(2 * self.nu) * _distance(a, b)
-        power = {0.5: 1.0, 1.5: 1 + t, 2.5: 1 + t + t.square() / 3}[self.nu]
+        if self.nu == 0.5:
+            return torch.exp(-t)
+        power = 1 + t if self.nu == 1.5 else 1 + t + t.square() / 3
         return power * torch.exp(-t)
 
     def frequencies(self, count: int, rng: np.random.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """Objectives: what to minimise."""
 
 from flowkit.objectives.base import Batch, Loss, Objective, WeightedSum
+from flowkit.objectives.dependent import DependentLikelihood
 from flowkit.objectives.force import ForceMatching
 from flowkit.objectives.kernel import KernelNorm
 from flowkit.objectives.likelihood import MaximumLikelihood
@@ -12,6 +13,7 @@ from flowkit.objectives.score import ScoreMatching, StochasticMaximumLikelihood
 __all__ = [
     "AfterPreprocessing",
     "Batch",
+    "DependentLikelihood",
     "ForceMatching",
     "KernelNorm",
     "Loss",

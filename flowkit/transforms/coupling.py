@@ -124,7 +124,7 @@ class Coupling(Transform):
         """Start the conditioner from what it reads."""
         if self.starts_from_data:
             read = features_last(self._split(x)[0], self.event_ndim)
-            self.conditioner.initialize(read, context)
+            self.conditioner.initialize(read, context)  # type: ignore[operator]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Move the masked features towards noise."""

@@ -62,7 +62,7 @@ class Elementwise(Transform):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Start the conditioner from the context."""
         if self.starts_from_data:
-            self.conditioner.initialize(x[..., :0], context)
+            self.conditioner.initialize(x[..., :0], context)  # type: ignore[union-attr, operator]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise."""

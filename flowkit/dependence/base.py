@@ -1,0 +1,122 @@
+"""Covariance across rows: relatives, repeated measures, neighbours in time and space."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.errors import DataError, ShapeError
+
+
+class RowCovariance(nn.Module):
+    r"""A covariance C of n rows with a unit diagonal, for matrices with independent columns.
+
+    Noise :math:`U \in R^{n \times p}` has columns :math:`U_{:j} \sim N(0, C)`, so that every row
+    by itself is standard normal. Subclasses define :meth:`solve`, :meth:`log_det`,
+    :meth:`colour` and :meth:`entries`.
+
+    Args:
+        rows: Number of rows n.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def solve(self, u: Tensor) -> Tensor:
+        """``C^-1 u`` of ``u (n, p)``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define solve(u)")
+
+    def log_det(self) -> Tensor:
+        """``log |C|``, a scalar."""
+        raise NotImplementedError(f"{type(self).__name__} does not define log_det()")
+
+    def colour(self, noise: Tensor) -> Tensor:
+        """Rows with covariance C from independent normal ``noise (n, p)``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define colour(noise)")
+
+    def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """``C[rows][:, columns]`` of two lists of places."""
+        raise NotImplementedError(f"{type(self).__name__} does not define entries")
+
+    def matrix(self) -> Tensor:
+        """C itself, ``(n, n)``."""
+        every = torch.arange(self.rows)
+        return self.entries(every, every)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        r"""Log-density of ``u (n, p)``, a scalar in nats.
+
+        .. math:: -\tfrac{np}2 \log 2\pi - \tfrac p2 \log|C| - \tfrac12 \mathrm{tr}\, U^T C^{-1} U
+        """
+        u = self._checked(u)
+        constant = u.shape[0] * u.shape[1] * math.log(2 * math.pi)
+        return -0.5 * (constant + u.shape[1] * self.log_det() + (u * self.solve(u)).sum())
+
+    def precision(self, rows: Tensor) -> Tensor:
+        """``C^-1[rows][:, rows]`` of a list of places, by a solve with their unit vectors."""
+        units = torch.nn.functional.one_hot(rows, self.rows).mT
+        like = self.log_det()
+        return self.solve(units.to(like))[rows]
+
+    def sample(self, columns: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``(n, columns)``, columns independent of each other."""
+        like = next(iter([*self.parameters(), *self.buffers()]))
+        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+        noise = torch.randn(
+            self.rows, columns, generator=generator, dtype=dtype, device=like.device
+        )
+        return self.colour(noise)
+
+    def sample_given(
+        self, u: Tensor, observed: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Draw all rows given some: :math:`U_m \mid U_o \sim N(C_{mo} C_{oo}^{-1} U_o, \cdot)`.
+
+        By Matheron's rule: a draw of all rows, corrected by what it misses of the observed ones.
+        Solves with :math:`C_{oo}` as a dense matrix in float64.
+
+        Args:
+            u: ``(m, p)``, the observed rows.
+            observed: ``(m,)``, their places.
+            generator: Random generator.
+
+        Returns:
+            ``(n, p)``, with the observed rows in their places.
+        """
+        places = torch.as_tensor(observed, dtype=torch.long)
+        if u.dim() != 2 or places.shape != u.shape[:1]:
+            raise ShapeError(
+                f"sample_given expected observed rows (m, p) and m places, got {tuple(u.shape)} "
+                f"and {tuple(places.shape)}"
+            )
+        drawn = self.sample(u.shape[1], generator).to(u)
+        every = torch.arange(self.rows)
+        known = self.entries(places, places).double()
+        across = self.entries(every, places).double()
+        missed = torch.linalg.solve(known, (u - drawn[places]).double())
+        drawn = drawn + (across @ missed).to(u)
+        return drawn.index_copy(0, places, u)
+
+    def _checked(self, u: Tensor) -> Tensor:
+        if u.dim() != 2 or len(u) != self.rows:
+            raise ShapeError(
+                f"{type(self).__name__} of {self.rows} rows expected a matrix ({self.rows}, p), "
+                f"got {tuple(u.shape)}"
+            )
+        return u
+
+
+def bounded(raw: Tensor, lower: Tensor | float, upper: float) -> Tensor:
+    """A number between two ends from one without."""
+    return lower + (upper - lower) * torch.sigmoid(raw)
+
+
+def raw_of(value: float, lower: float, upper: float, what: str) -> float:
+    """Undo :func:`bounded`."""
+    if not lower < value < upper:
+        raise DataError(f"expected {what} between {lower:.4g} and {upper:.4g}, got {value!r}")
+    share = (value - lower) / (upper - lower)
+    return math.log(share / (1 - share))

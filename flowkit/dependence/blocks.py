@@ -1,0 +1,118 @@
+"""Rows in blocks, all pairs of a block equally correlated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.dependence.base import RowCovariance, raw_of
+from flowkit.errors import DataError
+
+# How close a correlation may come to the ends at which C is singular.
+_MARGIN = 1e-4
+
+
+class EquicorrelatedBlocks(RowCovariance):
+    r"""Families, repeated measures, clusters: :math:`C_b = (1 - \rho) I + \rho\, 1 1^T`.
+
+    With blocks of m rows, :math:`\log|C_b| = \log(1 + (m - 1) \rho) + (m - 1) \log(1 - \rho)` and
+
+    .. math:: C_b^{-1} u = \frac1{1 - \rho} \left[ u - \frac{\rho}{1 + (m - 1) \rho}
+              \, 1 1^T u \right],
+
+    so that everything costs O(np). The correlation may be negative, down to
+    :math:`-1 / (m - 1)`. Rows that are alone in their block are independent of all.
+
+    Args:
+        blocks: ``(n,)`` names of blocks: numbers or texts.
+        rho: Where the correlation starts.
+        per_block: Whether every block has its own correlation.
+        learn: Whether it is learned.
+
+    Raises:
+        DataError: If there is no row, or rho is not between its ends.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.dependence import EquicorrelatedBlocks
+        >>> C = EquicorrelatedBlocks([0, 0, 1], rho=0.5)
+        >>> C.matrix().detach()
+        tensor([[1.0000, 0.5000, 0.0000],
+                [0.5000, 1.0000, 0.0000],
+                [0.0000, 0.0000, 1.0000]])
+    """
+
+    block: Tensor
+    size: Tensor
+    lower: Tensor
+
+    def __init__(
+        self, blocks: Any, rho: float = 0.1, per_block: bool = False, learn: bool = True
+    ) -> None:
+        index = _codes(blocks)
+        super().__init__(len(index))
+        self.register_buffer("block", index)
+        self.register_buffer("size", torch.bincount(index).to(torch.get_default_dtype()))
+        most = float(self.size.max())
+        sizes = self.size if per_block else self.size.new_tensor([most])
+        self.register_buffer("lower", (_MARGIN - 1) / (sizes - 1).clamp(min=1))
+        starts = [raw_of(rho, float(low), 1 - _MARGIN, "rho") for low in self.lower]
+        self.raw = nn.Parameter(torch.tensor(starts), requires_grad=learn)
+
+    @property
+    def rho(self) -> Tensor:
+        """The correlation, ``(1,)`` or ``(blocks,)``."""
+        return self.lower + (1 - _MARGIN - self.lower) * torch.sigmoid(self.raw)
+
+    def _sums(self, u: Tensor) -> Tensor:
+        return u.new_zeros(len(self.size), u.shape[1]).index_add(0, self.block, u)
+
+    def solve(self, u: Tensor) -> Tensor:
+        """``C^-1 u``, block by block."""
+        u = self._checked(u)
+        rho = self.rho.to(u.dtype).expand(len(self.size))
+        share = rho / (1 + (self.size.to(u.dtype) - 1) * rho)
+        common = share.unsqueeze(-1) * self._sums(u)
+        # A block of one has no correlation.
+        scale = torch.where(self.size > 1, 1 - rho, torch.ones_like(rho)).unsqueeze(-1)
+        common = torch.where(self.size.unsqueeze(-1) > 1, common, torch.zeros_like(common))
+        return (u - common[self.block]) / scale[self.block]
+
+    def log_det(self) -> Tensor:
+        """``log |C|``."""
+        rho = self.rho.expand(len(self.size))
+        each = torch.log1p((self.size - 1) * rho) + (self.size - 1) * torch.log1p(-rho)
+        return each.sum()
+
+    def colour(self, noise: Tensor) -> Tensor:
+        r"""By the root of each block, with J the projection to the mean of the block.
+
+        .. math:: \sqrt{1 - \rho}\, (I - J) + \sqrt{1 + (m - 1) \rho}\, J
+        """
+        noise = self._checked(noise)
+        size = self.size.to(noise.dtype)
+        rho = torch.where(size > 1, self.rho.to(noise.dtype).expand(len(size)), 0)
+        inner, outer = (1 - rho).sqrt(), (1 + (size - 1) * rho).sqrt()
+        mean = self._sums(noise) / size.unsqueeze(-1)
+        shift = (outer - inner).unsqueeze(-1) * mean
+        return inner[self.block].unsqueeze(-1) * noise + shift[self.block]
+
+    def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """One on the diagonal, rho within a block."""
+        a, b = self.block[rows], self.block[columns]
+        rho = self.rho.expand(len(self.size))
+        inside = torch.where(a[:, None] == b, rho[a][:, None], torch.zeros_like(rho[:1]))
+        return torch.where(rows[:, None] == columns, torch.ones_like(inside), inside)
+
+
+def _codes(blocks: Any) -> Tensor:
+    import numpy as np
+
+    names = np.asarray(blocks.cpu() if isinstance(blocks, Tensor) else blocks)
+    if names.ndim != 1 or not len(names):
+        raise DataError(
+            f"EquicorrelatedBlocks expected one block a row, got an array of {names.shape}"
+        )
+    return torch.from_numpy(np.unique(names, return_inverse=True)[1].astype("int64"))

@@ -1,0 +1,128 @@
+"""Rows in time, each correlated with those before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowkit.dependence.base import RowCovariance
+from flowkit.errors import DataError
+
+# Nearest that two rows of a series may come, as a correlation.
+_NEAREST = 1e-6
+
+
+class AutoregressiveTime(RowCovariance):
+    r"""Series with :math:`C_{ij} = e^{-|t_i - t_j| / \tau}`, rows of other series independent.
+
+    At regular times that is the autoregressive process of order one. A row depends on the series
+    before through its predecessor alone, with :math:`a_i = e^{-(t_i - t_{i-1}) / \tau}`: all costs
+    O(np).
+
+    .. math:: \log|C| = \sum_i \log(1 - a_i^2), \quad
+              u^T C^{-1} u = \sum_i \frac{(u_i - a_i u_{i-1})^2}{1 - a_i^2}
+
+    Args:
+        times: ``(n,)`` times, in any order.
+        series: ``(n,)`` names of series; one by default.
+        tau: Where the correlation time starts.
+        learn: Whether it is learned.
+
+    Raises:
+        DataError: If times are no numbers, two rows of a series have the same, or tau is not
+            positive.
+
+    Example:
+        >>> from flowkit.dependence import AutoregressiveTime
+        >>> C = AutoregressiveTime([0.0, 1.0, 2.0], tau=1.0)
+        >>> [round(v, 3) for v in C.matrix()[0].tolist()]
+        [1.0, 0.368, 0.135]
+    """
+
+    order: Tensor
+    gap: Tensor
+    series: Tensor
+    time: Tensor
+
+    def __init__(
+        self, times: Any, series: Any = None, tau: float = 1.0, learn: bool = True
+    ) -> None:
+        t = np.asarray(times, dtype=np.float64)
+        names = np.zeros(len(t)) if series is None else np.asarray(series)
+        if t.ndim != 1 or not len(t) or names.shape != t.shape or not np.isfinite(t).all():
+            raise DataError(
+                f"AutoregressiveTime expected a finite time and a series a row, got arrays of "
+                f"{t.shape} and {names.shape}"
+            )
+        if not 0 < tau < np.inf:
+            raise DataError(f"AutoregressiveTime expected tau > 0, got {tau!r}")
+        codes = np.unique(names, return_inverse=True)[1]
+        order = np.lexsort((t, codes))
+        gap = np.diff(t[order], prepend=0.0)
+        first = np.diff(codes[order], prepend=-1) != 0
+        gap[first] = 1.0
+        if (gap == 0).any():
+            raise DataError(
+                "AutoregressiveTime expected different times within a series; remedy: a series "
+                "a row, or EquicorrelatedBlocks for replicates"
+            )
+        super().__init__(len(t))
+        self.register_buffer("order", torch.from_numpy(order))
+        self.register_buffer("gap", torch.from_numpy(gap))
+        self.register_buffer("first", torch.from_numpy(first))
+        self.register_buffer("series", torch.from_numpy(codes.astype(np.int64)))
+        self.register_buffer("time", torch.from_numpy(t))
+        self.log_tau = nn.Parameter(torch.tensor(np.log(tau)), requires_grad=learn)
+
+    @property
+    def tau(self) -> Tensor:
+        """The correlation time, in the units of the times."""
+        return self.log_tau.exp()
+
+    def _steps(self) -> tuple[Tensor, Tensor]:
+        """Correlation with the predecessor, and variance given it; rows in order."""
+        rate = (self.gap / self.tau).clamp(min=_NEAREST)
+        first = self.get_buffer("first")
+        a = torch.where(first, torch.zeros_like(rate), torch.exp(-rate))
+        return a, torch.where(first, torch.ones_like(rate), -torch.expm1(-2 * rate))
+
+    def _restored(self, sorted_rows: Tensor) -> Tensor:
+        return torch.zeros_like(sorted_rows).index_copy(0, self.order, sorted_rows)
+
+    def solve(self, u: Tensor) -> Tensor:
+        """``C^-1 u``, by the differences to predecessors."""
+        u = self._checked(u)
+        a, variance = (v.to(u.dtype).unsqueeze(-1) for v in self._steps())
+        rows = u[self.order]
+        before = torch.cat([torch.zeros_like(rows[:1]), rows[:-1]])
+        scaled = (rows - a * before) / variance
+        after = torch.cat([(a * scaled)[1:], torch.zeros_like(rows[:1])])
+        return self._restored(scaled - after)
+
+    def log_det(self) -> Tensor:
+        """``log |C|``."""
+        return self._steps()[1].log().sum()
+
+    def colour(self, noise: Tensor) -> Tensor:
+        """Row by row, each from its predecessor."""
+        noise = self._checked(noise)
+        a, variance = (v.to(noise.dtype) for v in self._steps())
+        rows = variance.sqrt().unsqueeze(-1) * noise[self.order]
+        # All predecessors at once: sums over ever longer stretches, log2(n) of them.
+        step = 1
+        factor = a.unsqueeze(-1)
+        while step < len(rows):
+            still = torch.zeros_like(rows[:step])
+            rows = rows + factor * torch.cat([still, rows[:-step]])
+            factor = factor * torch.cat([torch.zeros_like(factor[:step]), factor[:-step]])
+            step *= 2
+        return self._restored(rows)
+
+    def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries of C."""
+        distance = (self.time[rows][:, None] - self.time[columns]).abs()
+        same = self.series[rows][:, None] == self.series[columns]
+        return torch.where(same, torch.exp(-distance / self.tau), torch.zeros_like(distance))
