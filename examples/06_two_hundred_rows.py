@@ -69,7 +69,8 @@ train, test = (train - mean) / scale, (test - mean) / scale
 #
 # The same four affine coupling layers with linear layers between them, three times: with kernel
 # expansions, with perceptrons of about as many parameters, and of ten times as many.
-# A fifth of the rows decides when to stop; without that, all of them overfit.
+# A fifth of the rows decides when to stop; without that, all of them overfit. (The mixture and the
+# kernel estimate below see these rows, too, in the end: an advantage of theirs.)
 
 
 # %%
@@ -130,8 +131,8 @@ for name, candidates in (("mixture", mixtures), ("KDE", kernels)):
 #
 # One split of 200 rows says little: `repeated_splits` fits a new flow to each of several, and
 # compares settings on the same ones. Here it weighs a penalty on the norm of the functions in
-# their space, `KernelNorm`. (The scores contain the penalty.) The median of the best epochs says
-# how long to train on all rows in the end.
+# their space, `KernelNorm`, which is part of the training loss only: scores are likelihoods of
+# held-out rows. The median of the best epochs says about how long to train on all rows in the end.
 
 # %%
 for weight in (0.0, 1e-3, 1e-2):

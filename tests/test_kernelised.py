@@ -95,6 +95,25 @@ def test_gradients_are_right_and_finite_at_coincident_points(nu):
         assert torch.allclose(gradients[0][0], slopes.detach(), atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [SquaredExponential, lambda d: Matern(d, 1.5), Matern])
+def test_curvature_is_right_at_coincident_points_and_far_from_the_origin(make):
+    d, scale, twice = 3, 2.0, torch.func.jacrev
+    kernel = make(d).double()
+    kernel.start.fill_(scale)
+    x = 100 + normal(50, d)
+    curvature = {SquaredExponential: -1.0}.get(make)
+    if curvature is None:
+        nu = kernel.nu
+        curvature = -nu / (nu - 1)
+    hessian = torch.func.vmap(twice(twice(lambda v, w: kernel(v[None], w[None])[0, 0])))
+    laplacian = hessian(x, x.clone()).diagonal(dim1=-1, dim2=-2).sum(-1)
+    assert torch.allclose(laplacian, torch.tensor(curvature * d / scale**2).double(), rtol=1e-6)
+    single = make(d)
+    single.start.fill_(scale)
+    error = (single(x.float(), x.float()) - kernel(x, x)).abs().max()
+    assert error < 1e-4
+
+
 @pytest.mark.parametrize(("features", "layers", "points"), [(6, 12, 150), (5, 3, 7)])
 def test_parameters_are_counted_by_the_formula(features, layers, points):
     flow = kernelised_flow(features, layers=layers, points=points, linear="permutation")
@@ -250,6 +269,7 @@ def test_the_norm_is_a_penalty():
         if isinstance(m, KernelConditioner)
     )
     assert KernelNorm()(flow, {}).value.item() == pytest.approx(expected, rel=1e-5)
+    assert KernelNorm().eval()(flow, {}).value == 0
     with pytest.raises(DataError, match="remedy: for example kernelised_flow"):
         KernelNorm()(coupling_flow(2), {})
     x = two_moons().sample(200, seed=0)
@@ -303,7 +323,7 @@ def test_little_data_of_moons():
     for points in (10, 150):
         torch.manual_seed(0)
         flow = kernelised_flow(2, layers=8, points=points)
-        scores[points] = nll(flow, train, 1e-2, 0, test)
+        scores[points] = nll(flow, train, 3e-3, 0, test)
     count = sum(p.numel() for p in flow.parameters())
     torch.manual_seed(0)
     width = 19
@@ -311,7 +331,7 @@ def test_little_data_of_moons():
     assert sum(p.numel() for p in flow.parameters()) == pytest.approx(count, rel=0.1)
     assert scores[150] <= scores[10]
     # As good as perceptrons of this size, with one of whose training runs it may be compared.
-    assert scores[150] <= nll(flow, train, 1e-2, 0, test) + 0.1
+    assert scores[150] <= nll(flow, train, 3e-3, 0, test) + 0.1
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def test_tails_are_drawn_as_they_are():
     axis = pareto_plot({"x": x}, tail="right", unit="m").axes[0]
     t, share = axis.lines[0].get_data()
     assert t.tolist() == [3, 8]
-    assert share.tolist() == [0.5, 0.25]
+    assert share.tolist() == [2 / 6, 1 / 6]
     assert axis.get_xlabel() == "t [m]"
     t, share = pareto_plot({"x": x}).axes[0].lines[0].get_data()
     assert dict(zip(t, share, strict=True))[4] == pytest.approx(2 / 6)
@@ -259,6 +259,7 @@ def test_tails_are_drawn_as_they_are():
         (lambda: pareto_plot({"x": [1.0]}, tail="left"), "no number on the left side"),
         (lambda: mean_excess_plot({"x": range(9)}), "more than 20 numbers"),
         (lambda: qq_plot([], {"x": [1.0]}), "rows"),
+        (lambda: qq_plot([1.0], {str(i): [1.0] for i in range(6)}), "one to 5 of them"),
     ],
 )
 def test_tails_that_cannot_be_drawn_are_named(call, message):

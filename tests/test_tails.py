@@ -391,6 +391,10 @@ def test_tails_of_columns_and_their_confusion():
     assert tail_confusion([3.0, math.inf, 2.0], torch.from_numpy(x)).tolist() == [[0, 1], [1, 1]]
     with pytest.raises(DataError, match="one tail a column, got 2 for 3"):
         tail_confusion([None, None], x)
+    with pytest.raises(DataError, match="column 1: 100% of the larger half"):
+        tail_indices(np.stack([x[:, 0], np.repeat([1.0, 2.0], N // 2)], -1))
+    with pytest.raises(DataError, match="'left' or 'apart', got 'apar'"):
+        tail_indices(x, tail="apar")
     with pytest.raises(DataError, match="a table of numbers"):
         tail_indices(x[:, 0])
 
@@ -481,6 +485,9 @@ def test_returns_of_stocks(tmp_path):
     assert (len(before), len(after)) == (1, 1)
     with pytest.raises(DataError, match="a date between 2000-01-04 and 2000-01-05"):
         stocks.split("1999-01-01")
+    for wrong in ("2000-1-5", "x"):
+        with pytest.raises(DataError, match="a date as '2010-01-01'"):
+            stocks.split(wrong)
     for text in ("Date,A\n2000-01-03,1.0\n2000-01-04,-1.0\n", "Date,A\n2000-01-03,1.0\n"):
         write(text)
         with pytest.raises(DataError, match="one of positive prices a stock"):

@@ -120,7 +120,7 @@ def train(name: str, date: str, seed: int, options: argparse.Namespace) -> Resul
             score = flow.log_prob(torch.from_numpy(after).float()).double().mean()
             parts = [
                 flow.sample(n, generator=generator)
-                for n in [ROWS_AT_ONCE] * (options.draws // ROWS_AT_ONCE) or [options.draws]
+                for n in np.diff([*range(0, options.draws, ROWS_AT_ONCE), options.draws]).tolist()
             ]
         drawn = torch.cat(parts).double().numpy()
     seconds = time.process_time() - begun
@@ -153,7 +153,8 @@ def report(results: list[Result], options: argparse.Namespace, command: str) -> 
         f"{options.draws:,} samples. Errors are means over the stocks of absolute differences; of "
         "the portfolio that holds the same of each the figures themselves. Flows: five "
         "autoregressive spline layers with networks of 64 and 64 units, Adam from 1e-3, at most "
-        f"{options.epochs} epochs of batches of 256, stopped by a random tenth of the days.",
+        f"{options.epochs} epochs of batches of 256, stopped by a random tenth of the days; "
+        "normal and t see all of them.",
     ]
     dates = sorted({r.date for r in results})
     for date in dates:
@@ -241,7 +242,14 @@ def main(arguments: list[str] | None = None) -> list[Result]:
                 if options.record:
                     with options.record.open("a") as file:
                         file.write(json.dumps(asdict(results[-1])) + "\n")
-    shown = "--small" if options.small else ""
+    given = {
+        f"--{name}": value
+        for name, value in vars(options).items()
+        if name not in ("output", "record") and value != parser.get_default(name)
+    }
+    words = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in given.items()}
+    shown = " ".join(f"{k} {v}" for k, v in words.items())
+    shown = "--small" if options.small else shown
     text = report(results, options, f"python examples/papers/stock_returns.py {shown}".strip())
     print(text)
     if options.output:

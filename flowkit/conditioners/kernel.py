@@ -8,8 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from flowkit.conditioners.kernels import Kernel, SquaredExponential
+from flowkit.errors import DataError
 
 _SEED = 0
 
@@ -17,6 +19,10 @@ _SEED = 0
 def _beside(x: Tensor, context: Tensor | None, size: int) -> Tensor:
     """Features, and the context next to them where it is read."""
     return torch.cat([x, context], -1) if size and context is not None else x
+
+
+def _affine(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
 class KernelConditioner(nn.Module):
@@ -27,8 +33,9 @@ class KernelConditioner(nn.Module):
     identity. Linear layers between, or ``mean``, have to bring the scale. Weights A start at zero.
 
     By ``initialize``, which the first fit calls, points become random rows of the data as they
-    reach the layer. With as many points as rows, and points that are kept, this is the full
-    representer: of all functions in the space, one of this form has the best likelihood.
+    reach the layer. With a point on every row that the layer reads, some function of this form
+    has the best likelihood of all in the space (the representer). Points stay where they are put,
+    or are learned; so where layers before are trained, what the layer reads moves away from them.
 
     A row costs :math:`O(N d)`. From some thousand points on
     :class:`RandomFourierConditioner` is cheaper.
@@ -113,6 +120,8 @@ class KernelConditioner(nn.Module):
             context = context.expand(*x.shape[:-1], -1)
         rows = _beside(x, context, self.context_size)
         rows = rows.reshape(-1, rows.shape[-1])
+        if not len(rows):
+            raise DataError("KernelConditioner.initialize expected at least one row, got none")
         count = len(self.points)
         rng = np.random.default_rng(_SEED)
         rounds = math.ceil(count / len(rows))
@@ -131,7 +140,7 @@ class KernelConditioner(nn.Module):
         rows = _beside(x, context, self.context_size)
         near = self.kernel(rows, self.points)
         out = near @ self.weights.to(x.dtype)
-        return out if self.mean is None else out + self.mean(rows)
+        return out if self.mean is None else out + _affine(self.mean, rows)
 
     def squared_norm(self) -> Tensor:
         r"""The squared norm in the space, :math:`\mathrm{tr}\, A^T K_{WW} A`."""
@@ -228,7 +237,7 @@ class RandomFourierConditioner(nn.Module):
         """Return ``(..., out_features)`` raw parameters."""
         rows = _beside(x, context, self.context_size)
         out = self.kernel.waves(rows, self.omega) @ self.weights.to(x.dtype)
-        return out if self.mean is None else out + self.mean(rows)
+        return out if self.mean is None else out + _affine(self.mean, rows)
 
     def squared_norm(self) -> Tensor:
         r"""The squared norm in the space of the features, :math:`\mathrm{tr}\, A^T A`."""

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# Below this t^2, (1 + t) exp(-t) is 1 - t^2 / 2 to 1e-11.
+_NEAR = 1e-7
 # Logarithm of the factor, up or down, that a length-scale can go from its start.
 _REACH = math.log(20.0)
 
@@ -115,9 +117,13 @@ class _Stationary(Kernel):
 
 
 def _square_distance(a: Tensor, b: Tensor) -> Tensor:
-    """By one product of matrices; not below zero."""
-    square = a.square().sum(-1, keepdim=True) + b.square().sum(-1)
-    return torch.clamp_min(square - 2 * a @ b.mT, 0)
+    """By one product of matrices, about the mean of b; to rounding, which may be below zero.
+
+    Not clamped: at coincident points that would take the curvature away.
+    """
+    centre = b.mean(-2, keepdim=True).detach()
+    a, b = a - centre, b - centre
+    return a.square().sum(-1, keepdim=True) + b.square().sum(-1) - 2 * a @ b.mT
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
@@ -152,7 +158,8 @@ class Matern(_Stationary):
 
     :math:`k = \sigma^2 e^{-t}` for :math:`\nu = 1/2`, :math:`\sigma^2 (1 + t)\, e^{-t}` for 3/2
     and :math:`\sigma^2 (1 + t + t^2 / 3)\, e^{-t}` for 5/2. The variance :math:`\sigma^2` starts
-    at one. Gradients at coincident points are zero.
+    at one. At coincident points the gradient is zero, also for 1/2, which has a kink there. The
+    kernel 1/2 costs memory for every feature of every pair.
 
     Args:
         features: Number of features d.
@@ -189,11 +196,15 @@ class Matern(_Stationary):
         self.nu = float(nu)
 
     def _shape(self, a: Tensor, b: Tensor) -> Tensor:
-        t = math.sqrt(2 * self.nu) * _distance(a, b)
         if self.nu == 0.5:
-            return torch.exp(-t)
+            return torch.exp(-_distance(a, b))
+        # Smooth at zero, where the root is not: by the first terms of the series there.
+        square = 2 * self.nu * _square_distance(a, b)
+        near = square < _NEAR
+        t = torch.where(near, torch.ones_like(square), square).sqrt()
         power = 1 + t if self.nu == 1.5 else 1 + t + t.square() / 3
-        return power * torch.exp(-t)
+        series = 1 - square / (2 if self.nu == 1.5 else 6)
+        return torch.where(near, series, power * torch.exp(-t))
 
     def frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
         r"""Draws of a multivariate t with :math:`2 \nu` degrees of freedom."""

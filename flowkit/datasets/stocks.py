@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import gzip
 import os
 from importlib.util import find_spec
@@ -42,6 +43,12 @@ class StockReturns(NamedTuple):
         Raises:
             DataError: If no day lies on one of the sides.
         """
+        try:
+            date = datetime.date.fromisoformat(str(date)).isoformat()
+        except ValueError:
+            raise DataError(
+                f"StockReturns.split expected a date as '2010-01-01', got {date!r}"
+            ) from None
         first = sum(day < date for day in self.dates)
         if not 0 < first < len(self.dates):
             raise DataError(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from flowkit.errors import DataError
 from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR, as_rows
@@ -52,7 +53,7 @@ def pareto_plot(
     # The larger halves: small numbers would take decades of the axis.
     start = min(float(np.median(x)) for _, x in sided)
     for colour, (name, x) in zip(_COLOURS, sided, strict=False):
-        share = np.arange(len(x), 0, -1) / len(x)
+        share = np.arange(len(x), 0, -1) / len(samples[name])
         kept = _spread(len(x))
         kept = kept[x[kept] >= start]
         axis.loglog(x[kept], share[kept], color=colour, label=name)
@@ -137,7 +138,7 @@ def qq_plot(
     reference = _numbers("qq_plot", "x", x)
     figure, axis = _axes(title)
     width = float(np.subtract(*np.quantile(reference, [0.75, 0.25]))) or 1.0
-    for colour, (name, y) in zip(_COLOURS[1:], _named("qq_plot", samples), strict=False):
+    for colour, (name, y) in zip(_COLOURS[1:], _named("qq_plot", samples, 5), strict=False):
         n = min(len(reference), len(y))
         levels = (np.arange(n) + 0.5) / n
         # Dense at both ends, where single numbers count.
@@ -173,19 +174,21 @@ def _spread(n: int) -> np.ndarray:
 
 
 def _numbers(where: str, name: str, x: Any) -> np.ndarray:
-    column = x[:, None] if getattr(x, "ndim", None) == 1 else np.reshape(x, (-1, 1))
-    if getattr(x, "ndim", 1) != 1:
+    row = x if isinstance(x, Tensor) else np.asarray(x)
+    if row.ndim != 1:
         raise DataError(
-            f"{where} expected {name} as a row of numbers, got {getattr(x, 'ndim', 0)} "
-            "dimensions; remedy: one column at a time"
+            f"{where} expected {name} as a row of numbers, got {row.ndim} dimensions; remedy: one "
+            "column at a time"
         )
-    return np.sort(as_rows(column, 1, f"{where}: {name}")[:, 0])
+    return np.sort(as_rows(row[:, None], 1, f"{where}: {name}")[:, 0])
 
 
-def _named(where: str, samples: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
-    if not isinstance(samples, Mapping) or not 1 <= len(samples) <= len(_COLOURS):
+def _named(
+    where: str, samples: Mapping[str, Any], most: int = len(_COLOURS)
+) -> list[tuple[str, np.ndarray]]:
+    if not isinstance(samples, Mapping) or not 1 <= len(samples) <= most:
         raise DataError(
-            f"{where} expected names and samples, one to {len(_COLOURS)} of them, got "
+            f"{where} expected names and samples, one to {most} of them, got "
             f"{type(samples).__name__}; remedy: {{'data': x}}"
         )
     return [(name, _numbers(where, repr(name), x)) for name, x in samples.items()]

@@ -57,9 +57,10 @@ def kernelised_flow(
 ) -> Flow:
     """A stack of coupling layers whose functions are kernel expansions, not networks.
 
-    A layer has ``points`` auxiliary points, which are learned, and a weight a point and parameter:
-    a tenth of the parameters of a network, and smooth functions that fall back to the identity
-    where no data are. Made for some hundreds of rows. Early stopping, which ``fit`` has, remains
+    A layer has N ``points``, which are learned, and a weight a point and parameter: with affine
+    maps :math:`2N(D - d) + Nd` for d of D features that stay, a tenth of the parameters of a
+    network up to some ten features. Functions are smooth and fall back to the identity where no
+    data are. Made for some hundreds of rows. Early stopping, which ``fit`` has, remains
     necessary; :class:`flowkit.KernelNorm` is the penalty to add.
 
     Args:
@@ -74,9 +75,10 @@ def kernelised_flow(
         linear: What mixes the features between layers: ``"lu"``, ``"orthogonal"``,
             ``"permutation"``, or ``None``, where the two halves take turns.
         mean: Whether an affine function is added to each expansion.
-        learn_points: Whether points are learned, or stay on the data where the first fit puts
-            them; with as many points as rows that is the full representer.
-        frequencies: Number of random Fourier frequencies, in place of points; see
+        learn_points: Whether points are learned, or stay where the first fit puts them, on the
+            data as they reach the layer then.
+        frequencies: Number of random Fourier frequencies, in place of points, for one kernel that
+            is squared-exponential or Matérn; see
             :class:`flowkit.conditioners.RandomFourierConditioner`.
         standardize: Whether the flow starts with a :class:`flowkit.transforms.Standardize`.
         seed: Seed of the permutations and of the frequencies.

@@ -81,14 +81,14 @@ def tail_adaptive_flow(
 ) -> Flow:
     r"""A flow whose features keep their class of tails, heavy or light.
 
-    Splines are linear in their tails, affine maps of bounded scale, so that layers change no tail
-    index, but for mixing: what a heavy feature is added to becomes heavy. Here light features come
-    first, as a group, then the heavy ones; permutations stay within a group, linear layers are
-    block-triangular, and the networks of autoregressive or coupling layers read their own group
-    and those before. Light features then never see heavy ones, in either direction, and each
-    feature is as heavy as its base: a normal, or a Student-t with the degrees of freedom of its
-    tail index. Within the heavy group indices do mix: every heavy feature may become as heavy as
-    the heaviest that reaches it.
+    Splines are linear in their tails, affine maps of bounded scale, so that layers on a Student-t
+    base change no tail index, but for mixing: what a heavy feature is added to becomes heavy. Here
+    light features come first, as a group, then the heavy ones; permutations stay within a group,
+    linear layers are block-triangular, and the networks of autoregressive or coupling layers read
+    their own group and those before. Light features then never see heavy ones, in either
+    direction, and each feature is as heavy as its base: a normal, or a Student-t with the degrees
+    of freedom of its tail index. Within the heavy group indices do mix: every heavy feature may
+    become as heavy as the heaviest that reaches it.
 
     ``"mtaf"``
         As described; degrees of freedom are learned from their start.
@@ -102,8 +102,10 @@ def tail_adaptive_flow(
         One group on a normal base, and last, towards the data, a
         :class:`flowkit.scalar.ExtremeValue` for every heavy feature, with a shape for its left and
         one for its right tail, learned from their start.
+        Layers that stretch the normal tails by a factor a turn an index :math:`1 / \xi` into
+        :math:`1 / (\xi a^2)`, so that the index of the flow is learned in any case.
     ``"ttf-fixed"``
-        The same with shapes that are kept.
+        The same with shapes of that map that are kept.
 
     The flow starts with a :class:`flowkit.transforms.Standardize` by median and interquartile
     range: a t with two degrees of freedom has no variance. Its networks read the asinh of the

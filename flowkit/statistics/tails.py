@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ _KERNEL_POWER = 0.6
 _TIES = 0.02
 # Numbers of resamples held at once.
 _BLOCK = 2_000_000
+# What turns a tail into a right one.
+_SIDES = {"both": np.abs, "right": np.positive, "left": np.negative}
 #: From this index on a tail is as good as light.
 _LIGHT_INDEX = 10.0
 
@@ -270,14 +273,15 @@ def tail_indices(x: Any, *, tail: str = "both", resamples: int = 100, seed: int 
         >>> light, 1 < heavy < 3
         (inf, True)
     """
-    columns = _columns(x)
-
-    def index(column: np.ndarray, side: str) -> float:
-        return tail_verdict(column, tail=side, resamples=resamples, seed=seed).index
-
-    if tail == "apart":
-        return [(index(column, "left"), index(column, "right")) for column in columns]
-    return [index(column, tail) for column in columns]
+    if tail not in (*_SIDES, "apart"):
+        raise DataError(f"tail expected 'both', 'right', 'left' or 'apart', got {tail!r}")
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    sides = ("left", "right") if tail == "apart" else (tail,)
+    found = [
+        tuple(_verdict(i, column, tail=side, **options).index for side in sides)
+        for i, column in enumerate(_columns(x))
+    ]
+    return found if tail == "apart" else [pair[0] for pair in found]
 
 
 def tail_confusion(tails: Sequence[Any], x: Any, **options: Any) -> np.ndarray:
@@ -311,11 +315,19 @@ def tail_confusion(tails: Sequence[Any], x: Any, **options: Any) -> np.ndarray:
             "columns"
         )
     counts = np.zeros((2, 2), dtype=int)
-    for tail, column in zip(tails, columns, strict=True):
+    for i, (tail, column) in enumerate(zip(tails, columns, strict=True)):
         pair = tail if isinstance(tail, (tuple, list)) else (tail,)
         heavy = any(t is not None and t < math.inf for t in pair)
-        counts[int(heavy), int(tail_verdict(column, **options).heavy)] += 1
+        counts[int(heavy), int(_verdict(i, column, **options).heavy)] += 1
     return counts
+
+
+def _verdict(i: int, column: np.ndarray, **options: Any) -> TailVerdict:
+    """The verdict on a column; an error says which one it was."""
+    try:
+        return tail_verdict(column, **options)
+    except DataError as error:
+        raise DataError(f"column {i}: {error}") from error
 
 
 def tail_area(x: Any, y: Any) -> float:
@@ -373,11 +385,11 @@ def expected_shortfall(
         >>> expected_shortfall([-10.0, 1.0, 2.0, 3.0], 0.75), expected_shortfall([1, 2, 3, 4], 0.5)
         (10.0, 3.5)
     """
-    if not isinstance(level, (int, float)) or not 0 < level < 1:
+    if not isinstance(level, Real) or not 0 < level < 1:
         raise DataError(f"expected_shortfall expected a level in (0, 1), got {level!r}")
     values = _sided(_row(x), tail, positive=False)
     mean = float(values[values >= np.quantile(values, level)].mean())
-    return mean / (1 - level) if paper_scale else mean
+    return mean / (1 - float(level)) if paper_scale else mean
 
 
 def _values(x: Any) -> np.ndarray:
@@ -387,7 +399,7 @@ def _values(x: Any) -> np.ndarray:
 def _columns(x: Any) -> list[np.ndarray]:
     """The columns of a table, each about its median."""
     values = _values(x)
-    if values.ndim != 2 or not values.shape[1]:
+    if values.ndim != 2 or not values.size:
         raise DataError(
             f"expected a table of numbers, (rows, columns), got {type(x).__name__} of shape "
             f"{values.shape}; remedy: x[:, None] for one column"
@@ -406,10 +418,9 @@ def _row(x: Any) -> np.ndarray:
 
 
 def _sided(values: np.ndarray, tail: str, positive: bool) -> np.ndarray:
-    sides = {"both": np.abs, "right": np.positive, "left": np.negative}
-    if tail not in sides:
+    if tail not in _SIDES:
         raise DataError(f"tail expected 'both', 'right' or 'left', got {tail!r}")
-    sided = sides[tail](values)
+    sided = _SIDES[tail](values)
     return sided[sided > 0] if positive else sided
 
 

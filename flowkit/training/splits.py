@@ -46,7 +46,10 @@ class SplitScores:
 
     @property
     def epochs(self) -> int:
-        """Median of the best epochs: how long to train on all rows, without validation."""
+        """Median of the best epochs: about how long to train on all rows, without validation.
+
+        The rate of a fit falls to zero over its epochs, unless ``scheduler=None``.
+        """
         return round(statistics.median(h.best_epoch or 1 for h in self.histories))
 
 
@@ -63,8 +66,8 @@ def repeated_splits(
     """Fit a new flow to each of some random splits of the data, and keep the validation losses.
 
     For some hundreds of rows, where the split alone moves the loss by more than what is to be
-    chosen: compare settings by the mean over the same splits, then train the best on all rows for
-    as many epochs as the splits say.
+    chosen: compare settings by the mean over the same splits, then train the best on all rows.
+    Scores are losses of the objective in evaluation mode, and compare only where these do.
 
     Args:
         build: Builds a new flow, started from a seed of its own for each split.
@@ -96,11 +99,18 @@ def repeated_splits(
             f"repeated_splits expected validation as a fraction between 0 and 1, got "
             f"{validation!r}"
         )
+    if "checkpoint" in options:
+        raise DataError("repeated_splits keeps no checkpoint: its fits are of different flows")
     histories = []
     for i in range(splits):
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed + i)
             flow = build()
+        if bool(flow.initialized):
+            raise DataError(
+                "repeated_splits expected build() to return a new flow each time, got one that "
+                "has been fitted; remedy: repeated_splits(lambda: coupling_flow(...), ...)"
+            )
         own = copy.deepcopy(objective)
         histories.append(fit(flow, data, own, validation=validation, seed=seed + i, **options))
     scores = tuple(math.nan if h.best is None else h.best for h in histories)

@@ -229,6 +229,8 @@ def _checked(method: Callable[..., Any], name: str) -> Callable[..., Any]:
 class Inverse(Transform):
     """A transform seen from the other side: ``forward`` is the inverse of the one it holds.
 
+    It does not start from data: what the transform held would start from is not known here.
+
     Example:
         >>> import torch
         >>> from flowkit.transforms import Permutation
