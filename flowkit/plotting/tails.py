@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
 from flowkit.errors import DataError
@@ -149,6 +150,15 @@ def qq_plot(
     axis.plot(ends, ends, color="0.75", linewidth=1, zorder=0)
     axis.set_xscale("asinh", linear_width=width)
     axis.set_yscale("asinh", linear_width=width)
+    for each in (axis.xaxis, axis.yaxis):
+        # Zero and powers of ten, from where the axis becomes logarithmic.
+        low, high = each.get_view_interval()
+        largest = max(-low, high, 10 * width)
+        powers = 10.0 ** np.arange(np.ceil(np.log10(width)), np.log10(largest) + 1)
+        each.set_major_locator(FixedLocator([*-powers[::-1], 0.0, *powers]))
+        each.set_major_formatter("{x:g}")
+        each.set_minor_locator(NullLocator())
+        each.set_view_interval(low, high, ignore=True)
     axis.set_xlabel(f"quantiles of {label}{_bracket(unit)}")
     axis.set_ylabel(f"quantiles of samples{_bracket(unit)}")
     axis.legend(frameon=False)
