@@ -16,16 +16,54 @@ from flowkit.errors import DataError
 _SEED = 0
 
 
-def _beside(x: Tensor, context: Tensor | None, size: int) -> Tensor:
-    """Features, and the context next to them where it is read."""
-    return torch.cat([x, context], -1) if size and context is not None else x
+class _Expansion(nn.Module):
+    """What both share: a kernel of features and context, and an affine function beside it."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        context: int,
+        kernel: Callable[[int], Kernel],
+        mean: bool,
+    ) -> None:
+        super().__init__()
+        name, features = type(self).__name__, in_features + context
+        if features < 1:
+            raise ValueError(
+                f"{name} has nothing to read: in_features + context must be at least 1; "
+                "parameters that depend on nothing belong into Elementwise"
+            )
+        self.in_features, self.out_features, self.context_size = in_features, out_features, context
+        self.kernel = kernel(features)
+        if not isinstance(self.kernel, Kernel) or self.kernel.features != features:
+            raise ValueError(
+                f"{name} needs a factory of kernels of {features} features, got {self.kernel!r} "
+                "from it"
+            )
+        self.mean = nn.Linear(features, out_features) if mean else None
+        if self.mean is not None:
+            nn.init.zeros_(self.mean.weight)
+            nn.init.zeros_(self.mean.bias)
+
+    def extra_repr(self) -> str:
+        """Sizes, for printing."""
+        return f"{self.in_features} -> {self.out_features}, context={self.context_size}"
+
+    def _read(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Features, and the context next to them where it is read."""
+        if not self.context_size or context is None:
+            return x
+        return torch.cat([x, context.expand(*x.shape[:-1], -1)], -1)
+
+    def _with_mean(self, out: Tensor, rows: Tensor) -> Tensor:
+        if self.mean is None:
+            return out
+        weight, bias = self.mean.weight.to(rows.dtype), self.mean.bias.to(rows.dtype)
+        return out + F.linear(rows, weight, bias)
 
 
-def _affine(layer: nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
-
-
-class KernelConditioner(nn.Module):
+class KernelConditioner(_Expansion):
     r"""A kernel expansion :math:`\theta(u) = \sum_{j=1}^N k(w_j, u)\, A_j` over auxiliary points.
 
     Few parameters and smooth functions, for little data. Far from all points a kernel vanishes,
@@ -76,39 +114,19 @@ class KernelConditioner(nn.Module):
         mean: bool = False,
         learn_points: bool = True,
     ) -> None:
-        super().__init__()
-        features = in_features + context
-        if features < 1:
-            raise ValueError(
-                "KernelConditioner has nothing to read: in_features + context must be at least 1; "
-                "parameters that depend on nothing belong into Elementwise"
-            )
+        super().__init__(in_features, out_features, context, kernel, mean)
         if type(points) is not int or points < 1:
             raise ValueError(f"KernelConditioner needs points >= 1, got {points!r}")
-        self.in_features, self.out_features, self.context_size = in_features, out_features, context
-        self.kernel = kernel(features)
-        if not isinstance(self.kernel, Kernel) or self.kernel.features != features:
-            raise ValueError(
-                f"KernelConditioner needs a factory of kernels of {features} features, got "
-                f"{self.kernel!r} from it"
-            )
-        start = torch.randn(points, features)
+        start = torch.randn(points, in_features + context)
         if learn_points:
             self.points = nn.Parameter(start)
         else:
             self.register_buffer("points", start)
         self.weights = nn.Parameter(torch.zeros(points, out_features))
-        self.mean = nn.Linear(features, out_features) if mean else None
-        if self.mean is not None:
-            nn.init.zeros_(self.mean.weight)
-            nn.init.zeros_(self.mean.bias)
 
     def extra_repr(self) -> str:
         """Sizes, for printing."""
-        return (
-            f"{self.in_features} -> {self.out_features}, context={self.context_size}, "
-            f"points={len(self.points)}"
-        )
+        return f"{super().extra_repr()}, points={len(self.points)}"
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
@@ -116,9 +134,7 @@ class KernelConditioner(nn.Module):
 
         With fewer rows than points, rows are taken again, a hundredth of a deviation apart.
         """
-        if self.context_size and context is not None:
-            context = context.expand(*x.shape[:-1], -1)
-        rows = _beside(x, context, self.context_size)
+        rows = self._read(x, context)
         rows = rows.reshape(-1, rows.shape[-1])
         if not len(rows):
             raise DataError("KernelConditioner.initialize expected at least one row, got none")
@@ -137,10 +153,10 @@ class KernelConditioner(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
-        rows = _beside(x, context, self.context_size)
+        rows = self._read(x, context)
         near = self.kernel(rows, self.points)
         out = near @ self.weights.to(x.dtype)
-        return out if self.mean is None else out + _affine(self.mean, rows)
+        return self._with_mean(out, rows)
 
     def squared_norm(self) -> Tensor:
         r"""The squared norm in the space, :math:`\mathrm{tr}\, A^T K_{WW} A`."""
@@ -148,7 +164,7 @@ class KernelConditioner(nn.Module):
         return (self.weights * (gram @ self.weights)).sum()
 
 
-class RandomFourierConditioner(nn.Module):
+class RandomFourierConditioner(_Expansion):
     r"""A kernel conditioner whose cost does not grow with the number of points.
 
     :math:`\theta(u) = \phi(u)^T A` with :math:`\phi = m^{-1/2} (\cos \omega_i \cdot u, \sin
@@ -197,47 +213,30 @@ class RandomFourierConditioner(nn.Module):
         mean: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        features = in_features + context
-        if features < 1:
-            raise ValueError(
-                "RandomFourierConditioner has nothing to read: in_features + context must be at "
-                "least 1"
-            )
+        super().__init__(in_features, out_features, context, kernel, mean)
         if type(frequencies) is not int or frequencies < 1:
             raise ValueError(
                 f"RandomFourierConditioner needs frequencies >= 1, got {frequencies!r}"
             )
-        self.in_features, self.out_features, self.context_size = in_features, out_features, context
-        self.kernel = kernel(features)
         omega = self.kernel.frequencies(frequencies, np.random.default_rng(seed))
         self.register_buffer("omega", omega.to(torch.get_default_dtype()))
         self.weights = nn.Parameter(torch.zeros(2 * frequencies, out_features))
-        self.mean = nn.Linear(features, out_features) if mean else None
-        if self.mean is not None:
-            nn.init.zeros_(self.mean.weight)
-            nn.init.zeros_(self.mean.bias)
 
     def extra_repr(self) -> str:
         """Sizes, for printing."""
-        return (
-            f"{self.in_features} -> {self.out_features}, context={self.context_size}, "
-            f"frequencies={len(self.omega)}"
-        )
+        return f"{super().extra_repr()}, frequencies={len(self.omega)}"
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Start the length-scales from the data."""
-        if self.context_size and context is not None:
-            context = context.expand(*x.shape[:-1], -1)
-        rows = _beside(x, context, self.context_size)
+        rows = self._read(x, context)
         self.kernel.initialize(rows.reshape(-1, rows.shape[-1]))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
-        rows = _beside(x, context, self.context_size)
+        rows = self._read(x, context)
         out = self.kernel.waves(rows, self.omega) @ self.weights.to(x.dtype)
-        return out if self.mean is None else out + _affine(self.mean, rows)
+        return self._with_mean(out, rows)
 
     def squared_norm(self) -> Tensor:
         r"""The squared norm in the space of the features, :math:`\mathrm{tr}\, A^T A`."""

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from flowkit.errors import DataError, ShapeError
 
+# Ends of a share of independence.
+SHARES = (1e-6, 1 - 1e-6)
+
 
 class RowCovariance(nn.Module):
     r"""A covariance C of n rows with a unit diagonal, for matrices with independent columns.
@@ -109,13 +112,22 @@ class RowCovariance(nn.Module):
         return u
 
 
-def bounded(raw: Tensor, lower: Tensor | float, upper: float) -> Tensor:
-    """A number between two ends from one without."""
-    return lower + (upper - lower) * torch.sigmoid(raw)
+class PartlyIndependent(RowCovariance):
+    r"""What :math:`C = \lambda I + (1 - \lambda) G` shares, whatever G is."""
+
+    def __init__(self, rows: int, independent: float, learn: bool) -> None:
+        super().__init__(rows)
+        start = raw_of(float(independent), *SHARES, "the independent share")
+        self.raw = nn.Parameter(torch.tensor(start, dtype=torch.float64), requires_grad=learn)
+
+    @property
+    def independent(self) -> Tensor:
+        r"""The share :math:`\lambda`."""
+        return SHARES[0] + (SHARES[1] - SHARES[0]) * torch.sigmoid(self.raw)
 
 
 def raw_of(value: float, lower: float, upper: float, what: str) -> float:
-    """Undo :func:`bounded`."""
+    """The logit of where a number lies between two ends."""
     if not lower < value < upper:
         raise DataError(f"expected {what} between {lower:.4g} and {upper:.4g}, got {value!r}")
     share = (value - lower) / (upper - lower)

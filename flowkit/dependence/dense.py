@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.conditioners import Kernel
-from flowkit.dependence.base import RowCovariance, bounded, raw_of
+from flowkit.dependence.base import PartlyIndependent, RowCovariance
 from flowkit.errors import DataError
-
-_LEAST, _MOST = 1e-4, 1 - 1e-4
 
 
 class _Dense(RowCovariance):
@@ -82,7 +80,7 @@ class GivenCovariance(_Dense):
         return self.get_buffer("factor")
 
 
-class Spatial(_Dense):
+class Spatial(_Dense, PartlyIndependent):
     r"""Neighbours in space: :math:`C = \lambda I + (1 - \lambda) K` with a kernel K of places.
 
     Args:
@@ -114,16 +112,9 @@ class Spatial(_Dense):
                 f"Spatial expected places (n, d) and a kernel of d features, got "
                 f"{tuple(places.shape)} and {kernel!r}"
             )
-        super().__init__(len(places))
+        super().__init__(len(places), independent, learn)
         self.register_buffer("places", places)
         self.kernel = kernel.double()
-        start = raw_of(float(independent), _LEAST, _MOST, "the independent share")
-        self.raw = nn.Parameter(torch.tensor(start, dtype=torch.float64), requires_grad=learn)
-
-    @property
-    def independent(self) -> Tensor:
-        r"""The share :math:`\lambda`."""
-        return bounded(self.raw, _LEAST, _MOST)
 
     def matrix(self) -> Tensor:
         """C itself."""

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowkit.dependence.base import RowCovariance, bounded, raw_of
+from flowkit.dependence.base import SHARES, PartlyIndependent, raw_of
 from flowkit.errors import DataError
 
-# Ends of the independent share.
-_LEAST, _MOST = 1e-6, 1 - 1e-6
 
-
-class Kinship(RowCovariance):
+class Kinship(PartlyIndependent):
     r"""A linear mixed model: :math:`C = \lambda I + (1 - \lambda) G` with a relationship matrix G.
 
     G is decomposed once, in float64, :math:`G = Q \Lambda Q^T`. Then every evaluation, for any
@@ -58,16 +55,9 @@ class Kinship(RowCovariance):
         if (matrix is None) == (factor is None):
             raise DataError("Kinship expected a matrix or a factor, and not both")
         values, basis = _decompose(matrix) if matrix is not None else _of_factor(factor)
-        super().__init__(len(basis))
+        super().__init__(len(basis), independent, learn)
         self.register_buffer("basis", basis)
         self.register_buffer("values", values)
-        start = raw_of(float(independent), _LEAST, _MOST, "the independent share")
-        self.raw = nn.Parameter(torch.tensor(start, dtype=torch.float64), requires_grad=learn)
-
-    @property
-    def independent(self) -> Tensor:
-        r"""The share :math:`\lambda`."""
-        return bounded(self.raw, _LEAST, _MOST)
 
     def _spectrum(self) -> Tensor:
         share = self.independent
@@ -123,13 +113,13 @@ class Kinship(RowCovariance):
             log_det = float(spectrum.log().sum()) + left * math.log(share)
             return 0.5 * (quadratic + columns * log_det)
 
-        ends = (_LEAST, _MOST)
-        return float(optimize.minimize_scalar(loss, bounds=ends, method="bounded").x)
+        return float(optimize.minimize_scalar(loss, bounds=SHARES, method="bounded").x)
 
     @torch.no_grad()
     def set_share(self, share: float) -> None:
         r"""Set :math:`\lambda`."""
-        self.raw.fill_(raw_of(min(max(share, 2 * _LEAST), 1 - 2e-6), _LEAST, _MOST, "the share"))
+        inside = min(max(share, 2 * SHARES[0]), 1 - 2 * SHARES[0])
+        self.raw.fill_(raw_of(inside, *SHARES, "the share"))
 
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:

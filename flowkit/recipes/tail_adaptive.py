@@ -205,10 +205,10 @@ def _tails(sides: list[tuple[float, float]], light: int, learned: bool) -> Eleme
     maps = (*[Affine()] * light, *[ExtremeValue()] * len(sides))
     layer = Elementwise(len(maps), PerFeature(maps))
     starts = [[ExtremeValue.raw(1 / index) for index in pair] for pair in sides]
-    assert layer.params is not None
+    (params,) = layer.parameters()
     with torch.no_grad():
-        layer.params[light:] = torch.tensor(starts).to(layer.params)
-    layer.params.requires_grad_(learned)
+        params[light:] = torch.tensor(starts).to(params)
+    params.requires_grad_(learned)
     return layer
 
 
