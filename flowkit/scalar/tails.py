@@ -48,7 +48,7 @@ class ExtremeValue(ScalarMap):
     From noise to data, :math:`x = \frac{s}{\xi_s}\left[\mathrm{erfc}(|z| / \sqrt2)^{-\xi_s} -
     1\right]` with the side :math:`s = \mathrm{sign}(z)`: a standard normal z gets the tail
     index :math:`1 / \xi_s` on that side, one of the deviation a the index
-    :math:`1 / (\xi_s a^2)`. The map equates the cumulative hazards of |z| and |x|,
+    :math:`1 / (\xi_s a^2)`. The map equates the cumulative hazards of :math:`|z|` and :math:`|x|`,
 
     .. math:: -\log\mathrm{erfc}(|z| / \sqrt2) = \log(1 + \xi_s |x|) / \xi_s, \quad
               \log\frac{dz}{dx} = -\log(1 + \xi_s |x|) - \log h(|z|),
