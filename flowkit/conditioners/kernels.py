@@ -121,7 +121,7 @@ def _square_distance(a: Tensor, b: Tensor) -> Tensor:
 
     Not clamped: at coincident points that would take the curvature away.
     """
-    centre = b.mean(-2, keepdim=True).detach()
+    centre = b.mean(-2).detach()
     a, b = a - centre, b - centre
     return a.square().sum(-1, keepdim=True) + b.square().sum(-1) - 2 * a @ b.mT
 
