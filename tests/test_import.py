@@ -1,5 +1,6 @@
 """What importing flowkit costs and touches."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -7,20 +8,28 @@ import textwrap
 import pytest
 
 
-def run(code):
+def run(code, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
 
-def test_importing_flowkit_adds_less_than_a_third_of_a_second_to_torch():
+def test_importing_flowkit_adds_less_than_a_third_of_a_second_to_torch(tmp_path):
+    # An installed package has its bytecode; a fresh clone may be forbidden to write it.
     code = """
         import time, torch
         begun = time.process_time(); import flowkit; print(time.process_time() - begun)
     """
-    fastest = min(float(run(code)[0]) for _ in range(3))
+    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    run("import flowkit", **bytecode)
+    fastest = min(float(run(code, **bytecode)[0]) for _ in range(3))
+    print(f"importing flowkit: {fastest:.3f} s of processor time beyond torch")
     assert fastest < 0.3
 
 
