@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from linear_operator.operators import BlockDiagLinearOperator, DenseLinearOperator
 
 from flowkit import DependentLikelihood, coupling_flow, fit
 from flowkit.conditioners import Matern
@@ -17,6 +18,7 @@ from flowkit.dependence import (
     Kinship,
     KroneckerCovariance,
     Spatial,
+    StructuredKinship,
     SumOfCovariances,
     joint_log_prob,
     sample_jointly,
@@ -43,6 +45,7 @@ STRUCTURES = {
     "a rho a block": lambda: EquicorrelatedBlocks([0, 0, 1, 2, 2, 2], 0.4, per_block=True),
     "kinship": lambda: Kinship(relationship(), independent=0.3),
     "low rank": lambda: Kinship(factor=normal(N, 2, seed=2), independent=0.3),
+    "operator": lambda: StructuredKinship(DenseLinearOperator(relationship()), independent=0.3),
     "given": lambda: GivenCovariance(0.3 * torch.eye(N).double() + 0.7 * relationship()),
     "time": lambda: AutoregressiveTime([3.0, 1.0, 0.5, 2.0, 7.0, 1.5], list("ababab"), tau=2.0),
     "space": lambda: Spatial(normal(N, 2, seed=3), Matern(2, 1.5, length_scale=1.0), 0.2),
@@ -126,8 +129,8 @@ def test_strengths_are_recovered_and_never_stale():
     u = truth.sample(4, torch.Generator().manual_seed(5)).detach()
     model = Kinship(matrix, independent=0.8)
     before = model.log_prob(u).item()
-    share = model.best_share(u)
-    model.set_share(share)
+    model.fit_strength(u)
+    share = model.independent.item()
     assert model.log_prob(u).item() > before
     # Information of the share: p / 2 sum of squares of the slope of the log-spectrum.
     spectrum = 0.4 + 0.6 * truth.values
@@ -210,6 +213,12 @@ def test_relatives_are_drawn_given_those_observed():
         (lambda: AutoregressiveTime([0.0, 1.0], tau=0.0), DataError, "tau > 0"),
         (lambda: AutoregressiveTime([0.0], [0, 1]), DataError, "a series a row"),
         (lambda: Spatial(torch.zeros(3, 2), Matern(3)), DataError, "a kernel of d features"),
+        (lambda: StructuredKinship(torch.eye(2)), DataError, "a LinearOperator"),
+        (
+            lambda: StructuredKinship(DenseLinearOperator(2 * torch.eye(2))),
+            DataError,
+            "a unit diagonal",
+        ),
         (lambda: SumOfCovariances(), DataError, "of the same rows"),
         (
             lambda: EquicorrelatedBlocks([0, 1]).log_prob(torch.zeros(3, 2)),
@@ -288,6 +297,101 @@ def test_pairs_average_to_the_exact_value_and_gradient(name):
         assert (a is None and b is None) or torch.allclose(a, b, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["blocks", "a rho a block", "time"])
+def test_whole_blocks_average_to_the_exact_value_and_gradient(name):
+    flow, x = flow_of(), normal(N, 2)
+    structure = STRUCTURES[name]().double()
+    exact = DependentLikelihood(structure)(flow, {"x": x, "row": torch.arange(N)}).value
+    slopes = gradients_of(exact, flow, structure)
+    blocks = DependentLikelihood(structure, mode="blocks")
+    count = int(structure.block.max()) + 1
+    for size in range(1, count + 1):
+        subsets = [
+            torch.cat([(structure.block == b).nonzero()[:, 0] for b in chosen])
+            for chosen in itertools.combinations(range(count), size)
+        ]
+        mean = torch.stack([blocks(flow, {"x": x[s], "row": s}).value for s in subsets]).mean()
+        assert mean.item() == pytest.approx(exact.item(), abs=1e-10)
+        for a, b in zip(gradients_of(mean, flow, structure), slopes, strict=True):
+            assert (a is None and b is None) or torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_some_rows_have_the_marginal_density(name):
+    structure = STRUCTURES[name]().double()
+    some, u = torch.tensor([5, 0, 3]), normal(3, 2, seed=6)
+    matrix = structure.matrix().detach()[some][:, some]
+    law = scipy.stats.multivariate_normal(np.zeros(3), matrix.numpy())
+    exact = sum(law.logpdf(column) for column in u.T.numpy())
+    assert structure.log_prob(u, some).item() == pytest.approx(exact, abs=1e-8)
+    flow = flow_of()
+    x = normal(3, 2, seed=7)
+    noise, log_det = flow.transform(x)
+    held_out = DependentLikelihood(structure).eval()(flow, {"x": x, "row": some}).value
+    exact = sum(law.logpdf(c) for c in noise.detach().T.numpy()) + log_det.sum().item()
+    assert held_out.item() == pytest.approx(-exact / 3, abs=1e-8)
+
+
+def test_operators_beyond_the_exact_size_are_solved_iteratively():
+    pair = torch.tensor([[1.0, 0.6], [0.6, 1.0]]).double()
+    pairs = BlockDiagLinearOperator(DenseLinearOperator(pair.expand(400, 2, 2)))
+    near = StructuredKinship(pairs, independent=0.5, exact=0, probes=64)
+    exact = EquicorrelatedBlocks(np.repeat(np.arange(400), 2), rho=0.3).double()
+    u = normal(800, 2)
+    assert torch.allclose(near.solve(u), exact.solve(u), atol=1e-6)
+    # The quadrature is exact for each probe z, whose term is z^T log(C) z: log C has the same
+    # two by two blocks, with an off-diagonal of log(1.3 / 0.7) / 2.
+    error = math.sqrt(4 * 400 / 64) * math.log(1.3 / 0.7) / 2
+    assert abs(near.log_det().item() - exact.log_det().item()) < 4 * error
+
+
+@pytest.mark.parametrize("name", ["blocks", "kinship", "time", "operator", "sum"])
+def test_strengths_in_turns_are_the_likeliest(name):
+    structure = STRUCTURES[name]().double()
+    u = structure.sample(200, torch.Generator().manual_seed(2)).detach()
+    structure.fit_strength(u)
+    learned = [p for p in structure.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(structure.log_prob(u) / u.numel(), learned)
+    assert all(g.abs().max() < 1e-4 for g in gradients)
+    assert all(p.grad is None for p in structure.parameters())
+
+
+def test_fits_by_whole_blocks_hold_out_whole_blocks():
+    blocks = np.repeat(np.arange(60), np.arange(60) % 4 + 1)
+    truth = EquicorrelatedBlocks(blocks, rho=0.7)
+    x = truth.sample(2, torch.Generator().manual_seed(1)).detach()
+    structure = EquicorrelatedBlocks(blocks, rho=0.05)
+    seen = []
+
+    class Watched(DependentLikelihood):
+        def forward(self, flow, batch):
+            seen.append((self.training, frozenset(batch["row"].long().tolist())))
+            return super().forward(flow, batch)
+
+    data = {"x": x, "row": torch.arange(len(x)), "group": torch.from_numpy(blocks)}
+    torch.manual_seed(0)
+    history = fit(
+        coupling_flow(2, layers=1, scalar="affine", hidden=(4,)),
+        data,
+        Watched(structure, mode="blocks"),
+        validation=0.2,
+        batch_size=30,
+        epochs=40,
+        lr=3e-2,
+        patience=None,
+        compile=False,
+        progress=False,
+    )
+    assert len(history.validation) == 40
+    wholes = [frozenset(np.flatnonzero(blocks == b).tolist()) for b in range(60)]
+    for _, rows in seen:
+        assert sum(len(w) for w in wholes if w & rows) == len(rows)
+    held = frozenset().union(*(rows for training, rows in seen if not training))
+    assert sum(bool(w & held) for w in wholes) == 12
+    assert not any(rows & held for training, rows in seen if training)
+    assert structure.rho.item() > 0.4
+
+
 def test_fits_learn_the_strength_with_the_flow():
     blocks = np.repeat(np.arange(100), 4)
     truth = EquicorrelatedBlocks(blocks, rho=0.6)
@@ -324,14 +428,19 @@ def test_what_has_no_joint_likelihood_is_named():
     loss = DependentLikelihood(blocks)
     with pytest.raises(DataError, match="a batch with 'row'"):
         loss(flow, {"x": x})
-    with pytest.raises(DataError, match="expected all 3 rows at once, got 2"):
-        loss(flow, {"x": x[:2], "row": torch.arange(2)})
+    with pytest.raises(DataError, match="all 3 rows at once, or whole blocks of them, got 2"):
+        loss(flow, {"x": x[:2], "row": torch.tensor([1, 2])})
+    with pytest.raises(DataError, match="name the block of each row as 'group'"):
+        DependentLikelihood(blocks, mode="blocks")(flow, {"x": x[:1], "row": torch.tensor([0])})
+    whole = DependentLikelihood(Kinship(torch.eye(3).double()), mode="blocks")
+    with pytest.raises(DataError, match="a covariance that has some"):
+        whole(flow, {"x": x, "row": torch.arange(3)})
     with pytest.raises(DataError, match="on a StandardNormal base, got StudentT"):
         joint_log_prob(coupling_flow(2, base="student_t"), x, blocks)
     pairs = DependentLikelihood(blocks, mode="pairs")
     with pytest.raises(DataError, match="at least 2 rows"):
         pairs(flow, {"x": x[:1], "row": torch.arange(1)})
-    with pytest.raises(DataError, match="a mode of exact, pairs"):
+    with pytest.raises(DataError, match="a mode of exact, blocks, pairs"):
         DependentLikelihood(blocks, mode="all")
     with pytest.raises(DataError, match="chunk >= 1"):
         DependentLikelihood(blocks, chunk=0)

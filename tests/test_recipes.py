@@ -66,6 +66,7 @@ VARIANTS = [
     ("kernelised_flow", {"features": 2, "kernel": "matern-1/2 + matern-5/2", "scalar": "spline"}),
     ("kernelised_flow", {"features": 2, "mean": True, "learn_points": False, "linear": None}),
     ("kernelised_flow", {"features": 3, "frequencies": 8, "layers": 2}),
+    ("kernelised_flow", {"features": 3, "points": 7, "layers": 2, "elementwise": "spline"}),
     ("tail_adaptive_flow", {"tails": [2.0, None, 3.5], "hidden": (8,)}),
     ("tail_adaptive_flow", {"tails": [2.0, 3.0], "layers": 1, "scalar": "affine", "context": 2}),
     ("tail_adaptive_flow", {"tails": [float("inf"), None], "layers": 1, "hidden": (8,)}),

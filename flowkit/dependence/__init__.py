@@ -8,18 +8,26 @@ from flowkit.dependence.dense import (
     Spatial,
     SumOfCovariances,
 )
-from flowkit.dependence.joint import joint_log_prob, sample_jointly, sample_relatives
+from flowkit.dependence.joint import (
+    FitStrength,
+    joint_log_prob,
+    sample_jointly,
+    sample_relatives,
+)
 from flowkit.dependence.kinship import Kinship
+from flowkit.dependence.structured import StructuredKinship
 from flowkit.dependence.time import AutoregressiveTime
 
 __all__ = [
     "AutoregressiveTime",
     "EquicorrelatedBlocks",
+    "FitStrength",
     "GivenCovariance",
     "Kinship",
     "KroneckerCovariance",
     "RowCovariance",
     "Spatial",
+    "StructuredKinship",
     "SumOfCovariances",
     "joint_log_prob",
     "sample_jointly",

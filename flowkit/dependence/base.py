@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from flowkit.errors import DataError, ShapeError
 
 # Ends of a share of independence.
 SHARES = (1e-6, 1 - 1e-6)
+# Where a strength is looked for, as a logit or a logarithm.
+_RAW = (-14.0, 14.0)
 
 
 class RowCovariance(nn.Module):
@@ -22,11 +25,18 @@ class RowCovariance(nn.Module):
 
     Args:
         rows: Number of rows n.
+
+    Attributes:
+        block: ``(n,)`` numbers of blocks, where rows fall apart into blocks that are independent
+            of each other; else ``None``.
     """
+
+    block: Tensor | None
 
     def __init__(self, rows: int) -> None:
         super().__init__()
         self.rows = rows
+        self.register_buffer("block", None)
 
     def solve(self, u: Tensor) -> Tensor:
         """``C^-1 u`` of ``u (n, p)``."""
@@ -49,14 +59,56 @@ class RowCovariance(nn.Module):
         every = torch.arange(self.rows)
         return self.entries(every, every)
 
-    def log_prob(self, u: Tensor) -> Tensor:
+    def log_prob(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
         r"""Log-density of ``u (n, p)``, a scalar in nats.
 
         .. math:: -\tfrac{np}2 \log 2\pi - \tfrac p2 \log|C| - \tfrac12 \mathrm{tr}\, U^T C^{-1} U
+
+        Args:
+            u: ``(n, p)``, or ``(m, p)`` of some of the rows.
+            rows: ``(m,)``, their places; the density is their marginal one. All by default.
         """
-        u = self._checked(u)
+        u = self._checked(u, rows)
+        log_det, quadratic = self._log_det_and_quadratic(u, rows)
         constant = u.shape[0] * u.shape[1] * math.log(2 * math.pi)
-        return -0.5 * (constant + u.shape[1] * self.log_det() + (u * self.solve(u)).sum())
+        return -0.5 * (constant + u.shape[1] * log_det + quadratic)
+
+    def _log_det_and_quadratic(self, u: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The log-determinant and the quadratic form; of some rows by a dense matrix."""
+        if rows is None:
+            return self.log_det(), (u * self.solve(u)).sum()
+        factor = torch.linalg.cholesky(self.entries(rows, rows).double())
+        whitened = torch.linalg.solve_triangular(factor, u.to(factor), upper=False)
+        return 2 * factor.diagonal().log().sum(), whitened.square().sum().to(u)
+
+    def fit_strength(self, u: Tensor) -> None:
+        """Set the parameters of C to the largest likelihood of the noise ``u (n, p)``.
+
+        One number by Brent's method, several by L-BFGS, at fixed u: no steps to choose. In turns
+        with steps of the flow, :class:`flowkit.dependence.FitStrength` does that.
+        """
+        parameters = list(self.parameters())
+        u = u.detach()
+        if len(parameters) == 1 and parameters[0].numel() == 1:
+            _search(parameters[0], lambda: -float(self.log_prob(u)))
+            return
+        learned = [parameter.requires_grad for parameter in parameters]
+        self.requires_grad_(True)
+        optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
+
+        def loss() -> float:
+            optimizer.zero_grad()
+            value = -self.log_prob(u) / u.numel()
+            value.backward()
+            return float(value.detach())
+
+        try:
+            with torch.enable_grad():
+                optimizer.step(loss)
+        finally:
+            for parameter, learns in zip(parameters, learned, strict=True):
+                parameter.requires_grad_(learns)
+                parameter.grad = None
 
     def precision(self, rows: Tensor) -> Tensor:
         """``C^-1[rows][:, rows]`` of a list of places, by a solve with their unit vectors."""
@@ -103,10 +155,11 @@ class RowCovariance(nn.Module):
         drawn = drawn + (across @ missed).to(u)
         return drawn.index_copy(0, places, u)
 
-    def _checked(self, u: Tensor) -> Tensor:
-        if u.dim() != 2 or len(u) != self.rows:
+    def _checked(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
+        count = self.rows if rows is None else len(rows)
+        if u.dim() != 2 or len(u) != count:
             raise ShapeError(
-                f"{type(self).__name__} of {self.rows} rows expected a matrix ({self.rows}, p), "
+                f"{type(self).__name__} of {count} rows expected a matrix ({count}, p), "
                 f"got {tuple(u.shape)}"
             )
         return u
@@ -124,6 +177,18 @@ class PartlyIndependent(RowCovariance):
     def independent(self) -> Tensor:
         r"""The share :math:`\lambda`."""
         return SHARES[0] + (SHARES[1] - SHARES[0]) * torch.sigmoid(self.raw)
+
+
+@torch.no_grad()
+def _search(raw: nn.Parameter, loss: Callable[[], float]) -> None:
+    """The least loss over one unbounded number, within what sigmoid and exp resolve."""
+    from scipy import optimize
+
+    def at(value: float) -> float:
+        raw.fill_(value)
+        return loss()
+
+    raw.fill_(optimize.minimize_scalar(at, bounds=_RAW, method="bounded").x)
 
 
 def raw_of(value: float, lower: float, upper: float, what: str) -> float:

@@ -66,25 +66,39 @@ class EquicorrelatedBlocks(RowCovariance):
         """The correlation, ``(1,)`` or ``(blocks,)``."""
         return self.lower + (1 - _MARGIN - self.lower) * torch.sigmoid(self.raw)
 
-    def _sums(self, u: Tensor) -> Tensor:
-        return u.new_zeros(len(self.size), u.shape[1]).index_add(0, self.block, u)
+    def _sums(self, u: Tensor, block: Tensor) -> Tensor:
+        return u.new_zeros(len(self.size), u.shape[1]).index_add(0, block, u)
 
     def solve(self, u: Tensor) -> Tensor:
         """``C^-1 u``, block by block."""
         u = self._checked(u)
-        rho = self.rho.to(u.dtype).expand(len(self.size))
-        share = rho / (1 + (self.size.to(u.dtype) - 1) * rho)
-        common = share.unsqueeze(-1) * self._sums(u)
-        # A block of one has no correlation.
-        scale = torch.where(self.size > 1, 1 - rho, torch.ones_like(rho)).unsqueeze(-1)
-        common = torch.where(self.size.unsqueeze(-1) > 1, common, torch.zeros_like(common))
-        return (u - common[self.block]) / scale[self.block]
+        inner, share = (v.to(u.dtype) for v in self._scales(self.size))
+        common = share.unsqueeze(-1) * self._sums(u, self.block)
+        return (u - common[self.block]) / inner[self.block].unsqueeze(-1)
 
     def log_det(self) -> Tensor:
         """``log |C|``."""
-        rho = self.rho.expand(len(self.size))
-        each = torch.log1p((self.size - 1) * rho) + (self.size - 1) * torch.log1p(-rho)
-        return each.sum()
+        return self._log_det(self.size)
+
+    def _scales(self, size: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`1 - \rho` and :math:`\rho / (1 + (m - 1) \rho)`; one and zero for m up to 1."""
+        rho = torch.where(size > 1, self.rho.expand(len(size)), torch.zeros_like(size))
+        return 1 - rho, rho / (1 + (size - 1) * rho)
+
+    def _log_det(self, size: Tensor) -> Tensor:
+        others = (size - 1).clamp(min=0)
+        return (torch.log1p(others * self.rho) + others * torch.log1p(-self.rho)).sum()
+
+    def _log_det_and_quadratic(self, u: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """From sums of blocks; some rows of a block are equicorrelated as well."""
+        block, size = self.block, self.size
+        if rows is not None:
+            block = block[rows]
+            size = torch.bincount(block, minlength=len(size)).to(size)
+        inner, share = (v.to(u.dtype) for v in self._scales(size))
+        squares = u.new_zeros(len(size)).index_add(0, block, u.square().sum(-1))
+        sums = self._sums(u, block).square().sum(-1)
+        return self._log_det(size), ((squares - share * sums) / inner).sum()
 
     def colour(self, noise: Tensor) -> Tensor:
         r"""By the root of each block, with J the projection to the mean of the block.
@@ -95,7 +109,7 @@ class EquicorrelatedBlocks(RowCovariance):
         size = self.size.to(noise.dtype)
         rho = torch.where(size > 1, self.rho.to(noise.dtype).expand(len(size)), 0)
         inner, outer = (1 - rho).sqrt(), (1 + (size - 1) * rho).sqrt()
-        mean = self._sums(noise) / size.unsqueeze(-1)
+        mean = self._sums(noise, self.block) / size.unsqueeze(-1)
         shift = (outer - inner).unsqueeze(-1) * mean
         return inner[self.block].unsqueeze(-1) * noise + shift[self.block]
 

@@ -28,6 +28,14 @@ class _Dense(RowCovariance):
         """``log |C|``."""
         return 2 * self._factor().diagonal().log().sum()
 
+    def _log_det_and_quadratic(self, u: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """From one factor."""
+        if rows is not None:
+            return super()._log_det_and_quadratic(u, rows)
+        factor = self._factor()
+        whitened = torch.linalg.solve_triangular(factor, u.to(factor), upper=False)
+        return 2 * factor.diagonal().log().sum(), whitened.square().sum().to(u)
+
     def colour(self, noise: Tensor) -> Tensor:
         """By the Cholesky factor."""
         factor = self._factor()

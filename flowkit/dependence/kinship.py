@@ -94,17 +94,30 @@ class Kinship(PartlyIndependent):
         share = self.independent
         return share * (rows[:, None] == columns) + (1 - share) * related
 
-    def best_share(self, u: Tensor) -> float:
-        r"""The :math:`\lambda` of the largest likelihood of ``u (n, p)``, by Brent's method.
+    def _log_det_and_quadratic(self, u: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All rows by one rotation, which leaves the lengths of columns."""
+        if rows is not None:
+            return super()._log_det_and_quadratic(u, rows)
+        wide = u.to(self.basis.dtype)
+        turned = self.basis.mT @ wide
+        quadratic = (turned.square() / self._spectrum().unsqueeze(-1)).sum()
+        if len(self.values) < self.rows:
+            # Not from the difference of two lengths: cancellation would be divided by the share.
+            quadratic = quadratic + (wide - self.basis @ turned).square().sum() / self.independent
+        return self.log_det(), quadratic.to(u.dtype)
 
-        After one rotation an evaluation costs O(n): the search needs no gradient steps.
+    @torch.no_grad()
+    def fit_strength(self, u: Tensor) -> None:
+        r"""Set :math:`\lambda` to the largest likelihood of ``u (n, p)``, by Brent's method.
+
+        After one rotation an evaluation costs O(n).
         """
         from scipy import optimize
 
-        wide = self._checked(u).detach().to(self.basis.dtype)
+        wide = self._checked(u).to(self.basis.dtype)
         turned = self.basis.mT @ wide
         squares = turned.square().sum(-1)
-        rest = float(wide.square().sum() - squares.sum())
+        rest = float((wide - self.basis @ turned).square().sum())
         left, columns = self.rows - len(self.values), u.shape[1]
 
         def loss(share: float) -> float:
@@ -113,11 +126,7 @@ class Kinship(PartlyIndependent):
             log_det = float(spectrum.log().sum()) + left * math.log(share)
             return 0.5 * (quadratic + columns * log_det)
 
-        return float(optimize.minimize_scalar(loss, bounds=SHARES, method="bounded").x)
-
-    @torch.no_grad()
-    def set_share(self, share: float) -> None:
-        r"""Set :math:`\lambda`."""
+        share = float(optimize.minimize_scalar(loss, bounds=SHARES, method="bounded").x)
         inside = min(max(share, 2 * SHARES[0]), 1 - 2 * SHARES[0])
         self.raw.fill_(raw_of(inside, *SHARES, "the share"))
 

@@ -44,7 +44,7 @@ class AutoregressiveTime(RowCovariance):
 
     order: Tensor
     gap: Tensor
-    series: Tensor
+    block: Tensor
     time: Tensor
 
     def __init__(
@@ -73,7 +73,7 @@ class AutoregressiveTime(RowCovariance):
         self.register_buffer("order", torch.from_numpy(order))
         self.register_buffer("gap", torch.from_numpy(gap))
         self.register_buffer("first", torch.from_numpy(first))
-        self.register_buffer("series", torch.from_numpy(codes.astype(np.int64)))
+        self.register_buffer("block", torch.from_numpy(codes.astype(np.int64)))
         self.register_buffer("time", torch.from_numpy(t))
         self.log_tau = nn.Parameter(torch.tensor(np.log(tau)), requires_grad=learn)
 
@@ -124,5 +124,5 @@ class AutoregressiveTime(RowCovariance):
     def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Entries of C."""
         distance = (self.time[rows][:, None] - self.time[columns]).abs()
-        same = self.series[rows][:, None] == self.series[columns]
+        same = self.block[rows][:, None] == self.block[columns]
         return torch.where(same, torch.exp(-distance / self.tau), torch.zeros_like(distance))

@@ -13,7 +13,7 @@ from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.objectives.base import Batch, Loss, Objective
 
-_MODES = ("exact", "pairs")
+_MODES = ("exact", "blocks", "pairs")
 
 
 class DependentLikelihood(Objective):
@@ -27,7 +27,11 @@ class DependentLikelihood(Objective):
 
     ``"exact"``
         Every step sees all rows: ``batch_size`` is their number. Gradients are exact; ``chunk``
-        bounds the memory.
+        bounds the memory. If some blocks are held out, all that are left.
+    ``"blocks"``
+        Batches of whole blocks, which ``fit`` draws where the data name them as ``group``. The sum
+        over the K blocks of a batch is scaled by B / (K n), with all B blocks and n rows: an
+        estimate without bias, in which pairs of relatives are never torn apart.
     ``"pairs"``
         Batches of any b rows, by pairs: with :math:`P = C^{-1}`, an estimate without bias,
 
@@ -37,8 +41,8 @@ class DependentLikelihood(Objective):
 
         but of a large variance where rows of a block seldom meet in a batch.
 
-    In evaluation mode, as in validation, it is the negative log-density of single rows: held-out
-    rows are to be independent of each other.
+    In evaluation mode, as in validation, it is the negative log-density a row of the rows of a
+    batch: together, if they have a ``row`` in C; without it they count as independent.
 
     Args:
         structure: The covariance of the n training rows.
@@ -46,8 +50,9 @@ class DependentLikelihood(Objective):
         chunk: Rows at a time in the exact mode.
 
     Raises:
-        DataError: If an argument is unknown; from a call, if a batch lacks ``row``, is not all
-            rows in the exact mode, or the flow has another base than a standard normal.
+        DataError: If an argument is unknown; from a call, if a batch lacks ``row``, is not made
+            of all rows or of whole blocks where it has to, or the flow has another base than a
+            standard normal.
 
     References:
         Kirchler, Lippert, Kloft 2023, arXiv 2209.14933.
@@ -84,14 +89,20 @@ class DependentLikelihood(Objective):
         """Return the loss of one batch."""
         check_flow(flow, "DependentLikelihood")
         x, context = batch["x"], batch.get("context")
-        if not self.training:
+        if not self.training and "row" not in batch:
             value = -flow.log_prob(x, context).mean()
             return Loss(value, {"nll": value.detach()})
         rows = self._rows(batch)
-        if self.mode == "exact":
-            value = self._exact(flow, x, context, rows)
-        else:
+        if not self.training:
+            value = -self._together(flow, x, context, rows) / len(x)
+        elif self.mode == "pairs":
             value = self._pairs(flow, x, context, rows)
+        else:
+            blocks = self._whole_blocks(rows)
+            scale = 1 / len(x)
+            if self.mode == "blocks":
+                scale = blocks / self.structure.rows
+            value = -scale * self._together(flow, x, context, rows)
         return Loss(value, {"nll": value.detach()})
 
     def _rows(self, batch: Batch) -> Tensor:
@@ -100,19 +111,36 @@ class DependentLikelihood(Objective):
                 "DependentLikelihood expected a batch with 'row', the place of each row in the "
                 "covariance; remedy: fit(flow, {'x': x, 'row': torch.arange(len(x))}, ...)"
             )
-        rows = batch["row"].reshape(len(batch["x"])).long()
-        if self.mode == "exact" and len(rows) != self.structure.rows:
-            raise DataError(
-                f"DependentLikelihood in the exact mode expected all {self.structure.rows} rows "
-                f"at once, got {len(rows)}; remedy: batch_size={self.structure.rows} and "
-                "validation=None, or validation rows of their own"
-            )
-        return rows
+        return batch["row"].reshape(len(batch["x"])).long()
 
-    def _exact(self, flow: Flow, x: Tensor, context: Tensor | None, rows: Tensor) -> Tensor:
+    def _whole_blocks(self, rows: Tensor) -> float:
+        """How many times the blocks of the batch go into all, or an error if one is torn."""
+        block, count = self.structure.block, self.structure.rows
+        if block is not None:
+            sizes = torch.bincount(block)
+            here = torch.bincount(block[rows], minlength=len(sizes))
+            if bool(((here == 0) | (here == sizes)).all()):
+                return len(sizes) / int((here > 0).sum())
+        elif self.mode == "exact" and len(rows) == count:
+            return 1.0
+        if self.mode == "exact":
+            remedy = f"batch_size={count} and validation=None, or validation rows of their own"
+            raise DataError(
+                f"DependentLikelihood in the exact mode expected all {count} rows at once, or "
+                f"whole blocks of them, got {len(rows)}; remedy: {remedy}"
+            )
+        raise DataError(
+            "DependentLikelihood by blocks expected whole blocks of a covariance that has some, "
+            f"got {len(rows)} rows that are none; remedy: name the block of each row as 'group' "
+            "in the data, or use the exact mode"
+        )
+
+    def _together(self, flow: Flow, x: Tensor, context: Tensor | None, rows: Tensor) -> Tensor:
+        """Log-density of the rows of a batch."""
         u, log_det = noise_and_log_det(flow, x, context, self.chunk)
-        in_order = torch.zeros_like(u).index_copy(0, rows, u)
-        return -(self.structure.log_prob(in_order) + log_det) / len(x)
+        if len(rows) < self.structure.rows:
+            return self.structure.log_prob(u, rows) + log_det
+        return self.structure.log_prob(torch.zeros_like(u).index_copy(0, rows, u)) + log_det
 
     def _pairs(self, flow: Flow, x: Tensor, context: Tensor | None, rows: Tensor) -> Tensor:
         n, (b, p) = self.structure.rows, x.shape

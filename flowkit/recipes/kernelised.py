@@ -52,6 +52,7 @@ def kernelised_flow(
     mean: bool = False,
     learn_points: bool = True,
     frequencies: int | None = None,
+    elementwise: str | ScalarMap | None = None,
     standardize: bool = True,
     seed: int = 0,
 ) -> Flow:
@@ -80,6 +81,9 @@ def kernelised_flow(
         frequencies: Number of random Fourier frequencies, in place of points, for one kernel that
             is squared-exponential or Matérn; see
             :class:`flowkit.conditioners.RandomFourierConditioner`.
+        elementwise: A scalar map of every feature by itself before each coupling layer, named as
+            ``scalar`` is: ``"spline"`` bends marginal distributions for some twenty parameters a
+            feature, which kernels of many features learn badly.
         standardize: Whether the flow starts with a :class:`flowkit.transforms.Standardize`.
         seed: Seed of the permutations and of the frequencies.
 
@@ -102,6 +106,7 @@ def kernelised_flow(
     if features + context < 2:
         raise RecipeError(f"{name} of one feature needs context to read; remedy: elementwise_flow")
     chosen = named_scalar(scalar)
+    alone = None if elementwise is None else named_scalar(elementwise)
     factory = _named(kernel) if isinstance(kernel, str) else kernel
     stack: list[Transform] = [Standardize(features)] if standardize else []
     for i in range(layers):
@@ -124,6 +129,8 @@ def kernelised_flow(
                 seed=seed + i,
             )
         stack += mixing(linear, features, seed + i)
+        if alone is not None:
+            stack.append(Elementwise(features, alone))
         if features == 1:
             stack.append(Elementwise(1, chosen, context, net))
         else:

@@ -17,8 +17,8 @@ from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.objectives import MaximumLikelihood, Objective
 from flowkit.training.data import as_rows, check_finite, split
+from flowkit.training.groups import groups_of, part_of, split_groups
 from flowkit.training.history import History
-from flowkit.training.order import stored
 from flowkit.training.rows import Part
 from flowkit.training.run import Callback, Run, Scheduler, Step, seed_generators
 
@@ -59,10 +59,13 @@ def fit(
     Args:
         flow: The flow; trained in place.
         data: Events ``(rows, *event)`` as an array, frame, list or tensor; a dict of such with the
-            keys ``x``, ``context``, ``weight`` and whatever the objective reads; a map-style
-            Dataset; a ``np.memmap`` or the path of an ``.npy`` file, both read batch by batch.
-            ``None`` for objectives that need no data. Weights are scaled to mean one over the
-            training rows and over the validation rows; a Dataset with weights is read once for it.
+            keys ``x``, ``context``, ``weight``, ``group`` and whatever the objective reads; a
+            map-style Dataset; a ``np.memmap`` or the path of an ``.npy`` file, both read batch by
+            batch. ``None`` for objectives that need no data. Weights are scaled to mean one over
+            the training rows and over the validation rows; a Dataset with weights is read once
+            for it.
+            Rows with the same number as ``group`` stay together: whole groups are held out, and
+            a step sees as many whole groups as have about ``batch_size`` rows.
         objective: What to minimise; maximum likelihood by default.
         validation: Fraction of the rows held out, or separate validation data, or ``None``.
         epochs: Passes over the training rows. The last incomplete batch of a pass is left out;
@@ -264,6 +267,9 @@ def _parts(
         )
     if objective.needs_data and "x" not in first:
         raise DataError(f"data expected a dict with the key x, got {sorted(first)}")
+    groups = groups_of(rows)
+    if groups is not None and (validation is None or isinstance(validation, Real)):
+        return split_groups(rows, groups, float(validation or 0.0), seed)
     if validation is None or isinstance(validation, Real):
         index, held = split(len(rows), float(validation or 0.0), seed)
         train = Part(rows, index, "training")
@@ -271,8 +277,7 @@ def _parts(
     if len(rows) < 2:
         raise DataError(f"fit needs at least 2 rows, got {len(rows)}")
     others = as_rows(validation, dtype, device, flow.event_shape)
-    train = Part(rows, stored(len(rows)), "training")
-    return train, Part(others, stored(len(others)), "validation")
+    return part_of(rows, "training"), part_of(others, "validation")
 
 
 def _start_from_data(flow: Flow, objective: Objective, train: Part | None) -> None:

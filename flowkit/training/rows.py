@@ -42,10 +42,10 @@ class TensorRows:
         index = index.to(self.device)
         return {name: value[index] for name, value in self.tensors.items()}
 
-    def weights(self, index: Tensor) -> Tensor | None:
-        """Return the weights at ``index`` in float64, or ``None`` if rows carry none."""
-        weight = self.tensors.get("weight")
-        return None if weight is None else weight[index.to(self.device)].cpu().double()
+    def column(self, name: str, index: Tensor) -> Tensor | None:
+        """Return what rows at ``index`` carry by this name, in float64; ``None`` if nothing."""
+        values = self.tensors.get(name)
+        return None if values is None else values[index.to(self.device)].cpu().double()
 
 
 class MappedRows:
@@ -72,10 +72,10 @@ class MappedRows:
             for name, array in self.arrays.items()
         }
 
-    def weights(self, index: Tensor) -> Tensor | None:
-        """Return the weights at ``index`` in float64, or ``None`` if rows carry none."""
-        weight = self.arrays.get("weight")
-        return None if weight is None else _read(weight, index).double()
+    def column(self, name: str, index: Tensor) -> Tensor | None:
+        """Return what rows at ``index`` carry by this name, in float64; ``None`` if nothing."""
+        values = self.arrays.get(name)
+        return None if values is None else _read(values, index).double()
 
 
 def _read(array: np.ndarray, index: Tensor) -> Tensor:
@@ -144,11 +144,11 @@ class DatasetRows:
             )
         return {name: value.to(self.device, self.dtype) for name, value in items.items()}
 
-    def weights(self, index: Tensor) -> Tensor | None:
-        """Return the weights at ``index`` in float64, or ``None`` if items carry none."""
-        if "weight" not in self.batch(index[:1]):
+    def column(self, name: str, index: Tensor) -> Tensor | None:
+        """Return what items at ``index`` carry by this name, in float64; ``None`` if nothing."""
+        if name not in self.batch(index[:1]):
             return None
-        return self.batch(index)["weight"].cpu().double()
+        return self.batch(index)[name].cpu().double()
 
 
 Rows = TensorRows | MappedRows | DatasetRows
@@ -168,11 +168,11 @@ class Part:
 
     def __init__(self, rows: Rows, index: Order, name: str) -> None:
         self.rows, self.index = rows, index
-        self.weighted = rows.weights(index.run(0, 1)) is not None
+        self.weighted = rows.column("weight", index.run(0, 1)) is not None
         if self.weighted:
             total, least = 0.0, float("inf")
             for numbers in self._runs():
-                weight = rows.weights(numbers)
+                weight = rows.column("weight", numbers)
                 total, least = total + float(weight.sum()), min(least, float(weight.min()))  # type: ignore[union-attr]
             if least < 0 or not 0 < total < float("inf"):
                 raise DataError(
@@ -183,6 +183,10 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def steps(self, size: int) -> int:
+        """How many batches of ``size`` rows an epoch has."""
+        return len(self) // size
 
     def _runs(self) -> Iterator[Tensor]:
         for start in range(0, len(self), _ROWS_AT_ONCE):
@@ -201,7 +205,7 @@ class Part:
             rank: Which of the processes this is.
             share: How many rows of each batch are for it.
         """
-        order, count = shuffled(len(self), seed), len(self) // size
+        order, count = shuffled(len(self), seed), self.steps(size)
 
         def numbers(step: int, steps: int) -> Tensor:
             first = size * torch.arange(step, min(step + steps, count)) + rank * share
@@ -248,7 +252,7 @@ class Part:
         if len(self) > count:
             places = shuffled(len(self), int(torch.randint(2**31, ())))
         index = self.index.at(places.run(0, count))
-        weight = self.rows.weights(index) if self.weighted else None
+        weight = self.rows.column("weight", index) if self.weighted else None
         if weight is None:
             return index
         index, weight = index[weight > 0], weight[weight > 0]

@@ -119,7 +119,7 @@ class Run:
         self.batch_size, self.per_epoch = batch_size, _EPOCH_WITHOUT_DATA
         if self.train is not None:
             self.batch_size = min(batch_size, len(self.train))
-            self.per_epoch = len(self.train) // self.batch_size
+            self.per_epoch = self.train.steps(self.batch_size)
             if self.batch_size < self.fabric.world_size:
                 raise DataError(
                     f"a batch of {self.batch_size} rows cannot be shared by "

@@ -1,0 +1,113 @@
+"""Rows that stay together: whole groups are held out, and whole groups make a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from flowkit.errors import DataError
+from flowkit.training.order import Order, shuffled, stored
+from flowkit.training.rows import Part, Rows
+
+_ROWS_AT_ONCE = 2048
+
+
+class GroupedPart(Part):
+    """Some of the groups of rows.
+
+    A batch has a fixed number of groups, about as many as have ``size`` rows together: every
+    group has the same chance, so that sums over groups are estimated without bias.
+
+    Args:
+        rows: The rows.
+        groups: Row numbers of each group.
+        name: What they are for, for messages.
+    """
+
+    def __init__(self, rows: Rows, groups: list[Tensor], name: str) -> None:
+        index = torch.cat(groups)
+        super().__init__(rows, Order(len(index), lambda places: index[places]), name)
+        self.groups = groups
+
+    def _share(self, size: int) -> int:
+        """Groups of a batch of about ``size`` rows."""
+        return max(1, round(size * len(self.groups) / len(self)))
+
+    def steps(self, size: int) -> int:
+        """How many batches of about ``size`` rows an epoch has."""
+        return max(1, len(self.groups) // self._share(size))
+
+    def _runs(self) -> Iterator[Tensor]:
+        waiting: list[Tensor] = []
+        for group in self.groups:
+            if waiting and sum(map(len, waiting)) + len(group) > _ROWS_AT_ONCE:
+                yield torch.cat(waiting)
+                waiting = []
+            waiting.append(group)
+        yield torch.cat(waiting)
+
+    def batches(
+        self, seed: int, size: int, rank: int, share: int
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Row numbers and rows of every batch, in random order of the groups."""
+        if share != size:
+            raise DataError(
+                "batches of whole groups are drawn in one process only; remedy: a Fabric with "
+                "devices=1, or rows without 'group'"
+            )
+        order, each = shuffled(len(self.groups), seed), self._share(size)
+        for step in range(self.steps(size)):
+            index = torch.cat([self.groups[i] for i in order.run(each * step, each * step + each)])
+            yield index, self.batch(index)
+
+
+def groups_of(rows: Rows) -> list[Tensor] | None:
+    """Row numbers of each group, or ``None`` if rows name none."""
+    every = stored(len(rows))
+    if rows.column("group", every.run(0, 1)) is None:
+        return None
+    parts = [
+        rows.column("group", every.run(start, start + _ROWS_AT_ONCE))
+        for start in range(0, len(rows), _ROWS_AT_ONCE)
+    ]
+    names = torch.cat([part.reshape(len(part), -1) for part in parts if part is not None])
+    if names.shape[1] != 1 or not bool(names.isfinite().all()):
+        raise DataError(
+            f"group expected one finite number a row, got {tuple(names.shape)}; remedy: the "
+            "number of the group of each row"
+        )
+    _, code, size = names[:, 0].unique(return_inverse=True, return_counts=True)
+    return list(code.argsort(stable=True).split(size.tolist()))
+
+
+def part_of(rows: Rows, name: str) -> Part:
+    """All rows, in their groups if they have any."""
+    groups = groups_of(rows)
+    if groups is None:
+        return Part(rows, stored(len(rows)), name)
+    return GroupedPart(rows, groups, name)
+
+
+def split_groups(
+    rows: Rows, groups: list[Tensor], fraction: float, seed: int
+) -> tuple[Part, Part | None]:
+    """Training and validation rows, of whole groups.
+
+    Raises:
+        DataError: If the fraction is not in [0, 1), or there is one group alone to be split.
+    """
+    if not 0 <= fraction < 1:
+        raise DataError(f"validation expected a fraction in [0, 1), got {fraction}")
+    if fraction == 0:
+        return GroupedPart(rows, groups, "training"), None
+    if len(groups) < 2:
+        raise DataError(
+            "validation by whole groups expected at least 2 groups, got 1; remedy: "
+            "validation=None, or rows of its own"
+        )
+    held = min(max(1, round(fraction * len(groups))), len(groups) - 1)
+    order = shuffled(len(groups), seed).run(0, len(groups)).tolist()
+    others = GroupedPart(rows, [groups[i] for i in order[:held]], "validation")
+    return GroupedPart(rows, [groups[i] for i in order[held:]], "training"), others
