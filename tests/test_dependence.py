@@ -9,7 +9,8 @@ import scipy.stats
 import torch
 from linear_operator.operators import BlockDiagLinearOperator, DenseLinearOperator
 
-from flowkit import DependentLikelihood, coupling_flow, fit
+from flowkit import DependentLikelihood, Flow, coupling_flow, fit
+from flowkit.bases import StandardNormal
 from flowkit.conditioners import Matern
 from flowkit.dependence import (
     AutoregressiveTime,
@@ -25,6 +26,7 @@ from flowkit.dependence import (
     sample_relatives,
 )
 from flowkit.errors import DataError, ShapeError
+from flowkit.transforms import Permutation
 
 N = 6
 
@@ -314,6 +316,29 @@ def test_whole_blocks_average_to_the_exact_value_and_gradient(name):
         assert mean.item() == pytest.approx(exact.item(), abs=1e-10)
         for a, b in zip(gradients_of(mean, flow, structure), slopes, strict=True):
             assert (a is None and b is None) or torch.allclose(a, b, atol=1e-10)
+
+
+def test_whole_families_spread_less_than_pairs():
+    families = np.repeat(np.arange(500), 4)
+    structure = EquicorrelatedBlocks(families, rho=0.9, learn=False)
+    flow = Flow(Permutation([0, 1]), StandardNormal(2))
+    x = structure.sample(2, torch.Generator().manual_seed(0)).detach()
+    rng = np.random.default_rng(0)
+    values = {"pairs": [], "blocks": []}
+    for _ in range(100):
+        rows = {
+            "pairs": rng.choice(2000, 256, replace=False),
+            "blocks": np.flatnonzero(np.isin(families, rng.choice(500, 64, replace=False))),
+        }
+        for mode, chosen in rows.items():
+            here = torch.from_numpy(chosen)
+            loss = DependentLikelihood(structure, mode=mode)
+            values[mode].append(loss(flow, {"x": x[here], "row": here}).value.item())
+    # A standard deviation of 100 draws has a relative error of 0.07.
+    assert np.std(values["blocks"]) < np.std(values["pairs"]) / 4
+    exact = DependentLikelihood(structure)(flow, {"x": x, "row": torch.arange(2000)}).value
+    for drawn in values.values():
+        assert abs(np.mean(drawn) - exact.item()) < 4 * np.std(drawn) / 10
 
 
 @pytest.mark.parametrize("name", STRUCTURES)

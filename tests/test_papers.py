@@ -1,7 +1,9 @@
 """The reproductions of papers run, at a small size, and write what they promise."""
 
+import argparse
 import importlib.util
 import json
+import statistics
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -164,3 +166,26 @@ def test_kernelised_flows_compares_densities_and_resumes(tmp_path):
     assert results[-1].parameters > 5 * results[-2].parameters
     assert "| mean rank |" in (tmp_path / "kernelised_flows.md").read_text()
     assert script.main(call) == results
+
+
+def test_dependent_data_compares_trainings_and_resumes(tmp_path):
+    script = load("dependent_data")
+    call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
+    results = script.main(call)
+    assert [r.method for r in results] == list(script.METHODS)
+    assert "## Spread of the estimators" in (tmp_path / "dependent_data.md").read_text()
+    assert script.main(call) == results
+
+
+@pytest.mark.slow
+def test_a_crescent_is_learned_better_with_its_dependence():
+    script = load("dependent_data")
+    options = argparse.Namespace(rows=2000, steps=200, small=False)
+    found = {
+        method: [script.score("crescent", seed, method, options) for seed in (0, 1)]
+        for method in ("independent", "true")
+    }
+    independent, true = (statistics.mean(r.nll for r in rows) for rows in found.values())
+    assert true < independent - 0.2
+    for rows in found.values():
+        assert all(r.nll > script.floor("crescent") - 3 * r.error for r in rows)

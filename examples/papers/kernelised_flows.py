@@ -7,8 +7,8 @@ a shrunk covariance, a mixture of normals and a kernel density estimate, on 300 
 rows of five tables. Of the training rows a fifth chooses the epoch, the learning rate (of three,
 for every flow), the number of components and the bandwidth; what is left of the table is the test.
 And with all rows of two larger tables, kernelised flows (of splines for MAGIC; for the patches
-affine, with a spline of each feature between) against a spline coupling flow of perceptrons with at
-least five times the parameters.
+affine, with a spline of each feature between) against a spline coupling flow of perceptrons with
+at least five times the parameters.
 
 Columns are standardised by the training rows, which all densities share. Categories are left out,
 and columns with ties (more than a tenth of the values repeat, or one has more than a hundredth of
