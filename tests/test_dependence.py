@@ -417,6 +417,19 @@ def test_fits_by_whole_blocks_hold_out_whole_blocks():
     assert structure.rho.item() > 0.4
 
 
+def test_flows_start_from_blocks_not_from_the_largest():
+    blocks = np.repeat(np.arange(201), [1000] + [1] * 200)
+    structure = EquicorrelatedBlocks(blocks, rho=0.99)
+    x = 5 + torch.cat([2 + torch.zeros(1000, 1), torch.linspace(-1, 1, 200)[:, None]])
+    loss = DependentLikelihood(structure)
+    started = loss.start({"x": x, "row": torch.arange(1200)})["x"]
+    # The large block has the weight of 1000 / (1 + 999 * 0.99) rows, about one.
+    assert started.shape == x.shape
+    assert started.mean().item() == pytest.approx(5, abs=0.03)
+    assert started.std().item() == pytest.approx(3**-0.5, rel=0.05)
+    assert torch.equal(loss.start({"x": x})["x"], x)
+
+
 def test_fits_learn_the_strength_with_the_flow():
     blocks = np.repeat(np.arange(100), 4)
     truth = EquicorrelatedBlocks(blocks, rho=0.6)

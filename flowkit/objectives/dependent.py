@@ -85,6 +85,22 @@ class DependentLikelihood(Objective):
             raise DataError(f"DependentLikelihood expected chunk >= 1, got {chunk!r}")
         self.structure, self.mode, self.chunk = structure, mode, chunk
 
+    @torch.no_grad()
+    def start(self, batch: Batch) -> Batch:
+        r"""Return rows drawn by their weights in the mean of dependent rows, :math:`C^{-1} 1`.
+
+        A large block says little about the location and scale of a table.
+        """
+        if "row" not in batch:
+            return batch
+        rows = self._rows(batch)
+        ones = torch.ones(self.structure.rows, 1).to(batch["x"])
+        weight = self.structure.solve(ones)[rows, 0].clamp(min=0).double().cumsum(0)
+        count = len(rows)
+        places = (torch.arange(count).to(weight) + 0.5) * (weight[-1] / count)
+        index = torch.searchsorted(weight, places).clamp(max=count - 1)
+        return {name: value[index] for name, value in batch.items()}
+
     def forward(self, flow: Flow, batch: Batch) -> Loss:
         """Return the loss of one batch."""
         check_flow(flow, "DependentLikelihood")
