@@ -10,6 +10,7 @@ from types import MappingProxyType
 from flowkit.datasets.copula import HeavyCopula
 from flowkit.datasets.dequantize import dequantize
 from flowkit.datasets.images import fashion_mnist
+from flowkit.datasets.mice import Mice, heterogeneous_stock_mice
 from flowkit.datasets.multimodal import Multimodal10, multimodal10
 from flowkit.datasets.patches import PATCH_IMAGES, photograph_patches
 from flowkit.datasets.photos import (
@@ -53,6 +54,7 @@ __all__ = [
     "PHOTOGRAPHS",
     "TOYS",
     "HeavyCopula",
+    "Mice",
     "Multimodal10",
     "NoisedShape",
     "PhotographColours",
@@ -67,6 +69,7 @@ __all__ = [
     "digits",
     "eight_gaussians",
     "fashion_mnist",
+    "heterogeneous_stock_mice",
     "load_photograph",
     "magic",
     "multimodal10",

@@ -56,7 +56,7 @@ class RowCovariance(nn.Module):
 
     def matrix(self) -> Tensor:
         """C itself, ``(n, n)``."""
-        every = torch.arange(self.rows)
+        every = torch.arange(self.rows, device=self._like.device)
         return self.entries(every, every)
 
     def log_prob(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -118,7 +118,7 @@ class RowCovariance(nn.Module):
 
     def sample(self, columns: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``(n, columns)``, columns independent of each other."""
-        like = next(iter([*self.parameters(), *self.buffers()]))
+        like = self._like
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
         noise = torch.randn(
             self.rows, columns, generator=generator, dtype=dtype, device=like.device
@@ -141,19 +141,24 @@ class RowCovariance(nn.Module):
         Returns:
             ``(n, p)``, with the observed rows in their places.
         """
-        places = torch.as_tensor(observed, dtype=torch.long)
+        places = torch.as_tensor(observed, dtype=torch.long, device=u.device)
         if u.dim() != 2 or places.shape != u.shape[:1]:
             raise ShapeError(
                 f"sample_given expected observed rows (m, p) and m places, got {tuple(u.shape)} "
                 f"and {tuple(places.shape)}"
             )
         drawn = self.sample(u.shape[1], generator).to(u)
-        every = torch.arange(self.rows)
+        every = torch.arange(self.rows, device=u.device)
         known = self.entries(places, places).double()
         across = self.entries(every, places).double()
         missed = torch.linalg.solve(known, (u - drawn[places]).double())
         drawn = drawn + (across @ missed).to(u)
         return drawn.index_copy(0, places, u)
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the covariance, which says where it lies."""
+        return next(iter([*self.parameters(), *self.buffers()]))
 
     def _checked(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
         count = self.rows if rows is None else len(rows)

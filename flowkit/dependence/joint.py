@@ -142,9 +142,11 @@ class FitStrength:
         """Set the strength, if it is its turn."""
         check_flow(flow, "FitStrength")
         if history.epochs[-1] % self.every == 0:
-            training = flow.training
+            training, like = flow.training, flow.initialized
+            x = self.x.to(like.device, flow.dtype or self.x.dtype)
+            context = None if self.context is None else self.context.to(x)
             with torch.no_grad():
-                u = flow.eval().to_noise(self.x, self.context)
+                u = flow.eval().to_noise(x, context)
             flow.train(training)
             self.structure.fit_strength(u)
 
@@ -206,7 +208,7 @@ def sample_relatives(
         [1.0, 1.0]
     """
     check_flow(flow, "sample_relatives")
-    places = torch.as_tensor(observed, dtype=torch.long)
+    places = torch.as_tensor(observed, dtype=torch.long, device=x.device)
     theirs = None if context is None else context[places]
     u = structure.sample_given(flow.to_noise(x, theirs), places, generator)
     drawn = flow.to_data(u.to(x.dtype), context)

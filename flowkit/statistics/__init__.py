@@ -1,5 +1,6 @@
 """Numbers about samples and models."""
 
+from flowkit.statistics.association import Association, LinearMixedModel, rank_normalised
 from flowkit.statistics.mcmc import Chains, flow_mcmc
 from flowkit.statistics.tails import (
     TailEstimate,
@@ -26,9 +27,11 @@ from flowkit.statistics.weights import (
 )
 
 __all__ = [
+    "Association",
     "Chains",
     "Estimate",
     "FreeEnergyProfile",
+    "LinearMixedModel",
     "SmoothedWeights",
     "TailEstimate",
     "TailVerdict",
@@ -42,6 +45,7 @@ __all__ = [
     "log_partition",
     "moment_estimate",
     "pareto_smooth",
+    "rank_normalised",
     "reweighted_mean",
     "tail_area",
     "tail_confusion",
