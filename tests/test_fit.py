@@ -1104,3 +1104,55 @@ def test_repeated_splits_are_fits_of_new_flows_to_random_parts():
     ):
         with pytest.raises(DataError, match=message):
             repeated_splits(build, x, **wrong)
+
+
+@pytest.mark.parametrize("kind", ["tensors", "mapped", "dataset"])
+def test_groups_stay_together(kind, tmp_path):
+    group = np.repeat(np.arange(12), 5)[np.random.default_rng(0).permutation(60)].astype("float32")
+    x = np.random.default_rng(1).normal(size=(60, 1)).astype("float32")
+    x[:, 0] += 100 * group
+    if kind == "tensors":
+        data = {"x": x, "group": group}
+    elif kind == "mapped":
+        np.save(tmp_path / "x.npy", x)
+        data = {"x": np.load(tmp_path / "x.npy", mmap_mode="r"), "group": group}
+    else:
+
+        class Grouped(Dataset):
+            def __len__(self):
+                return 60
+
+            def __getitem__(self, i):
+                return {"x": torch.from_numpy(x[i]), "group": torch.tensor(group[i])}
+
+        data = Grouped()
+    seen = []
+
+    class Watched(MaximumLikelihood):
+        compiles = False
+
+        def forward(self, flow, batch):
+            seen.append((self.training, (batch["x"][:, 0] / 100).round().long().bincount()))
+            return super().forward(flow, batch)
+
+    fit(elementwise_flow(1), data, Watched(), validation=0.25, batch_size=15, epochs=2)
+    assert all(set(counts.tolist()) <= {0, 5} for _, counts in seen)
+    trained = sum(counts.sum() for training, counts in seen if training)
+    assert trained == 2 * 45
+    held = {
+        i for training, counts in seen if not training for i in counts.nonzero()[:, 0].tolist()
+    }
+    assert len(held) == 3
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (np.zeros(20), "at least 2 groups, got 1"),
+        (np.zeros((20, 2)), "group expected one finite number a row, got \\(20, 2\\)"),
+    ],
+)
+def test_what_makes_no_groups_is_named(group, message):
+    x = np.random.default_rng(0).normal(size=(20, 1))
+    with pytest.raises(DataError, match=message):
+        fit(elementwise_flow(1), {"x": x, "group": group}, epochs=1)
