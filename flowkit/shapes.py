@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowkit.errors import ShapeError
+from flowkit.errors import DataError, ShapeError
 
 
 def as_shape(shape: Any) -> tuple[int, ...]:
@@ -29,6 +29,28 @@ def as_shape(shape: Any) -> tuple[int, ...]:
     if any(n < 0 for n in size):
         raise ShapeError(f"expected a number or shape of sizes >= 0, got {shape!r}")
     return size
+
+
+def codes(names: Any, what: str) -> np.ndarray:
+    """Names as whole numbers from 0, in the order of the names.
+
+    Raises:
+        DataError: If there is not one name a row, or one is missing.
+
+    Example:
+        >>> codes(["b", "a", "b"], "family")
+        array([1, 0, 1])
+    """
+    array = np.asarray(names.detach().cpu() if hasattr(names, "detach") else names)
+    flat = array.reshape(-1) if array.shape[1:] == (1,) else array
+    if flat.ndim != 1 or not len(flat):
+        raise DataError(f"{what} expected one name a row, got an array of {array.shape}")
+    if any(value is None or value != value for value in flat.tolist()):
+        raise DataError(
+            f"{what} expected a name for every row, got missing ones; remedy: a name of its own "
+            "for each such row, or leave it out"
+        )
+    return np.unique(flat, return_inverse=True)[1].astype(np.int64)
 
 
 def as_array(values: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ from flowkit.conditioners import Matern
 from flowkit.dependence import (
     AutoregressiveTime,
     EquicorrelatedBlocks,
+    FitStrength,
     GivenCovariance,
     Kinship,
     KroneckerCovariance,
@@ -201,8 +202,9 @@ def test_relatives_are_drawn_given_those_observed():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: EquicorrelatedBlocks([]), DataError, "one block a row"),
+        (lambda: EquicorrelatedBlocks([]), DataError, "one name a row"),
         (lambda: EquicorrelatedBlocks([0, 0, 0], rho=-0.6), DataError, "rho between -0.4999"),
+        (lambda: EquicorrelatedBlocks([0.0, float("nan")]), DataError, "a name for every row"),
         (lambda: Kinship(), DataError, "a matrix or a factor"),
         (lambda: Kinship(torch.ones(2, 3)), DataError, "a symmetric matrix"),
         (lambda: Kinship(2 * torch.eye(2)), DataError, "a unit diagonal"),
@@ -430,6 +432,31 @@ def test_flows_start_from_blocks_not_from_the_largest():
     assert torch.equal(loss.start({"x": x})["x"], x)
 
 
+def test_correlation_times_do_not_depend_on_the_unit():
+    found = []
+    for unit in (1.0, 86_400.0):
+        times = unit * torch.arange(600).double()
+        truth = AutoregressiveTime(times, tau=30 * unit)
+        u = truth.sample(4, torch.Generator().manual_seed(0)).detach()
+        model = AutoregressiveTime(times, tau=unit)
+        model.fit_strength(u)
+        found.append(model.tau.item() / unit)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    # The variance of an autoregressive coefficient a is (1 - a^2) / N, that of log tau 2 tau / N.
+    assert abs(found[0] / 30 - 1) < 4 * math.sqrt(2 * 30 / (600 * 4))
+
+
+def test_searches_beyond_the_exact_size_use_the_same_probes():
+    block = torch.full((4, 4), 0.6).double().fill_diagonal_(1.0)
+    blocks = BlockDiagLinearOperator(DenseLinearOperator(block.expand(60, 4, 4)))
+    u = StructuredKinship(blocks, independent=0.4).sample(6).detach()
+    near = StructuredKinship(blocks, independent=0.8, exact=0)
+    exact = StructuredKinship(blocks, independent=0.8)
+    for model in (near, exact):
+        model.fit_strength(u)
+    assert near.independent.item() == pytest.approx(exact.independent.item(), abs=0.1)
+
+
 def test_fits_learn_the_strength_with_the_flow():
     blocks = np.repeat(np.arange(100), 4)
     truth = EquicorrelatedBlocks(blocks, rho=0.6)
@@ -478,6 +505,19 @@ def test_what_has_no_joint_likelihood_is_named():
     pairs = DependentLikelihood(blocks, mode="pairs")
     with pytest.raises(DataError, match="at least 2 rows"):
         pairs(flow, {"x": x[:1], "row": torch.arange(1)})
+    with pytest.raises(DataError, match="different places from 0 to 2"):
+        loss(flow, {"x": x, "row": torch.tensor([0, 0, 2])})
+    with pytest.raises(DataError, match="different places from 0 to 2"):
+        loss(flow, {"x": x, "row": torch.tensor([0, 1, 3])})
+    with pytest.raises(DataError, match="rows of one weight"):
+        loss(flow, {"x": x, "row": torch.arange(3), "weight": torch.arange(3.0)})
+    with pytest.raises(DataError, match="got whole groups"):
+        pairs(flow, {"x": x, "row": torch.arange(3), "group": torch.arange(3)})
+    with pytest.raises(DataError, match="all 3 rows of the covariance"):
+        FitStrength(blocks, x[:2])
+    with pytest.raises(DataError, match="different places"):
+        blocks.sample_given(x[:2], [1, 1])
+    GivenCovariance(torch.eye(3)).fit_strength(x)
     with pytest.raises(DataError, match="a mode of exact, blocks, pairs"):
         DependentLikelihood(blocks, mode="all")
     with pytest.raises(DataError, match="chunk >= 1"):

@@ -1149,10 +1149,59 @@ def test_groups_stay_together(kind, tmp_path):
     ("group", "message"),
     [
         (np.zeros(20), "at least 2 groups, got 1"),
-        (np.zeros((20, 2)), "group expected one finite number a row, got \\(20, 2\\)"),
+        (np.full(20, np.nan), "group expected a name for every row"),
+        (np.zeros((20, 2)), "group expected one name a row, got an array of \\(20, 2\\)"),
     ],
 )
 def test_what_makes_no_groups_is_named(group, message):
     x = np.random.default_rng(0).normal(size=(20, 1))
     with pytest.raises(DataError, match=message):
         fit(elementwise_flow(1), {"x": x, "group": group}, epochs=1)
+
+
+def test_means_over_groups_of_any_size_are_unbiased():
+    group = np.repeat(np.arange(21), [30] + [1] * 20)
+    x = np.where(group == 0, 5.0, 0.0)[:, None] + np.linspace(0, 1e-3, 50)[:, None]
+    weight = np.linspace(1, 2, 50)
+    seen = []
+
+    class Mean(Objective):
+        def forward(self, flow, batch):
+            value = (batch["weight"] * batch["x"][:, 0]).mean()
+            if self.training:
+                seen.append(value.item())
+            return Loss(value + 0 * next(flow.parameters()).sum(), {})
+
+    data = {"x": x, "group": group, "weight": weight}
+    fit(elementwise_flow(1).double(), data, Mean(), validation=None, batch_size=10, epochs=400)
+    exact = (x[:, 0] * weight).sum() / weight.sum()
+    # Four of 21 groups a step, five steps an epoch: one group is left out of each.
+    assert abs(np.mean(seen) - exact) < 4 * np.std(seen) / math.sqrt(len(seen))
+
+
+def test_groups_may_be_named_by_large_numbers_or_texts():
+    x = np.random.default_rng(0).normal(size=(40, 1))
+    sizes = []
+
+    class Watched(MaximumLikelihood):
+        def forward(self, flow, batch):
+            sizes.append(len(batch["group"].unique()))
+            return super().forward(flow, batch)
+
+    for names in (10**8 + np.repeat(np.arange(20), 2), np.repeat(list("abcdefghijklmnopqrst"), 2)):
+        data = {"x": x, "group": names}
+        fit(elementwise_flow(1), data, Watched(), validation=None, batch_size=40, epochs=1)
+    assert sizes == [20, 20]
+
+
+def test_averages_follow_what_callbacks_set_at_once():
+    flow = elementwise_flow(1, standardize=False)
+    objective = MaximumLikelihood()
+    objective.strength = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def set_it(flow, history):
+        objective.strength.fill_(1.0)
+
+    x = np.random.default_rng(0).normal(size=(40, 1))
+    fit(flow, x, objective, validation=None, epochs=5, batch_size=40, ema=0.99, callbacks=[set_it])
+    assert objective.strength.item() == 1.0

@@ -89,6 +89,8 @@ class RowCovariance(nn.Module):
         """
         parameters = list(self.parameters())
         u = u.detach()
+        if not parameters:
+            return
         if len(parameters) == 1 and parameters[0].numel() == 1:
             _search(parameters[0], lambda: -float(self.log_prob(u)))
             return
@@ -147,6 +149,7 @@ class RowCovariance(nn.Module):
                 f"sample_given expected observed rows (m, p) and m places, got {tuple(u.shape)} "
                 f"and {tuple(places.shape)}"
             )
+        self.check_places(places)
         drawn = self.sample(u.shape[1], generator).to(u)
         every = torch.arange(self.rows, device=u.device)
         known = self.entries(places, places).double()
@@ -154,6 +157,16 @@ class RowCovariance(nn.Module):
         missed = torch.linalg.solve(known, (u - drawn[places]).double())
         drawn = drawn + (across @ missed).to(u)
         return drawn.index_copy(0, places, u)
+
+    def check_places(self, rows: Tensor) -> None:
+        """Raise a DataError unless these are different rows of the covariance."""
+        inside = bool(((rows >= 0) & (rows < self.rows)).all())
+        if not inside or int(torch.bincount(rows, minlength=1).max()) > 1:
+            raise DataError(
+                f"{type(self).__name__} expected different places from 0 to {self.rows - 1}, got "
+                f"{rows[:5].tolist()}, ...; remedy: the number of each row in the covariance, not "
+                "that of its block"
+            )
 
     @property
     def _like(self) -> Tensor:

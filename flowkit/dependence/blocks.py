@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.dependence.base import RowCovariance, raw_of
-from flowkit.errors import DataError
+from flowkit.shapes import codes
 
 # How close a correlation may come to the ends at which C is singular.
 _MARGIN = 1e-4
@@ -51,7 +51,7 @@ class EquicorrelatedBlocks(RowCovariance):
     def __init__(
         self, blocks: Any, rho: float = 0.1, per_block: bool = False, learn: bool = True
     ) -> None:
-        index = _codes(blocks)
+        index = torch.from_numpy(codes(blocks, "blocks"))
         super().__init__(len(index))
         self.register_buffer("block", index)
         self.register_buffer("size", torch.bincount(index).to(torch.get_default_dtype()))
@@ -119,14 +119,3 @@ class EquicorrelatedBlocks(RowCovariance):
         rho = self.rho.expand(len(self.size))
         inside = torch.where(a[:, None] == b, rho[a][:, None], torch.zeros_like(rho[:1]))
         return torch.where(rows[:, None] == columns, torch.ones_like(inside), inside)
-
-
-def _codes(blocks: Any) -> Tensor:
-    import numpy as np
-
-    names = np.asarray(blocks.cpu() if isinstance(blocks, Tensor) else blocks)
-    if names.ndim != 1 or not len(names):
-        raise DataError(
-            f"EquicorrelatedBlocks expected one block a row, got an array of {names.shape}"
-        )
-    return torch.from_numpy(np.unique(names, return_inverse=True)[1].astype("int64"))

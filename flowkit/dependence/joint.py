@@ -41,6 +41,8 @@ def noise_and_log_det(
     if chunk is None or chunk >= len(x):
         return transform(x, context)
     starts = range(0, len(x), chunk)
+    if context is not None:
+        context = context.expand(len(x), context.shape[-1])
     parts = [
         checkpoint(
             transform,
@@ -112,7 +114,7 @@ class FitStrength:
         every: Epochs between.
 
     Raises:
-        DataError: If ``every`` is no whole number above 0, or from a call, as
+        DataError: If ``every`` is no whole number above 0 or rows are missing; from a call, as
             :func:`joint_log_prob`.
 
     Example:
@@ -136,7 +138,14 @@ class FitStrength:
     ) -> None:
         if type(every) is not int or every < 1:
             raise DataError(f"FitStrength expected every >= 1, got {every!r}")
-        self.structure, self.x, self.context, self.every = structure, x, context, every
+        self.x = torch.as_tensor(x).detach()
+        if len(self.x) != structure.rows:
+            raise DataError(
+                f"FitStrength expected all {structure.rows} rows of the covariance, in its order, "
+                f"got {len(self.x)}"
+            )
+        self.context = None if context is None else torch.as_tensor(context).detach()
+        self.structure, self.every = structure, every
 
     def __call__(self, flow: Flow, history: Any) -> None:
         """Set the strength, if it is its turn."""

@@ -60,8 +60,8 @@ class Kinship(PartlyIndependent):
         self.register_buffer("values", values)
 
     def _turned(self, wide: Tensor) -> Tensor:
-        """``Q^T u``. With the few columns of u first the product and its gradient are fast."""
-        return (wide.mT @ self.basis).mT
+        """``Q^T u``, as rows from the left: so the product and its gradient are both fast."""
+        return (wide.mT.contiguous() @ self.basis).mT
 
     def _spectrum(self) -> Tensor:
         share = self.independent

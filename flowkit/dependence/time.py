@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowkit.dependence.base import RowCovariance
 from flowkit.errors import DataError
+from flowkit.shapes import codes
 
 # Nearest that two rows of a series may come, as a correlation.
 _NEAREST = 1e-6
@@ -51,7 +52,7 @@ class AutoregressiveTime(RowCovariance):
         self, times: Any, series: Any = None, tau: float = 1.0, learn: bool = True
     ) -> None:
         t = np.asarray(times, dtype=np.float64)
-        names = np.zeros(len(t)) if series is None else np.asarray(series)
+        names = np.zeros(t.shape, np.int64) if series is None else codes(series, "series")
         if t.ndim != 1 or not len(t) or names.shape != t.shape or not np.isfinite(t).all():
             raise DataError(
                 f"AutoregressiveTime expected a finite time and a series a row, got arrays of "
@@ -59,10 +60,9 @@ class AutoregressiveTime(RowCovariance):
             )
         if not 0 < tau < np.inf:
             raise DataError(f"AutoregressiveTime expected tau > 0, got {tau!r}")
-        codes = np.unique(names, return_inverse=True)[1]
-        order = np.lexsort((t, codes))
+        order = np.lexsort((t, names))
         gap = np.diff(t[order], prepend=0.0)
-        first = np.diff(codes[order], prepend=-1) != 0
+        first = np.diff(names[order], prepend=-1) != 0
         gap[first] = 1.0
         if (gap == 0).any():
             raise DataError(
@@ -73,14 +73,18 @@ class AutoregressiveTime(RowCovariance):
         self.register_buffer("order", torch.from_numpy(order))
         self.register_buffer("gap", torch.from_numpy(gap))
         self.register_buffer("first", torch.from_numpy(first))
-        self.register_buffer("block", torch.from_numpy(codes.astype(np.int64)))
+        self.register_buffer("block", torch.from_numpy(names))
         self.register_buffer("time", torch.from_numpy(t))
-        self.log_tau = nn.Parameter(torch.tensor(np.log(tau)), requires_grad=learn)
+        # Logarithms are of multiples of a typical gap, so that units of time do not matter.
+        inner = gap[~first]
+        unit = float(np.median(inner)) if len(inner) else 1.0
+        self.register_buffer("unit", torch.tensor(unit, dtype=torch.float64))
+        self.log_tau = nn.Parameter(torch.tensor(np.log(tau / unit)), requires_grad=learn)
 
     @property
     def tau(self) -> Tensor:
         """The correlation time, in the units of the times."""
-        return self.log_tau.exp()
+        return self.get_buffer("unit") * self.log_tau.exp()
 
     def _steps(self) -> tuple[Tensor, Tensor]:
         """Correlation with the predecessor, and variance given it; rows in order."""

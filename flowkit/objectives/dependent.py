@@ -27,11 +27,12 @@ class DependentLikelihood(Objective):
 
     ``"exact"``
         Every step sees all rows: ``batch_size`` is their number. Gradients are exact; ``chunk``
-        bounds the memory. If some blocks are held out, all that are left.
+        bounds the memory. If some whole blocks are held out, all that are left.
     ``"blocks"``
         Batches of whole blocks, which ``fit`` draws where the data name them as ``group``. The sum
-        over the K blocks of a batch is scaled by B / (K n), with all B blocks and n rows: an
-        estimate without bias, in which pairs of relatives are never torn apart.
+        over the K blocks of a batch is scaled by B / (K n), with the B blocks and n rows to train
+        on: an estimate without bias, in which pairs of relatives are never torn apart. ``fit``
+        gives that scale as ``weight``; without it B and n are those of the covariance.
     ``"pairs"``
         Batches of any b rows, by pairs: with :math:`P = C^{-1}`, an estimate without bias,
 
@@ -51,8 +52,8 @@ class DependentLikelihood(Objective):
 
     Raises:
         DataError: If an argument is unknown; from a call, if a batch lacks ``row``, is not made
-            of all rows or of whole blocks where it has to, or the flow has another base than a
-            standard normal.
+            of all rows or of whole blocks where it has to, has places twice or uneven weights, or
+            the flow has another base than a standard normal.
 
     References:
         Kirchler, Lippert, Kloft 2023, arXiv 2209.14933.
@@ -112,11 +113,11 @@ class DependentLikelihood(Objective):
         if not self.training:
             value = -self._together(flow, x, context, rows) / len(x)
         elif self.mode == "pairs":
-            value = self._pairs(flow, x, context, rows)
+            value = self._pairs(flow, batch, rows)
         else:
             blocks = self._whole_blocks(rows)
-            scale = 1 / len(x)
-            if self.mode == "blocks":
+            scale = self._weight(batch) / len(x)
+            if self.mode == "blocks" and "weight" not in batch:
                 scale = blocks / self.structure.rows
             value = -scale * self._together(flow, x, context, rows)
         return Loss(value, {"nll": value.detach()})
@@ -127,7 +128,22 @@ class DependentLikelihood(Objective):
                 "DependentLikelihood expected a batch with 'row', the place of each row in the "
                 "covariance; remedy: fit(flow, {'x': x, 'row': torch.arange(len(x))}, ...)"
             )
-        return batch["row"].reshape(len(batch["x"])).long()
+        rows = batch["row"].reshape(len(batch["x"])).long()
+        self.structure.check_places(rows)
+        return rows
+
+    def _weight(self, batch: Batch) -> float | Tensor:
+        """The weight that all rows share."""
+        if "weight" not in batch:
+            return 1.0
+        weight = batch["weight"]
+        if not torch.allclose(weight, weight[:1]):
+            raise DataError(
+                "DependentLikelihood expected rows of one weight, for a joint density weighs "
+                f"none; got {float(weight.min()):g} to {float(weight.max()):g}; remedy: leave out "
+                "'weight'"
+            )
+        return weight[0]
 
     def _whole_blocks(self, rows: Tensor) -> float:
         """How many times the blocks of the batch go into all, or an error if one is torn."""
@@ -158,8 +174,15 @@ class DependentLikelihood(Objective):
             return self.structure.log_prob(u, rows) + log_det
         return self.structure.log_prob(torch.zeros_like(u).index_copy(0, rows, u)) + log_det
 
-    def _pairs(self, flow: Flow, x: Tensor, context: Tensor | None, rows: Tensor) -> Tensor:
+    def _pairs(self, flow: Flow, batch: Batch, rows: Tensor) -> Tensor:
+        x, context = batch["x"], batch.get("context")
         n, (b, p) = self.structure.rows, x.shape
+        if "group" in batch:
+            raise DataError(
+                "DependentLikelihood by pairs expected batches of any rows, got whole groups; "
+                "remedy: leave out 'group', or mode='blocks'"
+            )
+        self._weight(batch)
         if b < 2:
             raise DataError("DependentLikelihood by pairs expected batches of at least 2 rows")
         u, log_det = noise_and_log_det(flow, x, context)

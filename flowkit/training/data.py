@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from flowkit.errors import DataError
+from flowkit.shapes import codes
 from flowkit.training.order import Order, shuffled
 from flowkit.training.rows import DatasetRows, MappedRows, Rows, TensorRows
 
@@ -219,6 +220,10 @@ def as_rows(
                 f"{name} expected rows of real numbers, got dtype {array.dtype} and shape "
                 f"{array.shape}; remedy: another file"
             )
+    if "group" in named:
+        # Counted from zero: names may be texts, or numbers with more digits than the dtype has.
+        named["group"] = codes(named["group"], "group")
+        mapped.pop("group", None)
     tensors = {k: as_tensor(v, k, dtype) for k, v in named.items() if k not in mapped}
     shapes = {name: tuple(value.shape) for name, value in (mapped | tensors).items()}
     _check_shapes(shapes, event_shape, mapped="x" in mapped)

@@ -65,7 +65,8 @@ def fit(
             the training rows and over the validation rows; a Dataset with weights is read once
             for it.
             Rows with the same number as ``group`` stay together: whole groups are held out, and
-            a step sees as many whole groups as have about ``batch_size`` rows.
+            a step sees as many whole groups as have about ``batch_size`` rows. Its weights are
+            scaled for that, so objectives should heed them.
         objective: What to minimise; maximum likelihood by default.
         validation: Fraction of the rows held out, or separate validation data, or ``None``.
         epochs: Passes over the training rows. The last incomplete batch of a pass is left out;

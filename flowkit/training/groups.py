@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkit.errors import DataError
+from flowkit.shapes import codes
 from flowkit.training.order import Order, shuffled, stored
 from flowkit.training.rows import Part, Rows
 
@@ -17,8 +18,9 @@ _ROWS_AT_ONCE = 2048
 class GroupedPart(Part):
     """Some of the groups of rows.
 
-    A batch has a fixed number of groups, about as many as have ``size`` rows together: every
-    group has the same chance, so that sums over groups are estimated without bias.
+    A batch has a fixed number of groups, about as many as have ``size`` rows together, and its
+    weights are scaled by the rows that it has over those that it has on average: so the mean over
+    the rows of a batch estimates that over all rows without bias, whatever the sizes of groups.
 
     Args:
         rows: The rows.
@@ -28,8 +30,8 @@ class GroupedPart(Part):
 
     def __init__(self, rows: Rows, groups: list[Tensor], name: str) -> None:
         index = torch.cat(groups)
-        super().__init__(rows, Order(len(index), lambda places: index[places]), name)
         self.groups = groups
+        super().__init__(rows, Order(len(index), lambda places: index[places]), name)
 
     def _share(self, size: int) -> int:
         """Groups of a batch of about ``size`` rows."""
@@ -60,7 +62,10 @@ class GroupedPart(Part):
         order, each = shuffled(len(self.groups), seed), self._share(size)
         for step in range(self.steps(size)):
             index = torch.cat([self.groups[i] for i in order.run(each * step, each * step + each)])
-            yield index, self.batch(index)
+            batch = self.batch(index)
+            expected = each * len(self) / len(self.groups)
+            weight = batch.get("weight", torch.ones(len(index)).to(batch["group"]))
+            yield index, {**batch, "weight": weight * (len(index) / expected)}
 
 
 def groups_of(rows: Rows) -> list[Tensor] | None:
@@ -72,13 +77,10 @@ def groups_of(rows: Rows) -> list[Tensor] | None:
         rows.column("group", every.run(start, start + _ROWS_AT_ONCE))
         for start in range(0, len(rows), _ROWS_AT_ONCE)
     ]
-    names = torch.cat([part.reshape(len(part), -1) for part in parts if part is not None])
-    if names.shape[1] != 1 or not bool(names.isfinite().all()):
-        raise DataError(
-            f"group expected one finite number a row, got {tuple(names.shape)}; remedy: the "
-            "number of the group of each row"
-        )
-    _, code, size = names[:, 0].unique(return_inverse=True, return_counts=True)
+    names = torch.cat([part for part in parts if part is not None])
+    _, code, size = torch.from_numpy(codes(names, "group")).unique(
+        return_inverse=True, return_counts=True
+    )
     return list(code.argsort(stable=True).split(size.tolist()))
 
 

@@ -232,7 +232,12 @@ class Run:
         """Move an exponential average that forgets its first steps quickly."""
         # The number of steps done: torch's own count is a tensor, and reading it would wait.
         weight = min(self.ema or 0.0, (1 + self.done) / (10 + self.done))
-        torch._foreach_lerp_(list(averaged), list(current), 1 - weight)
+        averaged, current = list(averaged), list(current)
+        torch._foreach_lerp_(averaged, current, 1 - weight)
+        for old, new in zip(averaged, current, strict=True):
+            if not new.requires_grad:
+                # What no step moves is set by a callback, at once.
+                old.copy_(new)
 
     def resume(self, checkpoint: str | os.PathLike[str] | None) -> None:
         """Go on from a checkpoint, if there is one."""
