@@ -9,6 +9,7 @@ flow; and with a correlation a block, set in turns. All see all rows at every st
 standardised, for one large block would be taken for the scale of all. The test is
 the mean negative log-density of 5,000 independent rows at the end of training, which no choice has
 seen; its floor is the entropy. The crescent is trained once more with twice as many steps.
+Optimiser, rate, start and interval of the turns were chosen on seeds 0, 1 and 4 of the crescent.
 
 Then the spread of the three estimators of the objective, and what an exact one costs without a
 flow.
