@@ -2,14 +2,13 @@
 
 from flowkit.statistics.association import Association, LinearMixedModel, rank_normalised
 from flowkit.statistics.mcmc import Chains, flow_mcmc
+from flowkit.statistics.tail_distances import expected_shortfall, tail_area
 from flowkit.statistics.tails import (
     TailEstimate,
     TailVerdict,
-    expected_shortfall,
     hill_estimate,
     kernel_estimate,
     moment_estimate,
-    tail_area,
     tail_confusion,
     tail_indices,
     tail_verdict,

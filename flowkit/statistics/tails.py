@@ -13,14 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from flowkit.errors import DataError
-from flowkit.shapes import as_array
+from flowkit.statistics.tail_samples import SIDES, columns, row, sided
 
 # Only the larger half of a sample is taken for its tail.
 _LARGEST = 0.5
@@ -33,8 +31,6 @@ _KERNEL_POWER = 0.6
 _TIES = 0.02
 # Numbers of resamples held at once.
 _BLOCK = 2_000_000
-# What turns a tail into a right one.
-_SIDES = {"both": np.abs, "right": np.positive, "left": np.negative}
 #: From this index on a tail is as good as light.
 _LIGHT_INDEX = 10.0
 
@@ -273,13 +269,13 @@ def tail_indices(x: Any, *, tail: str = "both", resamples: int = 100, seed: int 
         >>> light, 1 < heavy < 3
         (inf, True)
     """
-    if tail not in (*_SIDES, "apart"):
+    if tail not in (*SIDES, "apart"):
         raise DataError(f"tail expected 'both', 'right', 'left' or 'apart', got {tail!r}")
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     sides = ("left", "right") if tail == "apart" else (tail,)
     found = [
         tuple(_verdict(i, column, tail=side, **options).index for side in sides)
-        for i, column in enumerate(_columns(x))
+        for i, column in enumerate(columns(x))
     ]
     return found if tail == "apart" else [pair[0] for pair in found]
 
@@ -308,14 +304,13 @@ def tail_confusion(tails: Sequence[Any], x: Any, **options: Any) -> np.ndarray:
         array([[1, 0],
                [0, 1]])
     """
-    columns = _columns(x)
-    if len(tails) != len(columns):
+    table = columns(x)
+    if len(tails) != len(table):
         raise DataError(
-            f"tail_confusion expected one tail a column, got {len(tails)} for {len(columns)} "
-            "columns"
+            f"tail_confusion expected one tail a column, got {len(tails)} for {len(table)} columns"
         )
     counts = np.zeros((2, 2), dtype=int)
-    for i, (tail, column) in enumerate(zip(tails, columns, strict=True)):
+    for i, (tail, column) in enumerate(zip(tails, table, strict=True)):
         pair = tail if isinstance(tail, (tuple, list)) else (tail,)
         heavy = any(t is not None and t < math.inf for t in pair)
         counts[int(heavy), int(_verdict(i, column, **options).heavy)] += 1
@@ -330,103 +325,9 @@ def _verdict(i: int, column: np.ndarray, **options: Any) -> TailVerdict:
         raise DataError(f"column {i}: {error}") from error
 
 
-def tail_area(x: Any, y: Any) -> float:
-    r"""The area between the log-log plots of two samples' magnitudes.
-
-    :math:`\sum_{i=1}^n |\log Q_{|x|}(1 - i/n) - \log Q_{|y|}(1 - i/n)|\, \log\frac{i+1}i`, with n
-    the smaller number of rows and Q the quantiles: far tails weigh as much as near ones. For
-    :math:`y = c x` it is :math:`|\log c| \log(n + 1)`.
-
-    Args:
-        x: ``(n,)`` numbers other than zero.
-        y: ``(m,)`` numbers other than zero.
-
-    Raises:
-        DataError: If one is not a row of such finite numbers.
-
-    References:
-        Laszkiewicz, Lederer, Fischer 2022, arXiv 2206.10311.
-
-    Example:
-        >>> import numpy as np
-        >>> from flowkit.statistics import tail_area
-        >>> x = np.arange(1.0, 1001.0)
-        >>> bool(np.isclose(tail_area(x, 3 * x), np.log(3) * np.log(1001)))
-        True
-    """
-    first, second = np.abs(_row(x)), np.abs(_row(y))
-    if not (first.all() and second.all()):
-        raise DataError(
-            "tail_area expected numbers other than zero, which have no logarithm; remedy: leave "
-            "zeros out of both samples"
-        )
-    n = min(len(first), len(second))
-    i = np.arange(1, n + 1)
-    gaps = [np.log(np.quantile(a, 1 - i / n)) for a in (first, second)]
-    return float(np.sum(np.abs(gaps[0] - gaps[1]) * np.log1p(1 / i)))
-
-
-def expected_shortfall(
-    x: Any, level: float = 0.95, *, tail: str = "both", paper_scale: bool = False
-) -> float:
-    r"""The mean beyond a quantile: :math:`E[X \mid X \ge Q(p)]` of magnitudes, or of one side.
-
-    Args:
-        x: ``(n,)`` numbers.
-        level: The p in (0, 1).
-        tail: ``"both"`` for magnitudes, ``"right"`` for x, ``"left"`` for -x (losses).
-        paper_scale: Divide by 1 - p once more, as the "tail value at risk" of Laszkiewicz et al.
-
-    Raises:
-        DataError: If x is not a row of finite numbers, or an argument is out of its range.
-
-    Example:
-        >>> from flowkit.statistics import expected_shortfall
-        >>> expected_shortfall([-10.0, 1.0, 2.0, 3.0], 0.75), expected_shortfall([1, 2, 3, 4], 0.5)
-        (10.0, 3.5)
-    """
-    if not isinstance(level, Real) or not 0 < level < 1:
-        raise DataError(f"expected_shortfall expected a level in (0, 1), got {level!r}")
-    values = _sided(_row(x), tail, positive=False)
-    mean = float(values[values >= np.quantile(values, level)].mean())
-    return mean / (1 - float(level)) if paper_scale else mean
-
-
-def _values(x: Any) -> np.ndarray:
-    return as_array(x.detach().cpu().double() if isinstance(x, Tensor) else x)
-
-
-def _columns(x: Any) -> list[np.ndarray]:
-    """The columns of a table, each about its median."""
-    values = _values(x)
-    if values.ndim != 2 or not values.size:
-        raise DataError(
-            f"expected a table of numbers, (rows, columns), got {type(x).__name__} of shape "
-            f"{values.shape}; remedy: x[:, None] for one column"
-        )
-    return list((values - np.median(values, 0)).T)
-
-
-def _row(x: Any) -> np.ndarray:
-    values = _values(x)
-    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise DataError(
-            f"expected a row of finite numbers, got {type(x).__name__} of shape "
-            f"{values.shape}; remedy: one column at a time, without missing values"
-        )
-    return values
-
-
-def _sided(values: np.ndarray, tail: str, positive: bool) -> np.ndarray:
-    if tail not in _SIDES:
-        raise DataError(f"tail expected 'both', 'right' or 'left', got {tail!r}")
-    sided = _SIDES[tail](values)
-    return sided[sided > 0] if positive else sided
-
-
 def _logs(x: Any, tail: str) -> np.ndarray:
     """Logarithms of what lies in the tail, from the largest down."""
-    values = _sided(_row(x), tail, positive=True)
+    values = sided(row(x), tail, positive=True)
     if len(values) < _FEWEST:
         raise DataError(
             f"a tail is estimated from at least {_FEWEST} numbers other than zero on its side, "

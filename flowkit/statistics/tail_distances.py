@@ -1,0 +1,73 @@
+"""Two samples, or a sample and a model, compared in their tails."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from flowkit.errors import DataError
+from flowkit.statistics.tail_samples import row, sided
+
+
+def tail_area(x: Any, y: Any) -> float:
+    r"""The area between the log-log plots of two samples' magnitudes.
+
+    :math:`\sum_{i=1}^n |\log Q_{|x|}(1 - i/n) - \log Q_{|y|}(1 - i/n)|\, \log\frac{i+1}i`, with n
+    the smaller number of rows and Q the quantiles: far tails weigh as much as near ones. For
+    :math:`y = c x` it is :math:`|\log c| \log(n + 1)`.
+
+    Args:
+        x: ``(n,)`` numbers other than zero.
+        y: ``(m,)`` numbers other than zero.
+
+    Raises:
+        DataError: If one is not a row of such finite numbers.
+
+    References:
+        Laszkiewicz, Lederer, Fischer 2022, arXiv 2206.10311.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowkit.statistics import tail_area
+        >>> x = np.arange(1.0, 1001.0)
+        >>> bool(np.isclose(tail_area(x, 3 * x), np.log(3) * np.log(1001)))
+        True
+    """
+    first, second = np.abs(row(x)), np.abs(row(y))
+    if not (first.all() and second.all()):
+        raise DataError(
+            "tail_area expected numbers other than zero, which have no logarithm; remedy: leave "
+            "zeros out of both samples"
+        )
+    n = min(len(first), len(second))
+    i = np.arange(1, n + 1)
+    gaps = [np.log(np.quantile(a, 1 - i / n)) for a in (first, second)]
+    return float(np.sum(np.abs(gaps[0] - gaps[1]) * np.log1p(1 / i)))
+
+
+def expected_shortfall(
+    x: Any, level: float = 0.95, *, tail: str = "both", paper_scale: bool = False
+) -> float:
+    r"""The mean beyond a quantile: :math:`E[X \mid X \ge Q(p)]` of magnitudes, or of one side.
+
+    Args:
+        x: ``(n,)`` numbers.
+        level: The p in (0, 1).
+        tail: ``"both"`` for magnitudes, ``"right"`` for x, ``"left"`` for -x (losses).
+        paper_scale: Divide by 1 - p once more, as the "tail value at risk" of Laszkiewicz et al.
+
+    Raises:
+        DataError: If x is not a row of finite numbers, or an argument is out of its range.
+
+    Example:
+        >>> from flowkit.statistics import expected_shortfall
+        >>> expected_shortfall([-10.0, 1.0, 2.0, 3.0], 0.75), expected_shortfall([1, 2, 3, 4], 0.5)
+        (10.0, 3.5)
+    """
+    if not isinstance(level, Real) or not 0 < level < 1:
+        raise DataError(f"expected_shortfall expected a level in (0, 1), got {level!r}")
+    values = sided(row(x), tail, positive=False)
+    mean = float(values[values >= np.quantile(values, level)].mean())
+    return mean / (1 - float(level)) if paper_scale else mean
