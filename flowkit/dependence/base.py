@@ -77,9 +77,7 @@ class RowCovariance(nn.Module):
         """The log-determinant and the quadratic form; of some rows by a dense matrix."""
         if rows is None:
             return self.log_det(), (u * self.solve(u)).sum()
-        factor = torch.linalg.cholesky(self.entries(rows, rows).double())
-        whitened = torch.linalg.solve_triangular(factor, u.to(factor), upper=False)
-        return 2 * factor.diagonal().log().sum(), whitened.square().sum().to(u)
+        return by_factor(torch.linalg.cholesky(self.entries(rows, rows).double()), u)
 
     def fit_strength(self, u: Tensor) -> None:
         """Set the parameters of C to the largest likelihood of the noise ``u (n, p)``.
@@ -195,6 +193,12 @@ class PartlyIndependent(RowCovariance):
     def independent(self) -> Tensor:
         r"""The share :math:`\lambda`."""
         return SHARES[0] + (SHARES[1] - SHARES[0]) * torch.sigmoid(self.raw)
+
+
+def by_factor(factor: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-determinant and quadratic form of a covariance, by its Cholesky factor."""
+    whitened = torch.linalg.solve_triangular(factor, u.to(factor), upper=False)
+    return 2 * factor.diagonal().log().sum(), whitened.square().sum().to(u)
 
 
 @torch.no_grad()

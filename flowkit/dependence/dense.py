@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.conditioners import Kernel
-from flowkit.dependence.base import PartlyIndependent, RowCovariance
+from flowkit.dependence.base import PartlyIndependent, RowCovariance, by_factor
 from flowkit.errors import DataError
 
 
@@ -32,9 +32,7 @@ class _Dense(RowCovariance):
         """From one factor."""
         if rows is not None:
             return super()._log_det_and_quadratic(u, rows)
-        factor = self._factor()
-        whitened = torch.linalg.solve_triangular(factor, u.to(factor), upper=False)
-        return 2 * factor.diagonal().log().sum(), whitened.square().sum().to(u)
+        return by_factor(self._factor(), u)
 
     def colour(self, noise: Tensor) -> Tensor:
         """By the Cholesky factor."""

@@ -148,13 +148,13 @@ class DependentLikelihood(Objective):
     def _whole_blocks(self, rows: Tensor) -> float:
         """How many times the blocks of the batch go into all, or an error if one is torn."""
         block, count = self.structure.block, self.structure.rows
+        if len(rows) == count and (block is not None or self.mode == "exact"):
+            return 1.0
         if block is not None:
             sizes = torch.bincount(block)
             here = torch.bincount(block[rows], minlength=len(sizes))
             if bool(((here == 0) | (here == sizes)).all()):
                 return len(sizes) / int((here > 0).sum())
-        elif self.mode == "exact" and len(rows) == count:
-            return 1.0
         if self.mode == "exact":
             remedy = f"batch_size={count} and validation=None, or validation rows of their own"
             raise DataError(

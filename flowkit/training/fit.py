@@ -16,8 +16,8 @@ from torch import nn
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.objectives import MaximumLikelihood, Objective
-from flowkit.training.data import as_rows, check_finite, split
-from flowkit.training.groups import groups_of, part_of, split_groups
+from flowkit.training.data import as_rows, check_finite
+from flowkit.training.groups import part_of, split_parts
 from flowkit.training.history import History
 from flowkit.training.rows import Part
 from flowkit.training.run import Callback, Run, Scheduler, Step, seed_generators
@@ -268,13 +268,8 @@ def _parts(
         )
     if objective.needs_data and "x" not in first:
         raise DataError(f"data expected a dict with the key x, got {sorted(first)}")
-    groups = groups_of(rows)
-    if groups is not None and (validation is None or isinstance(validation, Real)):
-        return split_groups(rows, groups, float(validation or 0.0), seed)
     if validation is None or isinstance(validation, Real):
-        index, held = split(len(rows), float(validation or 0.0), seed)
-        train = Part(rows, index, "training")
-        return train, Part(rows, held, "validation") if len(held) else None
+        return split_parts(rows, float(validation or 0.0), seed)
     if len(rows) < 2:
         raise DataError(f"fit needs at least 2 rows, got {len(rows)}")
     others = as_rows(validation, dtype, device, flow.event_shape)

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from flowkit.errors import DataError
 from flowkit.shapes import codes
+from flowkit.training.data import split
 from flowkit.training.order import Order, shuffled, stored
-from flowkit.training.rows import Part, Rows
-
-_ROWS_AT_ONCE = 2048
+from flowkit.training.rows import ROWS_AT_ONCE, Part, Rows
 
 
 class GroupedPart(Part):
@@ -44,7 +43,7 @@ class GroupedPart(Part):
     def _runs(self) -> Iterator[Tensor]:
         waiting: list[Tensor] = []
         for group in self.groups:
-            if waiting and sum(map(len, waiting)) + len(group) > _ROWS_AT_ONCE:
+            if waiting and sum(map(len, waiting)) + len(group) > ROWS_AT_ONCE:
                 yield torch.cat(waiting)
                 waiting = []
             waiting.append(group)
@@ -74,14 +73,12 @@ def groups_of(rows: Rows) -> list[Tensor] | None:
     if rows.column("group", every.run(0, 1)) is None:
         return None
     parts = [
-        rows.column("group", every.run(start, start + _ROWS_AT_ONCE))
-        for start in range(0, len(rows), _ROWS_AT_ONCE)
+        rows.column("group", every.run(start, start + ROWS_AT_ONCE))
+        for start in range(0, len(rows), ROWS_AT_ONCE)
     ]
     names = torch.cat([part for part in parts if part is not None])
-    _, code, size = torch.from_numpy(codes(names, "group")).unique(
-        return_inverse=True, return_counts=True
-    )
-    return list(code.argsort(stable=True).split(size.tolist()))
+    code = torch.from_numpy(codes(names, "group"))
+    return list(code.argsort(stable=True).split(code.bincount().tolist()))
 
 
 def part_of(rows: Rows, name: str) -> Part:
@@ -92,16 +89,16 @@ def part_of(rows: Rows, name: str) -> Part:
     return GroupedPart(rows, groups, name)
 
 
-def split_groups(
-    rows: Rows, groups: list[Tensor], fraction: float, seed: int
-) -> tuple[Part, Part | None]:
-    """Training and validation rows, of whole groups.
+def split_parts(rows: Rows, fraction: float, seed: int) -> tuple[Part, Part | None]:
+    """Random training and validation rows, of whole groups if rows have any.
 
     Raises:
-        DataError: If the fraction is not in [0, 1), or there is one group alone to be split.
+        DataError: If the fraction is not in [0, 1), or there is one row or group alone to split.
     """
-    if not 0 <= fraction < 1:
-        raise DataError(f"validation expected a fraction in [0, 1), got {fraction}")
+    groups = groups_of(rows)
+    if groups is None:
+        train, held = split(len(rows), fraction, seed)
+        return Part(rows, train, "training"), Part(rows, held, "validation") if len(held) else None
     if fraction == 0:
         return GroupedPart(rows, groups, "training"), None
     if len(groups) < 2:
@@ -109,7 +106,6 @@ def split_groups(
             "validation by whole groups expected at least 2 groups, got 1; remedy: "
             "validation=None, or rows of its own"
         )
-    held = min(max(1, round(fraction * len(groups))), len(groups) - 1)
-    order = shuffled(len(groups), seed).run(0, len(groups)).tolist()
-    others = GroupedPart(rows, [groups[i] for i in order[:held]], "validation")
-    return GroupedPart(rows, [groups[i] for i in order[held:]], "training"), others
+    train, held = split(len(groups), fraction, seed)
+    chosen, others = ([groups[i] for i in part.run(0, len(part))] for part in (train, held))
+    return GroupedPart(rows, chosen, "training"), GroupedPart(rows, others, "validation")

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate
 from flowkit.errors import DataError
 from flowkit.training.order import Order, shuffled, stored
 
-_ROWS_AT_ONCE = 2048
+ROWS_AT_ONCE = 2048
 _ROWS_AHEAD = 4096
 # Where the system maps so much at once, every row brings a megabyte of the file into memory.
 _ROWS_MAPPED = 64
@@ -189,8 +189,8 @@ class Part:
         return len(self) // size
 
     def _runs(self) -> Iterator[Tensor]:
-        for start in range(0, len(self), _ROWS_AT_ONCE):
-            yield self.index.run(start, start + _ROWS_AT_ONCE)
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            yield self.index.run(start, start + ROWS_AT_ONCE)
 
     def batches(
         self, seed: int, size: int, rank: int, share: int
