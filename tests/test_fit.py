@@ -369,27 +369,6 @@ def test_losses_of_an_accelerator_are_read_rarely_and_named_exactly(monkeypatch)
         fit(small(), rows(), Fails(), steps=12, validation=None, epochs=9, **QUIET)
 
 
-def test_the_moving_average_follows_its_definition():
-    flow, seen = Flow(LULinear(2), StandardNormal(2)), []
-
-    class Watch(Objective):
-        def forward(self, flow, batch):
-            seen.append(weights(flow))
-            return MaximumLikelihood()(flow, batch)
-
-    fit(flow, rows(), Watch(), steps=12, ema=0.9, validation=None, epochs=9, **QUIET)
-    # seen[k] are the weights before step k + 1; the average starts as the weights after step 1.
-    after = [*seen[1:], None]
-    average = after[0]
-    for count, value in enumerate(after[1:-1], start=1):
-        keep = min(0.9, (1 + count) / (10 + count))
-        average = keep * average + (1 - keep) * value
-    last_keep = min(0.9, (1 + 11) / (10 + 11))
-    last = (weights(flow) - last_keep * average) / (1 - last_keep)
-    # What remains is the weights after the last step: close to those before it.
-    assert (last - seen[-1]).abs().max() < 2e-2
-
-
 def test_a_second_fit_goes_on_instead_of_starting_over():
     flow = small()
     fit(flow, rows(), epochs=1, **QUIET)

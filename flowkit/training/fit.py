@@ -81,7 +81,9 @@ def fit(
         clip: Largest norm of the gradient, above 0; ``None`` for no limit.
         patience: Epochs without a better validation loss before stopping; ``None`` for no limit.
         ema: Decay of an exponential moving average of the weights, which is then what is validated
-            and restored; it warms up as ``min(ema, (1 + t) / (10 + t))``.
+            and restored; ``history.train`` is the loss of the weights themselves. It begins with
+            the weights after the first step, and keeps ``min(ema, (1 + n) / (10 + n))`` of itself
+            at step ``n + 1``. Buffers and parameters that are not trained are not averaged.
         compile: Whether to compile the step with ``torch.compile``: ``True``, ``False``, or
             ``"auto"``, which compiles long fits by maximum likelihood in one process, where it
             pays (:func:`flowkit.compiling.worth_compiling`: tens of thousands of steps). Without

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel
 
 from flowkit.compiling import can_compile, worth_compiling
 from flowkit.errors import CheckpointError, DataError, NonFiniteLossError, ProcessError
 from flowkit.flow import Flow
 from flowkit.objectives import Loss, Objective
+from flowkit.training.average import MovingAverage
 from flowkit.training.checkpoint import read_checkpoint, write_checkpoint
 from flowkit.training.diagnose import non_finite_error
 from flowkit.training.history import History
@@ -139,12 +139,12 @@ class Run:
         compile: bool | str,
     ) -> None:
         """Build optimiser, scheduler and average, and hand the step to Fabric."""
-        self.clip, self.patience, self.ema = clip, patience, ema
+        self.clip, self.patience = clip, patience
         chosen = self._choose_optimizer(lr, optimizer)
         module: Any = torch.compile(self.step) if self._choose_compile(compile) else self.step
         self.wrapped, self.optimizer = self.fabric.setup(module, chosen)
         self._choose_scheduler(chosen, scheduler)
-        self.average = None if ema is None else AveragedModel(self.step, multi_avg_fn=self._follow)
+        self.average = None if ema is None else MovingAverage(self.step, ema)
         flow = self.step.flow
         recipe = json.dumps(flow.recipe, default=lambda value: type(value).__name__)
         self.settings: dict[str, Any] = {
@@ -226,18 +226,6 @@ class Run:
             # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
             step = self.scheduler.step
             optimizer.register_step_post_hook(lambda *_: step())
-
-    @torch.no_grad()
-    def _follow(self, averaged: Any, current: Any, _: Any) -> None:
-        """Move an exponential average that forgets its first steps quickly."""
-        # The number of steps done: torch's own count is a tensor, and reading it would wait.
-        weight = min(self.ema or 0.0, (1 + self.done) / (10 + self.done))
-        averaged, current = list(averaged), list(current)
-        torch._foreach_lerp_(averaged, current, 1 - weight)
-        for old, new in zip(averaged, current, strict=True):
-            if not new.requires_grad:
-                # What no step moves is set by a callback, at once.
-                old.copy_(new)
 
     def resume(self, checkpoint: str | os.PathLike[str] | None) -> None:
         """Go on from a checkpoint, if there is one."""
@@ -411,7 +399,7 @@ class Run:
             )
         self.optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.step)
+            self.average.update(self.step, self.done)
         self.done += 1
         return loss
 

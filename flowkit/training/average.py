@@ -1,0 +1,59 @@
+"""The exponential moving average of weights that a fit may validate and restore."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class MovingAverage:
+    r"""An exponential average of the weights of a module, which forgets the first steps quickly.
+
+    The weights after the first step; then, after step :math:`n + 1`, with
+    :math:`d_n = \min(d, (1 + n) / (10 + n))`, :math:`a \leftarrow d_n a + (1 - d_n) w`. Buffers
+    and parameters that are not trained are those of the module.
+
+    Args:
+        module: The module; copied.
+        decay: The largest decay d.
+
+    References:
+        Polyak and Juditsky 1992, doi:10.1137/0330046, for averages of iterates.
+
+    Example:
+        >>> from flowkit.training.average import MovingAverage
+        >>> weight = torch.nn.Linear(1, 1, bias=False)
+        >>> average = MovingAverage(weight, 0.5)
+        >>> for value in (1.0, 2.0):
+        ...     _ = torch.nn.init.constant_(weight.weight, value)
+        ...     average.update(weight, int(value) - 1)
+        >>> round(average.module.weight.item(), 4)  # 2/11 of the first and 9/11 of the second
+        1.8182
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module, self.decay = copy.deepcopy(module), decay
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, steps: int) -> None:
+        """Take in the weights of the module, after ``steps`` steps that it has taken in."""
+        keep = min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0
+        pairs = list(zip(self.module.parameters(), module.parameters(), strict=True))
+        trained = [(old, new) for old, new in pairs if new.requires_grad]
+        if trained:
+            torch._foreach_lerp_([a for a, _ in trained], [w for _, w in trained], 1 - keep)
+        # What no step moves is set by a callback, at once.
+        fixed = [(old, new) for old, new in pairs if not new.requires_grad]
+        for old, new in (*fixed, *zip(self.module.buffers(), module.buffers(), strict=True)):
+            old.copy_(new)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged weights."""
+        return self.module.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the averaged weights."""
+        self.module.load_state_dict(state)
