@@ -6,8 +6,21 @@ import operator
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from flowkit.errors import DataError, ShapeError
+
+
+def not_positive(name: str, values: Tensor) -> str | None:
+    """Say that stored numbers are not all above 0; None if they are.
+
+    Example:
+        >>> import torch
+        >>> not_positive("scale", torch.tensor([1.0, -2.0]))
+        'scale holds -2, expected numbers above 0'
+    """
+    least = float(values.min()) if values.numel() else 1.0
+    return None if least > 0 else f"{name} holds {least:g}, expected numbers above 0"
 
 
 def as_shape(shape: Any) -> tuple[int, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flowkit.shapes import not_positive
+
 
 class StandardizeContext(nn.Module):
     r"""Shift and scale context features to mean 0 and variance 1 of the training data.
@@ -40,6 +42,10 @@ class StandardizeContext(nn.Module):
         mean, scale = rows.mean(0), rows.std(0, unbiased=False)
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(scale > 1e-8 * mean.abs(), scale, torch.ones_like(scale)))
+
+    def stored_fault(self) -> str | None:
+        """Say what is wrong with stored numbers; files are checked by it."""
+        return not_positive("scale", self.scale)
 
     def forward(self, context: Tensor) -> Tensor:
         """Return the standardised context, of the same shape."""

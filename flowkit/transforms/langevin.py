@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.energies import Energy
+from flowkit.shapes import not_positive
 from flowkit.transforms.stochastic import EnergyTransform, Walk, normal_like, positive
 
 
@@ -184,6 +185,10 @@ class UnderdampedLangevin(EnergyTransform):
         else:
             self.register_buffer("log_friction", gamma)
         self.register_buffer("mass", positive(name, "mass", mass, energy.event_shape[-1:]))
+
+    def stored_fault(self) -> str | None:
+        """Say what is wrong with stored numbers; files are checked by it."""
+        return not_positive("mass", self.mass)
 
     def step(
         self,

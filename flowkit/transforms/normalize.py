@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit.errors import DataError
+from flowkit.shapes import not_positive
 from flowkit.transforms.base import Transform, at_least_single, full_precision
 
 # From the interquartile range of a normal to its standard deviation.
@@ -78,6 +79,10 @@ class Standardize(Transform):
         self.mean.copy_(mean)
         self.scale.copy_(scale)
 
+    def stored_fault(self) -> str | None:
+        """Say what is wrong with stored numbers; files are checked by it."""
+        return not_positive("scale", self.scale)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Standardise."""
         return (x - self.mean) / self.scale, -self.scale.log().sum().expand(x.shape[:-1])
@@ -142,6 +147,12 @@ class Whiten(Transform):
         factor = scale.unsqueeze(-1) * lower
         self.mean.copy_(mean)
         self.whitener.copy_(torch.linalg.solve_triangular(factor, eye, upper=False))
+
+    def stored_fault(self) -> str | None:
+        """Say what is wrong with stored numbers; files are checked by it."""
+        if bool(self.whitener.triu(1).any()):
+            return "whitener is not lower triangular"
+        return not_positive("whitener's diagonal", self.whitener.diagonal())
 
     def _log_det(self, like: Tensor) -> Tensor:
         return self.whitener.diagonal().log().sum().expand(like.shape[:-1])
