@@ -14,6 +14,7 @@ from flowkit.content import build_from, read_content, weights_fault, write_conte
 from flowkit.errors import DataError, FlowFileError
 from flowkit.files import replacing
 from flowkit.flow import Flow
+from flowkit.noise import drawing_from
 from flowkit.recipes import build
 from flowkit.scalar import ScalarMap
 
@@ -78,7 +79,7 @@ def save(
 def _check_recipe(flow: Flow, recipe: dict[str, Any]) -> None:
     """Refuse a flow that is not what its recipe builds, up to the weights."""
     try:
-        with torch.random.fork_rng(devices=[]):
+        with drawing_from(torch.Generator()):
             again = build(recipe["name"], **recipe["arguments"])
     except Exception as error:
         raise FlowFileError(

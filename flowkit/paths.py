@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowkit.energies.base import one_number_each
 from flowkit.errors import DataError
+from flowkit.noise import drawing_from
 from flowkit.shapes import as_shape
 from flowkit.transforms import Compose, Inverse, Transform
 from flowkit.transforms.metropolis import MetropolisTransform
@@ -203,12 +204,16 @@ def sample_paths(
                 low,
             )
         )
-    value = target_energy(energy, x, context, len(flow.event_shape))
+    value = target_energy(energy, x, context, len(flow.event_shape), generator)
     return Paths(x, log_weight - value, tuple(reports), log_choice if choices else None)
 
 
 def target_energy(
-    energy: Callable[..., Tensor], x: Tensor, context: Tensor | None, event_ndim: int
+    energy: Callable[..., Tensor],
+    x: Tensor,
+    context: Tensor | None,
+    event_ndim: int,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """The energy of samples, or an error that says what it should have returned."""
     if not callable(energy):
@@ -216,7 +221,9 @@ def target_energy(
             f"expected the energy of the target as a function of x, got {energy!r}; remedy: for "
             "example flowkit.energies.DoubleWell(), or lambda x: 0.5 * x.square().sum(-1)"
         )
-    value = energy(x) if context is None else energy(x, context)
+    # An energy may draw, as one of part of the data does.
+    with drawing_from(generator):
+        value = energy(x) if context is None else energy(x, context)
     return one_number_each(value, x, event_ndim, "sample")
 
 

@@ -12,6 +12,7 @@ from flowkit.bases import StandardNormal
 from flowkit.dependence.base import RowCovariance
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.noise import may_draw, redirected, repeatable
 
 
 def check_flow(flow: Flow, what: str) -> None:
@@ -49,6 +50,8 @@ def noise_and_log_det(
             x[i : i + chunk],
             None if context is None else context[i : i + chunk],
             use_reentrant=False,
+            preserve_rng_state=may_draw(flow) and not redirected(),
+            context_fn=repeatable,
         )
         for i in starts
     ]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowkit.dependence.base import PartlyIndependent
 from flowkit.errors import DataError
+from flowkit.noise import drawing_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,8 +106,7 @@ class StructuredKinship(PartlyIndependent):
             ):
                 stack.enter_context(setting)
             if self._seed is not None:
-                stack.enter_context(torch.random.fork_rng(devices=[]))
-                torch.random.default_generator.manual_seed(self._seed)
+                stack.enter_context(drawing_from(torch.Generator().manual_seed(self._seed)))
             yield
 
     def fit_strength(self, u: Tensor) -> None:

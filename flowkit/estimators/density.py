@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flowkit.errors import DataError, RecipeError
 from flowkit.flow import Flow
+from flowkit.noise import drawing_from
 from flowkit.objectives import Batch, Loss, MaximumLikelihood
 from flowkit.recipes.registry import build_for_columns
 from flowkit.training import fit
@@ -159,8 +160,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         dtype = self._choose_dtype(X, width)
         fabric = _fabric_on(self.device)
         seed = _seed_from(self.random_state)
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
+        with drawing_from(torch.Generator().manual_seed(seed)):
             flow = self._build_flow(X.shape[1]).to(dtype)
         data = {"x": X} if weight is None else {"x": X, "weight": weight}
         self.history_ = fit(
@@ -341,13 +341,21 @@ class _DequantizedLikelihood(MaximumLikelihood):
         super().__init__()
         self.register_buffer("width", width)
 
-    def forward(self, flow: Flow, batch: Batch) -> Loss:
-        return super().forward(flow, self.start(batch))
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
+        return super().forward(flow, self.start(batch, generator=generator))
 
-    def start(self, batch: Batch) -> Batch:
+    def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
         """Add uniform noise that fills the cells of rounded values, which are their centres."""
         x = batch["x"]
-        return {**batch, "x": x + self.width * (torch.rand_like(x) - 0.5)}
+        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return {**batch, "x": x + self.width * (noise - 0.5)}
 
 
 def _check_weight(sample_weight: Any, rows: int) -> np.ndarray | None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from numbers import Real
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.noise import drawing_from
 
 Batch = dict[str, Tensor]
 
@@ -26,22 +31,84 @@ class Objective(nn.Module):
     A batch is a dict of tensors with one row an event: ``x``, ``context``, ``weight``, and what
     other objectives name. An objective may hold parameters; ``fit`` trains them with the flow.
 
+    Every objective can be called with ``generator=``, its source of randomness, and
+    ``progress=``, the part of the fit that is done, from 0 to 1, for schedules. A subclass names
+    of the two what it uses in its ``forward(flow, batch, *, generator=None, progress=1.0)``, and
+    the generator in ``start`` likewise. In one that does not name the generator, draws that torch
+    would take from its global state come from it all the same, which costs some time; the global
+    state stays as it was.
+
     Attributes:
         needs_data: Whether a batch must hold rows. If not, ``fit`` accepts ``data=None``.
         compiles: Whether ``torch.compile`` makes one program of it, so that
             ``fit(compile="auto")`` may.
+
+    Example:
+        >>> import torch
+        >>> from flowkit import elementwise_flow
+        >>> from flowkit.objectives import Loss, Objective
+        >>> class Noisy(Objective):
+        ...     def forward(self, flow, batch, *, generator=None, progress=1.0):
+        ...         x = batch["x"]
+        ...         noise = torch.randn(x.shape, generator=generator)
+        ...         return Loss(-flow.log_prob(x + (1 - progress) * noise).mean(), {})
+        >>> loss = Noisy()(elementwise_flow(1), {"x": torch.zeros(4, 1)}, progress=1.0)
+        >>> round(loss.value.item(), 4)
+        0.9189
     """
 
     needs_data: bool = True
     compiles: bool = False
 
-    def forward(self, flow: Flow, batch: Batch) -> Loss:
-        """Return the loss of one batch."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("forward", "start"):
+            if name in cls.__dict__:
+                setattr(cls, name, _with_generator(cls.__dict__[name]))
+
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
+        """Return the loss of one batch.
+
+        Args:
+            flow: The flow.
+            batch: The rows.
+            generator: Source of randomness; torch's global one by default.
+            progress: Which part of a fit is done, from 0 to 1.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define forward(flow, batch)")
 
-    def start(self, batch: Batch) -> Batch:
+    def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
         """Return the rows that a flow starts from; an objective with noisy rows adds the noise."""
         return batch
+
+
+def _with_generator(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method be called with what it does not name."""
+    parameters = inspect.signature(method).parameters.values()
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+        return method
+    names = {parameter.name for parameter in parameters}
+    if names >= {"generator", "progress"}:
+        return method
+
+    @functools.wraps(method)
+    def called(self: Objective, *args: Any, **kwargs: Any) -> Any:
+        unnamed = None
+        if "progress" not in names and method.__name__ == "forward":
+            kwargs.pop("progress", None)
+        if "generator" not in names:
+            unnamed = kwargs.pop("generator", None)
+        with drawing_from(unnamed):
+            return method(self, *args, **kwargs)
+
+    return called
 
 
 class WeightedSum(Objective):
@@ -75,11 +142,18 @@ class WeightedSum(Objective):
         self.objectives = nn.ModuleList(objective for _, objective in terms)
         self.needs_data = any(objective.needs_data for _, objective in terms)
 
-    def forward(self, flow: Flow, batch: Batch) -> Loss:
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
         """Return the weighted sum; terms carry the class name of their objective."""
         total, terms = None, {}
         for weight, objective in zip(self.weights, self.objectives, strict=True):
-            loss = objective(flow, batch)
+            loss = objective(flow, batch, generator=generator, progress=progress)
             part = weight * loss.value
             total = part if total is None else total + part
             terms.update(
@@ -87,10 +161,10 @@ class WeightedSum(Objective):
             )
         return Loss(total, terms)  # type: ignore[arg-type]
 
-    def start(self, batch: Batch) -> Batch:
+    def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
         """Return the rows with the changes of every term."""
         for objective in self.objectives:
-            batch = objective.start(batch)  # type: ignore[operator]
+            batch = objective.start(batch, generator=generator)  # type: ignore[operator]
         return batch
 
 

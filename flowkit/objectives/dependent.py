@@ -11,6 +11,7 @@ from flowkit.dependence import RowCovariance
 from flowkit.dependence.joint import check_flow, noise_and_log_det
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.noise import drawing_from
 from flowkit.objectives.base import Batch, Loss, Objective
 
 _MODES = ("exact", "blocks", "pairs")
@@ -87,7 +88,7 @@ class DependentLikelihood(Objective):
         self.structure, self.mode, self.chunk = structure, mode, chunk
 
     @torch.no_grad()
-    def start(self, batch: Batch) -> Batch:
+    def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
         r"""Return rows drawn by their weights in the mean of dependent rows, :math:`C^{-1} 1`.
 
         A large block says little about the location and scale of a table.
@@ -96,14 +97,27 @@ class DependentLikelihood(Objective):
             return batch
         rows = self._rows(batch)
         ones = torch.ones(self.structure.rows, 1).to(batch["x"])
-        weight = self.structure.solve(ones)[rows, 0].clamp(min=0).double().cumsum(0)
+        with drawing_from(generator):
+            weight = self.structure.solve(ones)[rows, 0].clamp(min=0).double().cumsum(0)
         count = len(rows)
         places = (torch.arange(count).to(weight) + 0.5) * (weight[-1] / count)
         index = torch.searchsorted(weight, places).clamp(max=count - 1)
         return {name: value[index] for name, value in batch.items()}
 
-    def forward(self, flow: Flow, batch: Batch) -> Loss:
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
         """Return the loss of one batch."""
+        # Log-determinants of structured covariances are estimates by random vectors.
+        with drawing_from(generator):
+            return self._loss(flow, batch)
+
+    def _loss(self, flow: Flow, batch: Batch) -> Loss:
         check_flow(flow, "DependentLikelihood")
         x, context = batch["x"], batch.get("context")
         if not self.training and "row" not in batch:

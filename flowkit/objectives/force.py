@@ -11,6 +11,7 @@ from torch import Tensor
 from flowkit.energies.base import one_number_each
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.noise import drawing_from
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
 
@@ -70,17 +71,26 @@ class ForceMatching(Objective):
         self.energy = energy
         self.kT = float(kT)
 
-    def forward(self, flow: Flow, batch: Batch) -> Loss:
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
         """Return the mean squared error over rows and coordinates."""
         # Compiled programs cannot be differentiated twice, so this part of a step stays eager.
         compiling = torch.compiler.is_compiling()
-        return (torch.compiler.disable(self._loss) if compiling else self._loss)(flow, batch)
+        return (torch.compiler.disable(self._loss) if compiling else self._loss)(
+            flow, batch, generator
+        )
 
-    def _loss(self, flow: Flow, batch: Batch) -> Loss:
+    def _loss(self, flow: Flow, batch: Batch, generator: torch.Generator | None) -> Loss:
         x, context = batch["x"], batch.get("context")
         score = flow.score(x, context)
         if self.energy is not None:
-            force = self._force(x.expand_as(score), context, len(flow.event_shape))
+            force = self._force(x.expand_as(score), context, len(flow.event_shape), generator)
         else:
             force = self._stored(batch)
         error = (force / self.kT - score).square().flatten(score.ndim - len(flow.event_shape))
@@ -102,9 +112,15 @@ class ForceMatching(Objective):
             )
         return force
 
-    def _force(self, x: Tensor, context: Tensor | None, event_ndim: int) -> Tensor:
+    def _force(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        event_ndim: int,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         """The negative gradient of the energy, also where gradients are switched off."""
-        with torch.enable_grad():
+        with torch.enable_grad(), drawing_from(generator):
             x = x.detach().requires_grad_()
             energy = self.energy(x) if context is None else self.energy(x, context)  # type: ignore[misc]
             energy = one_number_each(energy, x, event_ndim)

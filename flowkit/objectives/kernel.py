@@ -32,7 +32,14 @@ class KernelNorm(Objective):
     needs_data = False
     compiles = True
 
-    def forward(self, flow: Flow, batch: Batch) -> Loss:
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
         """Return the sum of squared norms."""
         norms: list[Tensor] = [
             module.squared_norm()  # type: ignore[operator]

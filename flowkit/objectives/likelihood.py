@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from flowkit.flow import Flow
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
@@ -23,8 +25,19 @@ class MaximumLikelihood(Objective):
 
     compiles = True
 
-    def forward(self, flow: Flow, batch: Batch) -> Loss:
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
         """Return the mean negative log-density."""
-        score = flow.log_prob_bound if flow.stochastic else flow.log_prob
-        nll = -mean_over_rows(score(batch["x"], batch.get("context")), batch.get("weight"))
+        x, context = batch["x"], batch.get("context")
+        if flow.stochastic:
+            score = flow.log_prob_bound(x, context, generator=generator)
+        else:
+            score = flow.log_prob(x, context)
+        nll = -mean_over_rows(score, batch.get("weight"))
         return Loss(nll, {"nll": nll.detach()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from numbers import Integral
 
+import torch
 from torch import Tensor
 
 from flowkit.errors import DataError
@@ -80,7 +81,14 @@ class PathKL(Objective):
         self.samples = int(samples)
         self.gradient = gradient
 
-    def forward(self, flow: Flow, batch: Batch) -> Loss:
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
         """Return the mean over fresh paths."""
         if not flow.base.reparameterized:
             raise DataError(
@@ -90,7 +98,12 @@ class PathKL(Objective):
             )
         reinforce = self.gradient == "reinforce"
         paths = sample_paths(
-            flow, self.samples, self.energy, batch.get("context"), choices=reinforce
+            flow,
+            self.samples,
+            self.energy,
+            batch.get("context"),
+            generator=generator,
+            choices=reinforce,
         )
         losses = -paths.log_weight
         value = losses.mean()

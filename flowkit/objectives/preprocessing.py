@@ -60,7 +60,14 @@ class AfterPreprocessing(Objective):
         self.layers = layers
         self.needs_data = objective.needs_data
 
-    def forward(self, flow: Flow, batch: Batch) -> Loss:
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
         """Return the loss of the rest of the flow on preprocessed rows."""
         transform = flow.transform
         stack = list(transform.transforms) if isinstance(transform, Compose) else []
@@ -84,14 +91,14 @@ class AfterPreprocessing(Objective):
         if "x" in batch:
             context = batch.get("context")
             with torch.no_grad():
-                y = Compose(*first)(batch["x"], flow.embed(context))[0]  # type: ignore[arg-type]
+                y = Compose(*first)(batch["x"], flow.embed(context), generator)[0]  # type: ignore[arg-type]
             batch = {**batch, "x": y}
-        loss: Loss = self.objective(inner, batch)
+        loss: Loss = self.objective(inner, batch, generator=generator, progress=progress)
         return loss
 
-    def start(self, batch: Batch) -> Batch:
+    def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
         """What the objective within does."""
-        return self.objective.start(batch)
+        return self.objective.start(batch, generator=generator)
 
 
 def _learns(layer: nn.Module) -> bool:

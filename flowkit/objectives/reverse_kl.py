@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from numbers import Integral
 
+import torch
 from torch import Tensor
 from torch.func import functional_call
 
@@ -65,7 +66,14 @@ class ReverseKL(Objective):
         self.estimator = estimator
         self.samples = int(samples)
 
-    def forward(self, flow: Flow, batch: Batch) -> Loss:
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
         """Return the mean over fresh samples."""
         context = batch.get("context")
         if not flow.base.reparameterized:
@@ -75,11 +83,11 @@ class ReverseKL(Objective):
                 "base, such as StandardNormal"
             )
         if self.estimator == "reparam":
-            x, log_q = flow.sample_and_log_prob(self.samples, context)
+            x, log_q = flow.sample_and_log_prob(self.samples, context, generator)
         else:
-            x = flow.rsample(self.samples, context)
+            x = flow.rsample(self.samples, context, generator)
             fixed = {name: p.detach() for name, p in flow.named_parameters()}
             log_q = functional_call(flow, fixed, (x, context))
-        energy = target_energy(self.energy, x, context, len(flow.event_shape))
+        energy = target_energy(self.energy, x, context, len(flow.event_shape), generator)
         value = (log_q + energy).mean()
         return Loss(value, {"reverse_kl": value.detach(), "energy": energy.detach().mean()})

@@ -125,17 +125,27 @@ class ScoreMatching(Objective):
             )
         self.energy_weight = float(energy_weight)
 
-    def forward(self, flow: Flow, batch: Batch) -> Loss:
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
         """Return the mean loss over rows."""
         # Compiled programs cannot be differentiated twice, so this part of a step stays eager.
         compiling = torch.compiler.is_compiling()
-        return (torch.compiler.disable(self._loss) if compiling else self._loss)(flow, batch)
+        return (torch.compiler.disable(self._loss) if compiling else self._loss)(
+            flow, batch, generator
+        )
 
-    def _loss(self, flow: Flow, batch: Batch) -> Loss:
+    def _loss(self, flow: Flow, batch: Batch, generator: torch.Generator | None) -> Loss:
         learning = torch.is_grad_enabled()
         with torch.enable_grad():
             x, context = batch["x"].detach(), batch.get("context")
-            losses = getattr(self, f"_{self.method.replace('-', '_')}")(flow, x, context)
+            method = getattr(self, f"_{self.method.replace('-', '_')}")
+            losses = method(flow, x, context, generator)
             value = mean_over_rows(losses, batch.get("weight"))
             terms = {"score_matching": value.detach()}
             if self.energy_weight:
@@ -144,29 +154,53 @@ class ScoreMatching(Objective):
                 terms["energy"] = energy.detach()
         return Loss(value if learning else value.detach(), terms)
 
-    def _exact(self, flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
+    def _exact(
+        self,
+        flow: Flow,
+        x: Tensor,
+        context: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         x = x.requires_grad_()
         score = flow.score(x, context)
-        return _sum(0.5 * score.square() + _diagonal(score, x, None), flow)
+        return _sum(0.5 * score.square() + _diagonal(score, x, None, generator), flow)
 
-    def _sliced(self, flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
+    def _sliced(
+        self,
+        flow: Flow,
+        x: Tensor,
+        context: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         x = x.requires_grad_()
         score = flow.score(x, context)
-        return _sum(0.5 * score.square() + _diagonal(score, x, self.slices), flow)
+        return _sum(0.5 * score.square() + _diagonal(score, x, self.slices, generator), flow)
 
-    def _denoising(self, flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
-        epsilon = self._draw(x)
+    def _denoising(
+        self,
+        flow: Flow,
+        x: Tensor,
+        context: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        epsilon = self._draw(x, generator)
         score = flow.score(x + self.noise * epsilon, context)
         return 0.5 * _sum((score + epsilon / self.noise).square(), flow).mean(0)
 
-    def _draw(self, x: Tensor) -> Tensor:
+    def _draw(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Noise ``(1, *batch, *event)``, or pairs of it ``(2, *batch, *event)``."""
-        epsilon = torch.randn_like(x)
+        epsilon = _normal_like(x, generator)
         return torch.stack([epsilon, -epsilon] if self.antithetic else [epsilon])
 
-    def _finite_difference(self, flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
+    def _finite_difference(
+        self,
+        flow: Flow,
+        x: Tensor,
+        context: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         ndim = len(flow.event_shape)
-        direction = torch.randn_like(x)
+        direction = _normal_like(x, generator)
         length = torch.linalg.vector_norm(direction, dim=tuple(range(-ndim, 0)), keepdim=True)
         v = self.radius * direction / length
         # One pass for all three: rows beside each other.
@@ -175,18 +209,30 @@ class ScoreMatching(Objective):
         scale = x.shape[x.ndim - ndim :].numel() / self.radius**2
         return scale * (0.125 * (ahead - behind).square() - (ahead - here) - (behind - here))
 
-    def _multiplicative(self, flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
+    def _multiplicative(
+        self,
+        flow: Flow,
+        x: Tensor,
+        context: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         _require_positive(x)
-        epsilon = self._draw(x)
+        epsilon = self._draw(x, generator)
         noisy = x * torch.exp(self.noise * epsilon)
         score = flow.score(noisy, context)
         return 0.5 * _sum((noisy * score + 1 + epsilon / self.noise).square(), flow).mean(0)
 
-    def _non_negative(self, flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
+    def _non_negative(
+        self,
+        flow: Flow,
+        x: Tensor,
+        context: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         _require_positive(x)
         x = x.requires_grad_()
         score = flow.score(x, context)
-        slope = _diagonal(score, x, self.slices)
+        slope = _diagonal(score, x, self.slices, generator)
         scaled = x * score
         return _sum(2 * scaled + x.square() * slope + 0.5 * scaled.square(), flow)
 
@@ -218,11 +264,18 @@ class StochasticMaximumLikelihood(Objective):
         torch.Size([])
     """
 
-    def forward(self, flow: Flow, batch: Batch) -> Loss:
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
         """Return the difference of the mean energies."""
         x, context, weight = batch["x"], batch.get("context"), batch.get("weight")
         shape = x.shape[:1] if context is None else ()
-        samples = flow.sample(shape, context)
+        samples = flow.sample(shape, context, generator)
         data = mean_over_rows(flow.energy(x, context), weight)
         own = mean_over_rows(flow.energy(samples, context), weight)
         return Loss(data - own, {"energy": data.detach(), "energy_of_samples": own.detach()})
@@ -248,12 +301,19 @@ def _sum(values: Tensor, flow: Flow) -> Tensor:
     return values.sum(tuple(range(-len(flow.event_shape), 0)))
 
 
-def _diagonal(score: Tensor, x: Tensor, slices: int | None) -> Tensor:
+def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def _diagonal(
+    score: Tensor, x: Tensor, slices: int | None, generator: torch.Generator | None
+) -> Tensor:
     """The diagonal of the score's Jacobian, of the shape of ``x``: exactly, or by random signs."""
     total = torch.zeros_like(score)
     if slices is not None:
         for _ in range(slices):
-            sign = torch.randint(0, 2, score.shape, device=score.device).to(score) * 2 - 1
+            sign = torch.randint(0, 2, score.shape, generator=generator, device=score.device)
+            sign = sign.to(score) * 2 - 1
             (row,) = torch.autograd.grad(score, x, sign, create_graph=True)
             total = total + sign * row / slices
         return total

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowkit.errors import DataError, NonFiniteEnergyError, StochasticFlowError
+from flowkit.noise import drawing_from
 from flowkit.paths import target_energy
 
 if TYPE_CHECKING:
@@ -173,10 +174,8 @@ def _neutra(
 
     home = None if generator is None else generator.device
     seed = int(torch.randint(2**31, (), generator=generator, device=home))
-    devices = [flow.device] if flow.device.type == "cuda" else []
     runs, rates, divergent = [], [], 0
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        torch.manual_seed(seed)
+    with drawing_from(torch.Generator().manual_seed(seed)), torch.enable_grad():
         for _ in range(chains):
             start = flow.base.sample((), embedded).detach()
             kernel = NUTS(potential_fn=potential, **options)

@@ -15,12 +15,14 @@ from torch import nn
 
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.noise import drawing_from
 from flowkit.objectives import MaximumLikelihood, Objective
 from flowkit.training.data import as_rows, check_finite
 from flowkit.training.groups import part_of, split_parts
 from flowkit.training.history import History
+from flowkit.training.randomness import Randomness
 from flowkit.training.rows import Part
-from flowkit.training.run import Callback, Run, Scheduler, Step, seed_generators
+from flowkit.training.run import Callback, Run, Scheduler, Step
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -54,7 +56,8 @@ def fit(
 
     The first fit of a flow starts it from the data (``flow.initialize``). With validation the
     weights of the best epoch are restored at the end, and the flow goes back to the device that it
-    came from, also after an error or Ctrl-C. The global random state is left as it was.
+    came from, also after an error or Ctrl-C. The global random state is neither read nor changed,
+    so that fits in threads with the same seed agree.
 
     Args:
         flow: The flow; trained in place.
@@ -144,12 +147,13 @@ def fit(
     if fabric.world_size > 1 and not fabric._launched:
         fabric.launch()
     step = Step(flow, objective)
-    devices = [fabric.device] if fabric.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _on_device(step, fabric):
-        seed_generators(fabric.device, seed)
-        train, held = _parts(flow, data, objective, validation, seed, fabric.device)
-        _start_from_data(flow, objective, train)
-        with closing(Run(step, fabric, train, held, seed)) as run:
+    random = Randomness(seed, fabric.device, fabric.global_rank)
+    with _on_device(step, fabric):
+        # The same in all processes; Datasets and layers that start from data may draw.
+        with drawing_from(random.generator):
+            train, held = _parts(flow, data, objective, validation, seed, fabric.device)
+            _start_from_data(flow, objective, train, random.generator)
+        with closing(Run(step, fabric, train, held, random)) as run:
             run.plan(epochs, steps, batch_size)
             run.prepare(lr, optimizer, scheduler, clip, patience, ema, compile)
             run.resume(checkpoint)
@@ -278,7 +282,9 @@ def _parts(
     return part_of(rows, "training"), part_of(others, "validation")
 
 
-def _start_from_data(flow: Flow, objective: Objective, train: Part | None) -> None:
+def _start_from_data(
+    flow: Flow, objective: Objective, train: Part | None, generator: torch.Generator
+) -> None:
     """Initialise a flow that has not seen data yet."""
     if bool(flow.initialized):
         return
@@ -287,6 +293,6 @@ def _start_from_data(flow: Flow, objective: Objective, train: Part | None) -> No
     for name, value in sample.items():
         check_finite(value, name, numbers=index)
     if "x" in sample:
-        sample = objective.start(sample)
+        sample = objective.start(sample, generator=generator)
     # Also without data: a later fit must not start a trained flow anew.
     flow.initialize(sample.get("x"), sample.get("context"))

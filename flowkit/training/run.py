@@ -13,7 +13,6 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -27,6 +26,7 @@ from flowkit.training.average import MovingAverage
 from flowkit.training.checkpoint import read_checkpoint, write_checkpoint
 from flowkit.training.diagnose import non_finite_error
 from flowkit.training.history import History
+from flowkit.training.randomness import Randomness, seed_of
 from flowkit.training.rows import Part
 
 if TYPE_CHECKING:
@@ -41,10 +41,22 @@ Scheduler = Callable[[torch.optim.Optimizer, int], LRScheduler]
 
 
 class Sealed:
-    """A batch that Fabric hands on as it is; its mixed precision would round the data."""
+    """A batch that Fabric hands on as it is; its mixed precision would round the data.
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
+    Args:
+        tensors: The rows.
+        generator: Source of randomness; ``None`` for a compiled step, which cannot take one.
+        progress: Which part of the fit is done; a tensor for a compiled step, which would be
+            compiled anew for another number.
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],
+        generator: torch.Generator | None,
+        progress: float | Tensor,
+    ) -> None:
+        self.tensors, self.generator, self.progress = tensors, generator, progress
 
 
 class Step(nn.Module):
@@ -57,7 +69,9 @@ class Step(nn.Module):
 
     def forward(self, batch: Sealed) -> Loss:
         """Return the loss of a batch."""
-        loss = self.objective(self.flow, batch.tensors)
+        loss = self.objective(
+            self.flow, batch.tensors, generator=batch.generator, progress=batch.progress
+        )
         if not isinstance(loss, Loss) or not isinstance(loss.value, Tensor) or loss.value.ndim:
             raise DataError(
                 f"expected {type(self.objective).__name__} to return a Loss(value, terms) whose "
@@ -65,17 +79,6 @@ class Step(nn.Module):
                 "Loss(values.mean(), {})"
             )
         return loss
-
-
-def seed_generators(device: torch.device, seed: int) -> None:
-    """Seed the generators of the CPU and of the device in use, and no others."""
-    torch.random.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-
-
-def _seed_of(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 class Run:
@@ -86,13 +89,18 @@ class Run:
         fabric: Devices, precision, strategy.
         train: Training rows; ``None`` if the objective needs none.
         held: Validation rows, or ``None``.
-        seed: Seed of shuffling and noise.
+        random: Its random numbers.
     """
 
     def __init__(
-        self, step: Step, fabric: Fabric, train: Part | None, held: Part | None, seed: int
+        self,
+        step: Step,
+        fabric: Fabric,
+        train: Part | None,
+        held: Part | None,
+        random: Randomness,
     ) -> None:
-        self.step, self.fabric, self.seed = step, fabric, seed
+        self.step, self.fabric, self.random = step, fabric, random
         self.train, self.held = train, held
         self.wrapped: Any = None
         self.history = History()
@@ -141,7 +149,9 @@ class Run:
         """Build optimiser, scheduler and average, and hand the step to Fabric."""
         self.clip, self.patience = clip, patience
         chosen = self._choose_optimizer(lr, optimizer)
-        module: Any = torch.compile(self.step) if self._choose_compile(compile) else self.step
+        compiled = self._choose_compile(compile)
+        module: Any = torch.compile(self.step) if compiled else self.step
+        self.random.watch(self.step, chosen, compiled)
         self.wrapped, self.optimizer = self.fabric.setup(module, chosen)
         self._choose_scheduler(chosen, scheduler)
         self.average = None if ema is None else MovingAverage(self.step, ema)
@@ -154,7 +164,7 @@ class Run:
             "rows": 0 if self.train is None else len(self.train),
             "batch_size": self.batch_size,
             "total_steps": self.total,
-            "seed": self.seed,
+            "seed": self.random.seed,
             "optimizer": type(chosen).__name__,
             "lr": lr if optimizer is None else None,
             "clip": clip,
@@ -278,7 +288,7 @@ class Run:
         with self._restoring(), _bar(self, progress) as bar:
             while not self.history.stopped:
                 self._one_epoch(bar)
-                with self._together():
+                with self._together(), self.random.of_callbacks():
                     stop = [bool(callback(self.step.flow, self.history)) for callback in callbacks]
                 if self._in_any_process(any(stop)):
                     self.history.stopped = "callback"
@@ -342,14 +352,12 @@ class Run:
             yield from repeat((None, {}))
         else:
             share = self.batch_size // self.fabric.world_size
-            seed = _seed_of(self.seed, self.epoch)
+            seed = seed_of(self.random.seed, self.epoch)
             yield from self.train.batches(seed, self.batch_size, self.fabric.global_rank, share)
 
     def _one_epoch(self, bar: Any) -> None:
         begun = time.perf_counter()
-        # Seeded anew: an epoch is the same whether or not the fit was resumed before it.
-        seed = _seed_of(self.seed, self.epoch, 1 + self.fabric.global_rank)
-        seed_generators(self.fabric.device, seed)
+        self.random.begin_epoch(self.epoch)
         batches = self._batches()
         steps = min(self.per_epoch, self.total - self.done)
         sums: dict[str, Any] = {}
@@ -386,8 +394,10 @@ class Run:
         # and data are named exactly, parameters and layers as they are when it is found.
         check = self.fabric.device.type == "cpu" or len(self.unchecked) + 1 == _STEPS_UNCHECKED
         with self._together() if check else nullcontext():
-            index, batch = next(batches)
-            loss = self.wrapped(Sealed(batch))
+            with self.random.of_reading(self.train):
+                index, batch = next(batches)
+            with self.random.of_step():
+                loss = self.wrapped(self._sealed(batch))
             self.unchecked.append((self.done + 1, loss.value.detach(), index))
             if check:
                 self._check()
@@ -397,11 +407,18 @@ class Run:
             self.fabric.clip_gradients(
                 self.wrapped, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
             )
-        self.optimizer.step()
+        with self.random.of_optimizer():
+            self.optimizer.step()
         if self.average is not None:
             self.average.update(self.step, self.done)
         self.done += 1
         return loss
+
+    def _sealed(self, batch: dict[str, Tensor]) -> Sealed:
+        progress = self.done / self.total
+        if self.random.compiled:
+            return Sealed(batch, None, torch.tensor(progress, dtype=torch.float64))
+        return Sealed(batch, self.random.generator, progress)
 
     def _check(self) -> None:
         """Raise if a loss since the last check is not finite."""
@@ -414,17 +431,16 @@ class Run:
         self.unchecked.clear()
 
     def _validate(self, held: Part) -> None:
-        # The same noise and the same number in every process, so that all decide the same.
-        seed_generators(self.fabric.device, _seed_of(self.seed, self.epoch, 0))
+        self.random.begin_validation(self.epoch)
         model = self.step if self.average is None else self.average.module
         model.eval()
 
         def evaluate(batch: dict[str, Tensor]) -> Tensor:
             # Objectives that differentiate with respect to x switch gradients on for themselves.
-            with torch.no_grad(), self.fabric.autocast():
-                return model(Sealed(batch)).value.detach()
+            with torch.no_grad(), self.fabric.autocast(), self.random.of_evaluation():
+                return model(Sealed(batch, self.random.generator, 1.0)).value.detach()
 
-        with self._together():
+        with self._together(), self.random.of_reading(held):
             here = held.mean(evaluate)
         value = float(self._shared(here))
         history = self.history

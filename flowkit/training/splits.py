@@ -14,6 +14,7 @@ import torch
 
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.noise import drawing_from
 from flowkit.objectives import Objective
 from flowkit.training.fit import fit
 from flowkit.training.history import History
@@ -103,8 +104,7 @@ def repeated_splits(
         raise DataError("repeated_splits keeps no checkpoint: its fits are of different flows")
     histories = []
     for i in range(splits):
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed + i)
+        with drawing_from(torch.Generator().manual_seed(seed + i)):
             flow = build()
         if bool(flow.initialized):
             raise DataError(

@@ -1,0 +1,97 @@
+"""The random numbers of a fit: generators of its own, seeded anew for every epoch."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from flowkit.bases import Base
+from flowkit.dependence import RowCovariance
+from flowkit.energies import Energy
+from flowkit.noise import drawing_from, lending_global, may_draw
+from flowkit.objectives import Objective
+from flowkit.scalar import ScalarMap
+from flowkit.training.rows import MappedRows, Part, TensorRows
+from flowkit.transforms import Transform
+
+# What draws by its contract from a generator that it is given, if at all.
+_CONTRACTS = (Transform, Base, ScalarMap, Energy, Objective, RowCovariance)
+
+
+def seed_of(*parts: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+class Randomness:
+    """Generators of a fit. The global random state is neither read nor changed.
+
+    What draws without naming a generator (dropout, an embedding of the user's own, a Dataset, a
+    callback) is redirected, which takes time, so only where such parts are. A compiled step cannot
+    draw from a generator: the global state is lent to it, by one fit at a time.
+
+    Args:
+        seed: Seed of the fit.
+        device: Where the flow is.
+        rank: Number of the process.
+    """
+
+    def __init__(self, seed: int, device: torch.device, rank: int) -> None:
+        self.seed, self.rank = seed, rank
+        self.generator = torch.Generator(device)
+        self.reading = torch.Generator()
+        self._seed(seed_of(seed))
+
+    def _seed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+        self.reading.manual_seed(seed)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Seed anew: an epoch is the same whether or not the fit was resumed before it."""
+        self._seed(seed_of(self.seed, epoch, 1 + self.rank))
+
+    def begin_validation(self, epoch: int) -> None:
+        """The same noise in every process, so that all decide the same."""
+        self._seed(seed_of(self.seed, epoch, 0))
+
+    def watch(self, step: nn.Module, optimizer: torch.optim.Optimizer, compiled: bool) -> None:
+        """Find out what may draw without naming a generator.
+
+        Args:
+            step: Flow and objective.
+            optimizer: The optimiser, which may add noise.
+            compiled: Whether steps are compiled.
+        """
+        flow, objective = step.flow, step.objective
+        unnamed = may_draw(step, _CONTRACTS)
+        self.redirects = unnamed
+        self.lends = compiled and (unnamed or flow.stochastic or not objective.compiles)  # type: ignore[union-attr]
+        self.compiled = compiled
+        self.optimizer_draws = not type(optimizer).__module__.startswith("torch.optim")
+
+    def of_step(self) -> AbstractContextManager[Any]:
+        """Around the loss of a batch that may be compiled."""
+        if self.lends:
+            return lending_global(self.generator)
+        return nullcontext() if self.compiled else self.of_evaluation()
+
+    def of_evaluation(self) -> AbstractContextManager[Any]:
+        """Around a loss that is never compiled."""
+        return drawing_from(self.generator if self.redirects else None)
+
+    def of_reading(self, part: Part | None) -> AbstractContextManager[Any]:
+        """Around the reading of rows, which a Dataset may augment."""
+        stored = part is None or isinstance(part.rows, (TensorRows, MappedRows))
+        return drawing_from(None if stored else self.reading)
+
+    def of_optimizer(self) -> AbstractContextManager[Any]:
+        """Around a step of the optimiser."""
+        return drawing_from(self.generator if self.optimizer_draws else None)
+
+    def of_callbacks(self) -> AbstractContextManager[Any]:
+        """Around callbacks, which may sample."""
+        return drawing_from(self.generator)
