@@ -13,8 +13,9 @@ from torch.distributions import constraints
 from flowkit.bases import Base
 from flowkit.compiling import can_compile
 from flowkit.conditioners import StandardizeContext
+from flowkit.energies.target import Target
 from flowkit.errors import ShapeError, StochasticFlowError
-from flowkit.paths import sample_paths, target_energy
+from flowkit.paths import sample_paths
 from flowkit.shapes import as_shape, batch_text
 from flowkit.transforms import MaskedAutoregressive, Transform
 from flowkit.transforms.base import broadcast_context
@@ -326,9 +327,11 @@ class Flow(nn.Module):
     def sample_with_log_weight(
         self,
         shape: int | tuple[int, ...],
-        energy: Callable[..., Tensor],
+        energy: Callable[..., Tensor] | None = None,
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
+        *,
+        log_prob: Callable[..., Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         r"""Draw samples with their log importance weights for :math:`e^{-u(x)}`, no gradients.
 
@@ -343,11 +346,13 @@ class Flow(nn.Module):
                 is given.
             context: ``(*b, C)``: each context gets ``shape`` samples.
             generator: Source of randomness.
+            log_prob: The log-density of the target up to a constant, instead of ``energy``.
 
         Returns:
             ``(*shape, *b, *event)`` and ``(*shape, *b)``.
 
         Raises:
+            DataError: If there is not exactly one of ``energy`` and ``log_prob``.
             NonFiniteEnergyError: If a layer starts where its energy is not finite.
 
         Example:
@@ -358,15 +363,18 @@ class Flow(nn.Module):
             >>> x.shape, log_weight.shape
             (torch.Size([5, 2]), torch.Size([5]))
         """
-        paths = sample_paths(self, shape, energy, context, generator)
+        target = Target.of("sample_with_log_weight", energy, log_prob)
+        paths = sample_paths(self, shape, target, context, generator)
         return paths.x.contiguous(), paths.log_weight
 
     def reverse_log_weight(
         self,
         x: Tensor,
-        energy: Callable[..., Tensor],
+        energy: Callable[..., Tensor] | None = None,
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
+        *,
+        log_prob: Callable[..., Tensor] | None = None,
     ) -> Tensor:
         r"""Log weights of paths that end in given samples of the target, drawn backwards.
 
@@ -380,15 +388,20 @@ class Flow(nn.Module):
             energy: Its dimensionless energy; ``energy(x, context)`` if a context is given.
             context: ``(*b, C)``.
             generator: Source of randomness.
+            log_prob: The log-density of the target up to a constant, instead of ``energy``.
 
         Returns:
             ``(*batch,)``.
+
+        Raises:
+            DataError: If there is not exactly one of ``energy`` and ``log_prob``.
         """
+        target = Target("reverse_log_weight", energy, log_prob)
         bound = self.log_prob_bound(x, context, generator=generator)
         ndim = len(self.event_shape)
         if context is not None:
             x, context = broadcast_context(x, context, ndim)
-        return -target_energy(energy, x, context, ndim) - bound
+        return -target(self, x, context, generator) - bound
 
     def to_noise(
         self,

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flowkit.energies.base import one_number_each
+from flowkit.energies.target import Target
 from flowkit.errors import DataError
-from flowkit.noise import drawing_from
 from flowkit.shapes import as_shape
 from flowkit.transforms import Compose, Inverse, Transform
 from flowkit.transforms.metropolis import MetropolisTransform
@@ -102,10 +101,11 @@ def layers_in_order(
 def sample_paths(
     flow: Flow,
     shape: int | tuple[int, ...],
-    energy: Callable[..., Tensor],
+    energy: Target | Callable[..., Tensor] | None = None,
     context: Tensor | None = None,
     generator: torch.Generator | None = None,
     *,
+    log_prob: Callable[..., Tensor] | None = None,
     resample: float | None = None,
     choices: bool = False,
 ) -> Paths:
@@ -130,6 +130,7 @@ def sample_paths(
             ``energy(x, context)`` if a context is given.
         context: ``(*b, C)``: each context gets ``shape`` samples.
         generator: Source of randomness.
+        log_prob: The log-density of the target up to a constant, instead of ``energy``.
         resample: Threshold in (0, 1]; ``None`` for none. For one shape number and no context.
         choices: Whether to compute the log-probability of decisions.
 
@@ -138,8 +139,9 @@ def sample_paths(
         gives it a weight of zero.
 
     Raises:
-        DataError: If the energy is no function or returns something else than one number a
-            sample; if the threshold is out of its range.
+        DataError: If there is not exactly one of ``energy`` and ``log_prob``, it is no function
+            or returns something else than one number a sample; if the threshold is out of its
+            range.
         NonFiniteEnergyError: If a layer starts where its energy is not finite.
 
     References:
@@ -160,6 +162,7 @@ def sample_paths(
         >>> bool((log_z - DoubleWell().log_normalizer()).abs() < 0.3), len(paths.layers)
         (True, 10)
     """
+    target = Target.of("sample_paths", energy, log_prob)
     size = as_shape(shape)
     if resample is not None:
         number = isinstance(resample, (int, float)) and not isinstance(resample, bool)
@@ -204,27 +207,8 @@ def sample_paths(
                 low,
             )
         )
-    value = target_energy(energy, x, context, len(flow.event_shape), generator)
+    value = target(flow, x, context, generator)
     return Paths(x, log_weight - value, tuple(reports), log_choice if choices else None)
-
-
-def target_energy(
-    energy: Callable[..., Tensor],
-    x: Tensor,
-    context: Tensor | None,
-    event_ndim: int,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """The energy of samples, or an error that says what it should have returned."""
-    if not callable(energy):
-        raise DataError(
-            f"expected the energy of the target as a function of x, got {energy!r}; remedy: for "
-            "example flowkit.energies.DoubleWell(), or lambda x: 0.5 * x.square().sum(-1)"
-        )
-    # An energy may draw, as one of part of the data does.
-    with drawing_from(generator):
-        value = energy(x) if context is None else energy(x, context)
-    return one_number_each(value, x, event_ndim, "sample")
 
 
 def adapt_step_sizes(

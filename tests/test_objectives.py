@@ -110,7 +110,8 @@ def test_reverse_kl_gives_the_energy_the_context():
         return 0.5 * (x[..., 0] - context[..., 0]) ** 2
 
     loss = ReverseKL(energy, samples=6)(flow, {"context": torch.zeros(4, 2)})
-    assert seen == [((6, 4, 1), (4, 2))]
+    # The second call asks far out for the sign.
+    assert seen == [((6, 4, 1), (4, 2)), ((4, 8, 1, 1), (1, 2))]
     assert loss.value.shape == ()
 
 
@@ -238,9 +239,9 @@ def test_the_energy_of_force_matching_reads_the_context_and_broadcasts():
 def test_the_force_loss_is_a_mean_over_all_coordinates_of_an_event():
     flow = Flow(Conv1x1(2), StandardNormal(2, 3, 3)).double()
     x = torch.randn(4, 2, 3, 3, dtype=torch.float64)
-    exact = (x - flow.score(x)).square().mean()
-    torch.testing.assert_close(ForceMatching()(flow, {"x": x, "force": x}).value, exact)
-    own = ForceMatching(lambda x: -0.5 * x.square().sum((-3, -2, -1)))
+    exact = (-3 * x - flow.score(x)).square().mean()
+    torch.testing.assert_close(ForceMatching()(flow, {"x": x, "force": -3 * x}).value, exact)
+    own = ForceMatching(lambda x: 1.5 * x.square().sum((-3, -2, -1)))
     torch.testing.assert_close(own(flow, {"x": x}).value, exact)
 
 

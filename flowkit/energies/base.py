@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.energies.checks import gradient_of, one_number_each
 from flowkit.errors import DataError, NotInvertibleError, ShapeError
 from flowkit.shapes import as_shape, batch_text
 
@@ -26,14 +27,12 @@ class Energy(nn.Module):
         ``energy(x (*batch, *event), context (*b, C)) -> (*batch,)``, ``force`` of the shape of x.
 
     Units:
-        Energies are in units of kT, forces in kT over the unit of x. Where they come from a
-        potential in another unit, :attr:`kT` and :attr:`unit` say what one of them is.
+        Energies are in units of kT, forces in kT over the unit of x. A potential in another unit
+        is divided by its kT once, where it enters: by :func:`from_callable`.
 
     Attributes:
         event_shape: Shape of one event.
         context_size: Number of context features read; 0 where context is ignored.
-        kT: One unit of energy, in :attr:`unit`.
-        unit: The unit of ``kT``, for people to read.
         options: The arguments of the constructor where all are plain values, which is what lets a
             flow file describe the energy; ``None`` otherwise.
 
@@ -53,20 +52,15 @@ class Energy(nn.Module):
 
     options: dict[str, Any] | None = None
 
-    def __init__(
-        self, event_shape: tuple[int, ...], context: int = 0, kT: float = 1.0, unit: str = "kT"
-    ) -> None:
+    def __init__(self, event_shape: tuple[int, ...], context: int = 0) -> None:
         super().__init__()
-        number = isinstance(kT, Real) and not isinstance(kT, bool)
-        if not number or not 0 < float(kT) < math.inf:
-            raise DataError(
-                f"{type(self).__name__} expected kT as a finite number > 0, got {kT!r}; remedy: "
-                "for example 2.494 for kJ/mol at 300 K"
-            )
         self.event_shape = tuple(event_shape)
         self.context_size = context
-        self.kT = float(kT)
-        self.unit = unit
+
+    @property
+    def _name(self) -> str:
+        """What messages call the energy."""
+        return f"the energy {type(self).__name__}"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -93,17 +87,7 @@ class Energy(nn.Module):
             if not (create_graph and x.requires_grad):
                 x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
             energy = self.energy(x, context)
-            (gradient,) = (
-                torch.autograd.grad(energy.sum(), x, create_graph=create_graph, allow_unused=True)
-                if energy.requires_grad
-                else (None,)
-            )
-        if gradient is None:
-            raise DataError(
-                f"the energy {type(self).__name__} carries no gradient to x, so there is no "
-                "force; remedy: compute it from x with torch, without torch.no_grad() or "
-                ".detach(), or give from_callable(..., force=) its force"
-            )
+            gradient = gradient_of(energy, x, create_graph=create_graph, name=self._name)
         return (energy if create_graph else energy.detach()), -gradient
 
     def log_normalizer(self) -> Tensor | float:
@@ -134,7 +118,7 @@ def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
             raise ShapeError(
                 f"{type(self).__name__} expected context (..., {self.context_size}), got {given}"
             )
-        return method(self, x, context)
+        return one_number_each(method(self, x, context), x, ndim, name=self._name)
 
     return checked
 
@@ -181,11 +165,15 @@ class _FromCallable(Energy):
         force: Callable[..., Tensor] | None,
         context: int,
         kT: float,
-        unit: str,
     ) -> None:
-        super().__init__(event_shape, context, kT, unit)
+        super().__init__(event_shape, context)
         self.function = function
         self.given_force = force
+        self.kT = kT
+
+    @property
+    def _name(self) -> str:
+        return "the energy"
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The function's value over kT."""
@@ -200,6 +188,11 @@ class _FromCallable(Energy):
         if not isinstance(force, Tensor) or force.shape != x.shape:
             got = tuple(force.shape) if isinstance(force, Tensor) else type(force).__name__
             raise DataError(f"the force expected the shape of x, {tuple(x.shape)}, got {got}")
+        if force.device != x.device or torch.promote_types(force.dtype, x.dtype) != force.dtype:
+            raise DataError(
+                f"the force expected {x.dtype} on {x.device}, as x has it, got {force.dtype} on "
+                f"{force.device}; remedy: .to(x)"
+            )
         return _GivenForce.apply(x, energy, force / self.kT)
 
     def _value(self, x: Tensor, *context: Tensor | None) -> Tensor:
@@ -213,18 +206,19 @@ def from_callable(
     force: Callable[..., Tensor] | None = None,
     context: int = 0,
     kT: float = 1.0,
-    unit: str = "kT",
 ) -> Energy:
-    r"""Make an :class:`Energy` of a function: :math:`u(x) = U(x) / kT`.
+    r"""Make an :class:`Energy` of a potential: :math:`u(x) = U(x) / kT`.
+
+    The one place where a potential is divided by kT: energies and forces are dimensionless
+    everywhere else.
 
     Args:
-        function: ``U(x (*batch, *event)) -> (*batch,)``, or ``U(x, context)``; in ``unit``.
+        function: ``U(x (*batch, *event)) -> (*batch,)``, or ``U(x, context)``, in any unit.
         event_shape: Shape of one event; a number for vectors.
         force: ``F(x) = -dU/dx`` of the shape of x, for potentials that torch cannot differentiate.
             The energy then has first derivatives only, and gradients of its forces raise.
         context: Number of context features that ``function`` reads.
-        kT: Temperature times Boltzmann's constant, in ``unit``.
-        unit: Name of the unit of ``function``.
+        kT: Temperature times Boltzmann's constant, in the unit of ``function`` and ``force``.
 
     Raises:
         ShapeError: If the event shape is not one of numbers >= 0.
@@ -234,7 +228,7 @@ def from_callable(
     Example:
         >>> import torch
         >>> from flowkit.energies import from_callable
-        >>> spring = from_callable(lambda x: 5 * x.square().sum(-1), 3, kT=2.494, unit="kJ/mol")
+        >>> spring = from_callable(lambda x: 5 * x.square().sum(-1), 3, kT=2.494)  # in kJ/mol
         >>> round(spring(torch.ones(3)).item(), 3)
         6.014
     """
@@ -244,8 +238,13 @@ def from_callable(
                 f"from_callable expected {name} as a function of x, got {value!r}; remedy: for "
                 "example lambda x: 0.5 * x.square().sum(-1)"
             )
-    event_shape = as_shape(event_shape)
-    return _FromCallable(function, event_shape, force, context, kT, unit)
+    number = isinstance(kT, Real) and not isinstance(kT, bool)
+    if not number or not 0 < float(kT) < math.inf:
+        raise DataError(
+            f"from_callable expected kT as a finite number > 0, got {kT!r}; remedy: for example "
+            "2.494 for kJ/mol at 300 K"
+        )
+    return _FromCallable(function, as_shape(event_shape), force, context, float(kT))
 
 
 class NegativeLogProb(Energy):
@@ -289,19 +288,6 @@ class NegativeLogProb(Energy):
     ) -> Tensor:
         """Draw from the density."""
         return self.density.sample(as_shape(shape), generator=generator)
-
-
-def one_number_each(value: Any, x: Tensor, event_ndim: int, what: str = "row") -> Tensor:
-    """An energy with one number for every row of ``x``, or an error that says what it returned."""
-    wanted = tuple(x.shape[: x.ndim - event_ndim])
-    if not isinstance(value, Tensor) or tuple(value.shape) != wanted:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise DataError(
-            f"the energy returned {got} for {what}s {tuple(x.shape)}; expected a torch.Tensor "
-            f"with one number a {what}, {wanted}; remedy: compute it with torch, and sum over the "
-            "coordinates only"
-        )
-    return value
 
 
 def as_energy(energy: Any, event_shape: tuple[int, ...], context: int = 0) -> Energy:

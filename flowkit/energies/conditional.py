@@ -54,7 +54,7 @@ class Conditional(Energy):
                 f"some known; got context {energy.context_size} and free {free!r}"
             )
         count = sum(flags)
-        super().__init__((count,), len(flags) - count, energy.kT, energy.unit)
+        super().__init__((count,), len(flags) - count)
         self.joint = energy
         order = [i for i, f in enumerate(flags) if f] + [i for i, f in enumerate(flags) if not f]
         # Where each coordinate stands in the free ones followed by the known ones.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.energies.base import Energy
+from flowkit.energies.checks import no_gradient, varies
 from flowkit.errors import DataError, ShapeError
 
 
@@ -24,7 +25,8 @@ class Interpolation(Energy):
             then lie strictly inside.
 
     Raises:
-        DataError: If the fraction is outside, or at an end while it shall be learned.
+        DataError: If the fraction is outside, or at an end while it shall be learned; from a call
+            with gradients, if one of the energies carries none to x.
         ShapeError: If the two energies have other events.
 
     Example:
@@ -53,9 +55,7 @@ class Interpolation(Energy):
         if not number or not 0 <= fraction <= 1 or (learn and not 0 < fraction < 1):
             where = "strictly between 0 and 1 where it is learned" if learn else "in [0, 1]"
             raise DataError(f"Interpolation expected fraction {where}, got {fraction!r}")
-        super().__init__(
-            start.event_shape, max(start.context_size, end.context_size), end.kT, end.unit
-        )
+        super().__init__(start.event_shape, max(start.context_size, end.context_size))
         self.start = start
         self.end = end
         self.learn = learn
@@ -75,4 +75,9 @@ class Interpolation(Energy):
         if not self.learn and fraction in (0.0, 1.0):
             return (self.end if fraction else self.start).energy(x, context)
         start, end = self.start.energy(x, context), self.end.energy(x, context)
+        if x.requires_grad and torch.is_grad_enabled():
+            # The gradient of the one must not stand for that of both.
+            for energy, value in ((self.start, start), (self.end, end)):
+                if not value.requires_grad and varies(value):
+                    raise no_gradient(energy._name)
         return (1 - fraction) * start + fraction * end

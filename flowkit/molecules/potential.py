@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flowkit.energies.checks import gradient_of
 from flowkit.errors import DataError, NonFiniteEnergyError, ShapeError, StochasticFlowError
 from flowkit.flow import Flow
 from flowkit.transforms.base import broadcast_context
@@ -277,7 +278,7 @@ class FlowPotential:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             potential = self.energy(x)
-            (gradient,) = torch.autograd.grad(potential.sum(), x)
+            gradient = gradient_of(potential, x, name="the energy of the flow")
         bad = ~(torch.isfinite(potential) & torch.isfinite(gradient).all(-1))
         if bool(bad.any()):
             raise NonFiniteEnergyError(

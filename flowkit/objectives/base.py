@@ -88,6 +88,13 @@ class Objective(nn.Module):
         """Return the rows that a flow starts from; an objective with noisy rows adds the noise."""
         return batch
 
+    def fault(self, flow: Flow, batch: Batch) -> str | None:
+        """Say why the loss of a batch is not finite, with a remedy; ``None`` if unknown.
+
+        ``fit`` asks for it where the data, the weights and the layers of the flow are finite.
+        """
+        return None
+
 
 def _with_generator(method: Callable[..., Any]) -> Callable[..., Any]:
     """Let a method be called with what it does not name."""
@@ -166,6 +173,11 @@ class WeightedSum(Objective):
         for objective in self.objectives:
             batch = objective.start(batch, generator=generator)  # type: ignore[operator]
         return batch
+
+    def fault(self, flow: Flow, batch: Batch) -> str | None:
+        """Return what the first term finds that finds something."""
+        found = (objective.fault(flow, batch) for objective in self.objectives)  # type: ignore[operator]
+        return next((reason for reason in found if reason is not None), None)
 
 
 def _is_pair(term: Any) -> bool:

@@ -8,10 +8,10 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from flowkit.energies.base import one_number_each
+from flowkit.energies import Energy
+from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
-from flowkit.noise import drawing_from
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
 
@@ -28,16 +28,26 @@ class ForceMatching(Objective):
     if they do. The flow needs continuous second derivatives: smooth scalar maps (affine,
     mixture) and activations (SiLU), for the forces of splines jump at every knot.
 
+    kT divides once, where forces enter: stored ones and those of a plain function here, those of
+    an :class:`flowkit.energies.Energy` where it was made, for energies are dimensionless.
+
     Args:
-        energy: ``energy(x) -> (*batch,)``, in the unit of ``kT``; ``energy(x, context)`` for
-            batches with a context. ``None`` for stored forces.
-        kT: Temperature times Boltzmann's constant, in the unit of energy of the forces.
+        energy: ``energy(x) -> (*batch,)``, or ``energy(x, context)`` for batches with a context;
+            a plain function in the unit of ``kT``. ``None`` for stored forces.
+        kT: Temperature times Boltzmann's constant, in the unit of energy of the stored forces or
+            of the plain function. With an Energy, the energy of a flow or a log-density, which
+            are dimensionless, it must be left out.
+        log_prob: The log-density of the target up to a constant, instead of ``energy``.
 
     Raises:
-        DataError: If the energy is no function, or returns something else than one number a row
-            with a gradient to ``x``; if ``kT`` is not a positive finite number; if there is
-            neither ``force`` nor an energy, or the forces have another shape than ``x``.
+        DataError: If ``energy`` and ``log_prob`` are both given, what is given is no function, or
+            returns something else than one number a row with a gradient to ``x``; if there is
+            neither ``force`` nor an energy, or the forces have another shape than ``x``; if
+            ``kT`` is not a finite number above 0, or is given for what is dimensionless.
         StochasticFlowError: If a layer of the flow is stochastic.
+
+    Warns:
+        UserWarning: If the energy falls without bound far out, as a log-density does.
 
     References:
         Köhler, Krämer, Noé 2021, Smooth Normalizing Flows, arXiv 2110.00351.
@@ -45,31 +55,46 @@ class ForceMatching(Objective):
     Example:
         >>> import torch
         >>> from flowkit import ForceMatching, elementwise_flow
+        >>> from flowkit.energies import from_callable
         >>> x = torch.tensor([[0.0], [1.0]])
         >>> spring = {"x": x, "force": -3.0 * x}
         >>> round(ForceMatching()(elementwise_flow(1), spring).value.item(), 4)
         2.0
-        >>> stored = ForceMatching(kT=3.0)(elementwise_flow(1), spring)
-        >>> own = ForceMatching(lambda x: 1.5 * x.square().sum(-1), kT=3.0)
-        >>> torch.allclose(own(elementwise_flow(1), {"x": x}).value, stored.value)
-        True
+        >>> potential = lambda x: 7.5 * x.square().sum(-1)
+        >>> round(ForceMatching(potential, kT=5.0)(elementwise_flow(1), {"x": x}).value.item(), 4)
+        2.0
+        >>> energy = from_callable(potential, 1, kT=5.0)
+        >>> round(ForceMatching(energy)(elementwise_flow(1), {"x": x}).value.item(), 4)
+        2.0
     """
 
-    def __init__(self, energy: Callable[..., Tensor] | None = None, kT: float = 1.0) -> None:
+    def __init__(
+        self,
+        energy: Callable[..., Tensor] | None = None,
+        kT: float = 1.0,
+        *,
+        log_prob: Callable[..., Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        if energy is not None and not callable(energy):
-            raise DataError(
-                f"ForceMatching expected energy as a function of x, got {energy!r}; remedy: for "
-                "example lambda x: 0.5 * x.square().sum(-1), or None for forces in the data"
-            )
         number = isinstance(kT, Real) and not isinstance(kT, bool)
         if not number or not 0 < float(kT) < float("inf"):
             raise DataError(
                 f"ForceMatching expected kT as a finite number > 0, got {kT!r}; remedy: for "
                 "example 2.494 for kJ/mol at 300 K"
             )
-        self.energy = energy
+        # A bound method, such as energy of a flow, is as dimensionless as what it belongs to.
+        source = getattr(energy, "__self__", energy)
+        if kT != 1 and (log_prob is not None or isinstance(source, (Energy, Flow))):
+            raise DataError(
+                f"ForceMatching expected no kT for what is dimensionless already, got kT={kT!r} "
+                f"and {'log_prob' if energy is None else type(source).__name__}; remedy: kT once, "
+                "where the potential enters: from_callable(function, event_shape, kT=...)"
+            )
         self.kT = float(kT)
+        stored = energy is None and log_prob is None
+        self.target = (
+            None if stored else Target("ForceMatching", energy, log_prob, differentiated=True)
+        )
 
     def forward(
         self,
@@ -87,50 +112,54 @@ class ForceMatching(Objective):
         )
 
     def _loss(self, flow: Flow, batch: Batch, generator: torch.Generator | None) -> Loss:
-        x, context = batch["x"], batch.get("context")
-        score = flow.score(x, context)
-        if self.energy is not None:
-            force = self._force(x.expand_as(score), context, len(flow.event_shape), generator)
-        else:
-            force = self._stored(batch)
+        score = flow.score(batch["x"], batch.get("context"))
+        force = self._force(flow, batch, score, generator)
         error = (force / self.kT - score).square().flatten(score.ndim - len(flow.event_shape))
         value = mean_over_rows(error.mean(-1), batch.get("weight"))
         return Loss(value, {"force_mse": value.detach()})
 
-    def _stored(self, batch: Batch) -> Tensor:
-        """The forces that came with the rows."""
-        if "force" not in batch:
-            raise DataError(
-                f"ForceMatching expected the forces of the rows as 'force', got {sorted(batch)}; "
-                "remedy: data={'x': x, 'force': force}, or ForceMatching(energy)"
-            )
-        x, force = batch["x"], batch["force"]
-        if force.shape != x.shape:
-            raise DataError(
-                f"force expected the shape of x, {tuple(x.shape)}, got {tuple(force.shape)}; "
-                "remedy: one force a coordinate, force.reshape(x.shape) if they are in its order"
-            )
-        return force
-
     def _force(
         self,
-        x: Tensor,
-        context: Tensor | None,
-        event_ndim: int,
-        generator: torch.Generator | None,
+        flow: Flow,
+        batch: Batch,
+        score: Tensor,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The negative gradient of the energy, also where gradients are switched off."""
-        with torch.enable_grad(), drawing_from(generator):
-            x = x.detach().requires_grad_()
-            energy = self.energy(x) if context is None else self.energy(x, context)  # type: ignore[misc]
-            energy = one_number_each(energy, x, event_ndim)
-            gradient = None
-            if energy.requires_grad:
-                (gradient,) = torch.autograd.grad(energy.sum(), x, allow_unused=True)
-        if gradient is None:
-            raise DataError(
-                "the energy carries no gradient to x, so there is no force; remedy: compute it "
-                "from x with torch, without torch.no_grad() or .detach(), or give stored forces "
-                "as 'force'"
-            )
-        return -gradient
+        """The forces of the rows, of the shape of the score."""
+        if self.target is None:
+            return _stored(batch)
+        x = batch["x"].expand_as(score)
+        return self.target.force(flow, x, batch.get("context"), generator)
+
+    def fault(self, flow: Flow, batch: Batch) -> str | None:
+        """Say how many forces are not finite."""
+        if "x" not in batch or (self.target is None and "force" not in batch):
+            return None
+        score = flow.score(batch["x"], batch.get("context")).detach()
+        force = self._force(flow, batch, score)
+        remedy = (
+            "an energy with a finite slope at every row (no root, logarithm or distance of zero "
+            "there), or other rows"
+        )
+        for name, values in (("the force of the energy", force), ("the flow's own force", score)):
+            bad = ~values.isfinite().flatten(values.ndim - len(flow.event_shape)).all(-1)
+            if bool(bad.any()):
+                return f"{name} is not finite at {int(bad.sum())} rows; remedy: {remedy}"
+            remedy = "a flow whose log-density is smooth at these rows, or a lower lr"
+        return None
+
+
+def _stored(batch: Batch) -> Tensor:
+    """The forces that came with the rows."""
+    if "force" not in batch:
+        raise DataError(
+            f"ForceMatching expected the forces of the rows as 'force', got {sorted(batch)}; "
+            "remedy: data={'x': x, 'force': force}, or ForceMatching(energy)"
+        )
+    x, force = batch["x"], batch["force"]
+    if force.shape != x.shape:
+        raise DataError(
+            f"force expected the shape of x, {tuple(x.shape)}, got {tuple(force.shape)}; "
+            "remedy: one force a coordinate, force.reshape(x.shape) if they are in its order"
+        )
+    return force

@@ -8,6 +8,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.objectives.base import Batch, Loss, Objective
@@ -35,11 +36,16 @@ class PathKL(Objective):
             what is accepted, a bias that is small in practice. ``"reinforce"`` adds that part by
             the score of the decisions, with the mean of the other paths as its baseline: unbiased,
             with more variance, and about twice the energy evaluations.
+        log_prob: The log-density of the target up to a constant, instead of ``energy``.
 
     Raises:
-        DataError: If the energy is no function or returns something else than one number a
-            sample, the gradient is unknown, ``"reinforce"`` has fewer than two samples, or the
-            samples of the base carry no gradient to some of its parameters.
+        DataError: If there is not exactly one of ``energy`` and ``log_prob``, it is no function,
+            returns something else than one number a sample or carries no gradient to x; if the
+            gradient is unknown, ``"reinforce"`` has fewer than two samples, or the samples of the
+            base carry no gradient to some of its parameters.
+
+    Warns:
+        UserWarning: If the energy falls without bound far out, as a log-density does.
 
     References:
         Wu, Köhler, Noé 2020, Stochastic Normalizing Flows, arXiv 2002.06707; Williams 1992, Mach.
@@ -60,16 +66,14 @@ class PathKL(Objective):
 
     def __init__(
         self,
-        energy: Callable[..., Tensor],
+        energy: Callable[..., Tensor] | None = None,
         samples: int = 256,
         gradient: str = "pathwise",
+        *,
+        log_prob: Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if not callable(energy):
-            raise DataError(
-                f"PathKL expected energy as a function of x, got {energy!r}; remedy: for "
-                "example flowkit.energies.DoubleWell(), or lambda x: 0.5 * x.square().sum(-1)"
-            )
+        self.target = Target("PathKL", energy, log_prob, differentiated=True)
         if gradient not in ("pathwise", "reinforce"):
             raise DataError(
                 f"PathKL knows the gradients 'pathwise', 'reinforce'; got {gradient!r}"
@@ -77,7 +81,6 @@ class PathKL(Objective):
         least = 2 if gradient == "reinforce" else 1
         if not isinstance(samples, (int, Integral)) or samples < least:
             raise DataError(f"PathKL needs samples >= {least}, a whole number, got {samples!r}")
-        self.energy = energy
         self.samples = int(samples)
         self.gradient = gradient
 
@@ -100,7 +103,7 @@ class PathKL(Objective):
         paths = sample_paths(
             flow,
             self.samples,
-            self.energy,
+            self.target,
             batch.get("context"),
             generator=generator,
             choices=reinforce,
@@ -117,3 +120,18 @@ class PathKL(Objective):
             # Its value is none of the loss; only its gradient is.
             value = value + (score - score.detach())
         return Loss(value, terms)
+
+    def fault(self, flow: Flow, batch: Batch) -> str | None:
+        """Say where the energy of samples is not finite, or how many paths left for infinity."""
+        context = batch.get("context")
+        with torch.no_grad():
+            paths = sample_paths(flow, self.samples, self.target, context)
+        found = self.target.fault(flow, paths.x, context)
+        lost = int((~paths.log_weight.isfinite()).sum())
+        if found is not None or not lost:
+            return found
+        return (
+            f"the energy is finite at all samples, but {lost} of {paths.log_weight.numel()} paths "
+            "to them have no weight: a layer took a step that is not finite; remedy: a smaller "
+            "step_size of its Langevin layers"
+        )

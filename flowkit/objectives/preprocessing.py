@@ -69,6 +69,18 @@ class AfterPreprocessing(Objective):
         progress: float = 1.0,
     ) -> Loss:
         """Return the loss of the rest of the flow on preprocessed rows."""
+        rest, batch = self._rest(flow, batch, generator)
+        loss: Loss = self.objective(rest, batch, generator=generator, progress=progress)
+        return loss
+
+    def fault(self, flow: Flow, batch: Batch) -> str | None:
+        """What the objective within finds."""
+        return self.objective.fault(*self._rest(flow, batch))
+
+    def _rest(
+        self, flow: Flow, batch: Batch, generator: torch.Generator | None = None
+    ) -> tuple[Flow, Batch]:
+        """The rest of the flow, and preprocessed rows."""
         transform = flow.transform
         stack = list(transform.transforms) if isinstance(transform, Compose) else []
         count = self.layers
@@ -93,8 +105,7 @@ class AfterPreprocessing(Objective):
             with torch.no_grad():
                 y = Compose(*first)(batch["x"], flow.embed(context), generator)[0]  # type: ignore[arg-type]
             batch = {**batch, "x": y}
-        loss: Loss = self.objective(inner, batch, generator=generator, progress=progress)
-        return loss
+        return inner, batch
 
     def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
         """What the objective within does."""

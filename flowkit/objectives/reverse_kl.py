@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.objectives.base import Batch, Loss, Objective
-from flowkit.paths import target_energy
 
 
 class ReverseKL(Objective):
@@ -24,15 +24,21 @@ class ReverseKL(Objective):
 
     Args:
         energy: ``energy(x) -> (*batch,)``, or ``energy(x, context)`` for a flow with context.
+            Its parameters, if it has any, are trained with the flow.
         estimator: ``"reparam"`` differentiates everything; ``"path"`` (sticking the landing)
             leaves out the explicit gradient of :math:`\log q` in the parameters, whose mean is
             zero: its variance vanishes as q approaches p.
         samples: Number of samples a step.
+        log_prob: The log-density of the target up to a constant, instead of ``energy``.
 
     Raises:
-        DataError: If the energy is no function or returns something else than one number a
-            sample, the estimator is unknown, or the samples of the base carry no gradient to some
-            of its parameters (a mixture's weights).
+        DataError: If there is not exactly one of ``energy`` and ``log_prob``, it is no function,
+            returns something else than one number a sample or carries no gradient to x; if the
+            estimator is unknown, or the samples of the base carry no gradient to some of its
+            parameters (a mixture's weights).
+
+    Warns:
+        UserWarning: If the energy falls without bound far out, as a log-density does.
 
     References:
         Roeder, Wu, Duvenaud 2017, Sticking the Landing, arXiv 1703.09194.
@@ -45,24 +51,28 @@ class ReverseKL(Objective):
         >>> loss = ReverseKL(normal, samples=8)(elementwise_flow(1), {})
         >>> abs(loss.value.item()) < 1e-5
         True
+        >>> normal = torch.distributions.Normal(0.0, 1.0)
+        >>> loss = ReverseKL(log_prob=lambda x: normal.log_prob(x).sum(-1), samples=8)
+        >>> abs(loss(elementwise_flow(1), {}).value.item()) < 1e-5
+        True
     """
 
     needs_data = False
 
     def __init__(
-        self, energy: Callable[..., Tensor], estimator: str = "path", samples: int = 256
+        self,
+        energy: Callable[..., Tensor] | None = None,
+        estimator: str = "path",
+        samples: int = 256,
+        *,
+        log_prob: Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if not callable(energy):
-            raise DataError(
-                f"ReverseKL expected energy as a function of x, got {energy!r}; remedy: for "
-                "example lambda x: 0.5 * x.square().sum(-1)"
-            )
+        self.target = Target("ReverseKL", energy, log_prob, differentiated=True)
         if estimator not in ("reparam", "path"):
             raise DataError(f"ReverseKL knows the estimators 'reparam', 'path'; got {estimator!r}")
         if not isinstance(samples, (int, Integral)) or samples < 1:
             raise DataError(f"ReverseKL needs samples >= 1, a whole number, got {samples!r}")
-        self.energy = energy
         self.estimator = estimator
         self.samples = int(samples)
 
@@ -88,6 +98,11 @@ class ReverseKL(Objective):
             x = flow.rsample(self.samples, context, generator)
             fixed = {name: p.detach() for name, p in flow.named_parameters()}
             log_q = functional_call(flow, fixed, (x, context))
-        energy = target_energy(self.energy, x, context, len(flow.event_shape), generator)
+        energy = self.target(flow, x, context, generator)
         value = (log_q + energy).mean()
         return Loss(value, {"reverse_kl": value.detach(), "energy": energy.detach().mean()})
+
+    def fault(self, flow: Flow, batch: Batch) -> str | None:
+        """Say where the energy of samples is not finite."""
+        context = batch.get("context")
+        return self.target.fault(flow, flow.sample(self.samples, context), context)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from flowkit.bases import Base, StandardNormal
 from flowkit.conditioners import MLP
 from flowkit.energies import TOYS, Energy, Interpolation, NegativeLogProb, as_energy
+from flowkit.energies.target import Target
 from flowkit.errors import DataError, RecipeError
 from flowkit.flow import Flow
 from flowkit.recipes.checks import check_flags, check_network, check_sizes
@@ -83,7 +85,13 @@ def _target(name: str, energy: Any, base: Base, context: int) -> Energy:
             f"{name} needs energy as an Energy, a function of x, or one of "
             f"{', '.join(sorted(TOYS))}; got {energy!r}"
         )
-    return as_energy(energy, base.event_shape, context)
+    target = as_energy(energy, base.event_shape, context)
+    if not target.context_size:
+        like = next((t for t in target.buffers() if t.is_floating_point()), torch.zeros(()))
+        Target(name, target).examine_direction(
+            base, like, remedy="energy=lambda x: -log_prob(x), or NegativeLogProb(density)"
+        )
+    return target
 
 
 @recipe

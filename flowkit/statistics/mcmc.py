@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flowkit.energies.target import Target
 from flowkit.errors import DataError, NonFiniteEnergyError, StochasticFlowError
 from flowkit.noise import drawing_from
-from flowkit.paths import target_energy
 
 if TYPE_CHECKING:
     from flowkit.flow import Flow
@@ -33,9 +33,10 @@ class Chains(NamedTuple):
 
 def flow_mcmc(
     flow: Flow,
-    energy: Callable[..., Tensor],
-    steps: int,
+    energy: Callable[..., Tensor] | None = None,
+    steps: int = 1000,
     *,
+    log_prob: Callable[..., Tensor] | None = None,
     method: str = "independence",
     chains: int = 4,
     warmup: int | None = None,
@@ -59,6 +60,7 @@ def flow_mcmc(
         energy: The dimensionless energy of the target; ``energy(x, context)`` if a context is
             given.
         steps: Steps that are kept, of every chain.
+        log_prob: The log-density of the target up to a constant, instead of ``energy``.
         method: ``"independence"`` or ``"neutra"``.
         chains: Number of chains; those of NUTS run one after the other.
         warmup: Steps before those, which adapt NUTS and are discarded; ``steps // 2`` by default.
@@ -67,7 +69,9 @@ def flow_mcmc(
         **options: Arguments of ``pyro.infer.NUTS`` for ``"neutra"``.
 
     Raises:
-        DataError: If the method is unknown or a number is out of its range.
+        DataError: If there is not exactly one of ``energy`` and ``log_prob``, the method is
+            unknown, a number is out of its range, or the energy carries no gradient to x, which
+            ``"neutra"`` needs.
         StochasticFlowError: If ``"neutra"`` is asked of a flow with a stochastic layer.
         NonFiniteEnergyError: If no finite start was found.
 
@@ -101,16 +105,18 @@ def flow_mcmc(
     if method == "independence":
         if options:
             raise DataError(f"'independence' has no options, got {sorted(options)}")
-        return _independence(flow, energy, steps, chains, warmup, context, generator)
+        target = Target("flow_mcmc", energy, log_prob)
+        return _independence(flow, target, steps, chains, warmup, context, generator)
     if method == "neutra":
-        return _neutra(flow, energy, steps, chains, warmup, context, generator, options)
+        target = Target("flow_mcmc", energy, log_prob, differentiated=True)
+        return _neutra(flow, target, steps, chains, warmup, context, generator, options)
     raise DataError(f"flow_mcmc knows the methods 'independence', 'neutra'; got {method!r}")
 
 
 @torch.no_grad()
 def _independence(
     flow: Flow,
-    energy: Callable[..., Tensor],
+    target: Target,
     steps: int,
     chains: int,
     warmup: int,
@@ -118,7 +124,7 @@ def _independence(
     generator: torch.Generator | None,
 ) -> Chains:
     total = warmup + steps
-    x, log_weight = flow.sample_with_log_weight((total + 1, chains), energy, context, generator)
+    x, log_weight = flow.sample_with_log_weight((total + 1, chains), target, context, generator)
     finite = log_weight.isfinite()
     log_weight = torch.where(finite, log_weight, -torch.inf).double()
     uniform = torch.empty_like(log_weight).uniform_(generator=generator)
@@ -146,7 +152,7 @@ def _independence(
 
 def _neutra(
     flow: Flow,
-    energy: Callable[..., Tensor],
+    target: Target,
     steps: int,
     chains: int,
     warmup: int,
@@ -170,7 +176,7 @@ def _neutra(
 
     def potential(values: dict[str, Tensor]) -> Tensor:
         x, log_det = data(values["z"])
-        return target_energy(energy, x, context, len(flow.event_shape)) - log_det
+        return target(flow, x, context) - log_det
 
     home = None if generator is None else generator.device
     seed = int(torch.randint(2**31, (), generator=generator, device=home))

@@ -427,7 +427,7 @@ class Run:
         if bad:
             step, value, index = self.unchecked[bad[0]]
             batch = {} if index is None else self.train.batch(index)  # type: ignore[union-attr]
-            raise non_finite_error(self.step.flow, batch, index, value, step)
+            raise non_finite_error(self.step.flow, self.step.objective, batch, index, value, step)
         self.unchecked.clear()
 
     def _validate(self, held: Part) -> None:
