@@ -335,6 +335,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
 class _DequantizedLikelihood(MaximumLikelihood):
     """Maximum likelihood of rounded data: each batch is spread over its cells, drawn anew."""
 
+    reads = MaximumLikelihood.reads
+
     width: Tensor
 
     def __init__(self, width: Tensor) -> None:

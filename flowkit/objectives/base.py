@@ -42,6 +42,10 @@ class Objective(nn.Module):
         needs_data: Whether a batch must hold rows. If not, ``fit`` accepts ``data=None``.
         compiles: Whether ``torch.compile`` makes one program of it, so that
             ``fit(compile="auto")`` may.
+        reads: Names of what it reads from a batch, so that ``fit`` refuses data of other names.
+            ``None`` if that is not stated, as in a subclass with a ``forward`` of its own that
+            does not: ``fit`` then warns of what the first epoch did not read.
+        diverges_at_ties: Whether a flow without noise lowers it without bound where values repeat.
 
     Example:
         >>> import torch
@@ -59,9 +63,13 @@ class Objective(nn.Module):
 
     needs_data: bool = True
     compiles: bool = False
+    reads: frozenset[str] | None = None
+    diverges_at_ties: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "forward" in cls.__dict__ and "reads" not in cls.__dict__:
+            cls.reads = None
         for name in ("forward", "start"):
             if name in cls.__dict__:
                 setattr(cls, name, _with_generator(cls.__dict__[name]))
@@ -148,6 +156,9 @@ class WeightedSum(Objective):
         self.weights = [float(weight) for weight, _ in terms]
         self.objectives = nn.ModuleList(objective for _, objective in terms)
         self.needs_data = any(objective.needs_data for _, objective in terms)
+        self.diverges_at_ties = any(objective.diverges_at_ties for _, objective in terms)
+        every = [objective.reads for _, objective in terms]
+        self.reads = None if None in every else frozenset().union(*every)  # type: ignore[arg-type]
 
     def forward(
         self,

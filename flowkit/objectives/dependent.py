@@ -74,6 +74,9 @@ class DependentLikelihood(Objective):
         2
     """
 
+    reads = frozenset({"x", "context", "weight", "row"})
+    diverges_at_ties = True
+
     def __init__(
         self, structure: RowCovariance, mode: str = "exact", chunk: int | None = None
     ) -> None:

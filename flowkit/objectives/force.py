@@ -95,6 +95,7 @@ class ForceMatching(Objective):
         self.target = (
             None if stored else Target("ForceMatching", energy, log_prob, differentiated=True)
         )
+        self.reads = frozenset({"x", "context", "weight", *(["force"] if stored else [])})
 
     def forward(
         self,

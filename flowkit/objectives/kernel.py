@@ -31,6 +31,7 @@ class KernelNorm(Objective):
 
     needs_data = False
     compiles = True
+    reads = frozenset()
 
     def forward(
         self,

@@ -24,6 +24,8 @@ class MaximumLikelihood(Objective):
     """
 
     compiles = True
+    reads = frozenset({"x", "context", "weight"})
+    diverges_at_ties = True
 
     def forward(
         self,

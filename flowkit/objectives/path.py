@@ -63,6 +63,7 @@ class PathKL(Objective):
     """
 
     needs_data = False
+    reads = frozenset({"context"})
 
     def __init__(
         self,

@@ -58,7 +58,8 @@ class AfterPreprocessing(Objective):
             )
         self.objective = objective
         self.layers = layers
-        self.needs_data = objective.needs_data
+        self.needs_data, self.reads = objective.needs_data, objective.reads
+        self.diverges_at_ties = objective.diverges_at_ties
 
     def forward(
         self,

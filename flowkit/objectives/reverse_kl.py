@@ -58,6 +58,7 @@ class ReverseKL(Objective):
     """
 
     needs_data = False
+    reads = frozenset({"context"})
 
     def __init__(
         self,

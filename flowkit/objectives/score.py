@@ -85,6 +85,8 @@ class ScoreMatching(Objective):
         0.25
     """
 
+    reads = frozenset({"x", "context", "weight"})
+
     noise: float
     radius: float
     slices: int | None
@@ -107,6 +109,7 @@ class ScoreMatching(Objective):
                 f"ScoreMatching knows the methods {', '.join(map(repr, _OPTIONS))}; got {method!r}"
             )
         self.method = method
+        self.diverges_at_ties = "denoising" not in method
         known = _OPTIONS[method]
         options = {"noise": noise, "slices": slices, "radius": radius, "antithetic": antithetic}
         for name, value in options.items():
@@ -263,6 +266,9 @@ class StochasticMaximumLikelihood(Objective):
         >>> loss.value.shape
         torch.Size([])
     """
+
+    reads = frozenset({"x", "context", "weight"})
+    diverges_at_ties = True
 
     def forward(
         self,

@@ -1,10 +1,10 @@
-"""Data at the door: arrays, frames, tensors, datasets and files become rows, or a DataError."""
+"""Conversion of arrays, frames, tensors, datasets and files to rows, or a DataError."""
 
 from __future__ import annotations
 
+import math
 import os
-import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -12,33 +12,38 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from flowkit.errors import DataError
 from flowkit.shapes import codes
+from flowkit.training.columns import inspect, some_rows
+from flowkit.training.files import in_file, read_rows
 from flowkit.training.order import Order, shuffled
-from flowkit.training.rows import DatasetRows, MappedRows, Rows, TensorRows
+from flowkit.training.rows import DatasetRows, MappedRows, Rows, TensorRows, as_dtype
 
 # Rounding to float32 would be seen in a column whose spread is at most this part of its size.
 _SINGLE_SPREAD = 1e-3
+# As if of so many numbers each: items may take long to read.
+_ITEMS_AT_MOST = 8000
 
 
-def as_tensor(values: Any, name: str, dtype: torch.dtype) -> Tensor:
-    """Turn an array, frame, list or tensor of numbers into a tensor, or say why it cannot be.
+def columns_of(values: Any) -> list[str]:
+    """Names of the columns of a frame."""
+    return [str(c) for c in getattr(values, "columns", [])]
 
-    Integers of ``x`` become floating point too; a flow of counts starts with ``Dequantize``.
+
+def as_numbers(values: Any, name: str) -> Tensor:
+    """Convert an array, frame, list or tensor of numbers to a tensor of the dtype that they have.
 
     Raises:
-        DataError: If there is text, a missing or an infinite value, or nothing at all.
+        DataError: If there is text, or nothing at all.
 
     Example:
-        >>> import torch
-        >>> as_tensor([[1, 2], [3, 4]], "x", torch.float32)
-        tensor([[1., 2.],
-                [3., 4.]])
+        >>> as_numbers([[1, 2], [3, 4]], "x")
+        tensor([[1, 2],
+                [3, 4]])
     """
-    columns = [str(c) for c in getattr(values, "columns", [])]
-    if columns and hasattr(values, "iloc"):
+    if columns_of(values) and hasattr(values, "iloc"):
         values = _frame_to_array(values, name)
     if not isinstance(values, Tensor):
         values = _array_to_tensor(values, name)
@@ -56,10 +61,7 @@ def as_tensor(values: Any, name: str, dtype: torch.dtype) -> Tensor:
         raise DataError(
             f"{name} is empty: its shape is {tuple(values.shape)}; remedy: at least two rows"
         )
-    tensor = values.detach().to(dtype)
-    check_finite(tensor, name, columns)
-    _warn_of_lost_digits(values.detach(), dtype, name, columns)
-    return tensor
+    return values.detach()
 
 
 def _frame_to_array(frame: Any, name: str) -> np.ndarray:
@@ -108,24 +110,6 @@ def _check_numeric(dtype: np.dtype, name: str) -> None:
         raise DataError(
             f"{name} expected numbers, got an array of dtype {dtype}; remedy: encode text as "
             "numbers, and convert with array.astype(float)"
-        )
-
-
-def _warn_of_lost_digits(
-    values: Tensor, dtype: torch.dtype, name: str, columns: list[str]
-) -> None:
-    """Say so if a column's variation is close to what its new dtype can resolve."""
-    if dtype == torch.float64 or values.ndim != 2 or values.dtype == dtype or len(values) < 2:
-        return
-    spread, size = values.double().std(0), values.double().abs().amax(0)
-    lost = (spread < 1e3 * torch.finfo(dtype).eps * size) & (spread > 0)
-    if bool(lost.any()):
-        named = [columns[i] if columns else i for i in lost.nonzero().flatten().tolist()[:5]]
-        warnings.warn(
-            f"{name}: column(s) {named} vary by less than {1e3 * torch.finfo(dtype).eps:.0e} of "
-            f"their size, and {dtype} keeps few digits of that; remedy: subtract an offset, or "
-            "train in float64 with flow.double()",
-            stacklevel=5,
         )
 
 
@@ -178,33 +162,31 @@ def check_finite(
 
 
 def as_rows(
-    data: Any, dtype: torch.dtype, device: torch.device, event_shape: tuple[int, ...]
+    data: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    event_shape: tuple[int, ...],
+    *,
+    context: int | None = 0,
+    labels: Collection[str] = (),
 ) -> Rows:
     """Make rows of whatever the user has.
 
     Args:
         data: An array, frame, list or tensor of events; a dict of them with the keys ``x``,
             ``context``, ``weight`` and what the objective reads; a Dataset; a ``np.memmap``, or
-            the path of an ``.npy`` file, which is memory-mapped.
+            the path of an ``.npy`` file, which is read batch by batch.
         dtype: Floating-point dtype of the batches.
         device: Where the batches go.
         event_shape: Shape of one event of ``x``.
+        context: How many numbers a context has; 0 for any number, ``None`` for any shape.
+        labels: Names of arrays whose integers and booleans stay what they are.
 
     Raises:
         DataError: If the data cannot be used; the message says what to do.
     """
-    if isinstance(data, Dataset):
-        if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
-            raise DataError(
-                "expected a map-style dataset, with __len__ and __getitem__, got "
-                f"{type(data).__name__}; remedy: for example torch.stack(list(dataset))"
-            )
-        rows: Rows = DatasetRows(data, dtype, device)
-        if len(rows) < 1:
-            raise DataError("the dataset is empty; remedy: at least two items")
-        shapes = {name: tuple(v.shape) for name, v in rows.batch(torch.tensor([0])).items()}
-        _check_shapes(shapes, event_shape)
-        return rows
+    if isinstance(data, (Dataset, DataLoader)):
+        return _rows_of_dataset(data, dtype, device, event_shape, context, labels)
     named = dict(data) if isinstance(data, Mapping) else {"x": data}
     if not named:
         raise DataError("data is an empty dict; remedy: a dict with the key x")
@@ -212,28 +194,85 @@ def as_rows(
         name: _open(value) if isinstance(value, (str, os.PathLike)) else value
         for name, value in named.items()
     }
-    mapped = {name: value for name, value in named.items() if isinstance(value, np.memmap)}
-    for name, array in mapped.items():
-        _check_numeric(array.dtype, name)
-        if array.dtype.kind == "c" or array.size == 0:
-            raise DataError(
-                f"{name} expected rows of real numbers, got dtype {array.dtype} and shape "
-                f"{array.shape}; remedy: another file"
-            )
     if "group" in named:
         # Counted from zero: names may be texts, or numbers with more digits than the dtype has.
         named["group"] = codes(named["group"], "group")
-        mapped.pop("group", None)
-    tensors = {k: as_tensor(v, k, dtype) for k, v in named.items() if k not in mapped}
-    shapes = {name: tuple(value.shape) for name, value in (mapped | tensors).items()}
-    _check_shapes(shapes, event_shape, mapped="x" in mapped)
+    mapped = {
+        name: in_file(value)
+        for name, value in named.items()
+        if _is_mapped(value) and _can_be_read(value, name)
+    }
+    numbers = {k: as_numbers(v, k) for k, v in named.items() if k not in mapped}
+    shapes = {name: tuple(value.shape) for name, value in (mapped | numbers).items()}
+    _check_shapes(shapes, event_shape, context, mapped="x" in mapped)
     lengths = {name: shape[0] for name, shape in shapes.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"expected one row an event in every array, got lengths {lengths}")
+    tensors = {k: as_dtype(v, dtype, k in labels) for k, v in numbers.items()}
+    columns = {name: columns_of(named[name]) for name in numbers}
+    for name, value in tensors.items():
+        check_finite(value, name, columns[name])
+    some = {k: v[some_rows(len(v), v[0].numel())] for k, v in numbers.items()}
+    for name, array in mapped.items():
+        index = some_rows(len(array), int(np.prod(array.shape[1:])))
+        some[name] = torch.from_numpy(read_rows(array, index.numpy()))
+    seen = inspect(some, dtype, columns)
     if not mapped:
-        return TensorRows(tensors, device)
+        return TensorRows(tensors, device, seen)
     arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
-    return MappedRows(mapped | arrays, dtype, device)
+    return MappedRows(mapped | arrays, dtype, device, labels, seen)
+
+
+def _rows_of_dataset(
+    data: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    event_shape: tuple[int, ...],
+    context: int | None,
+    labels: Collection[str],
+) -> DatasetRows:
+    if isinstance(data, DataLoader):
+        items = type(data.dataset).__name__
+        own = (
+            ""
+            if data.collate_fn is default_collate
+            else (
+                f"; its items go without the loader's {getattr(data.collate_fn, '__name__', 'own')}, "
+                "so that they have to be tensors, pairs (x, context) or dicts of tensors"
+            )
+        )
+        raise DataError(
+            "expected rows that can be split, shuffled and read again by their numbers, got a "
+            f"DataLoader; remedy: loader.dataset, here a {items}, and "
+            f"batch_size={data.batch_size or 256}{own}"
+        )
+    if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        raise DataError(
+            "expected a map-style dataset, with __len__ and __getitem__, got "
+            f"{type(data).__name__}; remedy: for example torch.stack(list(dataset))"
+        )
+    rows = DatasetRows(data, dtype, device, labels)
+    if len(rows) < 1:
+        raise DataError("the dataset is empty; remedy: at least two items")
+    shapes = {name: tuple(v.shape) for name, v in rows.items(torch.tensor([0])).items()}
+    _check_shapes(shapes, event_shape, context)
+    rows.seen = inspect(rows.items(some_rows(len(rows), _ITEMS_AT_MOST)), dtype, {})
+    return rows
+
+
+def _is_mapped(value: Any) -> bool:
+    return isinstance(value, np.memmap) and getattr(value, "_mmap", None) is not None
+
+
+def _can_be_read(array: np.memmap, name: str) -> bool:
+    """True, or an error."""
+    _check_numeric(array.dtype, name)
+    if array.dtype.kind == "c" or array.size == 0:
+        raise DataError(
+            f"{name} expected rows of real numbers, got dtype {array.dtype} and shape "
+            f"{array.shape}; remedy: another file"
+        )
+    return True
 
 
 def _open(path: str | os.PathLike[str]) -> np.ndarray:
@@ -254,7 +293,10 @@ def _open(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _check_shapes(
-    shapes: dict[str, tuple[int, ...]], event_shape: tuple[int, ...], mapped: bool = False
+    shapes: dict[str, tuple[int, ...]],
+    event_shape: tuple[int, ...],
+    context: int | None,
+    mapped: bool = False,
 ) -> None:
     if "x" in shapes:
         got = shapes["x"]
@@ -265,12 +307,25 @@ def _check_shapes(
                 x = "numpy.load(path, mmap_mode='r')" if mapped else "x"
                 hint = f"; remedy: {x}.reshape(-1, 1)"
             raise DataError(f"x expected shape ({wanted}), as the flow has it; got {got}{hint}")
-    for name, wanted, ndim in (("context", "(rows, C)", 2), ("weight", "(rows,)", 1)):
-        if name in shapes and len(shapes[name]) != ndim:
-            raise DataError(
-                f"{name} expected shape {wanted}, got {shapes[name]}; remedy: {name}.reshape"
-                f"({'-1, 1' if ndim == 2 else '-1'}), if it holds one number a row"
-            )
+    if "weight" in shapes and len(shapes["weight"]) != 1:
+        raise DataError(
+            f"weight expected shape (rows,), got {shapes['weight']}; remedy: weight.reshape(-1), "
+            "if it holds one number a row"
+        )
+    got = shapes.get("context", ())
+    if got and context is not None and (len(got) != 2 or context not in (0, got[1])):
+        if len(got) == 1 and context < 2:
+            remedy = "context.reshape(-1, 1), if it holds one number a row"
+        elif len(got) > 2 and context in (0, math.prod(got[1:])):
+            remedy = "context.flatten(1), or Flow(transform, base, embedding=net) with a network"
+        elif len(got) > 2:
+            remedy = "Flow(transform, base, embedding=net) with a network that reads such contexts"
+        else:
+            size = got[1] if len(got) == 2 else 1
+            remedy = f"a flow with context={size}, or contexts of {context} numbers"
+        raise DataError(
+            f"context expected shape (rows, {context or 'C'}), got {got}; remedy: {remedy}"
+        )
 
 
 def split(rows: int, fraction: float, seed: int) -> tuple[Order, Order]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -11,17 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from flowkit.conditioners import StandardizeContext
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.noise import drawing_from
 from flowkit.objectives import MaximumLikelihood, Objective
+from flowkit.training.columns import ties
 from flowkit.training.data import as_rows, check_finite
 from flowkit.training.groups import part_of, split_parts
 from flowkit.training.history import History
+from flowkit.training.keys import check_keys
 from flowkit.training.randomness import Randomness
-from flowkit.training.rows import Part
+from flowkit.training.rows import Part, Rows
 from flowkit.training.run import Callback, Run, Scheduler, Step
 
 if TYPE_CHECKING:
@@ -254,32 +258,66 @@ def _parts(
     device: torch.device,
 ) -> tuple[Part | None, Part | None]:
     """Training and validation rows; ``None`` for those that there are not."""
+    fraction = validation is None or isinstance(validation, Real)
     if data is None:
         if objective.needs_data:
             raise DataError(f"{type(objective).__name__} needs data, got None")
+        if not fraction:
+            raise DataError(
+                "fit expected validation data beside training data, got them alone; remedy: "
+                "validation=None, and a callback that judges the flow"
+            )
         return None, None
+    rows, unread = _checked_rows(flow, data, objective, device, "the data")
+    others, also = rows, ""
+    if not fraction:
+        others, also = _checked_rows(flow, validation, objective, device, "the validation data")
+    warned = (unread or also, rows.seen.lost or others.seen.lost, ties(flow, objective, rows))
+    for text in filter(None, warned):
+        warnings.warn(text, stacklevel=3)
+    if fraction:
+        return split_parts(rows, float(validation or 0.0), seed)
+    if len(rows) < 2:
+        raise DataError(f"fit needs at least 2 rows, got {len(rows)}")
+    return part_of(rows, "training"), part_of(others, "validation")
+
+
+def _checked_rows(
+    flow: Flow, data: Any, objective: Objective, device: torch.device, what: str
+) -> tuple[Rows, str]:
+    """Rows that fit the flow and the objective, and what to warn of."""
+    own = flow.embedding is not None and not isinstance(flow.embedding, StandardizeContext)
+    size = flow.context_size if flow.needs_context else 0
     dtype = flow.dtype or torch.get_default_dtype()
-    rows = as_rows(data, dtype, device, flow.event_shape)
+
+    def read(labels: tuple[str, ...]) -> Rows:
+        return as_rows(data, dtype, device, flow.event_shape, context=size, labels=labels)
+
+    rows = read(("context",) if own else ())
     first = rows.batch(torch.tensor([0]))
     if flow.needs_context and "context" not in first:
         raise DataError(
             f"this flow is conditional: data expected a dict with x and context (rows, "
-            f"{flow.context_size}), got {sorted(first)}"
-        )
-    if "context" in first and not flow.needs_context:
-        warnings.warn(
-            "the data have a context, which this flow ignores; remedy: a conditional flow, for "
-            f"example coupling_flow(features, context={first['context'].shape[-1]})",
-            stacklevel=3,
+            f"{flow.context_size or '*'}), got {sorted(first)}"
         )
     if objective.needs_data and "x" not in first:
         raise DataError(f"data expected a dict with the key x, got {sorted(first)}")
-    if validation is None or isinstance(validation, Real):
-        return split_parts(rows, float(validation or 0.0), seed)
-    if len(rows) < 2:
-        raise DataError(f"fit needs at least 2 rows, got {len(rows)}")
-    others = as_rows(validation, dtype, device, flow.event_shape)
-    return part_of(rows, "training"), part_of(others, "validation")
+    unread = check_keys(first, flow, objective, what)
+    if own and "context" in first and not _takes(flow.embedding, first["context"]):
+        rows = read(())
+    return rows, unread
+
+
+def _takes(embedding: nn.Module | None, context: Tensor) -> bool:
+    """Whether an embedding reads contexts of this dtype: labels, or else numbers."""
+    if context.is_floating_point():
+        return True
+    try:
+        with torch.no_grad():
+            copy.deepcopy(embedding).eval()(context)  # type: ignore[union-attr]
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    return True
 
 
 def _start_from_data(

@@ -1,10 +1,9 @@
-"""Rows: one view of tensors, memory-mapped arrays and datasets, and parts of them with weights."""
+"""Rows: one view of tensors, arrays in files and datasets, and parts of them with weights."""
 
 from __future__ import annotations
 
 import hashlib
-import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from flowkit.errors import DataError
+from flowkit.training.columns import NOTHING, Inspection
+from flowkit.training.files import FileArray, read_rows
 from flowkit.training.order import Order, shuffled, stored
 
 ROWS_AT_ONCE = 2048
 _ROWS_AHEAD = 4096
-# Where the system maps so much at once, every row brings a megabyte of the file into memory.
-_ROWS_MAPPED = 64
 _FINGERPRINT_ROWS = 16
 
 
@@ -28,11 +27,14 @@ class TensorRows:
     Args:
         tensors: Tensors with one row an event.
         device: Where to keep them.
+        seen: What a look at some of them has told.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+    def __init__(
+        self, tensors: dict[str, Tensor], device: torch.device, seen: Inspection = NOTHING
+    ) -> None:
         self.tensors = {name: value.to(device) for name, value in tensors.items()}
-        self.device = device
+        self.device, self.seen = device, seen
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -49,18 +51,26 @@ class TensorRows:
 
 
 class MappedRows:
-    """Rows of memory-mapped arrays: only the rows of a batch are ever read.
+    """Rows of arrays in files: only the rows of a batch are ever read.
 
     Args:
-        arrays: Arrays with one row an event, at least one of them memory-mapped.
+        arrays: Arrays with one row an event, at least one of them in a file.
         dtype: The dtype of the batches.
         device: Where the batches go.
+        labels: Names whose integers and booleans stay what they are.
+        seen: What a look at some of them has told.
     """
 
     def __init__(
-        self, arrays: dict[str, np.ndarray], dtype: torch.dtype, device: torch.device
+        self,
+        arrays: dict[str, FileArray | np.ndarray],
+        dtype: torch.dtype,
+        device: torch.device,
+        labels: Collection[str] = (),
+        seen: Inspection = NOTHING,
     ) -> None:
         self.arrays, self.dtype, self.device = arrays, dtype, device
+        self.labels, self.seen = labels, seen
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -68,7 +78,7 @@ class MappedRows:
     def batch(self, index: Tensor) -> dict[str, Tensor]:
         """Return the rows at ``index``; they are read in the order of the file."""
         return {
-            name: _read(array, index).to(self.device, self.dtype)
+            name: as_dtype(_read(array, index), self.dtype, name in self.labels).to(self.device)
             for name, array in self.arrays.items()
         }
 
@@ -78,25 +88,16 @@ class MappedRows:
         return None if values is None else _read(values, index).double()
 
 
-def _read(array: np.ndarray, index: Tensor) -> Tensor:
+def as_dtype(values: Tensor, dtype: torch.dtype, labels: bool) -> Tensor:
+    """Numbers of a dtype; labels that are integers or booleans stay so."""
+    if not labels or values.is_floating_point():
+        return values.to(dtype)
+    return values if values.dtype == torch.bool else values.long()
+
+
+def _read(array: FileArray | np.ndarray, index: Tensor) -> Tensor:
     rows, place = np.unique(index.numpy(), return_inverse=True)
-    # torch knows no other byte order than the machine's.
-    values = np.empty((len(rows), *array.shape[1:]), array.dtype.newbyteorder("="))
-    for start in range(0, len(rows), _ROWS_MAPPED):
-        here = slice(start, start + _ROWS_MAPPED)
-        values[here] = array[rows[here]]
-        _release(array)
-    return torch.from_numpy(values[place])
-
-
-def _release(array: np.ndarray) -> None:
-    """Give back pages that were read: they would stay resident, in the end the whole file.
-
-    Pages of the mode ``"c"`` stay, for they may hold changes that are not in the file.
-    """
-    file = getattr(array, "_mmap", None)
-    if file is not None and getattr(array, "mode", "c") != "c" and hasattr(mmap, "MADV_DONTNEED"):
-        file.madvise(mmap.MADV_DONTNEED)
+    return torch.from_numpy(read_rows(array, rows)[place])
 
 
 class DatasetRows:
@@ -106,16 +107,33 @@ class DatasetRows:
         dataset: A map-style dataset with ``__len__``.
         dtype: The dtype of the batches.
         device: Where the batches go.
+        labels: Names whose integers and booleans stay what they are.
+        seen: What a look at some of them has told.
     """
 
-    def __init__(self, dataset: Dataset, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        dtype: torch.dtype,
+        device: torch.device,
+        labels: Collection[str] = (),
+        seen: Inspection = NOTHING,
+    ) -> None:
         self.dataset, self.dtype, self.device = dataset, dtype, device
+        self.labels, self.seen = labels, seen
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Collate the items at ``index``.
+        """Collate the items at ``index``; see :meth:`items` for errors."""
+        return {
+            name: as_dtype(value, self.dtype, name in self.labels).to(self.device)
+            for name, value in self.items(index).items()
+        }
+
+    def items(self, index: Tensor) -> dict[str, Tensor]:
+        """Collate the items at ``index`` in the dtypes that they have.
 
         Raises:
             DataError: If an item is not a tensor, a pair or a dict of numbers.
@@ -142,13 +160,13 @@ class DatasetRows:
                 f"them; its items hold {kinds}; remedy: encode text as numbers, and name three "
                 "or more parts in a dict"
             )
-        return {name: value.to(self.device, self.dtype) for name, value in items.items()}
+        return items
 
     def column(self, name: str, index: Tensor) -> Tensor | None:
         """Return what items at ``index`` carry by this name, in float64; ``None`` if nothing."""
-        if name not in self.batch(index[:1]):
+        if name not in self.items(index[:1]):
             return None
-        return self.batch(index)[name].cpu().double()
+        return self.items(index)[name].cpu().double()
 
 
 Rows = TensorRows | MappedRows | DatasetRows
@@ -197,7 +215,7 @@ class Part:
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Row numbers and rows of every full batch, in random order.
 
-        Memory-mapped rows are read ahead in another thread, some batches at once.
+        Rows of files are read ahead in another thread, some batches at once.
 
         Args:
             seed: Seed of the order.

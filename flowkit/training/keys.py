@@ -1,0 +1,129 @@
+"""Names in the data of a fit: which are known, and which of them nothing reads."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from flowkit.errors import DataError
+from flowkit.flow import Flow
+from flowkit.objectives import Objective
+
+_OWN = ("x", "context", "weight", "group")
+
+
+def check_keys(names: Collection[Any], flow: Flow, objective: Objective, what: str) -> str:
+    """Refuse names that nothing knows, and name those that are known but not read here.
+
+    Args:
+        names: The keys of the data.
+        flow: The flow.
+        objective: What is minimised.
+        what: Which data these are, for messages.
+
+    Returns:
+        What to warn of; empty if everything is read.
+
+    Raises:
+        DataError: If the objective states what it reads, and a name is neither among that nor
+            ``x``, ``context``, ``weight`` or ``group``.
+    """
+    reads = objective.reads
+    known = [*_OWN, *sorted((reads or frozenset()) - {*_OWN})]
+    label = type(objective).__name__
+    unknown = [name for name in names if name not in known]
+    if unknown and reads is not None:
+        raise DataError(
+            f"{what} hold {_listed(unknown)}, which nothing reads: fit knows {_listed(_OWN)}, and "
+            f"{label} reads {_listed(sorted(reads)) or 'nothing'}; remedy: "
+            f"{_nearest(unknown[0], known) or 'leave it out'}"
+        )
+    if "context" in names and not flow.needs_context and reads is not None:
+        return (
+            f"{what} have a context, which this flow ignores; remedy: a conditional flow, for "
+            "example coupling_flow(features, context=1) for contexts of one number, or leave it "
+            "out"
+        )
+    if "weight" in names and reads is not None and "weight" not in reads:
+        return (
+            f"{what} have weights, which {label} does not read; remedy: leave 'weight' out, or an "
+            "objective that weighs its rows, such as MaximumLikelihood"
+        )
+    started = bool(flow.initialized)
+    if "x" in names and reads is not None and "x" not in reads and started:
+        return (
+            f"{what} have x, which {label} does not read: only a flow that is new starts from it; "
+            "remedy: leave 'x' out"
+        )
+    return ""
+
+
+def nothing_read(names: Collection[str], known: Collection[str]) -> str:
+    """What to say of names that an objective has not read in an epoch."""
+    return (
+        f"nothing has read {_listed(sorted(names))} of the data in the first epoch; remedy: "
+        f"{_nearest(sorted(names)[0], known) or 'leave it out'}"
+    )
+
+
+def _listed(names: Collection[Any]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _nearest(name: Any, known: Collection[str]) -> str:
+    """A question, if a known name is close."""
+    given, others = str(name).lower(), [key for key in known if key != name]
+    near = [key for key in others if key == given or (len(key) > 2 and key in given)]
+    near = near or difflib.get_close_matches(given, others, 1, 0.6)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+class Watched(dict[str, Tensor]):
+    """A batch that notes which of its names are read.
+
+    Example:
+        >>> from flowkit.training.keys import Watched
+        >>> seen = set()
+        >>> batch = Watched({"x": 1, "weights": 2}, seen)
+        >>> batch["x"], batch.get("weight"), seen
+        (1, None, {'x', 'weight'})
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], seen: set[str]) -> None:
+        super().__init__(tensors)
+        self.seen = seen
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.seen.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self.seen.add(str(name))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The tensor of this name."""
+        self.seen.add(name)
+        return super().get(name, default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.seen.update(super().__iter__())
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        """All names, which so count as read."""
+        self.seen.update(super().__iter__())
+        return super().keys()
+
+    def values(self) -> Any:
+        """All tensors."""
+        self.seen.update(super().__iter__())
+        return super().values()
+
+    def items(self) -> Any:
+        """All names and tensors."""
+        self.seen.update(super().__iter__())
+        return super().items()
