@@ -70,7 +70,8 @@ def ties(flow: Flow, objective: Objective, rows: Rows) -> str:
     if noisy or not objective.diverges_at_ties or not rows.seen.repeats:
         return ""
     x = rows.batch(some_rows(len(rows), math.prod(flow.event_shape)))
-    again = repeated_values(objective.start(x)["x"])
+    generator = torch.Generator(rows.device).manual_seed(0)
+    again = repeated_values(objective.start(x, generator=generator)["x"])
     repeats = [column for column in rows.seen.repeats if column in again]
     if not repeats:
         return ""

@@ -232,19 +232,11 @@ def _rows_of_dataset(
     labels: Collection[str],
 ) -> DatasetRows:
     if isinstance(data, DataLoader):
-        items = type(data.dataset).__name__
-        own = (
-            ""
-            if data.collate_fn is default_collate
-            else (
-                f"; its items go without the loader's {getattr(data.collate_fn, '__name__', 'own')}, "
-                "so that they have to be tensors, pairs (x, context) or dicts of tensors"
-            )
-        )
+        own = "" if data.collate_fn is default_collate else ", whose items are collated by torch"
         raise DataError(
             "expected rows that can be split, shuffled and read again by their numbers, got a "
-            f"DataLoader; remedy: loader.dataset, here a {items}, and "
-            f"batch_size={data.batch_size or 256}{own}"
+            f"DataLoader; remedy: loader.dataset, here a {type(data.dataset).__name__}{own}, and "
+            f"batch_size={data.batch_size or 256}"
         )
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         raise DataError(

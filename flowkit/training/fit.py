@@ -24,14 +24,16 @@ from flowkit.training.data import as_rows, check_finite
 from flowkit.training.groups import part_of, split_parts
 from flowkit.training.history import History
 from flowkit.training.keys import check_keys
+from flowkit.training.optimizers import Scheduler
 from flowkit.training.randomness import Randomness
 from flowkit.training.rows import Part, Rows
-from flowkit.training.run import Callback, Run, Scheduler, Step
+from flowkit.training.run import Callback, Run, Step
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _START_ROWS = 100_000
+_LR = 1e-3
 
 
 def fit(
@@ -43,7 +45,7 @@ def fit(
     epochs: int = 100,
     steps: int | None = None,
     batch_size: int = 256,
-    lr: float = 1e-3,
+    lr: float = _LR,
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
     scheduler: str | Scheduler | None = "cosine",
     clip: float | None = 10.0,
@@ -139,6 +141,12 @@ def fit(
     if ema is not None and (not isinstance(ema, Real) or not 0 < float(ema) < 1):
         raise DataError(f"fit expected ema strictly between 0 and 1, or None; got {ema!r}")
     ema = None if ema is None else float(ema)
+    if optimizer is not None and lr != _LR:
+        warnings.warn(
+            f"lr={lr:g} is for the default optimizer, and {optimizer!r} does not see it; remedy: "
+            f"lambda p: torch.optim.AdamW(p, lr={lr:g}), or no lr",
+            stacklevel=2,
+        )
     if compile not in (True, False, "auto"):
         raise DataError(f"fit expected compile to be True, False or 'auto', got {compile!r}")
     if checkpoint is not None and (
@@ -152,7 +160,7 @@ def fit(
         fabric.launch()
     step = Step(flow, objective)
     random = Randomness(seed, fabric.device, fabric.global_rank)
-    with _on_device(step, fabric):
+    with torch.inference_mode(False), torch.enable_grad(), _on_device(step, fabric):
         # The same in all processes; Datasets and layers that start from data may draw.
         with drawing_from(random.generator):
             train, held = _parts(flow, data, objective, validation, seed, fabric.device)
@@ -191,6 +199,12 @@ def _check_objects(flow: Any, objective: Any, optimizer: Any, scheduler: Any, fa
             f"fit expected an Objective, got {_named(objective)}; remedy: an instance such as "
             "MaximumLikelihood(), or a subclass of Objective for a loss of your own"
         )
+    for part, name in ((flow, "flow"), (objective, "objective")):
+        if any(tensor.is_inference() for tensor in part.state_dict(keep_vars=True).values()):
+            raise DataError(
+                f"fit cannot train what was made in torch.inference_mode(), as this {name}; "
+                f"remedy: make it outside, or under torch.no_grad()"
+            )
     if optimizer is not None and (
         not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer)
     ):
@@ -279,7 +293,9 @@ def _parts(
         return split_parts(rows, float(validation or 0.0), seed)
     if len(rows) < 2:
         raise DataError(f"fit needs at least 2 rows, got {len(rows)}")
-    return part_of(rows, "training"), part_of(others, "validation")
+    held = part_of(others, "validation")
+    held.of = "the validation data"
+    return part_of(rows, "training"), held
 
 
 def _checked_rows(

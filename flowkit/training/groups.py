@@ -40,7 +40,8 @@ class GroupedPart(Part):
         """How many batches of about ``size`` rows an epoch has."""
         return max(1, len(self.groups) // self._share(size))
 
-    def _runs(self) -> Iterator[Tensor]:
+    def runs(self) -> Iterator[Tensor]:
+        """Row numbers of whole groups, some thousand at a time."""
         waiting: list[Tensor] = []
         for group in self.groups:
             if waiting and sum(map(len, waiting)) + len(group) > ROWS_AT_ONCE:

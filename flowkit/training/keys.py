@@ -15,11 +15,11 @@ from flowkit.objectives import Objective
 _OWN = ("x", "context", "weight", "group")
 
 
-def check_keys(names: Collection[Any], flow: Flow, objective: Objective, what: str) -> str:
+def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, what: str) -> str:
     """Refuse names that nothing knows, and name those that are known but not read here.
 
     Args:
-        names: The keys of the data.
+        batch: One row of the data.
         flow: The flow.
         objective: What is minimised.
         what: Which data these are, for messages.
@@ -31,7 +31,7 @@ def check_keys(names: Collection[Any], flow: Flow, objective: Objective, what: s
         DataError: If the objective states what it reads, and a name is neither among that nor
             ``x``, ``context``, ``weight`` or ``group``.
     """
-    reads = objective.reads
+    names, reads = list(batch), objective.reads
     known = [*_OWN, *sorted((reads or frozenset()) - {*_OWN})]
     label = type(objective).__name__
     unknown = [name for name in names if name not in known]
@@ -44,7 +44,7 @@ def check_keys(names: Collection[Any], flow: Flow, objective: Objective, what: s
     if "context" in names and not flow.needs_context and reads is not None:
         return (
             f"{what} have a context, which this flow ignores; remedy: a conditional flow, for "
-            "example coupling_flow(features, context=1) for contexts of one number, or leave it "
+            f"example coupling_flow(features, context={batch['context'].shape[-1]}), or leave it "
             "out"
         )
     if "weight" in names and reads is not None and "weight" not in reads:
@@ -61,11 +61,11 @@ def check_keys(names: Collection[Any], flow: Flow, objective: Objective, what: s
     return ""
 
 
-def nothing_read(names: Collection[str], known: Collection[str]) -> str:
-    """What to say of names that an objective has not read in an epoch."""
+def nothing_read(names: Collection[str], read: Collection[str]) -> str:
+    """Say which names an objective has not read in an epoch, and which it has, or asked for."""
     return (
         f"nothing has read {_listed(sorted(names))} of the data in the first epoch; remedy: "
-        f"{_nearest(sorted(names)[0], known) or 'leave it out'}"
+        f"{_nearest(sorted(names)[0], {*_OWN, *read}) or 'leave it out'}"
     )
 
 

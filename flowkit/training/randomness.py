@@ -54,6 +54,10 @@ class Randomness:
         """Seed anew: an epoch is the same whether or not the fit was resumed before it."""
         self._seed(seed_of(self.seed, epoch, 1 + self.rank))
 
+    def begin_step(self, epoch: int, step: int) -> None:
+        """The same noise at every evaluation of a step: a line search needs one function."""
+        self.generator.manual_seed(seed_of(self.seed, epoch, 1 + self.rank, step))
+
     def begin_validation(self, epoch: int) -> None:
         """The same noise in every process, so that all decide the same."""
         self._seed(seed_of(self.seed, epoch, 0))

@@ -184,12 +184,15 @@ class Part:
         DataError: If a weight is negative or not finite, or all weights of the part are zero.
     """
 
+    #: Which data its row numbers are of.
+    of = "the data"
+
     def __init__(self, rows: Rows, index: Order, name: str) -> None:
         self.rows, self.index = rows, index
         self.weighted = rows.column("weight", index.run(0, 1)) is not None
         if self.weighted:
             total, least = 0.0, float("inf")
-            for numbers in self._runs():
+            for numbers in self.runs():
                 weight = rows.column("weight", numbers)
                 total, least = total + float(weight.sum()), min(least, float(weight.min()))  # type: ignore[union-attr]
             if least < 0 or not 0 < total < float("inf"):
@@ -206,7 +209,8 @@ class Part:
         """How many batches of ``size`` rows an epoch has."""
         return len(self) // size
 
-    def _runs(self) -> Iterator[Tensor]:
+    def runs(self) -> Iterator[Tensor]:
+        """Row numbers, some thousand at a time."""
         for start in range(0, len(self), ROWS_AT_ONCE):
             yield self.index.run(start, start + ROWS_AT_ONCE)
 
@@ -260,7 +264,7 @@ class Part:
     def mean(self, use: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
         """Mean over the rows of a number that ``use`` returns for each batch."""
         total = torch.zeros(())
-        for numbers in self._runs():
+        for numbers in self.runs():
             total = total + use(self.batch(numbers)).cpu().double() * len(numbers)
         return total / len(self)
 

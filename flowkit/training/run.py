@@ -6,17 +6,17 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
 from flowkit.compiling import can_compile, worth_compiling
 from flowkit.errors import CheckpointError, DataError, NonFiniteLossError, ProcessError
@@ -26,6 +26,13 @@ from flowkit.training.average import MovingAverage
 from flowkit.training.checkpoint import read_checkpoint, write_checkpoint
 from flowkit.training.diagnose import non_finite_error
 from flowkit.training.history import History
+from flowkit.training.keys import Watched, nothing_read
+from flowkit.training.optimizers import (
+    Scheduler,
+    choose_optimizer,
+    choose_scheduler,
+    needs_closure,
+)
 from flowkit.training.randomness import Randomness, seed_of
 from flowkit.training.rows import Part
 
@@ -37,7 +44,6 @@ _STEPS_UNCHECKED = 20
 
 Callback = Callable[[Flow, History], Any]
 Batches = Generator[tuple[Tensor | None, dict[str, Tensor]], None, None]
-Scheduler = Callable[[torch.optim.Optimizer, int], LRScheduler]
 
 
 class Sealed:
@@ -109,6 +115,8 @@ class Run:
         self.epoch = 0
         self.done = 0
         self.unchecked: list[tuple[int, Tensor, Tensor | None]] = []
+        self.given: dict[str, None] = {}
+        self.read: set[str] = set()
 
     def close(self) -> None:
         """Stop sharing gradients: what is left of a fit must not answer to the next one's steps.
@@ -148,12 +156,24 @@ class Run:
     ) -> None:
         """Build optimiser, scheduler and average, and hand the step to Fabric."""
         self.clip, self.patience = clip, patience
-        chosen = self._choose_optimizer(lr, optimizer)
+        chosen = choose_optimizer(
+            self.step,
+            lr,
+            optimizer,
+            device=self.fabric.device,
+            scaled=self.fabric.strategy.precision.precision == "16-mixed",
+            clip=clip is not None,
+        )
+        self.by_closure = needs_closure(chosen)
         compiled = self._choose_compile(compile)
         module: Any = torch.compile(self.step) if compiled else self.step
         self.random.watch(self.step, chosen, compiled)
         self.wrapped, self.optimizer = self.fabric.setup(module, chosen)
-        self._choose_scheduler(chosen, scheduler)
+        self.scheduler, self.plateau = choose_scheduler(chosen, scheduler, self.total, patience)
+        if self.scheduler is not None:
+            # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
+            by_step = self.scheduler.step
+            chosen.register_step_post_hook(lambda *_: by_step())
         self.average = None if ema is None else MovingAverage(self.step, ema)
         flow = self.step.flow
         recipe = json.dumps(flow.recipe, default=lambda value: type(value).__name__)
@@ -189,53 +209,6 @@ class Run:
                 and worth_compiling(layers, parameters, self.batch_size, self.total)
             )
         return bool(compile) and can_compile(self.fabric.device)
-
-    def _choose_optimizer(
-        self,
-        lr: float,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
-    ) -> torch.optim.Optimizer:
-        parameters = [p for p in self.step.parameters() if p.requires_grad]
-        if not parameters:
-            raise DataError("there is nothing to train: no parameter requires a gradient")
-        # A fused optimiser undoes the loss scaling itself, too late for clipping.
-        scaled = self.fabric.strategy.precision.precision == "16-mixed"
-        if optimizer is None:
-            fused = self.fabric.device.type in ("cpu", "cuda") and not scaled
-            return torch.optim.Adam(parameters, lr=lr, fused=fused)
-        chosen = optimizer(parameters)
-        if not isinstance(chosen, torch.optim.Optimizer):
-            raise DataError(
-                "fit expected optimizer to return a torch.optim.Optimizer, got "
-                f"{type(chosen).__name__}; remedy: lambda p: torch.optim.AdamW(p, lr=1e-3)"
-            )
-        if (
-            scaled
-            and self.clip is not None
-            and getattr(chosen, "_step_supports_amp_scaling", False)
-        ):
-            raise DataError(
-                "a fused optimizer cannot clip gradients under precision='16-mixed'; remedy: "
-                "fused=False, clip=None, or precision='bf16-mixed'"
-            )
-        return chosen
-
-    def _choose_scheduler(
-        self, optimizer: torch.optim.Optimizer, scheduler: str | Scheduler | None
-    ) -> None:
-        self.plateau: ReduceLROnPlateau | None = None
-        self.scheduler: LRScheduler | None = None
-        if scheduler == "plateau":
-            wait = max(1, (self.patience or 20) // 2)
-            self.plateau = ReduceLROnPlateau(optimizer, factor=0.1, patience=wait)
-        elif scheduler == "cosine":
-            self.scheduler = CosineAnnealingLR(optimizer, T_max=self.total)
-        elif callable(scheduler):
-            self.scheduler = scheduler(optimizer, self.total)
-        if self.scheduler is not None:
-            # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
-            step = self.scheduler.step
-            optimizer.register_step_post_hook(lambda *_: step())
 
     def resume(self, checkpoint: str | os.PathLike[str] | None) -> None:
         """Go on from a checkpoint, if there is one."""
@@ -385,6 +358,8 @@ class Run:
         history.learning_rate.append(self.optimizer.param_groups[0]["lr"])
         if self.held is not None:
             self._validate(self.held)
+        if self.epoch == 1:
+            self._warn_of_unread()
         if self.plateau is not None:
             self.plateau.step((history.validation or history.train)[-1])
         history.seconds.append(time.perf_counter() - begun)
@@ -392,33 +367,65 @@ class Run:
     def _one_step(self, batches: Batches) -> Loss:
         # Reading a loss waits for an accelerator, so that there a bad one is found late: its step
         # and data are named exactly, parameters and layers as they are when it is found.
-        check = self.fabric.device.type == "cpu" or len(self.unchecked) + 1 == _STEPS_UNCHECKED
-        with self._together() if check else nullcontext():
-            with self.random.of_reading(self.train):
-                index, batch = next(batches)
-            with self.random.of_step():
-                loss = self.wrapped(self._sealed(batch))
-            self.unchecked.append((self.done + 1, loss.value.detach(), index))
-            if check:
-                self._check()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss.value)
-        if self.clip is not None:
-            self.fabric.clip_gradients(
-                self.wrapped, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
-            )
-        with self.random.of_optimizer():
-            self.optimizer.step()
+        check = self.fabric.device.type == "cpu" or len(self.unchecked) + 1 >= _STEPS_UNCHECKED
+        together = self._together if check else nullcontext
+        with together(), self.random.of_reading(self.train):
+            index, batch = next(batches)
+        losses: list[Loss] = []
+
+        def evaluate() -> Tensor:
+            """Loss and gradients at the present weights."""
+            if self.by_closure:
+                self.random.begin_step(self.epoch, self.done)
+            with together():
+                with self.random.of_step():
+                    loss = self.wrapped(self._sealed(batch))
+                self.unchecked.append((self.done + 1, loss.value.detach(), index))
+                if check:
+                    self._check()
+            losses.append(loss)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.fabric.backward(loss.value)
+            if self.clip is not None:
+                self.fabric.clip_gradients(
+                    self.wrapped, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
+                )
+            return self._shared(loss.value.detach()) if self.by_closure else loss.value.detach()
+
+        if self.by_closure:
+            with self.random.of_optimizer():
+                self.optimizer.step(evaluate)
+        else:
+            evaluate()
+            with self.random.of_optimizer():
+                self.optimizer.step()
         if self.average is not None:
             self.average.update(self.step, self.done)
         self.done += 1
-        return loss
+        return losses[0]
+
+    def _watched(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch, which in the first epoch notes what an objective that does not say reads."""
+        if self.epoch > 1 or self.random.compiled or self.step.objective.reads is not None:
+            return batch
+        self.given.update(dict.fromkeys(batch))
+        return Watched(batch, self.read)
+
+    def _warn_of_unread(self) -> None:
+        own = (
+            {"x", "group"}
+            if self.train is None or self.train.weighted
+            else {"x", "group", "weight"}
+        )
+        unread = [name for name in self.given if name not in self.read | own]
+        if unread:
+            warnings.warn(nothing_read(unread, self.read), stacklevel=5)
 
     def _sealed(self, batch: dict[str, Tensor]) -> Sealed:
         progress = self.done / self.total
         if self.random.compiled:
             return Sealed(batch, None, torch.tensor(progress, dtype=torch.float64))
-        return Sealed(batch, self.random.generator, progress)
+        return Sealed(self._watched(batch), self.random.generator, progress)
 
     def _check(self) -> None:
         """Raise if a loss since the last check is not finite."""
@@ -427,22 +434,33 @@ class Run:
         if bad:
             step, value, index = self.unchecked[bad[0]]
             batch = {} if index is None else self.train.batch(index)  # type: ignore[union-attr]
-            raise non_finite_error(self.step.flow, self.step.objective, batch, index, value, step)
+            head = f"the loss became {value} at step {step}"
+            raise non_finite_error(self.step.flow, self.step.objective, batch, index, head)
         self.unchecked.clear()
 
     def _validate(self, held: Part) -> None:
         self.random.begin_validation(self.epoch)
-        model = self.step if self.average is None else self.average.module
+        model: Any = self.step if self.average is None else self.average.module
         model.eval()
+        losses: list[float] = []
 
         def evaluate(batch: dict[str, Tensor]) -> Tensor:
             # Objectives that differentiate with respect to x switch gradients on for themselves.
             with torch.no_grad(), self.fabric.autocast(), self.random.of_evaluation():
-                return model(Sealed(batch, self.random.generator, 1.0)).value.detach()
+                sealed = Sealed(self._watched(batch), self.random.generator, 1.0)
+                value = model(sealed).value.detach()
+            losses.append(float(value))
+            return value
 
         with self._together(), self.random.of_reading(held):
             here = held.mean(evaluate)
         value = float(self._shared(here))
+        if not math.isfinite(value):
+            bad = [k for k, loss in enumerate(losses) if not math.isfinite(loss)]
+            numbers = next(islice(held.runs(), bad[0] if bad else 0, None))
+            head = f"the validation loss became {value} after epoch {self.epoch}"
+            rows = held.batch(numbers)
+            raise non_finite_error(model.flow, model.objective, rows, numbers, head, held.of)
         history = self.history
         better = value < (math.inf if history.best is None else history.best)
         history.validation.append(value)
