@@ -24,7 +24,7 @@ from flowkit.training.data import as_rows, check_finite
 from flowkit.training.groups import part_of, split_parts
 from flowkit.training.history import History
 from flowkit.training.keys import check_keys
-from flowkit.training.optimizers import Scheduler
+from flowkit.training.optimizers import DEFAULT_LR, Scheduler
 from flowkit.training.randomness import Randomness
 from flowkit.training.rows import Part, Rows
 from flowkit.training.run import Callback, Run, Step
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _START_ROWS = 100_000
-_LR = 1e-3
 
 
 def fit(
@@ -45,7 +44,7 @@ def fit(
     epochs: int = 100,
     steps: int | None = None,
     batch_size: int = 256,
-    lr: float = _LR,
+    lr: float = DEFAULT_LR,
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
     scheduler: str | Scheduler | None = "cosine",
     clip: float | None = 10.0,
@@ -141,12 +140,6 @@ def fit(
     if ema is not None and (not isinstance(ema, Real) or not 0 < float(ema) < 1):
         raise DataError(f"fit expected ema strictly between 0 and 1, or None; got {ema!r}")
     ema = None if ema is None else float(ema)
-    if optimizer is not None and lr != _LR:
-        warnings.warn(
-            f"lr={lr:g} is for the default optimizer, and {optimizer!r} does not see it; remedy: "
-            f"lambda p: torch.optim.AdamW(p, lr={lr:g}), or no lr",
-            stacklevel=2,
-        )
     if compile not in (True, False, "auto"):
         raise DataError(f"fit expected compile to be True, False or 'auto', got {compile!r}")
     if checkpoint is not None and (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -61,19 +61,30 @@ def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, wh
     return ""
 
 
-def nothing_read(names: Collection[str], read: Collection[str]) -> str:
-    """Say which names an objective has not read in an epoch, and which it has, or asked for."""
-    return (
-        f"nothing has read {_listed(sorted(names))} of the data in the first epoch; remedy: "
-        f"{_nearest(sorted(names)[0], {*_OWN, *read}) or 'leave it out'}"
-    )
+def nothing_read(given: Collection[str], read: Collection[str], weighted: bool) -> str:
+    """What to warn of after an epoch of an objective that does not state what it reads.
+
+    Of other names of its own it may keep batches for later; of ``x`` a flow starts, and groups
+    are read by ``fit``.
+
+    Args:
+        given: Names in the data.
+        read: Names that the objective has read, or asked for.
+        weighted: Whether the data have weights, and not the groups alone.
+    """
+    for name in given:
+        near = _nearest(name, {*_OWN, *read} - {*given})
+        if name not in read and (near or name == "context" or (weighted and name == "weight")):
+            remedy = near or "leave it out, or read it in the objective"
+            return f"nothing has read {name!r} of the data in the first epoch; remedy: {remedy}"
+    return ""
 
 
 def _listed(names: Collection[Any]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _nearest(name: Any, known: Collection[str]) -> str:
+def _nearest(name: Any, known: Iterable[str]) -> str:
     """A question, if a known name is close."""
     given, others = str(name).lower(), [key for key in known if key != name]
     near = [key for key in others if key == given or (len(key) > 2 and key in given)]
@@ -88,8 +99,8 @@ class Watched(dict[str, Tensor]):
         >>> from flowkit.training.keys import Watched
         >>> seen = set()
         >>> batch = Watched({"x": 1, "weights": 2}, seen)
-        >>> batch["x"], batch.get("weight"), seen
-        (1, None, {'x', 'weight'})
+        >>> batch["x"], batch.get("weight"), sorted(seen)
+        (1, None, ['weight', 'x'])
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], seen: set[str]) -> None:

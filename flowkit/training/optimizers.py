@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnP
 
 from flowkit.errors import DataError
 
+DEFAULT_LR = 1e-3
 Scheduler = Callable[[Optimizer, int], LRScheduler]
 _OPTIMIZER = "lambda p: torch.optim.AdamW(p, lr=1e-3)"
 _SCHEDULER = (
@@ -70,6 +72,12 @@ def choose_optimizer(
         raise DataError(
             "a fused optimizer cannot clip gradients under precision='16-mixed'; remedy: "
             "fused=False, clip=None, or precision='bf16-mixed'"
+        )
+    if lr != DEFAULT_LR:
+        warnings.warn(
+            f"lr={lr:g} is that of the default optimizer: the {type(chosen).__name__} given does "
+            f"not see it; remedy: lambda p: torch.optim.AdamW(p, lr={lr:g}), or no lr",
+            stacklevel=4,
         )
     return chosen
 

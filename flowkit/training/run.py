@@ -412,14 +412,9 @@ class Run:
         return Watched(batch, self.read)
 
     def _warn_of_unread(self) -> None:
-        own = (
-            {"x", "group"}
-            if self.train is None or self.train.weighted
-            else {"x", "group", "weight"}
-        )
-        unread = [name for name in self.given if name not in self.read | own]
-        if unread:
-            warnings.warn(nothing_read(unread, self.read), stacklevel=5)
+        weighted = self.train is not None and self.train.weighted
+        if text := nothing_read(list(self.given), self.read, weighted):
+            warnings.warn(text, stacklevel=5)
 
     def _sealed(self, batch: dict[str, Tensor]) -> Sealed:
         progress = self.done / self.total
