@@ -34,7 +34,7 @@ def diagonal():
 
 
 def diagonal_oracle():
-    return stats.norm(0.7, math.exp(0.4 / (1 + 0.04)))
+    return stats.norm(0.7, math.exp(0.4 / (1 + 0.04 * math.tanh(0.08))))
 
 
 def mixture():
@@ -235,7 +235,7 @@ def test_the_context_moves_a_diagonal_normal_as_its_affine_map_says():
         base.from_context.weight.copy_(torch.tensor([[1.0, 2.0], [0.0, 0.5]]))
         base.from_context.bias.copy_(torch.tensor([3.0, 0.0]))
     context = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
-    oracle = stats.norm(6.0, math.exp(0.5 / 1.05))
+    oracle = stats.norm(6.0, math.exp(0.5 / (1 + 0.05 * math.tanh(0.1))))
     got = base.log_prob(torch.tensor([[5.0]], dtype=torch.float64), context)
     assert got.item() == pytest.approx(oracle.logpdf(5.0), rel=1e-12)
 

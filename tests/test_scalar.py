@@ -133,7 +133,8 @@ def test_the_spline_is_the_formula_of_the_paper():
     sigmoid = 1 / (1 + np.exp(-params[:8].numpy()))
     steep = sigmoid[4:] - sigmoid[:4]
     raw_slopes = params[8:].numpy() + [*steep, steep[-1]] + [steep[0], *steep]
-    slopes = np.exp(raw_slopes / (1 + np.abs(raw_slopes) / -math.log(f.min_slope)))
+    share = raw_slopes / -math.log(f.min_slope)
+    slopes = np.exp(raw_slopes / (1 + share * np.tanh(2 * share)))
     x = torch.linspace(-0.99, 1.99, 41, dtype=torch.float64)
     widths, heights = sizes(params[:4]), sizes(params[4:8])
     want = [numpy_spline(v, widths, heights, slopes, -1.0) for v in x.tolist()]

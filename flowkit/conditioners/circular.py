@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from flowkit.conditioners.masked import MaskedMLP
 from flowkit.conditioners.mlp import MLP
-from flowkit.scalar.affine import smooth_clip
+from flowkit.scalar.affine import soft_clip
 
 
 def _check(name: str, circular: Sequence[bool], features: int, period: float) -> list[bool]:
@@ -29,7 +29,7 @@ class CircularFeatures(nn.Module):
     r"""A conditioner that reads a circular feature as :math:`(\cos\varphi, \sin\varphi)`.
 
     What it emits is then a smooth function on the circle. Other features and the context are
-    clipped by :func:`flowkit.scalar.smooth_clip`, which has derivatives of every order, as forces
+    clipped by :func:`flowkit.scalar.soft_clip`, which has derivatives of every order, as forces
     need it. Choose a smooth activation for the network, too.
 
     Args:
@@ -80,9 +80,9 @@ class CircularFeatures(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
         angles = self.rate * x.index_select(-1, self.get_buffer("around"))
-        others = smooth_clip(x.index_select(-1, self.get_buffer("straight")), self.clip)
+        others = soft_clip(x.index_select(-1, self.get_buffer("straight")), self.clip)
         if context is not None:
-            context = smooth_clip(context, self.clip)
+            context = soft_clip(context, self.clip)
         return self.network(torch.cat([others, angles.cos(), angles.sin()], -1), context)
 
 
@@ -138,7 +138,7 @@ class CircularMaskedMLP(MaskedMLP):
         return first, torch.where(around, angles.cos(), torch.zeros_like(x))
 
     def _clip(self, x: Tensor) -> Tensor:
-        return smooth_clip(x, self.clip)
+        return soft_clip(x, self.clip)
 
     def _first(self, x: Tensor, context: Tensor | None) -> Tensor:
         first, cosines = self._encode(x, self.around)

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Below this t^2, (1 + t) exp(-t) is 1 - t^2 / 2 to 1e-11.
-_NEAR = 1e-7
+# Below this t, Matern kernels are their series: differences of nearly equal numbers, which the
+# derivatives of the closed form are, would lose as many digits twice as 1 / t has.
+_NEAR = 0.03
+# So many terms of the series are right to 1e-16 there.
+_TERMS = 8
 # Logarithm of the factor, up or down, that a length-scale can go from its start.
 _REACH = math.log(20.0)
 
@@ -27,6 +30,11 @@ class Kernel(nn.Module):
         if type(features) is not int or features < 1:
             raise ValueError(f"{type(self).__name__} needs features >= 1, got {features!r}")
         self.features = features
+
+    @property
+    def smoothness(self) -> float:
+        """Number of continuous derivatives, also where two points coincide."""
+        return math.inf
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``k(x_i, y_j)``, ``(..., n, m)``, of ``(..., n, d)`` and ``(m, d)``."""
@@ -133,6 +141,24 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(apart, torch.where(apart, square, 1).sqrt(), 0)
 
 
+def _series(nu: float, square: Tensor) -> Tensor:
+    """A Matern kernel of a small :math:`t^2`, twice differentiable also at zero.
+
+    Terms with odd powers of t, from the third on, are what limits the derivatives there.
+    """
+    powers = {1.5: (1.0, 1.0), 2.5: (1.0, 1.0, 1 / 3)}[nu]
+    # Of (1 + t + t^2 / 3) exp(-t), by the product of the two series.
+    terms = [
+        sum(c * (-1.0) ** (n - i) / math.factorial(n - i) for i, c in enumerate(powers) if i <= n)
+        for n in range(_TERMS)
+    ]
+    # Rounding may have led below zero, where the odd terms have no root.
+    positive = square > torch.finfo(square.dtype).eps ** 2
+    t = torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
+    even = terms[0] + square * (terms[2] + square * (terms[4] + square * terms[6]))
+    return even + square * t * (terms[3] + square * (terms[5] + square * terms[7]))
+
+
 class SquaredExponential(_Stationary):
     r""":math:`k = \sigma^2 e^{-r^2 / 2}`; see the arguments of :class:`Matern`.
 
@@ -158,8 +184,9 @@ class Matern(_Stationary):
 
     :math:`k = \sigma^2 e^{-t}` for :math:`\nu = 1/2`, :math:`\sigma^2 (1 + t)\, e^{-t}` for 3/2
     and :math:`\sigma^2 (1 + t + t^2 / 3)\, e^{-t}` for 5/2. The variance :math:`\sigma^2` starts
-    at one. At coincident points the gradient is zero, also for 1/2, which has a kink there. The
-    kernel 1/2 costs memory for every feature of every pair.
+    at one. At coincident points the gradient is zero, also for 1/2, which has a kink there; second
+    derivatives are :math:`-3 / \ell^2` for 3/2 and :math:`-5 / (3 \ell^2)` for 5/2, times the
+    variance. The kernel 1/2 costs memory for every feature of every pair.
 
     Args:
         features: Number of features d.
@@ -195,15 +222,19 @@ class Matern(_Stationary):
             raise ValueError(f"Matern needs nu to be 0.5, 1.5 or 2.5, got {nu!r}")
         self.nu = float(nu)
 
+    @property
+    def smoothness(self) -> float:
+        r"""One less than :math:`2 \nu`."""
+        return 2 * self.nu - 1
+
     def _shape(self, a: Tensor, b: Tensor) -> Tensor:
         if self.nu == 0.5:
             return torch.exp(-_distance(a, b))
-        # Smooth at zero, where the root is not: by the first terms of the series there.
         square = 2 * self.nu * _square_distance(a, b)
-        near = square < _NEAR
-        t = torch.where(near, torch.ones_like(square), square).sqrt()
+        near = square < _NEAR**2
+        t = torch.where(near, 1, square).sqrt()
         power = 1 + t if self.nu == 1.5 else 1 + t + t.square() / 3
-        series = 1 - square / (2 if self.nu == 1.5 else 6)
+        series = _series(self.nu, torch.where(near, square, 0))
         return torch.where(near, series, power * torch.exp(-t))
 
     def frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
@@ -259,6 +290,11 @@ class _Pair(Kernel):
                 f"and {second.features}"
             )
         self.parts = nn.ModuleList([first, second])
+
+    @property
+    def smoothness(self) -> float:
+        """That of the rougher one."""
+        return min(part.smoothness for part in self.parts)  # type: ignore[type-var, return-value]
 
     def initialize(self, x: Tensor) -> None:
         """Start both."""

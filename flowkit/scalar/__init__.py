@@ -1,7 +1,7 @@
 """Monotone maps of one number, their parameters handed in."""
 
 from flowkit.scalar.activation import SmoothLeakyReLU
-from flowkit.scalar.affine import Affine, smooth_clip, soft_clip
+from flowkit.scalar.affine import Affine, soft_clip
 from flowkit.scalar.base import ScalarMap
 from flowkit.scalar.features import PerFeature
 from flowkit.scalar.mixture import LogisticMixture
@@ -41,7 +41,6 @@ __all__ = [
     "find_root_by_newton",
     "find_root_in_bins",
     "least_shape",
-    "smooth_clip",
     "smooth_step",
     "soft_clip",
 ]

@@ -51,12 +51,9 @@ class SmoothLeakyReLU(ScalarMap):
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``f(x)`` and the logarithm of its slope."""
         rest = 1 - self.alpha
-        # From softplus without its threshold, so that value and slope agree to rounding.
-        y = self.alpha * x + rest * (x.clamp(min=0) + torch.log1p(torch.exp(-x.abs())))
-        # log(a + (1 - a) sigmoid(x)) of two positive terms, the larger one taken out.
-        low = torch.full_like(x, math.log(self.alpha))
-        high = math.log(rest) + torch.nn.functional.logsigmoid(x)
-        return y, torch.logaddexp(low, high)
+        # Softplus by logsigmoid, which has no threshold and the right derivatives also at zero.
+        y = self.alpha * x - rest * torch.nn.functional.logsigmoid(-x)
+        return y, torch.log(self.alpha + rest * torch.sigmoid(x))
 
     def bracket(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """The map lies above both its asymptotes, by ``(1 - alpha) log 2`` at most."""
@@ -64,5 +61,5 @@ class SmoothLeakyReLU(ScalarMap):
         upper = torch.minimum(y, y / self.alpha)
         lower = torch.minimum(y - gap, (y - gap) / self.alpha)
         # Rounding of large numbers must not leave the root outside.
-        slack = 1e-6 * (1 + y.abs())
+        slack = 1e-6 * (1 + lower.abs() + upper.abs())
         return lower - slack, upper + slack

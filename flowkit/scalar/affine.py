@@ -11,40 +11,26 @@ from flowkit.scalar.base import ScalarMap
 
 
 def soft_clip(x: Tensor, limit: float | None) -> Tensor:
-    r"""Squash into :math:`(-c, c)` by :math:`x / (1 + |x| / c)`; slope one at the origin.
+    r"""Squash into :math:`(-c, c)` by :math:`x / (1 + v \tanh 2 v)`, with :math:`v = x / c`.
 
-    ``limit=None`` returns ``x`` itself.
+    It has slope one and derivatives of every order at the origin, where :math:`x / (1 + |v|)`,
+    which it is far out, has none from the second on. ``limit=None`` returns ``x`` itself.
 
     Example:
         >>> import torch
-        >>> soft_clip(torch.tensor([0.0, 10.0, 1e6]), 10.0)
-        tensor([0.0000, 5.0000, 9.9999])
+        >>> soft_clip(torch.tensor([0.0, 1.0, 10.0, 1e6]), 10.0)
+        tensor([0.0000, 0.9806, 5.0916, 9.9999])
     """
     if limit is None:
         return x
-    return x / torch.add(x.new_ones(()), x.abs(), alpha=1 / limit)
-
-
-def smooth_clip(x: Tensor, limit: float) -> Tensor:
-    r"""Squash into :math:`(-c, c)` by :math:`x / \sqrt{1 + (x / c)^2}`; slope one at the origin.
-
-    It has derivatives of every order, where those of :func:`soft_clip` jump at the origin from the
-    second on.
-
-    Example:
-        >>> import torch
-        >>> smooth_clip(torch.tensor([0.0, 10.0, 1e6]), 10.0)
-        tensor([ 0.0000,  7.0711, 10.0000])
-    """
-    # Not the root of a square, which would not be finite for a large number.
-    return x / torch.hypot(x.new_ones(()), x / limit)
+    return x / torch.addcmul(x.new_ones(()), x, torch.tanh(x * (2 / limit)), value=1 / limit)
 
 
 @dataclass(frozen=True)
 class Affine(ScalarMap):
-    r""":math:`y = x\, e^{s} + t`, with :math:`s = c(a) = a / (1 + |a| / s_{max})`.
+    r""":math:`y = x\, e^{s} + t`, with s the :func:`soft_clip` of a at :math:`s_{max}`.
 
-    Two parameters a scalar: the shift ``t`` and the raw log-scale ``a``. The soft clip keeps a
+    Two parameters per scalar: the shift ``t`` and the raw log-scale ``a``. The soft clip keeps a
     scale between :math:`e^{-s_{max}}` and :math:`e^{s_{max}}`, so that deep stacks stay finite.
 
     Args:

@@ -21,9 +21,10 @@ class ScalarMap:
     r"""A strictly increasing map :math:`f_\theta: R \to R`, applied element by element.
 
     Subclasses are frozen dataclasses that define :attr:`param_size` and :meth:`forward`. All-zero
-    parameters are the map's start, the identity where :attr:`starts_at_identity` is true. If
-    :meth:`inverse` is not overridden, it is found by a bracketed root search followed by two
-    attached Newton steps, so derivatives of the inverse are exact up to third order.
+    parameters are the map's start, the identity where :attr:`starts_at_identity` is true. At least
+    one derivative is continuous; :attr:`smoothness` says how many are. If :meth:`inverse` is not
+    overridden, it is found by a bracketed root search followed by two attached Newton steps, so
+    derivatives of the inverse are exact up to third order.
 
     Shapes:
         ``x`` is ``(...)`` and ``params`` is ``(..., param_size)``; the two broadcast. The
@@ -39,6 +40,8 @@ class ScalarMap:
 
     param_size: int
     starts_at_identity: ClassVar[bool] = True
+    #: Number of continuous derivatives in ``x``, in both directions.
+    smoothness: ClassVar[float] = math.inf
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -64,6 +64,11 @@ class PerFeature(ScalarMap):
         """Whether all maps do."""
         return all(m.starts_at_identity for m in self.maps)
 
+    @property
+    def smoothness(self) -> float:  # type: ignore[override]
+        """The least of the maps."""
+        return min(m.smoothness for m in self.maps)
+
     def take(self, features: Sequence[int], of: int) -> ScalarMap:
         """The maps of these features; one map where they share it."""
         if of != len(self.maps):

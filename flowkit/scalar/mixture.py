@@ -21,11 +21,12 @@ class LogisticMixture(ScalarMap):
     Infinitely differentiable on the whole line, linear in the tails. In log space throughout: with
     responsibilities :math:`q_k \propto w_k \sigma(u_k)` and :math:`r_k \propto w_k \sigma(-u_k)`,
     the slope is the sum of positive terms :math:`\sum_k (q_k \sigma(-u_k) + r_k \sigma(u_k)) /
-    s_k`, which loses no digits however far out ``x`` is.
+    s_k`. The logarithms of the terms are added up, so no digits are lost however far out ``x`` is,
+    and none between components that are far apart, where each term is below the smallest number.
 
-    Three parameters a component: log-weights, centres, raw log-scales. All-zero parameters spread
-    the centres evenly over [-2, 2] (equal components would receive equal gradients for ever), so
-    the start is close to the identity, not equal to it.
+    Three parameters per component: log-weights, centres, raw log-scales. All-zero parameters
+    spread the centres evenly over [-2, 2] (equal components would receive equal gradients for
+    ever), so the start is close to the identity, not equal to it.
 
     Args:
         components: Number of logistic components.
@@ -75,14 +76,17 @@ class LogisticMixture(ScalarMap):
         """Return ``logit F(x)`` and its log-slope."""
         logits, centres, log_scales = self._unpack(params, x.dim())
         log_weights = torch.log_softmax(logits, 0)
-        inverse_scales = torch.exp(-log_scales)
-        u = (x - centres) * inverse_scales
-        below = log_weights + F.logsigmoid(u)
-        above = log_weights + F.logsigmoid(-u)
-        log_below, log_above = torch.logsumexp(below, 0), torch.logsumexp(above, 0)
-        slope = torch.exp(below - log_below) * torch.sigmoid(-u)
-        slope = slope + torch.exp(above - log_above) * torch.sigmoid(u)
-        return log_below - log_above, torch.log((slope * inverse_scales).sum(0))
+        u = (x - centres) * torch.exp(-log_scales)
+        log_inner, log_outer = F.logsigmoid(u), F.logsigmoid(-u)
+        below, above = log_weights + log_inner, log_weights + log_outer
+        terms = torch.cat(
+            [
+                torch.log_softmax(below, 0) + log_outer - log_scales,
+                torch.log_softmax(above, 0) + log_inner - log_scales,
+            ]
+        )
+        y = torch.logsumexp(below, 0) - torch.logsumexp(above, 0)
+        return y, torch.logsumexp(terms, 0)
 
     def solve(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         r"""Solve ``logit F(x) = y`` in sums of positive terms: no logarithm a component.
@@ -113,5 +117,7 @@ class LogisticMixture(ScalarMap):
         solutions = torch.addcmul(centres, scales, height)
         lower, upper = solutions.amin(0), solutions.amax(0)
         margin = 1e-3 * (1 + torch.maximum(-lower, upper))
-        x, slope = find_root_by_newton(f, height, lower - margin, upper + margin)
-        return x * sign, slope.log()
+        x, _ = find_root_by_newton(f, height, lower - margin, upper + margin)
+        x = x * sign
+        # Between components the slope itself may be below the smallest number.
+        return x, self.forward(x, params)[1]

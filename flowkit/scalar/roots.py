@@ -31,6 +31,8 @@ _NEWTON_STEPS_SINGLE = 32
 _FIRST_STEPS = 4
 _MORE_STEPS = 8
 _CHEAP = 2**17
+# A root this many resolutions beyond the end of a bracket is no matter of rounding.
+_BEYOND = 1e3
 
 _Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -52,17 +54,33 @@ def expand_bracket(f: Callable[[Tensor], Tensor], centre: Tensor) -> tuple[Tenso
 
     A side stops moving as soon as the sign is right. After 24 doublings, i.e. 1.7e7 times the
     first width, the search ends: a map whose slope stays above 1e-7 is always bracketed.
+
+    Raises:
+        ConvergenceError: If the sign has not changed by then, as where no number is mapped to the
+            value that is searched for. Programs that cannot look at their numbers do not check.
     """
     width = 1 + centre.abs()
     lower, upper = centre - width, centre + width
-    for _ in range(_DOUBLINGS):
+    ended: bool | None = None
+    for _ in range(_DOUBLINGS + 1):
         width = 2 * width
         high, low = f(lower) > 0, f(upper) < 0
-        if look(~(high | low)):
+        ended = look(~(high | low))
+        if ended:
             break
         lower = torch.where(high, lower - width, lower)
         upper = torch.where(low, upper + width, upper)
+    if ended is False:
+        raise _no_bracket(high | low)
     return lower, upper
+
+
+def _no_bracket(outside: Tensor) -> ConvergenceError:
+    return ConvergenceError(
+        f"the inverse expected a bracket around its root, got none for {int(outside.sum())} of "
+        f"{outside.numel()} numbers; remedy: invert only values that the map takes, and give a "
+        "scalar map with a slope below 1e-7 a bracket(y, params) of its own"
+    )
 
 
 def find_root(
@@ -206,7 +224,8 @@ def find_root_by_newton(
 
     Raises:
         ConvergenceError: If steps are not down to rounding after 32 of them in float32 or 64 in
-            float64. Programs that cannot look at their numbers (compiled, vmapped) do not check.
+            float64, or end at an end of the bracket and lead beyond it. Programs that cannot look
+            at their numbers (compiled, vmapped) do not check.
 
     References:
         Press et al., Numerical Recipes, section 9.4.
@@ -230,7 +249,19 @@ def find_root_by_newton(
                 break
         if ended is False:
             raise _give_up(place.late, place.upper - place.lower)
+        at_end = torch.minimum(place.x - lower, upper - place.x) <= least
+        if look(~at_end) is False:
+            _expect_inside(f, place.x, lower, upper, least)
         return place.x, _slope(older, old, place)
+
+
+def _expect_inside(f: _Function, x: Tensor, lower: Tensor, upper: Tensor, least: Tensor) -> None:
+    """Raise where the root lies clearly beyond the end of the bracket at which ``x`` is."""
+    value, slope = f(x)
+    far = value.abs() > _BEYOND * least * slope
+    outside = far & torch.where(value > 0, x - lower <= least, upper - x <= least)
+    if outside.any():
+        raise _no_bracket(outside)
 
 
 class Residual(Protocol):
@@ -372,6 +403,10 @@ def attach_newton(
     steps derivatives with respect to ``y`` and to whatever ``f`` depends on are exact up to order
     :math:`2^k - 1`; two steps serve force matching and ``gradgradcheck``, one does not.
 
+    The value stays ``start``: what ``f(x) - y`` is there is rounding, which a division by a small
+    slope would blow up. Where ``f`` is so flat that ``1 / f'(x)`` leaves the range of numbers, the
+    derivatives are very large numbers instead of infinite ones.
+
     Args:
         f: Returns value and log-slope.
         start: The root, without gradient.
@@ -379,7 +414,10 @@ def attach_newton(
         steps: Number of Newton steps.
     """
     x = start.detach()
+    steepest = 0.5 * math.log(torch.finfo(x.dtype).max)
     for _ in range(steps):
         value, log_slope = f(x)
-        x = x - (value - y) * torch.exp(-log_slope)
+        residual = value - y
+        residual = residual - residual.detach()
+        x = x - residual * torch.exp((-log_slope).clamp(max=steepest))
     return x

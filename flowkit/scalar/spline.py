@@ -18,18 +18,30 @@ from flowkit.scalar.affine import soft_clip
 from flowkit.scalar.base import ScalarMap
 
 
-def _within_bin(theta: Tensor, excess: Tensor) -> Tensor:
-    """Undo the rounding that moved ``theta`` out of [0, 1], or off the end if there is excess."""
-    corrected = torch.add(theta, excess, alpha=torch.finfo(theta.dtype).max ** 0.5).clamp(0, 1)
-    return theta + (corrected - theta).detach()
+def _inner(end: float, inwards: int, dtype: torch.dtype) -> float:
+    """The number next to an end of the interval, or next but one, on its inner side."""
+    info = torch.finfo(dtype)
+    return end + inwards * max(abs(end) * info.eps, info.tiny)
+
+
+def _snap(value: Tensor, excess: Tensor, lower: float, upper: float) -> Tensor:
+    """Undo the rounding that moved a number out of an interval, or off its end beyond the ends.
+
+    Its derivatives are left alone.
+    """
+    pushed = torch.add(value, excess, alpha=torch.finfo(value.dtype).max)
+    return value + (pushed.clamp(lower, upper) - value).detach()
 
 
 def _inverse_in_bin(eta: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """The ``theta`` whose height is ``eta``: the quadratic's root, without cancellation."""
-    q = first * (1 - eta) - last * eta
-    root = q.abs() + torch.sqrt(q * q + 4 * eta * (1 - eta))
-    numerator = torch.where(q >= 0, 2 * eta, root)
-    return numerator / (numerator + torch.where(q >= 0, root, 2 * (1 - eta)))
+    rest = 1 - eta
+    q = first * rest - last * eta
+    root = torch.sqrt(q * q + 4 * eta * rest)
+    # Without |q|, the slope of which is zero in the middle of a bin that is an identity.
+    rising = q >= 0
+    numerator = torch.where(rising, 2 * eta, root - q)
+    return numerator / (numerator + torch.where(rising, root + q, 2 * rest))
 
 
 def _forward_in_bin(theta: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,6 +92,7 @@ class _Spline(ScalarMap):
     min_size: float = 0.08
     min_slope: float = 1e-3
 
+    smoothness: ClassVar[float] = 1
     _least_bins: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -101,7 +114,9 @@ class _Spline(ScalarMap):
     @property
     def _floor(self) -> float:
         """What is added to every weight, so that no share falls below ``min_size / bins``."""
-        return self.min_size * (1 - 1 / self.bins) / (1 - self.min_size)
+        # A single bin has all of the interval, but its weight may round to zero.
+        others = max(self.bins - 1, 1)
+        return self.min_size * others / self.bins / (1 - self.min_size)
 
     def _weights(self, raw: Tensor) -> Tensor:
         """Weights between 0 and 1 of the bins, from ``raw (2, K, ...)``."""
@@ -168,7 +183,7 @@ class _Spline(ScalarMap):
             half = len(sizes[0]) // 2
             below = [functools.reduce(torch.add, rows[:half]) for rows in sizes]
             passed = below[axis].detach()
-            beyond = rest >= passed
+            beyond = rest > passed
             rest = torch.where(beyond, rest - passed, rest)
             start = [s + torch.where(beyond, b, 0.0) for s, b in zip(start, below, strict=True)]
             sizes = [_pick(beyond, rows, half) for rows in sizes]
@@ -177,8 +192,19 @@ class _Spline(ScalarMap):
         (x0, y0), ((width,), (height,)), (across, up) = start, sizes, whole
         return _Bin((x0 / across, y0 / up), (width / across, height / up), (first, last))
 
-    def _extend(self, inside: Tensor, excess: Tensor, log_slope: Tensor) -> Tensor:
-        """The value where the argument lies ``excess`` outside of the interval, inside else."""
+    def _extend(
+        self, out: Tensor, value: Tensor, inside: Tensor, excess: Tensor, log_slope: Tensor
+    ) -> Tensor:
+        """Continue the spline beyond its ends, which it keeps to the bit.
+
+        Args:
+            out: What the spline makes of ``inside``, to rounding.
+            value: The argument.
+            inside: The same, clamped to the interval.
+            excess: Zero between the ends; positive at and above the upper one, negative at and
+                below the lower one.
+            log_slope: The log-slope at ``inside``.
+        """
         raise NotImplementedError
 
     def _slopes(self, raw: Tensor) -> Tensor:
@@ -203,23 +229,25 @@ class _Spline(ScalarMap):
         inside = value.clamp(lower, upper)
         # Shares count from the middle, where numbers are finest.
         middle, span = (lower + upper) / 2, upper - lower
-        share = (inside - middle) * (1 / span)
+        share = (inside - middle if middle else inside) * (1 / span)
 
         find = self._find_unrolled if torch.compiler.is_compiling() else self._find
         (x0, y0), (width, height), (first, last) = find(share, params, 1 if inverse else 0)
         diagonal = height / width
         first, last = first / diagonal, last / diagonal
-        excess = value - inside
+        dtype = value.dtype
+        excess = value - value.clamp(_inner(lower, 1, dtype), _inner(upper, -1, dtype))
         if inverse:
-            eta = _within_bin((share - y0) / height, excess)
+            eta = _snap((share - y0) / height, excess, 0.0, 1.0)
             theta = _inverse_in_bin(eta, first, last)
             slope = diagonal * _forward_in_bin(theta, first, last)[1]
             out, log_slope = x0 + width * theta, -slope.log()
         else:
-            theta = _within_bin((share - x0) / width, excess)
+            theta = _snap((share - x0) / width, excess, 0.0, 1.0)
             eta, slope = _forward_in_bin(theta, first, last)
             out, log_slope = y0 + height * eta, (diagonal * slope).log()
-        return self._extend(middle + span * out, excess, log_slope), log_slope
+        out = span * out + middle if middle else span * out
+        return self._extend(out, value, inside, excess, log_slope), log_slope
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return the spline at ``x`` and its log-slope."""
@@ -293,8 +321,11 @@ class RationalQuadraticSpline(_Spline):
         one = torch.zeros_like(free[:1])  # outside the slope is one, which is a raw zero
         return one, free, one
 
-    def _extend(self, inside: Tensor, excess: Tensor, log_slope: Tensor) -> Tensor:
-        return inside + excess
+    def _extend(
+        self, out: Tensor, value: Tensor, inside: Tensor, excess: Tensor, log_slope: Tensor
+    ) -> Tensor:
+        # The identity also where rounding would lead to the upper end; to the lower it does not.
+        return torch.where((excess != 0) | (out >= self.bound), value, out)
 
 
 @dataclass(frozen=True)
@@ -339,10 +370,12 @@ class IntervalSpline(_Spline):
         first, inner, last = free.split([1, self.bins - 1, 1])
         return first, inner, last
 
-    def _extend(self, inside: Tensor, excess: Tensor, log_slope: Tensor) -> Tensor:
+    def _extend(
+        self, out: Tensor, value: Tensor, inside: Tensor, excess: Tensor, log_slope: Tensor
+    ) -> Tensor:
         # Rounding must not lead out of the interval, where a base may have no mass.
-        rounded = (inside.clamp(*self._ends) - inside).detach()
-        return inside + rounded + excess * log_slope.exp()
+        kept = _snap(out, excess, self.lower, self.upper)
+        return torch.addcmul(kept, value - inside, log_slope.exp())
 
 
 @dataclass(frozen=True)
@@ -380,5 +413,7 @@ class CircularSpline(IntervalSpline):
     def _apply(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         period = self.upper - self.lower
         turns = period * torch.floor((value - self.lower) / period)
+        # None at either end of the interval: both are kept to the bit.
+        turns = turns * (value.clamp(self.lower, self.upper) != value)
         out, log_slope = super()._apply(value - turns, params, inverse)
         return out + turns, log_slope

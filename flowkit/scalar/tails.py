@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,8 +16,11 @@ from flowkit.scalar.roots import attach_newton
 _HALF_LOG_2_OVER_PI = 0.5 * math.log(2 / math.pi)
 # A shape stays above this, so that it can be divided by.
 _LEAST_SHAPE = 1e-3
+# The logarithm of the largest growth, less than that of the largest number by this margin, which
+# keeps derivatives in range.
+_MARGIN = 30.0
 # From the start of the search, that is off by 0.15 at most; they square the error.
-_NEWTON_STEPS = 3
+_NEWTON_STEPS = 4
 
 
 def _normal_hazard(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,6 +45,26 @@ def _from_normal_hazard(hazard: Tensor) -> Tensor:
     return attach_newton(_normal_hazard, z, hazard) if torch.is_grad_enabled() else z
 
 
+def _furthest(dtype: torch.dtype) -> float:
+    """The log-growth from which on the growth is a straight line."""
+    return math.log(torch.finfo(dtype).max) - _MARGIN
+
+
+def _grow(log_growth: Tensor) -> tuple[Tensor, Tensor]:
+    """The growth less one, and the logarithm of its slope."""
+    far = _furthest(log_growth.dtype)
+    near = log_growth.clamp(max=far)
+    return torch.expm1(near) + torch.relu(log_growth - far) * math.exp(far), near
+
+
+def _log_growth(growth: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of :func:`_grow`, of the growth less one."""
+    far = _furthest(growth.dtype)
+    furthest = math.expm1(far)
+    log_slope = torch.log1p(growth.clamp(max=furthest))
+    return log_slope + torch.relu(growth - furthest) * math.exp(-far), log_slope
+
+
 @dataclass(frozen=True)
 class ExtremeValue(ScalarMap):
     r"""Generalised Pareto tails to normal ones, with a shape for each side.
@@ -54,9 +78,11 @@ class ExtremeValue(ScalarMap):
               \log\frac{dz}{dx} = -\log(1 + \xi_s |x|) - \log h(|z|),
 
     with the hazard :math:`h(z) = \sqrt{2 / \pi}\, e^{-z^2/2} / \mathrm{erfc}(z / \sqrt2)`; no
-    power of x is computed. The slope is continuous, the curvature jumps at zero.
+    power of x is computed. The slope is continuous, the curvature jumps at zero. Near the largest
+    numbers of the dtype (from :math:`1 + \xi_s |x|` of 3e25 on in float32, 1e295 in float64) the
+    exponential goes on along its tangent, so that every noise has a finite x that belongs to it.
 
-    Two parameters a scalar: raw shapes of the left and the right tail,
+    Two parameters per scalar: raw shapes of the left and the right tail,
     :math:`\xi = \log(1 + e^a) + 10^{-3}`.
 
     References:
@@ -71,7 +97,8 @@ class ExtremeValue(ScalarMap):
         [-5.49, 0.0, 7.62]
     """
 
-    starts_at_identity = False
+    starts_at_identity: ClassVar[bool] = False
+    smoothness: ClassVar[float] = 1
 
     @property
     def param_size(self) -> int:  # type: ignore[override]
@@ -94,19 +121,20 @@ class ExtremeValue(ScalarMap):
         """1 or -1, and the shape on that side."""
         left, right = params.unbind(-1)
         positive = x >= 0
-        shape = F.softplus(torch.where(positive, right, left)) + _LEAST_SHAPE
+        # Softplus by logsigmoid, the way back of which multiplies by no exponential.
+        shape = _LEAST_SHAPE - F.logsigmoid(-torch.where(positive, right, left))
         return torch.where(positive, 1.0, -1.0).to(x.dtype), shape
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return z, with lighter tails, and ``log dz/dx``."""
         side, shape = self._side(x, params)
-        log_growth = torch.log1p(shape * (side * x))
+        log_growth, log_slope = _log_growth(shape * (side * x))
         z = _from_normal_hazard(log_growth / shape)
-        return side * z, -log_growth - _normal_hazard(z)[1]
+        return side * z, -log_slope - _normal_hazard(z)[1]
 
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return x, with heavier tails, and ``log dx/dz``."""
         side, shape = self._side(y, params)
-        hazard, log_slope = _normal_hazard(side * y)
-        log_growth = shape * hazard
-        return side * torch.expm1(log_growth) / shape, log_growth + log_slope
+        hazard, log_hazard = _normal_hazard(side * y)
+        growth, log_slope = _grow(shape * hazard)
+        return side * growth / shape, log_slope + log_hazard

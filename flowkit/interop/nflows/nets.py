@@ -26,7 +26,7 @@ from flowkit.scalar import Affine, IntervalSpline, RationalQuadraticSpline, Scal
 from flowkit.transforms import Coupling, Elementwise, MaskedAutoregressive
 
 _NAMES: dict[Any, str] = {f: name for name, f in ACTIVATIONS.items()}
-_NAMES |= {torch.relu: "relu", F.tanh: "tanh"}
+_NAMES |= {torch.relu: "relu", F.tanh: "tanh", F.softplus: "softplus"}
 MAF_FLOOR = 1e-3
 """The least scale of nflows' ``MaskedAffineAutoregressiveTransform``, fixed there."""
 
