@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -45,8 +45,8 @@ class TorusRings(Toy):
     """
 
     width: float = 0.05
-    name: str = "torus_rings"
-    features: int = 2
+    name: str = field(default="torus_rings", init=False)
+    features: int = field(default=2, init=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.width < math.inf:

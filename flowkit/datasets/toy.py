@@ -6,7 +6,7 @@ shape that is blurred by Gaussian noise. The shapes themselves are in ``shapes.p
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import log, pi, sqrt
 from numbers import Integral
@@ -152,7 +152,7 @@ class NoisedShape(Toy):
     weights: Tensor
     box: tuple[float, float]
     scale: tuple[float, float]
-    features: int = 2
+    features: int = field(default=2, init=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.noise < float("inf"):

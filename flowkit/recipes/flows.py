@@ -226,7 +226,8 @@ def elementwise_flow(
     """Independent features, each with its own monotone map: margins without dependence.
 
     With context the maps depend on it, which for one feature is conditional density estimation.
-    Each layer is an affine map and the scalar map; see :func:`coupling_flow` for the arguments.
+    Without context there are no networks, and ``hidden`` and ``activation`` play no part. Each
+    layer is an affine map and the scalar map; see :func:`coupling_flow` for the arguments.
 
     Raises:
         RecipeError: If an argument is out of its range or unknown.
