@@ -173,6 +173,11 @@ def sample_paths(
                 f"resampling expected one number of samples and no context, got shape {size} and "
                 f"{'no' if context is None else 'a'} context; remedy: one call a context"
             )
+        if not any(isinstance(layer, EnergyTransform) for layer in flow.transform.modules()):
+            raise DataError(
+                "resampling expected a flow with a layer that has an energy, after which rows "
+                "are drawn anew, got none; remedy: resample=None, or a stochastic_flow"
+            )
         if choices:
             raise DataError(
                 "resampling is a decision without a log-probability; remedy: choices=False"

@@ -35,9 +35,10 @@ from flowkit.energies import (
     Interpolation,
     NegativeLogProb,
     Ring,
+    as_energy,
     from_callable,
 )
-from flowkit.errors import DataError, NonFiniteLossError
+from flowkit.errors import DataError, NonFiniteLossError, ShapeError
 from flowkit.paths import sample_paths
 from flowkit.recipes import insert_stochastic_layers
 from flowkit.statistics import flow_mcmc
@@ -159,6 +160,35 @@ def test_no_false_alarm_for_a_constant_or_a_finer_dtype(energy):
         OBJECTIVES[name](FINE[energy])
 
 
+PARTS = {
+    "detach": lambda x: x[..., 0].square() + x[..., 1].detach().square(),
+    "numpy": lambda x: x[..., 0].square() + torch.as_tensor(x[..., 1].detach().numpy()).cos(),
+}
+WHOLE = {
+    "one coordinate": lambda x: x[..., 0].square(),
+    "a wall": lambda x: x[..., 0].square() + 100 * (x[..., 1].abs() - 1).clamp(min=0).square(),
+    "a far wall": lambda x: x[..., 0].square() + (x[..., 1].abs() - 20).clamp(min=0).square(),
+    "noise": lambda x: x[..., 0].square() + torch.randn(x.shape[:-1]),
+}
+
+
+@pytest.mark.parametrize("estimator", ["path", "reparam"])
+def test_a_gradient_that_is_lost_for_some_coordinates(estimator):
+    for energy in PARTS.values():
+        with pytest.raises(DataError, match="carries no gradient to x"):
+            ReverseKL(energy, estimator)(flow(), {})
+    for energy in WHOLE.values():
+        ReverseKL(energy, estimator)(flow(), {})
+
+
+def test_an_energy_of_a_torch_distribution_has_samples_of_a_generator():
+    energy = NegativeLogProb(wide(torch.float32))
+    first, second = (energy.sample(3, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert energy.sample(3).shape == (3, 2)
+    torch.testing.assert_close(energy(first), -wide(torch.float32).log_prob(first))
+
+
 def test_no_false_alarm_where_no_gradient_is_needed():
     numpy = LOST["numpy"]
     with torch.no_grad():
@@ -227,6 +257,16 @@ def test_an_energy_of_the_wrong_shape_or_dtype_is_refused_wherever_it_enters(nam
     for entry in entries:
         with pytest.raises(DataError, match=message):
             entry()
+
+
+def test_an_option_that_could_not_do_anything_is_refused():
+    with pytest.raises(DataError, match="a layer that has an energy.*remedy: resample=None"):
+        sample_paths(flow(), 5, DoubleWell(), resample=0.5)
+    reads = from_callable(lambda x, c: x.sum(-1), 2, context=2)
+    with pytest.raises(ShapeError, match="reads a context of 2 features, expected none or 3"):
+        as_energy(reads, (2,), context=3)
+    assert as_energy(reads, (2,), context=2) is reads
+    assert as_energy(DoubleWell(), (2,), context=3).context_size == 0
 
 
 def test_a_float32_energy_of_float64_samples_is_refused():

@@ -10,6 +10,7 @@ from flowkit import (
     Flow,
     ForceMatching,
     MaximumLikelihood,
+    PathKL,
     ReverseKL,
     WeightedSum,
     coupling_flow,
@@ -350,3 +351,22 @@ def test_wrong_forces_are_named(energy, batch, message):
 def test_wrong_objectives_are_named(make, message):
     with pytest.raises(DataError, match=message):
         make()
+
+
+@pytest.mark.parametrize("objective", [ReverseKL, PathKL])
+def test_contexts_of_samples_count_by_their_weights(objective):
+    flow = elementwise_flow(1, context=1, hidden=(8,)).double()
+    context = torch.tensor([[0.0], [5.0], [7.0]], dtype=torch.float64)
+    target = objective(
+        lambda x, context: standard_energy(x - context) + 0 * x.sum(-1), samples=20_000
+    )
+    # The flow starts as N(0, 1): its divergence from N(c, 1) is c^2 / 2, which varies by c.
+    divergence = 0.5 * context[:, 0].square()
+    for weight in ([1.0, 1.0, 1.0], [3.0, 0.0, 0.0], [0.0, 2.5, 0.5]):
+        weight = torch.tensor(weight, dtype=torch.float64)
+        batch = {"context": context, "weight": weight}
+        value = target(flow, batch).value.item()
+        error = ((weight * context[:, 0]).square().sum() / 9 / 20_000).sqrt().item()
+        assert value == pytest.approx((weight * divergence).mean().item(), abs=4 * error + 1e-9)
+    with pytest.raises(DataError, match="one weight a row"):
+        target(flow, {"context": context, "weight": torch.ones(3, 1)})

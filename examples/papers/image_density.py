@@ -203,8 +203,8 @@ def report(results: list[Result], options: argparse.Namespace, command: str) -> 
         "energy. "
         "Bits per dimension are exact likelihoods of test images, with their standard error over "
         "images; the bound is the likelihood run's plus 3 %, and its time is that after which the "
-        "held-out images first reached it, looked at after every epoch. Seconds are those of one "
-        "core.",
+        "held-out images first reached it, looked at after every epoch with the weights of that "
+        "step, which are no average. Seconds are those of one core.",
         "",
         "| layers | loss | seed | epochs | bits / dim | bound | | seconds a step | seconds | "
         "seconds to bound |",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowkit.energies.checks import gradient_of, one_number_each
 from flowkit.errors import DataError, NotInvertibleError, ShapeError
+from flowkit.noise import drawing_from
 from flowkit.shapes import as_shape, batch_text
 
 
@@ -252,7 +253,7 @@ class NegativeLogProb(Energy):
 
     Args:
         density: Anything with ``log_prob(x)``, ``log_prob(x, context)`` if it reads one, and an
-            ``event_shape``; a module among them is held as one.
+            ``event_shape``: a flow, a base, a distribution of torch. A module is held as one.
         context: Number of context features to pass on.
 
     Example:
@@ -287,6 +288,9 @@ class NegativeLogProb(Energy):
         self, shape: int | tuple[int, ...] = (), generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw from the density."""
+        if isinstance(self.density, torch.distributions.Distribution):
+            with drawing_from(generator):
+                return self.density.sample(as_shape(shape))
         return self.density.sample(as_shape(shape), generator=generator)
 
 
@@ -297,6 +301,11 @@ def as_energy(energy: Any, event_shape: tuple[int, ...], context: int = 0) -> En
             raise ShapeError(
                 f"the energy {type(energy).__name__} has events {energy.event_shape}, expected "
                 f"{tuple(event_shape)}"
+            )
+        if energy.context_size not in (0, context):
+            raise ShapeError(
+                f"the energy {type(energy).__name__} reads a context of {energy.context_size} "
+                f"features, expected none or {context}"
             )
         return energy
     return from_callable(energy, event_shape, context=context)

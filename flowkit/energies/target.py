@@ -161,11 +161,29 @@ class Target(nn.Module):
         if value.requires_grad:
             (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=True, allow_unused=True)
             if gradient is not None and bool((gradient != 0).any()):
+                self._require_every_part(flow, x, context, gradient)
                 return
         # Of a single sample, ask for another number: a constant needs no gradient.
         with torch.no_grad():
             other = self._evaluate(flow, 2 * x.detach() + 1, context)
         if varies(torch.stack([value.detach(), other])):
+            raise no_gradient(self.name)
+
+    @torch.no_grad()
+    def _require_every_part(
+        self, flow: Any, x: Tensor, context: Tensor | None, gradient: Tensor
+    ) -> None:
+        """Raise if the energy follows coordinates of which it carries no gradient."""
+        flat = (gradient == 0).flatten(0, x.ndim - len(flow.event_shape) - 1).all(0)
+        if x.ndim == len(flow.event_shape) or not bool(flat.any()):
+            return
+        values = []
+        for place in (x, torch.where(flat, x + 1e-3 * (1 + x.abs()), x)):
+            # The same draws, for energies that draw.
+            with drawing_from(torch.Generator().manual_seed(0)):
+                values.append(self._evaluate(flow, place, context))
+        # Next to a wall a few samples may notice it; without a gradient nearly all do.
+        if bool((values[0] != values[1]).double().mean() > 0.5):
             raise no_gradient(self.name)
 
     def examine_direction(

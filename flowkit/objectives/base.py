@@ -201,6 +201,12 @@ def _is_pair(term: Any) -> bool:
     )
 
 
+def mean_over_samples(values: Tensor, batch: Batch) -> Tensor:
+    """Mean over samples ``(samples, *rows)`` and, by their weights, over the rows of contexts."""
+    weight = batch.get("weight") if "context" in batch else None
+    return mean_over_rows(values.mean(0), weight)
+
+
 def mean_over_rows(values: Tensor, weight: Tensor | None) -> Tensor:
     r"""Mean over rows, :math:`\frac1n \sum_i w_i v_i`, where absent weights are one.
 

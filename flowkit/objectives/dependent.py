@@ -12,7 +12,7 @@ from flowkit.dependence.joint import check_flow, noise_and_log_det
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.noise import drawing_from
-from flowkit.objectives.base import Batch, Loss, Objective
+from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
 _MODES = ("exact", "blocks", "pairs")
 
@@ -124,7 +124,7 @@ class DependentLikelihood(Objective):
         check_flow(flow, "DependentLikelihood")
         x, context = batch["x"], batch.get("context")
         if not self.training and "row" not in batch:
-            value = -flow.log_prob(x, context).mean()
+            value = -mean_over_rows(flow.log_prob(x, context), batch.get("weight"))
             return Loss(value, {"nll": value.detach()})
         rows = self._rows(batch)
         if not self.training:

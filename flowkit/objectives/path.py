@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
-from flowkit.objectives.base import Batch, Loss, Objective
+from flowkit.objectives.base import Batch, Loss, Objective, mean_over_samples
 from flowkit.paths import sample_paths
 
 
@@ -24,8 +24,9 @@ class PathKL(Objective):
     With a normalised target the value is the divergence of paths itself. Without stochastic layers
     it is :class:`ReverseKL` with ``estimator="reparam"``. From data, the divergence of backward
     paths is :class:`MaximumLikelihood`, and :class:`WeightedSum` mixes both. Without data in the
-    batch, ``samples`` paths are drawn; contexts in the batch are each given ``samples`` of them.
-    Infinite where the path of a Langevin layer left for infinity: its step size is too large.
+    batch, ``samples`` paths are drawn; contexts in the batch are each given ``samples`` of them,
+    and count by their ``weight`` if present. Infinite where the path of a Langevin layer left for
+    infinity: its step size is too large.
 
     Args:
         energy: ``energy(x) -> (*batch,)``, or ``energy(x, context)`` for a flow with context. Its
@@ -110,14 +111,14 @@ class PathKL(Objective):
             choices=reinforce,
         )
         losses = -paths.log_weight
-        value = losses.mean()
+        value = mean_over_samples(losses, batch)
         terms = {"path_kl": value.detach()}
         if paths.acceptance is not None:
             terms["acceptance"] = paths.acceptance
         if reinforce and paths.log_choice is not None:
             fixed = losses.detach()
             others = (fixed.sum(0) - fixed) / (self.samples - 1)
-            score = ((fixed - others) * paths.log_choice).mean()
+            score = mean_over_samples((fixed - others) * paths.log_choice, batch)
             # Its value is none of the loss; only its gradient is.
             value = value + (score - score.detach())
         return Loss(value, terms)

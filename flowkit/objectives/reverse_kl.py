@@ -12,7 +12,7 @@ from torch.func import functional_call
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
-from flowkit.objectives.base import Batch, Loss, Objective
+from flowkit.objectives.base import Batch, Loss, Objective, mean_over_samples
 
 
 class ReverseKL(Objective):
@@ -20,7 +20,7 @@ class ReverseKL(Objective):
 
     The energy u is dimensionless, :math:`p(x) = e^{-u(x)} / Z`; with a normalised target the value
     is the divergence itself. Without data in the batch, ``samples`` are drawn; contexts in the
-    batch are each given ``samples`` draws.
+    batch are each given ``samples`` draws, and count by their ``weight`` if present.
 
     Args:
         energy: ``energy(x) -> (*batch,)``, or ``energy(x, context)`` for a flow with context.
@@ -100,8 +100,9 @@ class ReverseKL(Objective):
             fixed = {name: p.detach() for name, p in flow.named_parameters()}
             log_q = functional_call(flow, fixed, (x, context))
         energy = self.target(flow, x, context, generator)
-        value = (log_q + energy).mean()
-        return Loss(value, {"reverse_kl": value.detach(), "energy": energy.detach().mean()})
+        value = mean_over_samples(log_q + energy, batch)
+        mean_energy = mean_over_samples(energy.detach(), batch)
+        return Loss(value, {"reverse_kl": value.detach(), "energy": mean_energy})
 
     def fault(self, flow: Flow, batch: Batch) -> str | None:
         """Say where the energy of samples is not finite."""
