@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,11 +196,15 @@ def _fit(options: argparse.Namespace) -> None:
 
     torch.manual_seed(options.seed)
     flow = _build(options.recipe, x.shape[1], settings).to(dtype)
-    history = fit(
-        flow, x, validation=options.validation, epochs=options.epochs, steps=options.steps,
-        batch_size=options.batch_size, lr=options.lr, patience=options.patience,
-        seed=options.seed, progress=not options.quiet,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        if whole:
+            # Said above, with the remedy of the command line.
+            warnings.filterwarnings("ignore", "x: .* repeat values", UserWarning)
+        history = fit(
+            flow, x, validation=options.validation, epochs=options.epochs, steps=options.steps,
+            batch_size=options.batch_size, lr=options.lr, patience=options.patience,
+            seed=options.seed, progress=not options.quiet,
+        )  # fmt: skip
     save(flow, options.output, extra={"columns": list(table.columns), "dequantized": noisy})
     held = (
         "" if history.best is None else f"; held-out log-likelihood {-history.best:.4f} nats a row"

@@ -136,10 +136,10 @@ def some_rows(rows: int, size: int) -> Tensor:
 def repeated_values(x: Tensor) -> list[int]:
     """Columns with values that repeat too often for a density, as after rounding.
 
-    A column has them if one value is met in a twentieth of the rows, at most half of the values
-    differ, or all are integers of which a tenth repeats. Rows that are the same in all columns,
-    as after drawing with replacement, count once, unless there are many of them. A density has
-    spikes at such values, the narrower the better, and a likelihood no maximum.
+    A density has spikes at such values, the narrower the better, and a likelihood no maximum.
+    A column has them if it holds integers of which a tenth or more repeats, at most a tenth of its
+    values differ, or one value is met in a fifth of the rows. Rows that are the same in all
+    columns, as after drawing with replacement, count once.
 
     Args:
         x: ``(rows, *event)``.
@@ -151,17 +151,19 @@ def repeated_values(x: Tensor) -> list[int]:
         ([], [1])
     """
     flat = x.reshape(len(x), -1)
-    if flat.shape[1] > 1 and 2 * len(distinct_rows := flat.unique(dim=0)) > len(flat):
-        flat = distinct_rows
-    rows = len(flat)
-    if rows < _ENOUGH_ROWS:
-        return []
-    ordered = flat.sort(0).values
-    new = torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool), ordered[1:] != ordered[:-1]])
-    distinct = new.sum(0)
-    # A value that is met k times is equal to the one k - 1 places on.
-    often = min(rows, max(_AT_ONE_VALUE, -(-rows // 20)))
-    atom = (ordered[often - 1 :] == ordered[: rows - often + 1]).any(0)
-    integers = (ordered == ordered.round()).all(0)
-    repeat = atom | (2 * distinct <= rows) | (integers & (10 * distinct <= 9 * rows))
-    return (repeat & (distinct > 1)).nonzero().flatten().tolist()
+    once = flat.unique(dim=0) if flat.shape[1] > 1 else flat
+    found = torch.zeros(flat.shape[1], dtype=torch.bool, device=x.device)
+    whole = (flat == flat.round()).all(0)
+    # There are few combinations of a few integers.
+    counted = once if 2 * len(once) > len(flat) else flat
+    for rows, part, columns in ((once, 0.1, ~whole), (counted, 0.9, whole)):
+        count = len(rows)
+        if count < _ENOUGH_ROWS:
+            continue
+        ordered = rows.sort(0).values
+        distinct = 1 + (ordered[1:] != ordered[:-1]).sum(0)
+        # A value that is met k times is equal to the one k - 1 places on.
+        often = max(_AT_ONE_VALUE, -(-count // 5))
+        atom = (ordered[often - 1 :] == ordered[: count - often + 1]).any(0)
+        found |= columns & ((distinct <= part * count) | atom) & (distinct > 1)
+    return found.nonzero().flatten().tolist()
