@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowkit.flow import Flow
 from flowkit.objectives import Objective
+from flowkit.transforms import Chart, CircularShift, Compose
 
 if TYPE_CHECKING:
     from flowkit.training.rows import Rows
@@ -20,6 +21,7 @@ _ROWS_AT_MOST = 2000
 _NUMBERS_AT_MOST = 4_000_000
 _NO_COLUMNS = ("weight", "group", "row")
 _ENOUGH_ROWS = 20
+_TURNS = 3
 # More than drawing with replacement gives one row.
 _AT_ONE_VALUE = 10
 
@@ -120,6 +122,34 @@ def lost_digits(
                 "float64 with flow.double()"
             )
     return ""
+
+
+def turns(flow: Flow, rows: Rows) -> str:
+    """Say which circular columns span many turns: they are more likely in another unit.
+
+    Circles are those of the first layer, which reads the data modulo a turn.
+    """
+    layer = flow.transform
+    while isinstance(layer, Compose):
+        layer = layer[0]
+    if not isinstance(layer, (Chart, CircularShift)):
+        return ""
+    ends = torch.tensor([layer.lower, layer.upper], dtype=torch.float64)
+    ends = ends.reshape(2, -1).expand(2, len(layer.circular))
+    x = rows.column("x", some_rows(len(rows), len(layer.circular)))
+    if x is None:
+        return ""
+    span = (x.amax(0) - x.amin(0)) / (ends[1] - ends[0])
+    many = (torch.tensor(layer.circular) & (span > _TURNS)).nonzero().flatten().tolist()
+    if not many:
+        return ""
+    lower, upper = ends[:, many[0]].tolist()
+    return (
+        f"x: circular column(s) {_named(many, rows.seen.columns)} span many turns (the first "
+        f"{float(span[many[0]]):.0f} turns of [{lower:g}, {upper:g}]), and {layer.label} reads "
+        "them modulo a turn; remedy: bounds of one turn in the unit of the data, as "
+        "bounds=[(0, 360)] for degrees, or values of one turn"
+    )
 
 
 def some_rows(rows: int, size: int) -> Tensor:

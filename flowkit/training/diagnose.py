@@ -87,10 +87,10 @@ def _first_bad_layer(
     layers: list[Transform] = (
         [whole[i] for i in range(len(whole))] if isinstance(whole, Compose) else [whole]
     )
-    inputs = []
+    outputs = []
     for number, layer in enumerate(layers):
-        inputs.append(x)
         x, log_det = layer(x, context)
+        outputs.append(x)
         bad = ~(torch.isfinite(x.reshape(len(x), -1)).all(1) & torch.isfinite(log_det))
         if bool(bad.any()):
             place = f"the first layer at fault is number {number}, {layer.label}"
@@ -105,8 +105,9 @@ def _first_bad_layer(
         return None
     base = f"the base {type(flow.base).__name__} is at fault"
     # Layers of constant slope, such as Box, leave it to the base to have no density there.
-    for number, (layer, given) in enumerate(zip(layers, inputs, strict=True)):
-        outside = ~layer.domain.check(given[rows])
+    # (By what leaves them: of a circle all is read, modulo a turn.)
+    for number, (layer, out) in enumerate(zip(layers, outputs, strict=True)):
+        outside = ~layer.codomain.check(out[rows])
         if bool(outside.any()):
             place = f"{base}, beyond the domain of number {number}, {layer.label}"
             return place, rows[outside], _OUTSIDE

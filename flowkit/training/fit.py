@@ -19,7 +19,7 @@ from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.noise import drawing_from
 from flowkit.objectives import MaximumLikelihood, Objective
-from flowkit.training.columns import ties
+from flowkit.training.columns import ties, turns
 from flowkit.training.data import as_rows, check_finite
 from flowkit.training.groups import part_of, split_parts
 from flowkit.training.history import History
@@ -279,7 +279,12 @@ def _parts(
     others, also = rows, ""
     if not fraction:
         others, also = _checked_rows(flow, validation, objective, device, "the validation data")
-    warned = (unread or also, rows.seen.lost or others.seen.lost, ties(flow, objective, rows))
+    warned = (
+        unread or also,
+        rows.seen.lost or others.seen.lost,
+        ties(flow, objective, rows),
+        turns(flow, rows),
+    )
     for text in filter(None, warned):
         warnings.warn(text, stacklevel=3)
     if fraction:
