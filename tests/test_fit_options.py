@@ -1,15 +1,20 @@
 """Every option of fit changes what it should, in the stated direction, or nothing."""
 
 import copy
+import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
 from flowkit import Flow, MaximumLikelihood, ReverseKL, coupling_flow, fit
 from flowkit.bases import StandardNormal
-from flowkit.transforms import DenseLinear, LULinear
+from flowkit.errors import DataError
+from flowkit.transforms import Compose, DenseLinear, LULinear, Standardize
 
 QUIET = {"progress": False, "batch_size": 50}
 
@@ -138,3 +143,245 @@ class TestMovingAverage:
         torch.testing.assert_close(
             objective.shift.double(), average_of(seen, 0.9), rtol=1e-6, atol=1e-7
         )
+
+
+class TestDirections:
+    """What each option does, against what it says."""
+
+    def fitted(self, **options):
+        flow = small()
+        history = fit(flow, rows() * 3, **{"epochs": 2, **QUIET, **options})
+        return flow, history
+
+    def moved(self, **options):
+        return (weights(self.fitted(**options)[0]) - weights(small())).norm().item()
+
+    def test_lr_scales_how_far_weights_move(self):
+        sizes = [self.moved(lr=lr, scheduler=None, validation=None) for lr in (1e-4, 1e-3, 1e-2)]
+        # Adam's first steps are about lr long.
+        assert sizes[1] == pytest.approx(10 * sizes[0], rel=0.1)
+        assert sizes[2] > 5 * sizes[1]
+
+    def test_an_own_optimizer_has_its_own_lr_and_a_given_one_is_warned_of(self):
+        def sgd(lr):
+            return lambda p: torch.optim.SGD(p, lr=lr)
+
+        options = {"steps": 1, "validation": None, "scheduler": None}
+        assert self.moved(optimizer=sgd(2e-2), **options) == pytest.approx(
+            2 * self.moved(optimizer=sgd(1e-2), **options), rel=1e-3
+        )
+        with pytest.warns(UserWarning, match="lr=0.1 is that of the default optimizer: the SGD"):
+            self.fitted(optimizer=sgd(1e-2), lr=0.1, **options)
+
+    def test_epochs_steps_and_batch_size_count(self):
+        assert self.fitted(epochs=3)[1].steps == [3, 6, 9]
+        assert self.fitted(epochs=3, batch_size=30)[1].steps == [6, 12, 18]
+        assert self.fitted(epochs=3, steps=7)[1].steps == [3, 6, 7]
+        seen = []
+
+        class Watch(MaximumLikelihood):
+            def forward(self, flow, batch):
+                seen.append(len(batch["x"]))
+                return super().forward(flow, batch)
+
+        fit(small(), rows(), Watch(), epochs=1, progress=False, batch_size=30)
+        assert seen == [30] * 6 + [20]  # the last are held out
+
+    def test_validation_holds_out_its_fraction_or_is_what_is_given(self):
+        for fraction, steps in ((0.5, 2), (0.1, 3), (None, 4), (0, 4)):
+            history = self.fitted(validation=fraction, epochs=1)[1]
+            assert history.steps == [steps]
+            assert len(history.validation) == (1 if fraction else 0)
+        held = rows(40, seed=3) * 3
+        flow, history = self.fitted(validation=held, epochs=1)
+        assert history.steps == [4]
+        assert history.best == pytest.approx(-flow.log_prob(held).mean().item(), rel=1e-6)
+
+    def test_the_gradient_of_a_step_is_clipped_to_its_norm(self):
+        def sgd(p):
+            return torch.optim.SGD(p, lr=1.0)
+
+        options = {"steps": 1, "validation": None, "scheduler": None, "optimizer": sgd}
+        free = self.moved(clip=None, **options)
+        assert self.moved(clip=2 * free, **options) == pytest.approx(free, rel=1e-6)
+        for clip in (free / 2, free / 20):
+            assert self.moved(clip=clip, **options) == pytest.approx(clip, rel=1e-3)
+
+    def test_patience_waits_so_many_epochs(self):
+        for patience in (1, 4):
+            history = self.fitted(epochs=300, lr=0.1, scheduler=None, patience=patience)[1]
+            assert history.stopped == "patience"
+            assert history.epochs[-1] == history.best_epoch + patience
+        assert self.fitted(epochs=12, lr=0.1, scheduler=None, patience=None)[1].epochs[-1] == 12
+
+    def test_the_seed_is_of_the_split_and_the_order(self):
+        first, same, other = (weights(self.fitted(seed=seed)[0]) for seed in (1, 1, 2))
+        assert torch.equal(first, same)
+        assert not torch.equal(first, other)
+
+    @pytest.mark.parametrize(
+        "change", [{"progress": True}, {"callbacks": [lambda f, h: None]}, {"patience": 50}]
+    )
+    def test_what_only_watches_changes_no_number(self, change, capfd):
+        flow, history = self.fitted()
+        other, again = self.fitted(**change)
+        assert torch.equal(weights(flow), weights(other))
+        assert history.validation == again.validation
+        shown = capfd.readouterr().err
+        assert ("validation" in shown) == ("progress" in change)
+
+    def test_a_checkpoint_changes_no_number(self, tmp_path):
+        flow, _ = self.fitted(checkpoint=tmp_path / "c")
+        assert torch.equal(weights(flow), weights(self.fitted()[0]))
+        assert (tmp_path / "c").exists()
+
+
+class TestSchedulers:
+    def rates(self, scheduler, epochs=4, **options):
+        history = fit(small(), rows(), epochs=epochs, scheduler=scheduler, **QUIET, **options)
+        return history.learning_rate
+
+    def test_the_named_schedules_are_what_they_say(self):
+        steps = 3 * np.arange(1, 5)
+        assert self.rates("cosine") == pytest.approx(1e-3 * (1 + np.cos(np.pi * steps / 12)) / 2)
+        assert self.rates(None) == [1e-3] * 4
+        held = rows(40) + 100  # a fit to other data makes it worse, epoch after epoch
+        rates = self.rates("plateau", epochs=12, patience=4, validation=held, lr=0.02)
+        assert sorted(rates, reverse=True) == rates
+        assert rates[-1] <= 0.1 * 0.02
+
+    def test_a_schedule_by_metric_follows_the_validation_loss(self):
+        seen = []
+
+        class Watched(torch.optim.lr_scheduler.ReduceLROnPlateau):
+            def step(self, metrics, epoch=None):
+                seen.append(metrics)
+                super().step(metrics)
+
+        flow = small()
+        never = {"patience": 0, "threshold": 9.0}
+        history = fit(flow, rows(), epochs=4, scheduler=lambda o, n: Watched(o, **never), **QUIET)
+        assert seen == history.validation
+        assert history.learning_rate == pytest.approx([1e-3, 1e-4, 1e-5, 1e-6])
+        seen.clear()
+        options = {"epochs": 2, "validation": None, "scheduler": lambda o, n: Watched(o)}
+        history = fit(small(), rows(), **options, **QUIET)
+        assert seen == history.train
+
+    def test_a_schedule_by_metric_resumes_to_the_same_bits(self, tmp_path):
+        def plateau(optimizer, steps):
+            return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1, threshold=9.0)
+
+        options = {"scheduler": plateau, "epochs": 6, **QUIET}
+        whole, resumed = small(), small()
+        expected = fit(whole, rows(), **options)
+        stop = [lambda f, h: len(h.epochs) == 3]
+        fit(resumed, rows(), checkpoint=tmp_path / "c", callbacks=stop, **options)
+        history = fit(small(), rows(), checkpoint=tmp_path / "c", **options)
+        assert history.learning_rate == expected.learning_rate
+        assert history.validation == expected.validation
+
+    @pytest.mark.parametrize(
+        ("scheduler", "message"),
+        [
+            (lambda o, n: 3, "LRScheduler, got int; remedy: lambda optimizer, steps"),
+            (lambda o, n: None, "LRScheduler, got NoneType; remedy"),
+            (torch.optim.lr_scheduler.ReduceLROnPlateau, r"could not be made.*Plateau\(optimizer"),
+            (lambda o: None, "could not be made of an optimizer and the number of steps"),
+            (
+                lambda o, n: torch.optim.lr_scheduler.ConstantLR(
+                    torch.optim.SGD([torch.zeros(1)], lr=1)
+                ),
+                "got one of another",
+            ),
+        ],
+    )
+    def test_what_is_no_schedule_is_an_error(self, scheduler, message):
+        with pytest.raises(DataError, match=message):
+            self.rates(scheduler)
+
+
+class TestClosures:
+    """Optimisers that evaluate the loss themselves, such as L-BFGS."""
+
+    def lbfgs(self, **options):
+        return lambda p: torch.optim.LBFGS(p, line_search_fn="strong_wolfe", **options)
+
+    def test_full_batches_reach_the_normal_of_the_data(self):
+        x = (rows(400) @ torch.tensor([[2.0, 1.0], [0.0, 0.5]]) + 3).double()
+        flow = Flow(Compose(Standardize(2), LULinear(2)), StandardNormal(2)).double()
+        options = {"validation": None, "scheduler": None, "batch_size": 400, "progress": False}
+        history = fit(flow, x, steps=30, optimizer=self.lbfgs(), **options)
+        centred = x - x.mean(0)
+        exact = math.log(2 * math.pi) + 1 + 0.5 * torch.logdet(centred.T @ centred / 400).item()
+        assert -flow.log_prob(x).mean().item() == pytest.approx(exact, abs=1e-6)
+        assert history.steps[-1] == 30
+        assert len(history.train) == 30
+
+    def test_every_evaluation_of_a_step_sees_the_same_rows_and_noise(self):
+        seen = []
+
+        class Noisy(MaximumLikelihood):
+            def forward(self, flow, batch, *, generator=None, progress=1.0):
+                noise = torch.randn(batch["x"].shape, generator=generator)
+                if self.training:
+                    seen.append(batch["x"] + noise)
+                return super().forward(flow, {**batch, "x": batch["x"] + noise})
+
+        options = {"scheduler": None, "validation": None, **QUIET}
+        fit(small(), rows(), Noisy(), steps=2, optimizer=self.lbfgs(max_iter=3), **options)
+        same = [torch.equal(a, b) for a, b in itertools.pairwise(seen)]
+        assert same.count(False) == 1  # between the two steps
+        assert len(seen) > 4
+
+    def test_clipping_averaging_and_schedules_count_steps_and_not_evaluations(self):
+        flow, seen, calls = small(), [], []
+
+        def build(parameters):
+            made = torch.optim.LBFGS(parameters, lr=0.1, max_iter=3)
+            made.register_step_post_hook(lambda *_: seen.append(weights(flow)))
+            return made
+
+        class Counting(MaximumLikelihood):
+            def forward(self, flow, batch):
+                calls.append(1)
+                return super().forward(flow, batch)
+
+        options = {"steps": 6, "validation": None, "ema": 0.9, "clip": 1e-3, **QUIET}
+        history = fit(flow, rows(), Counting(), optimizer=build, **options)
+        assert history.steps[-1] == len(seen) == 6
+        assert len(calls) > 6
+        torch.testing.assert_close(
+            weights(flow).double(), average_of(seen, 0.9), rtol=1e-6, atol=1e-7
+        )
+        assert history.learning_rate[-1] == pytest.approx(0.0, abs=1e-12)
+        # Each of at most three iterations moves by no more than lr times the clipped gradient.
+        first = (seen[0] - weights(small())).norm()
+        assert 0 < first < 1e-3
+
+    def test_it_resumes_to_the_same_bits(self, tmp_path):
+        options = {"optimizer": self.lbfgs(max_iter=3), "epochs": 4, "scheduler": None, **QUIET}
+        whole, resumed = small(), small()
+        expected = fit(whole, rows(), **options)
+        stop = [lambda f, h: len(h.epochs) == 2]
+        fit(resumed, rows(), checkpoint=tmp_path / "c", callbacks=stop, **options)
+        again = small()
+        history = fit(again, rows(), checkpoint=tmp_path / "c", **options)
+        assert history.validation == expected.validation
+        assert torch.equal(weights(again), weights(whole))
+
+    def test_mixed_precision_is_bfloat16_or_an_error(self):
+        options = {"epochs": 1, "optimizer": self.lbfgs(), **QUIET}
+        fabric = Fabric(accelerator="cpu", precision="bf16-mixed")
+        assert np.isfinite(fit(small(), rows(), fabric=fabric, **options).train).all()
+        fabric = Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu")])
+        with pytest.raises(DataError, match="LBFGS needs a closure.*remedy: precision='32-true'"):
+            fit(small(), rows(), fabric=fabric, **options)
+
+    def test_a_step_of_other_arguments_is_an_error(self):
+        class Odd(torch.optim.SGD):
+            def step(self, loss, closure=None):
+                super().step()
+
+        with pytest.raises(DataError, match="Odd.step needs loss; remedy"):
+            fit(small(), rows(), epochs=1, optimizer=lambda p: Odd(p, lr=1e-3), **QUIET)

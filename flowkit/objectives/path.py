@@ -64,7 +64,7 @@ class PathKL(Objective):
     """
 
     needs_data = False
-    reads = frozenset({"context"})
+    reads = frozenset({"context", "weight"})
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ class ReverseKL(Objective):
     """
 
     needs_data = False
-    reads = frozenset({"context"})
+    reads = frozenset({"context", "weight"})
 
     def __init__(
         self,

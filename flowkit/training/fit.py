@@ -69,23 +69,33 @@ def fit(
         data: Events ``(rows, *event)`` as an array, frame, list or tensor; a dict of such with the
             keys ``x``, ``context``, ``weight``, ``group`` and whatever the objective reads; a
             map-style Dataset; a ``np.memmap`` or the path of an ``.npy`` file, both read batch by
-            batch. ``None`` for objectives that need no data. Weights are scaled to mean one over
+            batch, and not to be written to meanwhile. ``None`` for objectives that need no data.
+            Contexts are ``(rows, C)``, or of any shape that the embedding of the flow reads;
+            integers and booleans are numbers, unless that embedding takes them as they are. Names
+            that nothing knows are an error; what is known and not read here, digits that the dtype
+            of the flow loses, values that repeat (integers, rounded numbers) and circular columns
+            of many turns are one warning each. Weights are scaled to mean one over
             the training rows and over the validation rows; a Dataset with weights is read once
             for it.
             Rows with the same number as ``group`` stay together: whole groups are held out, and
             a step sees as many whole groups as have about ``batch_size`` rows. Its weights are
             scaled for that, so objectives should heed them.
         objective: What to minimise; maximum likelihood by default.
-        validation: Fraction of the rows held out, or separate validation data, or ``None``.
+        validation: Fraction of the rows held out, or separate validation data, or ``None``. A
+            validation loss that is not finite is an error, as one of training is.
         epochs: Passes over the training rows. The last incomplete batch of a pass is left out;
             rows are shuffled anew for each.
         steps: Optimiser steps instead of epochs.
-        batch_size: Rows a step, over all processes together.
+        batch_size: Rows a step, over all processes together; not read without data.
         lr: Learning rate of the default optimiser, Adam.
-        optimizer: Callable from parameters to an optimiser, instead of Adam.
+        optimizer: Callable from parameters to an optimiser, instead of Adam. One whose step needs
+            a closure, such as ``torch.optim.LBFGS``, evaluates the loss of a batch several times a
+            step, with the same noise: it needs large batches, and a line search.
         scheduler: ``"cosine"`` (to zero over the whole fit), ``"plateau"`` (tenfold down after
             ``patience // 2`` epochs without improvement), ``None``, or a callable from optimiser
-            and total number of steps to a scheduler that is stepped every step.
+            and total number of steps to a scheduler that is stepped every step, or, if it wants a
+            metric as ``ReduceLROnPlateau`` does, every epoch with the validation loss, or without
+            validation with the training loss.
         clip: Largest norm of the gradient, above 0; ``None`` for no limit.
         patience: Epochs without a better validation loss before stopping; ``None`` for no limit.
         ema: Decay of an exponential moving average of the weights, which is then what is validated

@@ -47,10 +47,11 @@ def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, wh
             f"example coupling_flow(features, context={batch['context'].shape[-1]}), or leave it "
             "out"
         )
-    if "weight" in names and reads is not None and "weight" not in reads:
+    weighs = reads is None or ("weight" in reads and bool({"x", "context"} & reads & {*names}))
+    if "weight" in names and not weighs:
         return (
-            f"{what} have weights, which {label} does not read; remedy: leave 'weight' out, or an "
-            "objective that weighs its rows, such as MaximumLikelihood"
+            f"{what} have weights, which {label} does not read here; remedy: leave 'weight' out, "
+            "or an objective that weighs its rows, such as MaximumLikelihood"
         )
     started = bool(flow.initialized)
     if "x" in names and reads is not None and "x" not in reads and started:
