@@ -57,4 +57,9 @@ def worth_compiling(layers: int, parameters: int, batch_size: int, steps: int) -
         True
     """
     saved = layers * _SAVED_A_LAYER + 6 * parameters * batch_size * _SAVED_AN_OPERATION
-    return steps * saved > 2 * (_SECONDS_TO_START + layers * _SECONDS_A_LAYER)
+    return steps * saved > 2 * seconds_to_compile(layers)
+
+
+def seconds_to_compile(layers: int) -> float:
+    """About how long compiling a training step takes, on a core of 2024."""
+    return _SECONDS_TO_START + layers * _SECONDS_A_LAYER

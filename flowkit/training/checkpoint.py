@@ -2,27 +2,79 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import os
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from flowkit.errors import CheckpointError
+from flowkit.errors import CheckpointError, DataError
+from flowkit.files import check_writable, remove_leftovers, replacing
+from flowkit.training.history import History
+
+_HEAD = b"flowkit checkpoint 1\n"
+_DIGEST = hashlib.sha256
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+
+def prepare_path(path: str | os.PathLike[str]) -> Path:
+    """Make sure, before any step, that a checkpoint can be written; make its folder.
+
+    Temporary files that killed processes left beside it are removed.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(target)
+        remove_leftovers(target.parent)
+        with tempfile.TemporaryFile(dir=target.parent) as trial:
+            trial.write(bytes(4096))
+            trial.flush()
+            os.fsync(trial.fileno())
+    except (OSError, ValueError) as error:
+        raise _cannot_write(target, error) from None
+    return target
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write beside the target and move: an interrupted write leaves the previous checkpoint."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    """Write beside the target and move: an interrupted write leaves the previous checkpoint.
+
+    Raises:
+        CheckpointError: If it cannot be written, as on a full disk.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    payload = buffer.getbuffer()
     try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        with replacing(path) as file:
+            for part in (_HEAD, _DIGEST(payload).digest(), payload):
+                file.write(part)
+    except (OSError, DataError) as error:
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: Exception) -> CheckpointError:
+    number = getattr(error, "errno", None)
+    if number in _FULL:
+        return CheckpointError(
+            f"the checkpoint {path} cannot be written: no space left on its disk "
+            f"({os.strerror(number)}), and an older checkpoint is as it was; remedy: free some "
+            "space, or choose a path on another disk, and run the fit again: it goes on from there"
+        )
+    why = getattr(error, "strerror", None) or str(error)
+    return CheckpointError(
+        f"the checkpoint {path} cannot be written: {why}; remedy: choose a path in a folder that "
+        "can be written"
+    )
 
 
 def read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -30,28 +82,131 @@ def read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         path: The file.
-        settings: What must agree: the flow, the data, seed, batch size, and so on.
+        settings: What must agree: the flow, the data, seed, batch size, and so on. The total
+            number of steps may be another.
 
     Raises:
         CheckpointError: If the file is damaged or belongs to something else.
     """
+    content = _read(path)
     remedy = "remedy: continue with the flow and settings that wrote it, or choose another path"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        stored = content["settings"]
-    except Exception as error:  # damaged bytes surface as almost any exception
-        raise CheckpointError(
-            f"{path} is not a flowkit checkpoint, or is damaged ({type(error).__name__}); remedy: "
-            "delete it or choose another path"
-        ) from None
+    stored = content["settings"]
     for name, value in settings.items():
-        if stored.get(name) != value:
-            if name in ("weights", "flow"):
-                raise CheckpointError(f"the checkpoint {path} is of another flow; {remedy}")
-            if name == "data":
-                raise CheckpointError(f"the checkpoint {path} is of other data; {remedy}")
-            raise CheckpointError(
-                f"the checkpoint {path} was written with {name}={stored.get(name)!r}, this fit "
-                f"has {name}={value!r}; {remedy}"
-            )
+        if name == "total_steps" or stored.get(name) == value:
+            continue
+        if name in ("weights", "flow"):
+            raise CheckpointError(f"the checkpoint {path} is of another flow; {remedy}")
+        if name in ("data", "validation"):
+            other = "other data" if name == "data" else "other validation data"
+            raise CheckpointError(f"the checkpoint {path} is of {other}; {remedy}")
+        raise CheckpointError(
+            f"the checkpoint {path} was written with {name}={stored.get(name)!r}, this fit "
+            f"has {name}={value!r}; {remedy}"
+        )
     return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    def damaged(why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{path} is not a flowkit checkpoint, or is damaged ({why}); remedy: delete it, or "
+            "choose another path"
+        )
+
+    try:
+        data = memoryview(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read: {error.strerror}; remedy: choose another path"
+        ) from None
+    start = len(_HEAD) + _DIGEST().digest_size
+    if bytes(data[: len(_HEAD)]) != _HEAD:
+        raise damaged("it does not begin as one")
+    if bytes(data[len(_HEAD) : start]) != _DIGEST(data[start:]).digest():
+        raise damaged("its content does not have the digest that was written with it")
+    try:
+        content = torch.load(io.BytesIO(data[start:]), map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no state surface as almost any exception
+        raise damaged(type(error).__name__) from None
+    wrong = _first_wrong(content)
+    if wrong:
+        raise damaged(f"no valid {wrong} in it")
+    return content
+
+
+def _first_wrong(content: Any) -> str:
+    """The first part that is not what it should be; empty if all are."""
+    if not isinstance(content, dict):
+        return "content"
+    for name in ("settings", "step", "optimizer", "history"):
+        if not isinstance(content.get(name), dict):
+            return name
+    for name in ("epoch", "done", "waited"):
+        value = content.get(name)
+        if type(value) is not int or value < 0:
+            return name
+    if type(content["settings"].get("total_steps")) is not int:
+        return "total_steps"
+    best = content.get("best", ())
+    if best is not None and not isinstance(best, dict):
+        return "best"
+    for state in (content["step"], best or {}):
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            return "weights"
+    return "" if _is_record(content["history"], content["epoch"], content["done"]) else "history"
+
+
+def _is_record(record: dict[str, Any], epoch: int, done: int) -> bool:
+    if set(record) != {field.name for field in fields(History)}:
+        return False
+    terms = record["terms"]
+    if not isinstance(terms, dict):
+        return False
+    lists = [record[name] for name in ("epochs", "steps", "train", "learning_rate", "seconds")]
+    lists += list(terms.values()) + ([record["validation"]] if record["validation"] else [])
+    best = record["best_epoch"]
+    return (
+        all(
+            isinstance(values, list)
+            and len(values) == epoch
+            and all(type(value) in (int, float) for value in values)
+            for values in lists
+        )
+        and (record["steps"] or [0])[-1] == done
+        and isinstance(record["stopped"], str)
+        and (best is None or (type(best) is int and 1 <= best <= epoch))
+    )
+
+
+def same_shapes(state: dict[str, Any], module: nn.Module) -> bool:
+    """Whether a state has the names and shapes of a module's."""
+    own = module.state_dict()
+    return state.keys() == own.keys() and all(state[k].shape == own[k].shape for k in own)
+
+
+def described(part: nn.Module) -> Any:
+    """Class and plain settings of an objective, and of the objectives in it.
+
+    Of classes from elsewhere the name alone: what their attributes mean is not known here.
+    """
+    name = type(part).__qualname__
+    if not type(part).__module__.startswith("flowkit."):
+        return name
+    settings = {
+        key: value
+        for key, value in sorted(vars(part).items())
+        if not key.startswith("_") and key != "training" and _is_plain(value)
+    }
+    inner = [described(child) for child in part.children()]
+    return [name, settings, inner] if settings or inner else name
+
+
+def plain_settings(group: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an optimiser's parameters that are plain numbers, texts or flags."""
+    return {key: value for key, value in group.items() if _is_plain(value) and key != "params"}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -9,6 +9,7 @@ from flowkit.errors import FlowkitError, NonFiniteLossError
 from flowkit.flow import Flow
 from flowkit.noise import drawing_from
 from flowkit.objectives import Objective
+from flowkit.training.gradients import owner_of
 from flowkit.transforms import Compose, Transform
 
 _TRAINING = "look for outliers in these rows, a lower lr, or clip"
@@ -46,7 +47,8 @@ def non_finite_error(
     for name, parameter in flow.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return NonFiniteLossError(
-                f"{head}: the parameter {name} is not finite; remedy: a lower lr, or clip"
+                f"{head}: the parameter {name}{owner_of(flow, name)} is not finite; remedy: a "
+                "lower lr, or clip"
             )
     found = _first_bad_layer(flow, batch["x"], batch.get("context")) if "x" in batch else None
     if found is None:
@@ -89,12 +91,13 @@ def _first_bad_layer(
     )
     outputs = []
     for number, layer in enumerate(layers):
+        given = x
         x, log_det = layer(x, context)
         outputs.append(x)
         bad = ~(torch.isfinite(x.reshape(len(x), -1)).all(1) & torch.isfinite(log_det))
         if bool(bad.any()):
             place = f"the first layer at fault is number {number}, {layer.label}"
-            outside = log_det == -torch.inf
+            outside = bad & ~layer.domain.check(given)
             if bool(outside.any()):
                 place += ", whose domain these rows are outside of"
                 return place, outside.nonzero().flatten(), _OUTSIDE

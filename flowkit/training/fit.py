@@ -19,15 +19,18 @@ from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.noise import drawing_from
 from flowkit.objectives import MaximumLikelihood, Objective
+from flowkit.training.checkpoint import prepare_path
 from flowkit.training.columns import ties, turns
 from flowkit.training.data import as_rows, check_finite
 from flowkit.training.groups import part_of, split_parts
 from flowkit.training.history import History
 from flowkit.training.keys import check_keys
 from flowkit.training.optimizers import DEFAULT_LR, Scheduler
+from flowkit.training.output import output
 from flowkit.training.randomness import Randomness
 from flowkit.training.rows import Part, Rows
 from flowkit.training.run import Callback, Run, Step
+from flowkit.training.state import StateBefore
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -152,27 +155,37 @@ def fit(
     ema = None if ema is None else float(ema)
     if compile not in (True, False, "auto"):
         raise DataError(f"fit expected compile to be True, False or 'auto', got {compile!r}")
-    if checkpoint is not None and (
-        not isinstance(checkpoint, (str, os.PathLike)) or Path(checkpoint).is_dir()
-    ):
-        raise DataError(
-            f"fit expected checkpoint as the path of a file, not of a folder, got {checkpoint!r}; "
-            "remedy: for example checkpoint='fit.ckpt'"
-        )
+    path = None if checkpoint is None else _checkpoint_path(checkpoint)
     if fabric.world_size > 1 and not fabric._launched:
         fabric.launch()
     step = Step(flow, objective)
     random = Randomness(seed, fabric.device, fabric.global_rank)
-    with torch.inference_mode(False), torch.enable_grad(), _on_device(step, fabric):
-        # The same in all processes; Datasets and layers that start from data may draw.
-        with drawing_from(random.generator):
-            train, held = _parts(flow, data, objective, validation, seed, fabric.device)
-            _start_from_data(flow, objective, train, random.generator)
-        with closing(Run(step, fabric, train, held, random)) as run:
-            run.plan(epochs, steps, batch_size)
-            run.prepare(lr, optimizer, scheduler, clip, patience, ema, compile)
-            run.resume(checkpoint)
-            return run.loop(progress, callbacks)
+    before, run = StateBefore(step), None
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), _on_device(step, fabric):
+            # The same in all processes; Datasets and layers that start from data may draw.
+            with drawing_from(random.generator):
+                train, held = _parts(flow, data, objective, validation, seed, fabric.device)
+                _start_from_data(flow, objective, train, random.generator)
+            shown = output(progress and fabric.is_global_zero)
+            with closing(Run(step, fabric, train, held, random, shown)) as run:
+                run.plan(epochs, steps, batch_size)
+                run.prepare(lr, optimizer, scheduler, clip, patience, ema, compile)
+                run.resume(path)
+                return run.loop(callbacks)
+    except BaseException:
+        if run is None or run.salvaged is None:
+            before.restore()
+        raise
+
+
+def _checkpoint_path(checkpoint: Any) -> Path:
+    if not isinstance(checkpoint, (str, os.PathLike)) or os.path.isdir(checkpoint):
+        raise DataError(
+            f"fit expected checkpoint as the path of a file, not of a folder, got {checkpoint!r}; "
+            "remedy: for example checkpoint='fit.ckpt'"
+        )
+    return prepare_path(checkpoint)
 
 
 def _whole(name: str, value: Any, least: int = 1) -> int:

@@ -96,6 +96,6 @@ class Randomness:
         """Around a step of the optimiser."""
         return drawing_from(self.generator if self.optimizer_draws else None)
 
-    def of_callbacks(self) -> AbstractContextManager[Any]:
-        """Around callbacks, which may sample."""
+    def anywhere(self) -> AbstractContextManager[Any]:
+        """Around callbacks, which may sample, and what is rare."""
         return drawing_from(self.generator)

@@ -18,7 +18,7 @@ from flowkit.training.order import Order, shuffled, stored
 
 ROWS_AT_ONCE = 2048
 _ROWS_AHEAD = 4096
-_FINGERPRINT_ROWS = 16
+_NUMBERS_HASHED = 2**20
 
 
 class TensorRows:
@@ -43,6 +43,15 @@ class TensorRows:
         """Return the rows at ``index``."""
         index = index.to(self.device)
         return {name: value[index] for name, value in self.tensors.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """What every row carries."""
+        return list(self.tensors)
+
+    def block(self, name: str, start: int, stop: int) -> Tensor:
+        """Return what stored rows carry by this name, as in a batch."""
+        return self.tensors[name][start:stop]
 
     def column(self, name: str, index: Tensor) -> Tensor | None:
         """Return what rows at ``index`` carry by this name, in float64; ``None`` if nothing."""
@@ -81,6 +90,17 @@ class MappedRows:
             name: as_dtype(_read(array, index), self.dtype, name in self.labels).to(self.device)
             for name, array in self.arrays.items()
         }
+
+    @property
+    def names(self) -> list[str]:
+        """What every row carries."""
+        return list(self.arrays)
+
+    def block(self, name: str, start: int, stop: int) -> Tensor:
+        """Return what stored rows carry by this name, as in a batch."""
+        rows = np.arange(start, min(stop, len(self)))
+        values = torch.from_numpy(read_rows(self.arrays[name], rows))
+        return as_dtype(values, self.dtype, name in self.labels)
 
     def column(self, name: str, index: Tensor) -> Tensor | None:
         """Return what rows at ``index`` carry by this name, in float64; ``None`` if nothing."""
@@ -283,11 +303,19 @@ class Part:
         return index.repeat_interleave((weight / unit).round().long().clamp_min(1))
 
     def fingerprint(self) -> str:
-        """Hash of a few rows, which tells data apart; empty for a dataset, which may augment."""
+        """Hash of all rows, as stored, and of how many are in this part.
+
+        Empty for a dataset, which may give other rows each time.
+        """
         if isinstance(self.rows, DatasetRows):
             return ""
-        places = torch.linspace(0, len(self) - 1, min(_FINGERPRINT_ROWS, len(self))).long()
-        digest = hashlib.sha256()
-        for name, value in sorted(self.batch(self.index.at(places)).items()):
-            digest.update(name.encode() + value.cpu().numpy().tobytes())
+        digest = hashlib.blake2b(digest_size=32)
+        for name in sorted(self.rows.names):
+            first = self.rows.block(name, 0, 1)
+            text = f"\n{name} {first.dtype} {len(self)} of {len(self.rows)}\n"
+            digest.update(text.encode())
+            rows = max(1, _NUMBERS_HASHED // max(1, first.numel()))
+            for start in range(0, len(self.rows), rows):
+                block = self.rows.block(name, start, start + rows)
+                digest.update(block.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

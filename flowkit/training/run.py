@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice, repeat
@@ -18,13 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flowkit.compiling import can_compile, worth_compiling
+from flowkit.compiling import can_compile, seconds_to_compile, worth_compiling
 from flowkit.errors import CheckpointError, DataError, NonFiniteLossError, ProcessError
 from flowkit.flow import Flow
 from flowkit.objectives import Loss, Objective
 from flowkit.training.average import MovingAverage
-from flowkit.training.checkpoint import read_checkpoint, write_checkpoint
+from flowkit.training.checkpoint import (
+    described,
+    plain_settings,
+    read_checkpoint,
+    same_shapes,
+    write_checkpoint,
+)
 from flowkit.training.diagnose import non_finite_error
+from flowkit.training.gradients import non_finite_gradient, non_finite_weights
 from flowkit.training.history import History
 from flowkit.training.keys import Watched, nothing_read
 from flowkit.training.optimizers import (
@@ -33,6 +39,7 @@ from flowkit.training.optimizers import (
     choose_scheduler,
     needs_closure,
 )
+from flowkit.training.output import Silent
 from flowkit.training.randomness import Randomness, seed_of
 from flowkit.training.rows import Part
 
@@ -96,6 +103,11 @@ class Run:
         train: Training rows; ``None`` if the objective needs none.
         held: Validation rows, or ``None``.
         random: Its random numbers.
+        output: What shows it.
+
+    Attributes:
+        best: Weights of the best validated epoch.
+        kept: Weights of the last finished epoch, where nothing is validated.
     """
 
     def __init__(
@@ -105,12 +117,14 @@ class Run:
         train: Part | None,
         held: Part | None,
         random: Randomness,
+        output: Silent,
     ) -> None:
-        self.step, self.fabric, self.random = step, fabric, random
+        self.step, self.fabric, self.random, self.output = step, fabric, random, output
         self.train, self.held = train, held
         self.wrapped: Any = None
         self.history = History()
         self.best: dict[str, Tensor] | None = None
+        self.kept: dict[str, Tensor] | None = None
         self.waited = 0
         self.epoch = 0
         self.done = 0
@@ -169,6 +183,7 @@ class Run:
         module: Any = torch.compile(self.step) if compiled else self.step
         self.random.watch(self.step, chosen, compiled)
         self.wrapped, self.optimizer = self.fabric.setup(module, chosen)
+        groups = [plain_settings(group) for group in chosen.param_groups]
         self.scheduler, self.plateau = choose_scheduler(chosen, scheduler, self.total, patience)
         if self.scheduler is not None:
             # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
@@ -180,7 +195,8 @@ class Run:
         self.settings: dict[str, Any] = {
             "weights": [[name, list(p.shape)] for name, p in self.step.state_dict().items()],
             "flow": f"{recipe}\n{flow.summary()}",
-            "objective": type(self.step.objective).__name__,
+            "dtype": str(flow.dtype),
+            "objective": described(self.step.objective),
             "rows": 0 if self.train is None else len(self.train),
             "batch_size": self.batch_size,
             "total_steps": self.total,
@@ -191,15 +207,15 @@ class Run:
             "ema": ema,
             "scheduler": scheduler if isinstance(scheduler, str) else scheduler is not None,
             "precision": self.fabric.strategy.precision.precision,
-            "data": "" if self.train is None else self.train.fingerprint(),
+            "optimizer_groups": groups,
         }
 
     def _choose_compile(self, compile: bool | str) -> bool:
+        flow = self.step.flow
+        layers = sum(hasattr(module, "scalar") for module in flow.modules())
         if compile == "auto":
-            flow = self.step.flow
             # Compiled programs keep their states, which a reversible stack does not.
             saving = any(getattr(module, "reversible", False) for module in flow.modules())
-            layers = sum(hasattr(module, "scalar") for module in flow.modules())
             parameters = sum(p.numel() for p in flow.parameters())
             compile = (
                 self.step.objective.compiles
@@ -208,29 +224,97 @@ class Run:
                 and self.fabric.world_size == 1
                 and worth_compiling(layers, parameters, self.batch_size, self.total)
             )
-        return bool(compile) and can_compile(self.fabric.device)
+        if not compile or not can_compile(self.fabric.device):
+            return False
+        self.output.say(
+            f"compiles the training step, which takes about {seconds_to_compile(layers):.0f} s "
+            "before the first one"
+        )
+        return True
 
-    def resume(self, checkpoint: str | os.PathLike[str] | None) -> None:
+    def resume(self, path: Path | None) -> None:
         """Go on from a checkpoint, if there is one."""
-        self.path = None if checkpoint is None else Path(checkpoint)
-        if self.path is None or not self.path.exists():
+        self.path = path
+        if path is None:
             return
-        content = read_checkpoint(self.path, self.settings)
+        # Only here, for they read all rows.
+        self.settings["data"] = "" if self.train is None else self.train.fingerprint()
+        self.settings["validation"] = "" if self.held is None else self.held.fingerprint()
+        if not path.exists():
+            return
+        content = read_checkpoint(path, self.settings)
+        if content["settings"]["total_steps"] != self.total:
+            self._plan_anew(content)
         try:
-            self.optimizer.load_state_dict(content["optimizer"])
-            for name, part in self._parts().items():
-                part.load_state_dict(content[name])
-            self.best, self.waited = content["best"], content["waited"]
-            self.epoch, self.done = content["epoch"], content["done"]
-            self.history = History(**content["history"])
-            self.step.load_state_dict(content["step"])
-        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            self._load(content)
+        except Exception as error:
             raise CheckpointError(
-                f"the state in {self.path} does not fit this fit ({error}); remedy: continue with "
+                f"the state in {path} does not fit this fit ({error}); remedy: continue with "
                 "the settings that wrote it, or choose another path"
             ) from None
-        if self.history.stopped == "callback":
-            self.history.stopped = self.limit if self.done >= self.total else ""
+        if self.held is None and self.epoch:
+            self.kept = self._copied()
+        self.output.say(f"goes on from {path}, after epoch {self.epoch} (step {self.done})")
+        if self.done > self.total:
+            warnings.warn(
+                f"the checkpoint {path} is of a fit that has done {self.done} steps already, more "
+                f"than the {self.total} that are asked for now, so nothing is left to do and the "
+                "flow gets its weights; remedy: more epochs, or another path to start over",
+                stacklevel=3,
+            )
+        stopped = self.history.stopped
+        if self.done >= self.total:
+            self.history.stopped = stopped if stopped == "patience" else self.limit
+        elif stopped != "patience" or not self._out_of_patience():
+            self.history.stopped = ""
+
+    def _load(self, content: dict[str, Any]) -> None:
+        model = self.step if self.average is None else self.average.module
+        best = content["best"]
+        if best is not None and not same_shapes(best, model):
+            raise ValueError("its best weights are of another flow")
+        self.step.load_state_dict(content["step"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        for name, part in self._parts().items():
+            if content[name].keys() != part.state_dict().keys():
+                raise ValueError(f"its {name} is another one")
+            part.load_state_dict(content[name])
+        self.best, self.waited = best, content["waited"]
+        self.epoch, self.done = content["epoch"], content["done"]
+        self.history = History(**content["history"])
+
+    def _plan_anew(self, content: dict[str, Any]) -> None:
+        """Put the schedule over the present length in the place of the stored one.
+
+        From here on the rate at step t is that of a fit of the present length; the steps that are
+        done had that of the length that was asked for then.
+        """
+        if self.scheduler is None or content["done"] >= self.total:
+            return
+        try:
+            steps = int(content["scheduler"].get("last_epoch", content["done"]))
+            groups = content["optimizer"]["param_groups"]
+            # Torch warns of schedules that step before the optimizer, which has done so elsewhere.
+            self.scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]
+            for _ in range(steps):
+                self.scheduler.step()
+            content["scheduler"] = self.scheduler.state_dict()
+            for stored, planned in zip(groups, self.optimizer.param_groups, strict=True):
+                stored.update({k: v for k, v in planned.items() if k != "params"})
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"the schedule in {self.path} cannot be planned over another number of steps "
+                f"({error}); remedy: the {content['settings']['total_steps']} steps that wrote "
+                "it, or another path"
+            ) from None
+
+    def _out_of_patience(self) -> bool:
+        return self.patience is not None and self.waited >= self.patience
+
+    def _copied(self) -> dict[str, Tensor]:
+        """A copy of the weights that a fit that ends here would leave."""
+        model = self.step if self.average is None else self.average.module
+        return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
     def _parts(self) -> dict[str, Any]:
         """What has a state, besides the step and the optimiser."""
@@ -256,35 +340,57 @@ class Run:
                 },
             )
 
-    def loop(self, progress: bool, callbacks: tuple[Callback, ...]) -> History:
+    def loop(self, callbacks: tuple[Callback, ...]) -> History:
         """Run epochs until something says stop."""
-        with self._restoring(), _bar(self, progress) as bar:
+        with self._restoring():
+            self.output.begin(self)
             while not self.history.stopped:
-                self._one_epoch(bar)
-                with self._together(), self.random.of_callbacks():
+                self._one_epoch()
+                with self._together(), self.random.anywhere():
                     stop = [bool(callback(self.step.flow, self.history)) for callback in callbacks]
                 if self._in_any_process(any(stop)):
                     self.history.stopped = "callback"
-                elif self.patience is not None and self.waited >= self.patience:
+                elif self._out_of_patience():
                     self.history.stopped = "patience"
                 elif self.done >= self.total:
                     self.history.stopped = self.limit
+                if self.held is None:
+                    self.kept = self._copied()
+                self.output.epoch(self)
                 with self._together():
                     self.write()
+        self.output.end(self)
         return self.history
 
     @contextmanager
     def _restoring(self) -> Any:
-        """Whatever ends the fit, leave the best weights, in evaluation mode."""
+        """Whatever ends the fit, leave the best weights, in evaluation mode.
+
+        After an error or an interrupt that are those of the best validated epoch, or without
+        validation of the last finished one; before that, whoever called has the older ones.
+        """
         try:
             yield
-        finally:
+        except BaseException:
+            self.output.end()
+            if self.salvaged is not None:
+                self.step.load_state_dict(self.salvaged)
+            raise
+        else:
             weights = self.best
             if weights is None and self.average is not None:
                 weights = self.average.module.state_dict()
             if weights is not None:
                 self.step.load_state_dict(weights)
+        finally:
             self.step.eval()
+            # Gradients of the last step would be added to those of the user's own steps.
+            self.step.zero_grad()
+
+    @property
+    def salvaged(self) -> dict[str, Tensor] | None:
+        """What is left if the fit fails now; ``None`` before an epoch is finished."""
+        return self.kept if self.held is None else self.best
 
     def _in_any_process(self, flag: bool) -> bool:
         """Whether a flag is set anywhere, so that all processes take the same way."""
@@ -328,7 +434,7 @@ class Run:
             seed = seed_of(self.random.seed, self.epoch)
             yield from self.train.batches(seed, self.batch_size, self.fabric.global_rank, share)
 
-    def _one_epoch(self, bar: Any) -> None:
+    def _one_epoch(self) -> None:
         begun = time.perf_counter()
         self.random.begin_epoch(self.epoch)
         batches = self._batches()
@@ -341,10 +447,13 @@ class Run:
                 loss = self._one_step(batches)
                 for name, value in (("", loss.value.detach()), *loss.terms.items()):
                     sums[name] = sums.get(name, 0.0) + value
-                bar(loss)
+                self.output.step(self, loss)
         if self.unchecked:
             with self._together():
                 self._check()
+        error = non_finite_weights(self.step, self.done)
+        if error is not None:
+            raise error
         self.epoch += 1
         like = sums[""]
         total = torch.stack([torch.as_tensor(v).detach().to(like) for v in sums.values()])
@@ -386,10 +495,7 @@ class Run:
             losses.append(loss)
             self.optimizer.zero_grad(set_to_none=True)
             self.fabric.backward(loss.value)
-            if self.clip is not None:
-                self.fabric.clip_gradients(
-                    self.wrapped, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
-                )
+            self._clip(check, batch, index)
             return self._shared(loss.value.detach()) if self.by_closure else loss.value.detach()
 
         if self.by_closure:
@@ -403,6 +509,27 @@ class Run:
             self.average.update(self.step, self.done)
         self.done += 1
         return losses[0]
+
+    def _clip(self, check: bool, batch: dict[str, Tensor], index: Tensor | None) -> None:
+        """Clip the gradients; raise where they are not finite, before any weight is."""
+        # Loss scaling leaves out steps that are not finite, and goes on with another scale.
+        checked = check and getattr(self.fabric.strategy.precision, "scaler", None) is None
+        if self.clip is None:
+            gradients = [p.grad for p in self.step.parameters() if p.grad is not None]
+            finite = not checked or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+        else:
+            try:
+                self.fabric.clip_gradients(
+                    self.wrapped, self.optimizer, max_norm=self.clip, error_if_nonfinite=checked
+                )
+                finite = True
+            except RuntimeError as error:
+                if "non-finite" not in str(error):
+                    raise
+                finite = False
+        if not finite:
+            with self.random.anywhere():
+                raise non_finite_gradient(self.step, batch, index, self.done + 1)
 
     def _watched(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch, which in the first epoch notes what an objective that does not say reads."""
@@ -430,7 +557,8 @@ class Run:
             step, value, index = self.unchecked[bad[0]]
             batch = {} if index is None else self.train.batch(index)  # type: ignore[union-attr]
             head = f"the loss became {value} at step {step}"
-            raise non_finite_error(self.step.flow, self.step.objective, batch, index, head)
+            with self.random.anywhere():
+                raise non_finite_error(self.step.flow, self.step.objective, batch, index, head)
         self.unchecked.clear()
 
     def _validate(self, held: Part) -> None:
@@ -455,7 +583,8 @@ class Run:
             numbers = next(islice(held.runs(), bad[0] if bad else 0, None))
             head = f"the validation loss became {value} after epoch {self.epoch}"
             rows = held.batch(numbers)
-            raise non_finite_error(model.flow, model.objective, rows, numbers, head, held.of)
+            with self.random.anywhere():
+                raise non_finite_error(model.flow, model.objective, rows, numbers, head, held.of)
         history = self.history
         better = value < (math.inf if history.best is None else history.best)
         history.validation.append(value)
@@ -463,21 +592,3 @@ class Run:
         if better:
             history.best_epoch = self.epoch
             self.best = {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-
-@contextmanager
-def _bar(run: Run, progress: bool) -> Any:
-    """One progress bar over all steps; the loss is read only when it is redrawn."""
-    from tqdm.auto import tqdm
-
-    hidden = not progress or not run.fabric.is_global_zero
-    with tqdm(total=run.total, initial=run.done, disable=hidden, unit="step") as bar:
-
-        def update(loss: Loss) -> None:
-            if bar.update(1):
-                shown: Mapping[str, str] = {"loss": f"{float(loss.value.detach()):.4g}"}
-                if run.history.validation:
-                    shown = {**shown, "validation": f"{run.history.validation[-1]:.4g}"}
-                bar.set_postfix(shown, refresh=False)
-
-        yield update

@@ -1,0 +1,171 @@
+"""What a fit shows: a bar in terminals and notebooks, a line now and then in logs."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from flowkit.objectives import Loss
+
+if TYPE_CHECKING:
+    from flowkit.training.run import Run
+
+_SECONDS_BETWEEN_LINES = 30.0
+_LINES_A_FIT = 10
+
+
+class Silent:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Show a message."""
+
+    def begin(self, run: Run) -> None:
+        """Show that steps begin."""
+
+    def step(self, run: Run, loss: Loss) -> None:
+        """Show a step; the loss is only read where it is shown, for that waits for the device."""
+
+    def epoch(self, run: Run) -> None:
+        """Show the end of an epoch."""
+
+    def end(self, run: Run | None = None) -> None:
+        """Show why the fit stopped and what was kept; without a fit only tidy up."""
+
+
+class Lines(Silent):
+    """Whole lines: at every tenth of the fit, and if that takes long, every half minute."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def say(self, text: str) -> None:
+        """Write a line."""
+        self.stream.write(f"fit: {text}\n")
+        self.stream.flush()
+
+    def begin(self, run: Run) -> None:
+        """Start the clock."""
+        self.last, self.tenth = time.monotonic(), self._tenth(run)
+
+    def _tenth(self, run: Run) -> int:
+        return _LINES_A_FIT * run.done // run.total
+
+    def _due(self) -> bool:
+        return time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES
+
+    def _write(self, run: Run, text: str) -> None:
+        self.last, self.tenth = time.monotonic(), self._tenth(run)
+        self.say(f"step {run.done} of {run.total}, {text}")
+
+    def step(self, run: Run, loss: Loss) -> None:
+        """Write a line where the last one is long ago."""
+        if self._due():
+            self._write(run, f"loss {_number(loss.value.detach())}")
+
+    def epoch(self, run: Run) -> None:
+        """Write a line where a tenth is done."""
+        if self._tenth(run) > self.tenth or self._due():
+            history = run.history
+            text = f"epoch {run.epoch}: loss {_number(history.train[-1])}"
+            if history.validation:
+                text += f", validation {_number(history.validation[-1])}"
+            self._write(run, text)
+
+    def end(self, run: Run | None = None) -> None:
+        """Write the last line."""
+        if run is not None:
+            self.say(outcome(run))
+
+
+class Bar(Silent):
+    """A progress bar over all steps.
+
+    Args:
+        kind: The class of bars, of a terminal or of a notebook.
+        stream: Where messages go; ``None`` for a notebook, whose bar shows them itself.
+    """
+
+    def __init__(self, kind: Any, stream: Any) -> None:
+        self.kind, self.stream = kind, stream
+        self.bar: Any = None
+
+    def say(self, text: str) -> None:
+        """Write a line above the bar."""
+        if self.stream is not None:
+            self.stream.write(f"fit: {text}\n")
+            self.stream.flush()
+
+    def begin(self, run: Run) -> None:
+        """Show the bar."""
+        self.bar = self.kind(
+            total=run.total, initial=min(run.done, run.total), unit="step", file=self.stream
+        )
+
+    def step(self, run: Run, loss: Loss) -> None:
+        """Move the bar."""
+        if self.bar.update(1):
+            shown = {"loss": _number(loss.value.detach())}
+            if run.history.validation:
+                shown["validation"] = _number(run.history.validation[-1])
+            self.bar.set_postfix(shown, refresh=False)
+
+    def end(self, run: Run | None = None) -> None:
+        """Take the bar away from the fit, and say how it ended."""
+        if self.bar is not None:
+            if run is not None and self.stream is None:
+                self.bar.set_postfix_str(outcome(run))
+            self.bar.close()
+        if run is not None:
+            self.say(outcome(run))
+
+
+def output(shown: bool) -> Silent:
+    """What shows a fit here: nothing, a bar, or lines where standard error is no terminal."""
+    stream = sys.stderr
+    if not shown or stream is None:
+        return Silent()
+    if _in_notebook():
+        # Without these a bar of tqdm is a warning and a heap of carriage returns.
+        if importlib.util.find_spec("ipywidgets") is None:
+            return Lines(stream)
+        from tqdm.notebook import tqdm as notebook_bar
+
+        return Bar(notebook_bar, None)
+    if stream.isatty():
+        from tqdm import tqdm
+
+        return Bar(tqdm, stream)
+    return Lines(stream)
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
+
+
+def outcome(run: Run) -> str:
+    """Why a fit stopped and what was kept, in one line."""
+    history = run.history
+    why = {
+        "epochs": f"all {run.total // run.per_epoch} epochs are done",
+        "steps": f"all {run.total} steps are done",
+        "patience": f"no better validation loss for {run.waited} epochs",
+        "callback": "a callback asked for it",
+    }[history.stopped]
+    if run.done > run.total:
+        why = f"the checkpoint has done more than the {run.total} steps asked for"
+    if history.best_epoch is not None:
+        kept = f"epoch {history.best_epoch}, with validation {_number(history.best)}"
+    else:
+        average = "" if run.average is None else "the moving average of "
+        kept = f"{average}the last epoch"
+        if history.train:
+            kept += f", with loss {_number(history.train[-1])}"
+    return f"stopped after epoch {run.epoch} (step {run.done}): {why}; kept {kept}"
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.4g}"

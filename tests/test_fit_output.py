@@ -1,0 +1,193 @@
+"""What a fit shows: few lines in logs, a bar in terminals, nothing if asked; a short History."""
+
+import io
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+from flowkit import History, coupling_flow, fit
+from flowkit.training import output as outputs
+
+
+def rows(n=200):
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+
+
+def small():
+    return coupling_flow(2, layers=1, hidden=(8,))
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def show(monkeypatch, stream):
+    system = types.SimpleNamespace(stderr=stream, modules=sys.modules)
+    monkeypatch.setattr(outputs, "sys", system)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    stream = io.StringIO()
+    show(monkeypatch, stream)
+    return stream
+
+
+def lines(stream):
+    return stream.getvalue().splitlines()
+
+
+def test_a_log_gets_ten_lines_and_an_end_and_no_carriage_returns(log):
+    history = fit(small(), rows(), epochs=60, patience=None, batch_size=50)
+    assert "\r" not in log.getvalue()
+    assert "\x1b" not in log.getvalue()
+    assert len(lines(log)) == 11
+    assert lines(log)[0].startswith("fit: step 18 of 180, epoch 6: loss ")
+    best = f"kept epoch {history.best_epoch}, with validation {history.best:.4g}"
+    assert lines(log)[-1] == (
+        f"fit: stopped after epoch 60 (step 180): all 60 epochs are done; {best}"
+    )
+
+
+def test_a_long_epoch_writes_every_half_minute(log, monkeypatch):
+    clock = iter(range(0, 10_000, 4))
+    monkeypatch.setattr(outputs, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    fit(small(), rows(4000), epochs=1, batch_size=50, validation=None)
+    inside = [line for line in lines(log) if " epoch " not in line]
+    # 80 steps with a look at the clock in each, 4 s apart.
+    assert 80 * 4 / 50 < len(inside) < 80 * 4 / 30
+    assert inside[0].startswith("fit: step ")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"steps": 5}, "stopped after epoch 2 (step 5): all 5 steps are done; kept epoch "),
+        (
+            {"epochs": 2, "validation": None},
+            "stopped after epoch 2 (step 8): all 2 epochs are done; kept the last epoch, with "
+            "loss ",
+        ),
+        (
+            {"epochs": 1, "validation": None, "ema": 0.9},
+            "kept the moving average of the last epoch, with loss ",
+        ),
+        (
+            {"epochs": 9, "callbacks": [lambda f, h: True]},
+            "stopped after epoch 1 (step 3): a callback asked for it; kept epoch 1, with ",
+        ),
+        (
+            {"epochs": 50, "patience": 2, "lr": 10.0, "clip": 1e-3},
+            ": no better validation loss for 2 epochs; kept epoch ",
+        ),
+    ],
+)
+def test_the_last_line_says_why_it_stopped_and_what_is_kept(log, options, expected):
+    fit(small(), rows(), batch_size=50, **options)
+    assert expected in lines(log)[-1]
+
+
+def test_a_fit_that_goes_on_says_so(log, tmp_path):
+    options = {"checkpoint": tmp_path / "c", "batch_size": 50}
+    fit(small(), rows(), epochs=1, **options)
+    fit(small(), rows(), epochs=2, **options)
+    assert any("goes on from" in line and "after epoch 1 (step 3)" in line for line in lines(log))
+
+
+def test_compiling_is_announced_before_it_begins(log, monkeypatch):
+    from flowkit.training import run
+
+    monkeypatch.setattr(run, "can_compile", lambda device: True)
+
+    def compiling(step):
+        assert "compiles the training step" in lines(log)[-1]
+        return step
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    fit(small(), rows(), epochs=1, compile=True)
+    assert "compiles the training step, which takes about " in log.getvalue()
+
+
+def test_without_progress_nothing_is_written(log, capfd):
+    fit(small(), rows(), epochs=2, progress=False)
+    assert log.getvalue() == ""
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar_and_the_end(monkeypatch):
+    stream = Terminal()
+    show(monkeypatch, stream)
+    fit(small(), rows(), epochs=2, batch_size=50)
+    assert "6/6" in stream.getvalue()
+    assert lines(stream)[-1].startswith("fit: stopped after epoch 2 (step 6)")
+
+
+def test_a_process_without_standard_error_trains(monkeypatch):
+    show(monkeypatch, None)
+    assert fit(small(), rows(), epochs=1).stopped == "epochs"
+
+
+def test_a_notebook_without_widgets_gets_lines_and_no_warning(log, monkeypatch):
+    shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    find = outputs.importlib.util.find_spec
+    monkeypatch.setattr(
+        outputs.importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "ipywidgets" else find(name, *rest),
+    )
+    fit(small(), rows(), epochs=2, batch_size=50)
+    assert "\r" not in log.getvalue()
+    assert lines(log)[-1].startswith("fit: stopped")
+
+
+def test_a_piped_process_writes_no_bars():
+    code = (
+        "import torch; from flowkit import coupling_flow, fit; "
+        "fit(coupling_flow(2, layers=1, hidden=(8,)), torch.randn(300, 2), epochs=12)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""
+    assert "\r" not in done.stderr
+    assert 2 <= len(done.stderr.splitlines()) <= 12
+
+
+class TestHistory:
+    def history(self, epochs, best=None):
+        values = [1 / (i + 1) for i in range(epochs)]
+        return History(
+            epochs=list(range(1, epochs + 1)),
+            steps=[4 * i for i in range(1, epochs + 1)],
+            train=values,
+            validation=[abs(i - best + 1) + 0.013 for i in range(epochs)] if best else [],
+            learning_rate=values,
+            seconds=values,
+            best_epoch=best,
+            stopped="patience" if best else "epochs",
+        )
+
+    def test_it_prints_as_a_short_table(self):
+        text = repr(self.history(500, best=77))
+        assert len(text.splitlines()) <= 13
+        assert "[" not in text
+        assert "500 epochs, 2000 steps" in text
+        assert "best validation 0.013 in epoch 77; stopped by patience" in text
+        numbers = [line.split()[0] for line in text.splitlines()[2:]]
+        assert numbers == ["1", "2", "3", "4", "...", "77", "...", "497", "498", "499", "500"]
+
+    def test_columns_that_are_empty_are_left_out(self):
+        text = str(self.history(3))
+        assert "validation" not in text
+        assert [line.split()[0] for line in text.splitlines()[2:]] == ["1", "2", "3"]
+        assert repr(History()) == "History: 0 epochs"
+
+    def test_it_prints_for_every_fit(self):
+        history = fit(small(), rows(), epochs=2, progress=False)
+        assert repr(history).startswith("History: 2 epochs, ")
+        assert len(repr(history).splitlines()) == 4
