@@ -10,6 +10,7 @@ from flowkit import Flow, MaximumLikelihood, coupling_flow, fit
 from flowkit.bases import StandardNormal
 from flowkit.errors import NonFiniteLossError
 from flowkit.objectives import Loss, Objective
+from flowkit.training.run import Run
 from flowkit.transforms import ActNorm, Compose, LULinear, Standardize
 
 QUIET = {"progress": False, "batch_size": 50}
@@ -247,7 +248,7 @@ class TestGradients:
             def forward(self, flow, batch):
                 return Loss(flow.log_prob(batch["x"]).mean() * 1e30, {})
 
-        with pytest.raises(NonFiniteLossError, match="too large for its norm"):
+        with pytest.raises(NonFiniteLossError, match="too large for a norm"):
             fit(small(), rows() * 10, Steep(), **QUIET)
 
     def test_weights_that_overflow_in_the_last_step_are_an_error(self):
@@ -266,6 +267,31 @@ class TestGradients:
                 **options,
                 **QUIET,
             )
+        assert same(before, flow)
+
+
+class TestAccelerators:
+    """There nothing waits for the device: what is not finite is kept out, and found later."""
+
+    def test_gradients_that_are_not_finite_are_kept_out_and_found_later(self, monkeypatch):
+        clip, check, weights = Run._clip, Run._check, []
+        monkeypatch.setattr(Run, "_clip", lambda run, now, *rest: clip(run, False, *rest))
+
+        def late(run):
+            weights.append(all(torch.isfinite(p).all() for p in run.step.parameters()))
+            if run.done + 1 == 10:
+                check(run)
+
+        monkeypatch.setattr(Run, "_check", late)
+        flow = small()
+        before = copy.deepcopy(flow.state_dict())
+        objective = Fails(
+            6, lambda f, loss: bad_gradient(f, loss) if objective.left == -1 else loss
+        )
+        with pytest.raises(NonFiniteLossError, match="gradient became NaN or infinite at step 7"):
+            fit(flow, rows(), objective, steps=12, validation=None, **QUIET)
+        assert all(weights)
+        assert len(weights) >= 10
         assert same(before, flow)
 
 

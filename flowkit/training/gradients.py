@@ -12,8 +12,8 @@ from flowkit.transforms import Compose
 
 def non_finite_gradient(
     step: nn.Module, batch: dict[str, Tensor], index: Tensor | None, number: int
-) -> NonFiniteLossError:
-    """Make the error of gradients that are not finite, or whose norm is not, though the loss is.
+) -> NonFiniteLossError | None:
+    """Make the error of gradients that are not finite, though the loss is; ``None`` if they are.
 
     Args:
         step: Flow and objective, with the gradients.
@@ -27,16 +27,7 @@ def non_finite_gradient(
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
     ]
     if not bad:
-        sizes = {
-            n: float(p.grad.abs().max()) for n, p in step.named_parameters() if p.grad is not None
-        }
-        name = max(sizes, key=sizes.__getitem__)
-        return NonFiniteLossError(
-            f"the gradient at step {number} is too large for its norm, up to {sizes[name]:.3g} in "
-            f"the parameter {name.removeprefix('flow.')}"
-            f"{owner_of(step.flow, name.removeprefix('flow.'))}; no weight was changed by it; "  # type: ignore[arg-type]
-            "remedy: look for outliers, or bring the data to a common scale"
-        )
+        return None
     # On the way back from the loss the last layer is the first one.
     flow, where = step.flow, bad[-1]
     layers = [name for name in bad if name.startswith("flow.transform.")]
@@ -48,7 +39,7 @@ def non_finite_gradient(
     text = f"; row(s) {numbers[rows.cpu()][:5].tolist()} of the data" if bool(rows.any()) else ""
     return NonFiniteLossError(
         f"the loss is finite at step {number}, but its gradient is not: on the way back first in "
-        f"the parameter {where.removeprefix('flow.')}{owner}, {len(bad)} parameter(s) in "
+        f"the parameter {where.removeprefix('flow.')}{owner}; {len(bad)} parameter(s) in "
         f"all{text}; no weight was changed by it; remedy: look for outliers in these rows, a "
         "lower lr, or another scalar map or activation in this layer"
     )
@@ -74,7 +65,7 @@ def owner_of(flow: Flow, name: str) -> str:
         return ""
     whole = flow.transform
     if isinstance(whole, Compose) and len(parts) > 2 and parts[1] == "transforms":
-        return f" of layer number {parts[2]}, {whole[int(parts[2])].label},"
+        return f" of layer number {parts[2]}, {whole[int(parts[2])].label}"
     return f" of {whole.label}"
 
 

@@ -129,6 +129,7 @@ class Run:
         self.epoch = 0
         self.done = 0
         self.unchecked: list[tuple[int, Tensor, Tensor | None]] = []
+        self.norms: list[tuple[int, Tensor]] = []
         self.given: dict[str, None] = {}
         self.read: set[str] = set()
 
@@ -511,25 +512,48 @@ class Run:
         return losses[0]
 
     def _clip(self, check: bool, batch: dict[str, Tensor], index: Tensor | None) -> None:
-        """Clip the gradients; raise where they are not finite, before any weight is."""
+        """Clip the gradients, and keep those that are not finite from the weights."""
         # Loss scaling leaves out steps that are not finite, and goes on with another scale.
-        checked = check and getattr(self.fabric.strategy.precision, "scaler", None) is None
-        if self.clip is None:
-            gradients = [p.grad for p in self.step.parameters() if p.grad is not None]
-            finite = not checked or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
-        else:
-            try:
-                self.fabric.clip_gradients(
-                    self.wrapped, self.optimizer, max_norm=self.clip, error_if_nonfinite=checked
+        scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None
+        gradients = [p.grad for p in self.step.parameters() if p.grad is not None]
+        norm: Tensor | None = None
+        try:
+            if self.clip is None:
+                norm = torch.nn.utils.get_total_norm(
+                    gradients, error_if_nonfinite=check and not scaled
                 )
-                finite = True
-            except RuntimeError as error:
-                if "non-finite" not in str(error):
-                    raise
-                finite = False
-        if not finite:
-            with self.random.anywhere():
-                raise non_finite_gradient(self.step, batch, index, self.done + 1)
+            else:
+                norm = self.fabric.clip_gradients(
+                    self.wrapped,
+                    self.optimizer,
+                    max_norm=self.clip,
+                    error_if_nonfinite=check and not scaled,
+                )
+        except RuntimeError as error:
+            if "non-finite" not in str(error):
+                raise
+            # Still as they were: they are clipped after they are checked.
+            self._raise_of_gradient(batch, index)
+            return
+        if not check and not scaled and norm is not None:
+            # Nobody waits for an accelerator: the next check finds it.
+            finite = norm.isfinite()
+            for gradient in gradients:
+                gradient.copy_(torch.where(finite, gradient, 0.0))
+            self.norms.append((self.done + 1, norm))
+
+    def _raise_of_gradient(self, batch: dict[str, Tensor], index: Tensor | None) -> None:
+        """Raise, unless a sum of squares alone overflows and nothing is to be clipped."""
+        with self.random.anywhere():
+            error = non_finite_gradient(self.step, batch, index, self.done + 1)
+        if error is not None:
+            raise error
+        if self.clip is not None:
+            raise NonFiniteLossError(
+                f"the gradient at step {self.done + 1} is too large for a norm by which to clip "
+                "it; no weight was changed by it; remedy: look for outliers, bring the data to a "
+                "common scale, or clip=None"
+            )
 
     def _watched(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch, which in the first epoch notes what an objective that does not say reads."""
@@ -560,6 +584,14 @@ class Run:
             with self.random.anywhere():
                 raise non_finite_error(self.step.flow, self.step.objective, batch, index, head)
         self.unchecked.clear()
+        for step, norm in self.norms:
+            if not bool(norm.isfinite()):
+                raise NonFiniteLossError(
+                    f"the gradient became NaN or infinite at step {step}, while the loss was "
+                    "finite; no weight was changed by it; remedy: a lower lr, or the same fit on "
+                    "the CPU, where the parameter, layer and rows at fault are named"
+                )
+        self.norms.clear()
 
     def _validate(self, held: Part) -> None:
         self.random.begin_validation(self.epoch)
