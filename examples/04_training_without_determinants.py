@@ -115,7 +115,7 @@ figure  # noqa: B018
 parts = digits(seed=0)
 train, held = (dequantize(p, seed=i) for i, p in enumerate((parts.train, parts.test)))
 torch.manual_seed(0)
-flow = energy_based_flow(64, "dense", bounds=(0, 17))
+flow = energy_based_flow(64, "dense", bounds=(-0.5, 16.5))
 print(flow.summary())
 loss = AfterPreprocessing(
     ScoreMatching("denoising", noise=0.3, antithetic=True, energy_weight=0.1)

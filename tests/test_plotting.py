@@ -44,10 +44,10 @@ def pixels():
     # One point in the middle of each corner pixel.
     return torch.tensor(
         [
-            [255.0, 0, 0, 0.5, 0.5],
-            [0, 255, 0, 7.5, 0.5],
-            [0, 0, 255, 0.5, 5.5],
-            [9, 9, 9, 7.5, 5.5],
+            [255.5, -0.5, -0.5, 0, 0],
+            [-0.5, 255.5, -0.5, 7, 0],
+            [-0.5, -0.5, 255.5, 0, 5],
+            [9, 9, 9, 7, 5],
         ]
     )
 
@@ -206,9 +206,9 @@ def test_pointillist_puts_colours_where_they_belong(photo, pixels):
     assert np.array_equal(np.asarray(left.images[0].get_array()), photo)
     dots = right.collections[-1]
     assert dots.get_offsets().tolist() == pixels[:, 3:].tolist()
-    assert dots.get_facecolors()[0, :3] == pytest.approx([255 / 256, 0, 0])
-    assert right.get_ylim() == (6, 0)  # y grows downwards, as in the photograph
-    assert right.get_xlim() == (0, 8)
+    assert dots.get_facecolors()[0, :3] == pytest.approx([1, 0, 0])
+    assert right.get_ylim() == (5.5, -0.5)  # y grows downwards, as in the photograph
+    assert right.get_xlim() == (-0.5, 7.5)
 
 
 def test_pointillist_counts_points_outside_the_frame(photo, pixels):

@@ -346,7 +346,7 @@ def test_learning_by_scores_reaches_the_likelihood_of_a_fit_by_likelihood():
 
 def counts_flow():
     """Counts from 0 to 255: dequantised, logit, and a linear layer."""
-    flow = Flow(Compose(Dequantize(2), Logit(2, 0.0, 256.0), DenseLinear(2)), StandardNormal(2))
+    flow = Flow(Compose(Dequantize(2), Logit(2, -0.5, 255.5), DenseLinear(2)), StandardNormal(2))
     with torch.no_grad():
         flow.transform[2].weight.copy_(torch.tensor([[0.7, 0.1], [-0.2, 0.9]]))
     return flow.double()

@@ -7,7 +7,7 @@ likelihood, stochastic likelihood, and sliced, denoising and finite-difference s
 Scored by the exact negative log-likelihood of the test images in bits per dimension, and by
 seconds.
 
-Pixels with uniform noise, in (0, 256), go through a logit, and losses are applied behind that.
+Pixels with uniform noise, in (-0.5, 255.5), go through a logit, and losses are applied behind that.
 Needs the Debian package dataset-fashion-mnist.
 
 Run: ``python examples/papers/image_density.py`` (about two hours on one core); ``--small`` takes
@@ -119,7 +119,7 @@ def train(
     x, test, upper = data
     held = max(1, len(x) // 30)
     torch.manual_seed(options.seed)
-    flow = energy_based_flow(tuple(x.shape[1:]), architecture, bounds=(0.0, upper))
+    flow = energy_based_flow(tuple(x.shape[1:]), architecture, bounds=(-0.5, upper))
     curve: list[float] = []
 
     spent: list[float] = []
@@ -168,10 +168,10 @@ def load(options: argparse.Namespace) -> tuple[Tensor, Tensor, float]:
     """Training and test images with uniform noise, and their upper end."""
     if options.small:
         parts = digits(seed=0)
-        x, test, upper = parts.train, parts.test, 17.0
+        x, test, upper = parts.train, parts.test, 16.5
         x, test = x.reshape(-1, 1, 8, 8)[:300], test.reshape(-1, 1, 8, 8)[:100]
     else:
-        x, test, upper = fashion_mnist("train"), fashion_mnist("test"), 256.0
+        x, test, upper = fashion_mnist("train"), fashion_mnist("test"), 255.5
     return dequantize(x, seed=0), dequantize(test, seed=1), upper
 
 

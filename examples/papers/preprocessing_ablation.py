@@ -37,7 +37,7 @@ def train(loss: str, after: bool, ema: float | None, seed: int, steps: int) -> f
     parts = digits(seed=seed)
     rows = [dequantize(part, seed=3 * seed + i) for i, part in enumerate(parts[:3])]
     torch.manual_seed(seed)
-    flow = energy_based_flow(64, "dense", bounds=(0.0, 17.0))
+    flow = energy_based_flow(64, "dense", bounds=(-0.5, 16.5))
     flowkit.fit(
         flow,
         rows[0],

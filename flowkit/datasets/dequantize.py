@@ -1,4 +1,4 @@
-"""Uniform dequantisation: integers become points of the unit cells above them.
+"""Uniform dequantisation: rounded values become points of the cells around them.
 
 A density of integers is unbounded; the density of integers plus uniform noise is not, and its mean
 log-likelihood is a lower bound on that of the integers.
@@ -11,17 +11,23 @@ from flowkit.errors import DataError
 
 
 def dequantize(values: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    r"""Add independent uniform noise of one unit to every entry of an integer tensor.
+    r"""Add independent uniform noise of one unit, centred at 0, to integers.
 
-    .. math:: y = k + u, \quad u \sim U[0, 1), \quad \lfloor y \rfloor = k
+    .. math:: y = k + u, \quad u \sim U(-1/2, 1/2), \quad \mathrm{round}(y) = k
+
+    **The convention of flowkit, everywhere** (here, :class:`flowkit.transforms.Dequantize`,
+    ``FlowDensity(dequantize=w)``, the command line): a rounded value v stands for the cell
+    :math:`[v - w/2, v + w/2)` around it, as measured numbers are rounded to the nearest, so that
+    means stay what they are. Pixels 0..255 fill [-0.5, 255.5). Numbers that were rounded *down*,
+    such as ages in years, stand for [v, v + 1): add one half to them, or to what comes out.
 
     Args:
-        values: Whole numbers of any dtype, any shape, in the units of the data.
+        values: Integers of any dtype, any shape, in the units of the data.
         seed: Seed of a private generator; the global random state is left alone.
         dtype: Floating dtype of the result.
 
     Returns:
-        Tensor of the shape of ``values``, from which ``floor`` gives the integers back.
+        Tensor of the shape of ``values``, from which ``round`` gives the integers back.
 
     Raises:
         DataError: If an entry is not a finite whole number.
@@ -34,8 +40,8 @@ def dequantize(values: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.floa
         >>> import torch
         >>> from flowkit.datasets import dequantize
         >>> grey = torch.tensor([0, 17, 255])
-        >>> dequantize(grey, seed=1).floor().tolist()
-        [0.0, 17.0, 255.0]
+        >>> dequantize(grey, seed=1).round().int().tolist()
+        [0, 17, 255]
     """
     whole = values.double()
     if not bool(torch.isfinite(whole).all()) or not torch.equal(whole, whole.round()):
@@ -44,8 +50,9 @@ def dequantize(values: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.floa
             "round them to the unit of record, or leave such columns as they are"
         )
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(whole.shape, generator=generator, dtype=torch.float64)
-    noisy = (whole + noise).to(dtype)
-    # Rounding to a coarse dtype may carry 639.99999999 to 640.0, which is another cell.
-    last = torch.nextafter((whole + 1).to(dtype), whole.to(dtype))
-    return torch.minimum(noisy, last)
+    noise = torch.rand(whole.shape, generator=generator, dtype=torch.float64) - 0.5
+    # Rounding to a coarse dtype may carry 639.49999999 to 639.5, which is the end of the cell.
+    low, high = (
+        torch.nextafter((whole + half).to(dtype), whole.to(dtype)) for half in (-0.5, 0.5)
+    )
+    return (whole + noise).to(dtype).clamp(low, high)

@@ -49,8 +49,9 @@ def photograph_patches(
 ) -> Splits:
     """Grey 8 by 8 patches of 15 photographs as rows of 63 numbers.
 
-    The recipe is that of BSDS300 in the papers below: grey levels 0..255, uniform noise in [0, 1)
-    added to each, divided by 256, the mean of the patch removed, and the last pixel dropped
+    The recipe is that of BSDS300 in the papers below: grey levels 0..255, uniform noise of one
+    unit added to each, divided by 256, the mean of the patch removed (which makes the place of the
+    cells immaterial), and the last pixel dropped
     because it then follows from the others. The images are others than those of BSDS300, so
     log-likelihoods are not comparable with published ones.
 

@@ -50,19 +50,22 @@ class PhotographColours(NamedTuple):
         return colours.reshape(self.height, self.width, 3)
 
     def dequantized(self, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the points with uniform noise in [0, 1) added to all five columns.
+        """Return the points with uniform noise in (-1/2, 1/2) added to all five columns.
+
+        See :func:`flowkit.datasets.dequantize` for the convention.
 
         Args:
             seed: Seed of a private generator.
             dtype: Floating dtype of the result.
 
         Returns:
-            Tensor (height * width, 5): colours in [0, 256), x in [0, width), y in [0, height).
+            Tensor (height * width, 5): colours in (-0.5, 255.5), x in (-0.5, width - 0.5), y in
+            (-0.5, height - 0.5).
 
         Example:
             >>> from flowkit.datasets import photograph_colours
             >>> points = photograph_colours().dequantized(seed=1)
-            >>> bool(points.min() >= 0), bool((points[:, 3] < 640).all())
+            >>> bool(points.min() > -0.5), bool((points[:, 3] < 639.5).all())
             (True, True)
         """
         return dequantize(self.points, seed=seed, dtype=dtype)

@@ -64,7 +64,9 @@ class Splits(NamedTuple):
         return Splits(train, validation, test, self.columns)
 
     def dequantized(self, *, seed: int = 0) -> "Splits":
-        """Add uniform noise in [0, 1) to every entry of a table of whole numbers.
+        """Add uniform noise in (-1/2, 1/2) to every entry of a table of integers.
+
+        See :func:`flowkit.datasets.dequantize` for the convention.
 
         Args:
             seed: Seed of private generators, one for each part.
@@ -78,7 +80,7 @@ class Splits(NamedTuple):
         Example:
             >>> from flowkit.datasets import digits
             >>> splits = digits().dequantized()
-            >>> bool((splits.train > digits().train).any())
+            >>> bool((splits.train.round() == digits().train).all())
             True
         """
         train, validation, test = (

@@ -17,10 +17,11 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from flowkit.datasets.lattice import Lattice
 from flowkit.errors import DataError, RecipeError
+from flowkit.estimators.rounded import DequantizedLikelihood, cell_log_prob
 from flowkit.flow import Flow
 from flowkit.noise import drawing_from
-from flowkit.objectives import Batch, Loss, MaximumLikelihood
 from flowkit.recipes.registry import build_for_columns
 from flowkit.training import fit
 from flowkit.training.data import needs_double, size_and_spread
@@ -52,8 +53,11 @@ class FlowDensity(DensityMixin, BaseEstimator):
             limit.
         dequantize: Width w of the cells to which the data were rounded, in the units of the data:
             one number, or one a column with 0 for columns that were not rounded. ``1`` suits whole
-            numbers. Every training step sees :math:`x + u`, :math:`u \sim U[-w/2, w/2)`, drawn
-            anew. Without it, a column with many ties is fitted by ever narrower spikes.
+            numbers. A value stands for the cell :math:`[x - w/2, x + w/2)` around it (see
+            :func:`flowkit.datasets.dequantize`): every training step sees :math:`x + u`,
+            :math:`u \sim U[-w/2, w/2)`, drawn anew; scores are averages of the density over the
+            cell, and samples are rounded back. Without it, a column with many ties is fitted by
+            ever narrower spikes.
         random_state: Seed of the weights, the split, the shuffling and the noise: an int, a
             ``numpy.random.RandomState``, which is advanced, or ``None`` for a different fit each
             time. The global random states of NumPy and torch are neither read nor changed.
@@ -66,12 +70,14 @@ class FlowDensity(DensityMixin, BaseEstimator):
         flow_: The fitted :class:`flowkit.Flow`, in float64 and evaluation mode. After
             ``flow_.to("cuda")`` the estimator scores and samples there.
         history_: The :class:`flowkit.History` of the fit.
+        lattice_: Widths and offsets of the values that rounded columns can take.
         n_features_in_: Number of columns seen by ``fit``.
         feature_names_in_: Names of the columns, if ``fit`` was given a frame with text names.
 
     Raises:
         DataError: From ``fit``, if a column is constant or beyond the range of float64, or if an
-            argument, the device or the weights cannot be used.
+            argument, the device or the weights cannot be used; also from ``score_samples``, if
+            values of a column are not rounded as ``dequantize`` says.
         RecipeError: From ``fit``, if the recipe or one of its options is unknown or does not fit.
         ValueError: From ``fit``, ``score_samples`` and ``score``, in scikit-learn's wording, for
             NaN, infinity, text, a single row, or another number of columns than in ``fit``.
@@ -94,6 +100,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
     """
 
     flow_: Flow
+    lattice_: Lattice
     n_features_in_: int
     feature_names_in_: np.ndarray
 
@@ -157,6 +164,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
         weight = _check_weight(sample_weight, len(X))
         if weight is not None:
             X, weight = X[weight > 0], weight[weight > 0]
+        self.lattice_ = Lattice.of(X, width)
+        self.lattice_.check(X, "FlowDensity with dequantize", self._names(X.shape[1]))
         dtype = self._choose_dtype(X, width)
         fabric = _fabric_on(self.device)
         seed = _seed_from(self.random_state)
@@ -166,7 +175,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         self.history_ = fit(
             flow,
             data,
-            _DequantizedLikelihood(torch.from_numpy(width).to(dtype)) if width.any() else None,
+            DequantizedLikelihood(torch.from_numpy(width).to(dtype)) if width.any() else None,
             validation=self.validation,
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -182,6 +191,9 @@ class FlowDensity(DensityMixin, BaseEstimator):
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Log-density of every row, in nats, in the units of the data.
+
+        With ``dequantize`` it is the logarithm of the average density over the cell of the row:
+        plus the logarithms of the widths, the log-probability of the rounded row.
 
         Args:
             X: ``(rows, columns)``.
@@ -203,11 +215,13 @@ class FlowDensity(DensityMixin, BaseEstimator):
         check_is_fitted(self, "flow_")
         X = validate_data(self, X, dtype=np.float64, reset=False)
         device = self.flow_.initialized.device
-        with torch.no_grad():
-            parts = [
-                self.flow_.log_prob(torch.tensor(part, device=device)).cpu()
-                for part in np.split(X, range(_ROWS_AT_ONCE, len(X), _ROWS_AT_ONCE))
-            ]
+        self.lattice_.check(X, "score_samples", self._names(X.shape[1]))
+        parts = [
+            cell_log_prob(
+                self.flow_, torch.tensor(part, device=device), self.lattice_.width
+            ).cpu()
+            for part in np.split(X, range(_ROWS_AT_ONCE, len(X), _ROWS_AT_ONCE))
+        ]
         return torch.cat(parts).numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -241,8 +255,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
                 each time.
 
         Returns:
-            ``(n_samples, columns)``, float64, in the units of the data; not rounded, also with
-            ``dequantize``.
+            ``(n_samples, columns)``, float64, in the units of the data; with ``dequantize`` rounded
+            to the values that the data can take.
 
         Raises:
             NotFittedError: Before ``fit``.
@@ -267,7 +281,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
         generator.manual_seed(_seed_from(random_state))
         full, rest = divmod(int(n_samples), _ROWS_AT_ONCE)
         sizes = [_ROWS_AT_ONCE] * full + [rest] * (rest > 0)
-        return torch.cat([self.flow_.sample(n, generator=generator).cpu() for n in sizes]).numpy()
+        drawn = torch.cat([self.flow_.sample(n, generator=generator).cpu() for n in sizes])
+        return self.lattice_.round(drawn.numpy())
 
     def _check_validation(self) -> None:
         # fit would also take an array here, which cross-validation could not split.
@@ -306,9 +321,12 @@ class FlowDensity(DensityMixin, BaseEstimator):
         )
         return torch.float64 if needs_double(size, spread).any() else torch.float32
 
+    def _names(self, columns: int) -> list[Any]:
+        return getattr(self, "feature_names_in_", np.arange(columns)).tolist()
+
     def _refuse(self, wrong: np.ndarray, why: str) -> None:
         if wrong.any():
-            names = getattr(self, "feature_names_in_", np.arange(len(wrong)))[wrong].tolist()
+            names = np.asarray(self._names(len(wrong)), dtype=object)[wrong].tolist()
             raise DataError(f"column(s) {', '.join(map(repr, names))} of X {why}")
 
     def _build_flow(self, columns: int) -> Flow:
@@ -330,34 +348,6 @@ class FlowDensity(DensityMixin, BaseEstimator):
                 f"options {dict(options)} is {kind}; remedy: train it with flowkit.fit"
             )
         return flow
-
-
-class _DequantizedLikelihood(MaximumLikelihood):
-    """Maximum likelihood of rounded data: each batch is spread over its cells, drawn anew."""
-
-    reads = MaximumLikelihood.reads
-
-    width: Tensor
-
-    def __init__(self, width: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("width", width)
-
-    def forward(
-        self,
-        flow: Flow,
-        batch: Batch,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 1.0,
-    ) -> Loss:
-        return super().forward(flow, self.start(batch, generator=generator))
-
-    def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
-        """Add uniform noise that fills the cells of rounded values, which are their centres."""
-        x = batch["x"]
-        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        return {**batch, "x": x + self.width * (noise - 0.5)}
 
 
 def _check_weight(sample_weight: Any, rows: int) -> np.ndarray | None:

@@ -14,8 +14,8 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
 
     Args:
         photo: Array (height, width, 3), colours in 0..255.
-        points: Rows (n, 5) of red, green, blue in 0..256 and x, y in pixels, y counted from the
-            top, as from :func:`flowkit.datasets.photograph_colours` dequantised. Colours beyond
+        points: Rows (n, 5) of red, green, blue in -0.5..255.5 and x, y in pixels, whose centres
+            are the integers, y counted from the top, as from :func:`flowkit.datasets.photograph_colours` dequantised. Colours beyond
             the range are clipped; points beyond the frame are counted in the title.
         title: Title of the samples' panel.
 
@@ -43,13 +43,13 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
     rows = as_rows(points, 5, "pointillist points")
     height, width = image.shape[:2]
     x, y = rows[:, 3], rows[:, 4]
-    inside = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
-    colours = np.clip(rows[inside, :3] / 256, 0, 1)
+    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    colours = np.clip((rows[inside, :3] + 0.5) / 256, 0, 1)
 
     panel = 5.5
     figure = Figure(figsize=(2 * panel, panel * height / width + 0.55), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    left.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=(0, width, height, 0))
+    left.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     left.set_title("photograph")
     # Dots of twice the area of the panel; a layer of wider ones beneath fills the gaps that chance
     # leaves with the colour of the neighbours.
@@ -67,8 +67,8 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
     right.set_title(f"{title}: {len(rows):,} points{beyond}")
     for axis in (left, right):
         axis.set_aspect("equal")
-        axis.set_xlim(0, width)
-        axis.set_ylim(height, 0)
+        axis.set_xlim(-0.5, width - 0.5)
+        axis.set_ylim(height - 0.5, -0.5)
         axis.set_xlabel("x [pixels]")
     left.set_ylabel("y [pixels]")
     return figure

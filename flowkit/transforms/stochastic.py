@@ -222,9 +222,11 @@ def positive(name: str, what: str, value: Any, last: tuple[int, ...]) -> Tensor:
 
 
 class Dequantize(StochasticTransform):
-    r"""Counts to the line: :math:`z = x + u`, :math:`u \sim U[0, 1)`; back by rounding down.
+    r"""Integers to the line: :math:`z = x + u`, :math:`u \sim U(-1/2, 1/2)`; back by rounding.
 
-    Forward, u has density one; backward the rounding is certain: the log path-probability ratio
+    An integer k stands for the cell [k - 1/2, k + 1/2): the convention of
+    :func:`flowkit.datasets.dequantize`. Counts from 0 to n - 1 become numbers in
+    (-1/2, n - 1/2). Forward, u has density one; backward the rounding is certain: the log path-probability ratio
     is zero, and the density of a flow behind this layer bounds the probability of a count from
     below (``Flow.log_prob_bound``).
 
@@ -261,10 +263,11 @@ class Dequantize(StochasticTransform):
         """Add uniform noise."""
         if not x.is_floating_point():
             x = x.to(self.like.dtype)
-        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        # Rounding must not carry a count into the next one's cell.
-        last = torch.nextafter(x + 1, x)
-        return torch.minimum(x + noise, last), x.new_zeros(x.shape[:-1])
+        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) - 0.5
+        # Rounding must not carry an integer into the next one's cell.
+        here = x.detach()
+        low, high = torch.nextafter(here - 0.5, here), torch.nextafter(here + 0.5, here)
+        return (x + noise).clamp(low, high), x.new_zeros(x.shape[:-1])
 
     def inverse(
         self,
@@ -272,5 +275,6 @@ class Dequantize(StochasticTransform):
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Round down."""
-        return z.floor(), z.new_zeros(z.shape[:-1])
+        """Round to the nearest integer."""
+        # Adding 0 turns -0 into 0.
+        return z.round() + 0.0, z.new_zeros(z.shape[:-1])
