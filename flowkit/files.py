@@ -80,7 +80,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """Refuse a path that cannot be written, before the work whose result goes there.
 
     Raises:
-        DataError: If the path is a device, a pipe or a socket.
+        DataError: If the path is a device, a pipe or a socket, or no path at all.
         OSError: If its folder is missing or not writable, or the path is a folder or a file that
             may not be written.
 
@@ -90,7 +90,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         ...
         FileNotFoundError: no folder nowhere to write flow.safetensors to
     """
-    name, target = os.fspath(path), Path(os.path.realpath(path))
+    name = os.fsdecode(path)
+    if "\0" in name:
+        raise DataError(f"{name!r} is no path: it holds a NUL character")
+    target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(f"{name} is a folder, expected the name of a file to write")
     if not target.parent.is_dir():
@@ -113,7 +116,7 @@ def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> boo
     """
     try:
         return os.path.samefile(one, other)
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

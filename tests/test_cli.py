@@ -1,7 +1,13 @@
 """The command line: every command on real files, every error in one line with exit code 2."""
 
+import math
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +16,9 @@ from safetensors.torch import save_file
 
 import flowkit
 from flowkit.cli import main
+from flowkit.cli.beside import beside
 from flowkit.cli.tables import read_table, write_table
+from flowkit.errors import ProcessError
 from flowkit.io import read_extra
 
 COLUMNS = ["height", "weight"]
@@ -217,7 +225,7 @@ BAD_TABLES = {
     "objects": (
         "t.npy",
         lambda folder: np.save(folder / "t.npy", np.array([["a"], [None]]), allow_pickle=True),
-        "not a .npy file of numbers",
+        "t.npy expected an array of numbers, got objects",
     ),
     "words": (
         "t.npy",
@@ -338,16 +346,16 @@ def test_unusable_models_are_refused_in_words(fails, model, tmp_path):
         (["fit", "t.csv"], "flowkit fit: the following arguments are required: -o/--output"),
         (
             ["sample", "m.st", "-o", "x.csv", "-n", "0"],
-            "flowkit sample: argument -n: expected a whole number >= 1, got '0'",
+            "flowkit sample: argument -n: expected an integer from 1 to 1000000000000, got '0'",
         ),
         (
             ["fit", "t.csv", "-o", "m.st", "--seed", "-1"],
-            "flowkit fit: argument --seed: expected a whole number in [0, 2**63), got '-1'; see "
-            "flowkit fit --help",
+            "flowkit fit: argument --seed: expected an integer from 0 to 9223372036854775807, got "
+            "'-1'; see flowkit fit --help",
         ),
         (
-            ["score", "m.st", "t.csv", "--seed", str(2**63)],
-            "flowkit score: argument --seed: expected a whole number in [0, 2**63)",
+            ["sample", "m.st", "-o", "t.csv", "--seed", str(2**63)],
+            "flowkit sample: argument --seed: expected an integer from 0 to 9223372036854775807",
         ),
     ],
 )
@@ -467,3 +475,50 @@ def test_the_demo_writes_all_it_promises(run, tmp_path):
     assert (samples.values >= 0).all()
     assert (samples.values < [256, 256, 256, 640, 427]).all()
     assert run("describe", "demo/model.safetensors")[0] == 0
+
+
+def of_the_demo(folder):
+    """Processes whose working directory is this one, by /proc."""
+    found = []
+    for path in Path("/proc").iterdir():
+        with suppress(OSError):
+            if path.name.isdigit() and (path / "cwd").readlink() == folder:
+                state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+                found += [int(path.name)] if state != "Z" else []
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_demo_leaves_no_process(tmp_path, number):
+    command = [sys.executable, "-m", "flowkit", "demo", "--seconds", "600"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        # A line comes before each long silent phase, at once even into a pipe.
+        lines = iter(process.stdout.readline, "")
+        assert any(line.startswith("training the flow") for line in lines)
+        deadline = time.monotonic() + 60
+        while len(of_the_demo(tmp_path)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(of_the_demo(tmp_path)) >= 2
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == (130 if number == signal.SIGINT else -number)
+        assert "Traceback" not in out + err
+        while of_the_demo(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not of_the_demo(tmp_path)
+    finally:
+        process.kill()
+
+
+def test_what_runs_beside_reports_its_result_and_its_failure():
+    with beside(math.sqrt, 4.0) as result:
+        assert result() == 2.0
+    with beside(math.sqrt, -1.0) as result, pytest.raises(ProcessError, match="ValueError: math"):
+        result()
+    with beside(os._exit, 3) as result, pytest.raises(ProcessError, match="ended with code 3"):
+        result()

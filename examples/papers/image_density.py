@@ -7,8 +7,8 @@ likelihood, stochastic likelihood, and sliced, denoising and finite-difference s
 Scored by the exact negative log-likelihood of the test images in bits per dimension, and by
 seconds.
 
-Pixels with uniform noise, in (-0.5, 255.5), go through a logit, and losses are applied behind that.
-Needs the Debian package dataset-fashion-mnist.
+Pixels with uniform noise, in (-0.5, 255.5), go through a logit, and losses are applied behind
+that. Needs the Debian package dataset-fashion-mnist.
 
 Run: ``python examples/papers/image_density.py`` (about two hours on one core); ``--small`` takes
 seconds, on a few digits of scikit-learn. With ``--record FILE`` each result is

@@ -7,10 +7,8 @@ one. All four are scored on the same held-out pixels, in nats a pixel.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit.cli.beside import beside
+from flowkit.cli.console import say
 from flowkit.cli.tables import write_table
+from flowkit.files import check_writable, replacing
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LambdaLR
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _BATCH = 256
 _RATE = 2e-3
+_FILES = ["corner.png", "history.png", "model.safetensors", "pointillist.png", "samples.csv"]
 _HELD_OUT = 10_000
 _SAMPLES = 100_000
 _COMPONENTS = 50
@@ -51,34 +53,39 @@ def demo(folder: Path, *, seconds: float, steps: int | None, seed: int, small: b
 
     begun = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
+    for name in _FILES:
+        check_writable(folder / name)
+    say("reading china.jpg")
     photo = photograph_colours("china.jpg")
     share = 30 if small else 1
     points = _shuffled(photo.dequantized(seed=seed), seed)[: len(photo.points) // share]
     test, validation, train = points.tensor_split([_HELD_OUT // share, 2 * _HELD_OUT // share])
-    print(
+    say(
         f"china.jpg: {len(points):,} pixels as points ({', '.join(photo.columns)}), uniform noise "
         f"of one unit added;\n{len(train):,} to train on, {len(validation):,} to validate, "
         f"{len(test):,} held out to compare on"
     )
     table = [part.double().numpy() for part in (train, validation, test)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as pool:
-        others = pool.submit(_others, table[0], table[1], table[2], seed)
+    with beside(_others, table[0], table[1], table[2], seed) as others:
+        say("training the flow; mixture and kernel estimate run beside it in a second process")
         flow, history = _train(photo, train, validation, seconds, steps, seed)
+        say("scoring the held-out pixels")
         scores = {"spline flow (flowkit)": _score(flow, test)}
-        path = folder / "model.safetensors"
         columns = list(photo.columns)
-        save(flow, path, extra={"columns": columns, "dequantized": columns})
+        save(
+            flow, folder / "model.safetensors", extra={"columns": columns, "dequantized": columns}
+        )
+        say(f"drawing {_SAMPLES:,} samples")
         generator = torch.Generator().manual_seed(seed)
-        samples = torch.cat([flow.sample(10_000, generator=generator) for _ in range(10)])
-        write_table(folder / "samples.csv", samples.floor().numpy(), columns)
+        samples = torch.cat([flow.sample(_SAMPLES // 10, generator=generator) for _ in range(10)])
+        write_table(folder / "samples.csv", (samples.round() + 0.0).numpy(), columns)
+        say("drawing the pictures")
         _draw(folder, photo, points, samples, history)
-        print("waiting for the mixture and the kernel estimate, which run beside the flow")
-        notes, found = others.result()
+        say("waiting for the mixture and the kernel estimate, which run beside the flow")
+        notes, found = others()
     _report({**scores, **found}, notes, history)
-    names = sorted(p.name for p in folder.iterdir() if p.is_file())
-    print(f"\n{folder}: {', '.join(names)}")
-    print(f"total time {time.perf_counter() - begun:.0f} s")
+    say(f"\n{folder}: {', '.join(_FILES)}")
+    say(f"total time {time.perf_counter() - begun:.0f} s")
 
 
 def _shuffled(points: Tensor, seed: int) -> Tensor:
@@ -98,8 +105,8 @@ def _train(
     from flowkit.training import fit
 
     torch.manual_seed(seed)
-    upper = [256, 256, 256, photo.width, photo.height]
-    flow = box_flow([0] * 5, upper, waves=32, order=[3, 4, 0, 1, 2])
+    upper = [255.5, 255.5, 255.5, photo.width - 0.5, photo.height - 0.5]
+    flow = box_flow([-0.5] * 5, upper, waves=32, order=[3, 4, 0, 1, 2])
     limit = math.inf if steps is not None else seconds
     steps = steps or max(50, int(seconds / _seconds_a_step(flow, train)))
     clock = _Clock(limit)
@@ -166,7 +173,6 @@ def _others(
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
-    torch.set_num_threads(1)
     with threadpool_limits(1):
         mean, covariance = train.mean(0), np.cov(train.T)
         whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T
@@ -219,13 +225,13 @@ def _report(scores: dict[str, np.ndarray], notes: dict[str, str], history: Histo
     flow = next(iter(scores.values()))
     seconds = sum(history.seconds)
     notes = {next(iter(scores)): f"{history.steps[-1]:,} steps, {seconds:.0f} s", **notes}
-    print(
+    say(
         f"\nheld-out log-likelihood, nats a pixel (mean of {len(flow):,} pixels +- standard error)"
     )
     for name, values in scores.items():
         lead = flow - values
         ahead = "" if values is flow else f"flow ahead by {_mean(lead)}"
-        print(f"  {name:<22} {_mean(values):>16}   {ahead:<32} {notes[name]}")
+        say(f"  {name:<22} {_mean(values):>16}   {ahead:<32} {notes[name]}")
 
 
 def _mean(values: np.ndarray) -> str:
@@ -238,7 +244,7 @@ def _draw(
     """The three figures."""
     from flowkit import plotting
 
-    names = ["red [0-256)", "green [0-256)", "blue [0-256)", "x [pixels]", "y [pixels]"]
+    names = ["red [0-255]", "green [0-255]", "blue [0-255]", "x [pixels]", "y [pixels]"]
     figures: dict[str, Callable[[], Any]] = {
         "corner": lambda: plotting.corner(
             points, samples, names=names, labels=("pixels", "samples of the flow")
@@ -251,4 +257,5 @@ def _draw(
         ),
     }
     for name, figure in figures.items():
-        figure().savefig(folder / f"{name}.png", dpi=150)
+        with replacing(folder / f"{name}.png") as file:
+            figure().savefig(file, format="png", dpi=150)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from flowkit.errors import DataError, MissingDependencyError
+from flowkit.files import replacing
 
 EXTENSIONS = (".csv", ".npy", ".parquet")
 
@@ -41,7 +44,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
 
     Raises:
         DataError: If the file has another extension, is damaged or empty, lacks a column, or holds
-            text, missing or infinite values.
+            text, missing or infinite values, or integers that float64 cannot hold.
         FileNotFoundError: If there is no such file.
         MissingDependencyError: If pyarrow is needed and not installed.
 
@@ -54,20 +57,26 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
         ...     read_table(path, ["weight"])
         Table(values=array([[50.], [80.]]), columns=('weight',), unnamed=0)
     """
+    from flowkit.cli.readers import READERS
+
     path = Path(path)
     check_extension(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected a file")
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}")
-    reader = {".csv": _read_csv, ".npy": _read_npy, ".parquet": _read_parquet}[path.suffix.lower()]
-    table = reader(path, columns)
-    if not len(table.values):
+    values, names, unnamed = READERS[path.suffix.lower()](path, columns)
+    if not len(values):
         raise DataError(f"{path} has no rows")
+    table = Table(values, names, unnamed)
     _check_finite(table, path)
     return table
 
 
 def write_table(path: str | Path, values: Any, columns: Sequence[str]) -> None:
     """Write a table; .npy keeps the numbers only.
+
+    The file is written beside its place and moved there, so that a failure leaves an older one.
 
     Args:
         path: A .csv, .npy or .parquet file; an existing one is replaced.
@@ -77,6 +86,7 @@ def write_table(path: str | Path, values: Any, columns: Sequence[str]) -> None:
     Raises:
         DataError: If the extension is another.
         MissingDependencyError: If pyarrow is needed and not installed.
+        OSError: If the path cannot be written, or the disk is full.
 
     Example:
         >>> import tempfile
@@ -85,21 +95,61 @@ def write_table(path: str | Path, values: Any, columns: Sequence[str]) -> None:
         ...     read_table(f"{folder}/t.csv").columns
         ('a', 'b')
     """
+    values = np.asarray(values)
+    write_blocks(path, [values], len(values), columns)
+
+
+def write_blocks(
+    path: str | Path, blocks: Iterable[np.ndarray], rows: int, columns: Sequence[str]
+) -> None:
+    """Write a table block by block, in the memory of one block.
+
+    Args:
+        path: As in :func:`write_table`.
+        blocks: Arrays (some rows, columns) of one dtype.
+        rows: Number of rows in all.
+        columns: Names of the columns.
+    """
     path = Path(path)
     check_extension(path)
-    values = np.asarray(values)
-    if path.suffix.lower() == ".npy":
-        np.save(path, values)
-    elif path.suffix.lower() == ".parquet":
-        arrow = _pyarrow()
-        parts = {name: values[:, i] for i, name in enumerate(columns)}
-        arrow.parquet.write_table(arrow.table(parts), path)
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(columns)
-            # As many digits as give the same numbers back.
-            digits = 17 if values.dtype == np.float64 else 9
-            np.savetxt(file, values, fmt=f"%.{digits}g", delimiter=",")
+    writer = {".csv": _write_csv, ".npy": _write_npy, ".parquet": _write_parquet}
+    with replacing(path) as file:
+        writer[path.suffix.lower()](file, blocks, rows, columns)
+
+
+def _write_csv(
+    file: BinaryIO, blocks: Iterable[np.ndarray], rows: int, columns: Sequence[str]
+) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerow(columns)
+    file.write(text.getvalue().encode())
+    for block in blocks:
+        # As many digits as give the same numbers back.
+        digits = 17 if block.dtype == np.float64 else 9
+        np.savetxt(file, block, fmt=f"%.{digits}g", delimiter=",")
+
+
+def _write_npy(
+    file: BinaryIO, blocks: Iterable[np.ndarray], rows: int, columns: Sequence[str]
+) -> None:
+    for place, block in enumerate(blocks):
+        if place == 0:
+            descr = np.lib.format.dtype_to_descr(block.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": (rows, len(columns))}
+            np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(block).tobytes())
+
+
+def _write_parquet(
+    file: BinaryIO, blocks: Iterable[np.ndarray], rows: int, columns: Sequence[str]
+) -> None:
+    arrow, writer = pyarrow(), None
+    for block in blocks:
+        table = arrow.table({name: block[:, i] for i, name in enumerate(columns)})
+        writer = writer or arrow.parquet.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
 
 
 def check_extension(path: str | Path) -> None:
@@ -115,10 +165,15 @@ def check_extension(path: str | Path) -> None:
             f"expected a file with the extension {', '.join(EXTENSIONS)}, got {str(path)!r}"
         )
     if suffix == ".parquet":
-        _pyarrow()
+        pyarrow()
 
 
-def _pyarrow() -> Any:
+def pyarrow() -> Any:
+    """The package, with its submodule for files.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
@@ -129,107 +184,16 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _read_csv(path: Path, columns: Sequence[str] | None) -> Table:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            line = file.readline()
-            if not line.strip():
-                raise DataError(f"{path} is empty")
-            delimiter = max(",;\t", key=line.count)
-            first = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
-            file.seek(0)
-            rows = csv.reader(file, delimiter=delimiter)
-            named = not all(_is_number(cell) for cell in first)
-            if named:
-                next(rows)
-            chosen, names = _choose(first if named else len(first), columns, path)
-            values = _csv_values(rows, chosen, names, len(first), path)
-            return Table(values, names, 0 if named else len(first))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a .csv file in UTF-8: {error}") from None
-
-
-def _csv_values(
-    rows: Any, chosen: list[int], names: tuple[str, ...], width: int, path: Path
-) -> np.ndarray:
-    """The numbers of the chosen columns; an empty cell is missing."""
-    values: list[list[float]] = []
-    for row in rows:
-        if not row:
-            continue
-        if len(row) != width:
-            raise DataError(
-                f"{path}, line {rows.line_num}: expected {width} cells as in the first line, "
-                f"got {len(row)}"
-            )
-        try:
-            values.append([float(row[i]) for i in chosen])
-        except ValueError:
-            values.append([_number(row[i], names[k], rows, path) for k, i in enumerate(chosen)])
-    return np.array(values, dtype=float).reshape(-1, len(chosen))
-
-
-_MISSING = ("", "na", "n/a", "null", "none", "?", ".")
-
-
-def _number(cell: str, name: str, rows: Any, path: Path) -> float:
-    if cell.strip().lower() in _MISSING:
-        return float("nan")
-    if _is_number(cell):
-        return float(cell)
-    raise DataError(
-        f"{path}, line {rows.line_num}: column {name!r} holds text ({cell!r}); remedy: choose "
-        "columns of numbers with --columns"
-    )
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_npy(path: Path, columns: Sequence[str] | None) -> Table:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path} is not a .npy file of numbers, or is damaged: {error}") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-        kind = array.dtype if isinstance(array, np.ndarray) else "an archive of arrays"
-        raise DataError(f"{path} expected an array of numbers, got {kind}")
-    if array.ndim == 1:
-        array = array[:, None]
-    if array.ndim != 2:
-        raise DataError(f"{path} expected an array (rows, columns), got shape {array.shape}")
-    chosen, names = _choose(array.shape[1], columns, path)
-    return Table(array[:, chosen].astype(float), names, array.shape[1])
-
-
-def _read_parquet(path: Path, columns: Sequence[str] | None) -> Table:
-    arrow = _pyarrow()
-    try:
-        file = arrow.parquet.ParquetFile(path)
-        chosen, names = _choose([str(n) for n in file.schema_arrow.names], columns, path)
-        table = file.read(columns=list(names)).select(list(names))
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a .parquet file, or is damaged: {error}") from None
-    types = arrow.types
-    for name, kind in zip(names, table.schema.types, strict=True):
-        if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
-            raise DataError(
-                f"{path}: column {name!r} holds {kind}, not numbers; remedy: choose columns of "
-                "numbers with --columns"
-            )
-    parts = [np.array(table[name].to_pylist(), dtype=float) for name in names]
-    return Table(np.column_stack(parts), names)
-
-
-def _choose(
+def choose(
     present: Sequence[str] | int, columns: Sequence[str] | None, path: Path
 ) -> tuple[list[int], tuple[str, ...]]:
-    """Positions and names of the wanted columns, in a file with names or with a mere number."""
+    """Positions and names of the wanted columns, in a file with names or with a mere number.
+
+    Raises:
+        DataError: If there are no columns, or a wanted one is missing, nameless or named twice.
+    """
+    if not present:
+        raise DataError(f"{path} has no columns")
     if isinstance(present, int):
         names = tuple(f"x{i + 1}" for i in range(present))
         if columns is not None and not set(columns) <= set(names):
@@ -241,16 +205,22 @@ def _choose(
             names = tuple(columns)
     else:
         names = tuple(present)
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise DataError(f"{path} has more than one column named {_listed(twice)}")
     wanted = names if columns is None else tuple(columns)
+    if "" in wanted:
+        raise DataError(
+            f"{path}: column {wanted.index('') + 1} has no name; remedy: name it (pandas writes "
+            "its index so: index=False), or choose others with --columns"
+        )
     missing = [name for name in wanted if name not in names]
     if missing:
         raise DataError(f"{path} has no column {_listed(missing)}; it has {_listed(names)}")
+    twice = sorted(name for name, count in Counter(names).items() if count > 1 and name in wanted)
+    if twice:
+        raise DataError(f"{path} has more than one column named {_listed(twice)}")
     if len(set(wanted)) < len(wanted):
         raise DataError(f"columns were named twice: {_listed(wanted)}")
-    return [names.index(name) for name in wanted], wanted
+    place = {name: i for i, name in enumerate(names)}
+    return [place[name] for name in wanted], wanted
 
 
 def _listed(names: Sequence[str]) -> str:

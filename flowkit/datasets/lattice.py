@@ -1,4 +1,4 @@
-"""The values that rounded columns can take: what samples are rounded to, and scores are read at."""
+"""The values that rounded columns can take: samples are rounded to them, scores are read there."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ import torch
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
 
 from flowkit.datasets.lattice import Lattice
 from flowkit.errors import DataError, RecipeError
@@ -217,9 +216,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         device = self.flow_.initialized.device
         self.lattice_.check(X, "score_samples", self._names(X.shape[1]))
         parts = [
-            cell_log_prob(
-                self.flow_, torch.tensor(part, device=device), self.lattice_.width
-            ).cpu()
+            cell_log_prob(self.flow_, torch.tensor(part, device=device), self.lattice_.width).cpu()
             for part in np.split(X, range(_ROWS_AT_ONCE, len(X), _ROWS_AT_ONCE))
         ]
         return torch.cat(parts).numpy()
@@ -255,8 +252,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
                 each time.
 
         Returns:
-            ``(n_samples, columns)``, float64, in the units of the data; with ``dequantize`` rounded
-            to the values that the data can take.
+            ``(n_samples, columns)``, float64, in the units of the data; with ``dequantize``
+            rounded to the values that the data can take.
 
         Raises:
             NotFittedError: Before ``fit``.

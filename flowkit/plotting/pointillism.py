@@ -15,8 +15,9 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
     Args:
         photo: Array (height, width, 3), colours in 0..255.
         points: Rows (n, 5) of red, green, blue in -0.5..255.5 and x, y in pixels, whose centres
-            are the integers, y counted from the top, as from :func:`flowkit.datasets.photograph_colours` dequantised. Colours beyond
-            the range are clipped; points beyond the frame are counted in the title.
+            are the integers, y counted from the top, as from
+            :func:`flowkit.datasets.photograph_colours` dequantised. Colours beyond the range are
+            clipped; points beyond the frame are counted in the title.
         title: Title of the samples' panel.
 
     Returns:
@@ -49,7 +50,9 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
     panel = 5.5
     figure = Figure(figsize=(2 * panel, panel * height / width + 0.55), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    left.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    left.imshow(
+        np.clip(image, 0, 255).astype(np.uint8), extent=(-0.5, width - 0.5, height - 0.5, -0.5)
+    )
     left.set_title("photograph")
     # Dots of twice the area of the panel; a layer of wider ones beneath fills the gaps that chance
     # leaves with the colour of the neighbours.

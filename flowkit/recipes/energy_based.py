@@ -73,8 +73,8 @@ def energy_based_flow(
         layers: Number of layers (a scale): 2, 2, 4 and 10 by default.
         scales: Number of scales of ``"conv"`` and ``"glow"``; by default 3 and 2, or as many as
             the size can be halved.
-        bounds: Ends (lower, upper) of the data, such as (-0.5, 255.5) for bytes with noise; ``None``
-            for the line.
+        bounds: Ends (lower, upper) of the data, such as (-0.5, 255.5) for bytes with noise;
+            ``None`` for the line.
         standardize: Whether every number of an event is brought to mean 0 and variance 1; by
             default without ``bounds`` only: noise for score matching then has one size for all
             pixels, and a pixel that is seldom lit no heavy tail.

@@ -226,9 +226,9 @@ class Dequantize(StochasticTransform):
 
     An integer k stands for the cell [k - 1/2, k + 1/2): the convention of
     :func:`flowkit.datasets.dequantize`. Counts from 0 to n - 1 become numbers in
-    (-1/2, n - 1/2). Forward, u has density one; backward the rounding is certain: the log path-probability ratio
-    is zero, and the density of a flow behind this layer bounds the probability of a count from
-    below (``Flow.log_prob_bound``).
+    (-1/2, n - 1/2). Forward, u has density one; backward the rounding is certain: the log
+    path-probability ratio is zero, and the density of a flow behind this layer bounds the
+    probability of a count from below (``Flow.log_prob_bound``).
 
     Args:
         features: Number of features.

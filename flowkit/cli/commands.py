@@ -1,0 +1,331 @@
+"""What each command does; the demo has a file of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowkit.cli.console import say
+from flowkit.cli.tables import Table, check_extension, read_table, write_blocks, write_table
+from flowkit.errors import DataError, RecipeError, ShapeError
+from flowkit.files import check_writable, same_file
+
+_LEAST_ROWS = 10
+_BLOCK = 8192
+# Flows beyond this are not for tables: weights, and parts of layers.
+_MOST_WEIGHTS, _MOST_PARTS = 2**28, 8_000
+_TABLES = {
+    ".arrow", ".csv", ".feather", ".h5", ".hdf5", ".json", ".npy", ".npz", ".ods", ".parquet",
+    ".pickle", ".pkl", ".tsv", ".txt", ".xls", ".xlsx",
+}  # fmt: skip
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from flowkit.io import save
+    from flowkit.training import fit
+    from flowkit.training.data import needs_double, size_and_spread
+
+    _check_model_output(options.output, options.data)
+    chosen = None if options.columns is None else [c.strip() for c in options.columns.split(",")]
+    settings = _settings(options.settings)
+    table = read_table(options.data, chosen)
+    _check_varied(table, options.data)
+    whole = _whole_columns(table)
+    if options.dequantize and not whole:
+        raise DataError(f"--dequantize expected columns of whole numbers, {options.data} has none")
+    if whole and not options.dequantize:
+        _note(
+            f"{', '.join(whole)} hold whole numbers, on which a density has no upper bound; "
+            "consider --dequantize"
+        )
+    noisy = whole if options.dequantize else []
+    width = np.array([float(name in noisy) for name in table.columns])
+    double = needs_double(*size_and_spread(table.values, width))
+    fine = [name for name, is_fine in zip(table.columns, double, strict=True) if is_fine]
+    if fine:
+        _note(f"float32 would lose digits of {', '.join(fine)}; the flow is fitted in float64")
+    dtype = torch.float64 if fine else torch.float32
+
+    torch.manual_seed(options.seed)
+    flow = _build(options.recipe, len(table.columns), settings).to(dtype)
+    with warnings.catch_warnings():
+        if whole:
+            # Said above, with the remedy of the command line.
+            warnings.filterwarnings("ignore", "x: .* repeat values", UserWarning)
+        history = fit(
+            flow, torch.from_numpy(table.values).to(dtype), _objective(width, dtype),
+            validation=options.validation, epochs=options.epochs, steps=options.steps,
+            batch_size=options.batch_size, lr=options.lr, patience=options.patience,
+            seed=options.seed, progress=not options.quiet,
+        )  # fmt: skip
+    save(flow, options.output, extra={"columns": list(table.columns), "dequantized": noisy})
+    held = (
+        "" if history.best is None else f"; held-out log-likelihood {-history.best:.4f} nats a row"
+    )
+    say(
+        f"{options.output}: {options.recipe} of {len(table.values):,} rows and "
+        f"{len(table.columns)} columns, {history.steps[-1]:,} steps{held}"
+    )
+
+
+def _sample(options: argparse.Namespace) -> None:
+    _check_table_output(options.output, options.model)
+    flow, columns, noisy = _load(options.model)
+
+    def blocks() -> Iterator[np.ndarray]:
+        generator = torch.Generator().manual_seed(options.seed)
+        for start in range(0, options.n, _BLOCK):
+            values = flow.sample(min(_BLOCK, options.n - start), generator=generator).numpy()
+            bad = ~np.isfinite(values).all(1)
+            if bad.any():
+                raise DataError(
+                    f"{options.model} drew {bad.sum()} of {len(values)} rows that are not finite; "
+                    "remedy: fit it again, with a lower --lr or fewer layers"
+                )
+            for name in noisy:
+                at = columns.index(name)
+                values[:, at] = np.rint(values[:, at]) + 0.0
+            yield values
+
+    write_blocks(options.output, blocks(), options.n, columns)
+    say(f"{options.output}: {options.n:,} rows of {', '.join(columns)}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    if options.output is not None:
+        _check_table_output(options.output, options.model, options.data)
+    flow, columns, noisy = _load(options.model)
+    table = read_table(options.data, columns)
+    if table.unnamed not in (0, len(columns)):
+        raise DataError(
+            f"{options.model} expected {len(columns)} columns, got {table.unnamed} in "
+            f"{options.data}"
+        )
+    fractional = set(noisy) - set(_whole_columns(table))
+    if fractional:
+        raise DataError(
+            f"{options.data}: column(s) {', '.join(sorted(fractional))} expected whole numbers, "
+            "as the flow was fitted to with --dequantize"
+        )
+    scores = _log_prob(flow, table, noisy)
+    if np.isnan(scores).any():
+        first = int(np.isnan(scores).argmax()) + 1
+        raise DataError(
+            f"{options.model} has no density (NaN) at {np.isnan(scores).sum()} of {len(scores)} "
+            f"rows of {options.data}, the first of them row {first}; remedy: leave those rows "
+            "out, or fit the flow again"
+        )
+    if options.output is not None:
+        write_table(options.output, scores[:, None], ["log_prob"])
+    outside = int(np.isneginf(scores).sum())
+    error = scores.std(ddof=1) / len(scores) ** 0.5 if len(scores) > 1 and not outside else np.nan
+    say(
+        f"mean log-likelihood {scores.mean():.4f} +- {error:.4f} nats a row, {len(scores):,} rows"
+        + (f", {outside:,} of them outside the support" if outside else "")
+    )
+
+
+def _describe(options: argparse.Namespace) -> None:
+    flow, columns, noisy = _load(options.model)
+    recipe = flow.recipe or {}
+    arguments = ", ".join(f"{name}={value!r}" for name, value in recipe["arguments"].items())
+    lines = [
+        f"file      {options.model}",
+        f"recipe    {recipe['name']}({arguments})",
+        f"columns   {_joined(columns)}",
+        *([f"whole     {_joined(noisy)}"] if noisy else []),
+        f"dtype     {str(flow.dtype).removeprefix('torch.')}",
+    ]
+    say("\n".join([*lines, "", str(flow.summary())]))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from flowkit.cli.demo import demo
+
+    demo(
+        Path(options.output),
+        seconds=options.seconds, steps=options.steps, seed=options.seed, small=options.small,
+    )  # fmt: skip
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "fit": _fit,
+    "sample": _sample,
+    "score": _score,
+    "describe": _describe,
+    "demo": _demo,
+}
+
+
+def _note(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Names on one line, whatever they hold."""
+    return ", ".join(name.replace("\n", "\\n") for name in names)
+
+
+def _settings(words: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` words as arguments; a value that is not JSON is a string."""
+    settings: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise RecipeError(f"--set expected NAME=VALUE, got {word!r}")
+        if name in settings:
+            raise RecipeError(f"--set names {name!r} twice")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+        except RecursionError:
+            raise RecipeError(f"--set {name}: the value is nested too deeply") from None
+    return settings
+
+
+def _build(name: str, columns: int, arguments: dict[str, Any]) -> Any:
+    """Build a flow, or say in one line why there is not enough memory for it."""
+    from flowkit.content import TooLarge, limited
+    from flowkit.recipes.registry import build_for_columns
+
+    try:
+        with torch.device("meta"), limited(_MOST_WEIGHTS, _MOST_PARTS):
+            build_for_columns(name, columns, **arguments)
+        flow = build_for_columns(name, columns, **arguments)
+    except TooLarge as error:
+        raise RecipeError(
+            f"{name} cannot be built with {arguments}: it has {error} than the {_MOST_WEIGHTS:,} "
+            f"weights and {_MOST_PARTS:,} parts that the command line builds"
+        ) from None
+    except (RuntimeError, TypeError, RecursionError) as error:
+        raise RecipeError(f"{name} cannot be built with {arguments}: {error}") from error
+    _check_plain(flow)
+    return flow
+
+
+def _load(path: str) -> tuple[Any, list[str], list[str]]:
+    """The flow, the names of its columns, and those of whole numbers."""
+    from flowkit.io import load, read_extra
+
+    flow, extra = load(path), read_extra(path)
+    _check_plain(flow)
+    count = flow.event_shape[0]
+    columns = extra.get("columns", [f"x{i + 1}" for i in range(count)])
+    noisy = extra.get("dequantized", [])
+    if not _are_names(columns) or len(columns) != count:
+        raise DataError(f"{path} names the columns {columns}, its flow has {count}")
+    if not _are_names(noisy) or not set(noisy) <= set(columns):
+        raise DataError(f"{path} names dequantized columns {noisy}, its flow has {columns}")
+    return flow, columns, noisy
+
+
+def _are_names(value: Any) -> bool:
+    """Whether this is a list of different texts."""
+    return (
+        isinstance(value, list)
+        and all(isinstance(name, str) for name in value)
+        and len(set(value)) == len(value)
+    )
+
+
+def _check_plain(flow: Any) -> None:
+    if flow.needs_context or len(flow.event_shape) != 1 or flow.stochastic:
+        what = (
+            "a stochastic layer, so it has no exact density"
+            if flow.stochastic
+            else f"events {flow.event_shape} and {flow.context_size or 0} context features"
+        )
+        raise ShapeError(
+            f"the command line serves flows of plain rows; this one has {what}: use it from Python"
+        )
+
+
+def _check_model_output(output: str, *inputs: str) -> None:
+    """Refuse what would be lost, before the work."""
+    _check_differs(output, inputs)
+    suffix = Path(output).suffix.lower()
+    if suffix in _TABLES:
+        raise DataError(
+            f"{output}: a flow is not written to a {suffix} file; remedy: -o "
+            f"{Path(output).stem}.safetensors"
+        )
+    check_writable(output)
+    if Path(output).is_file() and not _may_be_flow(Path(output)):
+        raise DataError(
+            f"{output} is there already and is no flow file, so it is not replaced; remedy: "
+            "another name"
+        )
+
+
+def _may_be_flow(path: Path) -> bool:
+    """Whether a file is empty or begins as safetensors do."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return not head or (
+        head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
+    )
+
+
+def _check_table_output(output: str, *inputs: str) -> None:
+    """Refuse what would be lost, before the work."""
+    check_extension(output)
+    _check_differs(output, inputs)
+    check_writable(output)
+
+
+def _check_differs(output: str, inputs: Sequence[str]) -> None:
+    for path in inputs:
+        if same_file(output, path):
+            spelled = "" if output == path else f" ({path})"
+            raise DataError(
+                f"{output} is also an input{spelled}, which would be lost; remedy: another name "
+                "for the output"
+            )
+
+
+def _check_varied(table: Table, path: str) -> None:
+    if len(table.values) < _LEAST_ROWS:
+        raise DataError(f"a fit needs at least {_LEAST_ROWS} rows, {path} has {len(table.values)}")
+    flat = table.values.min(0) == table.values.max(0)
+    constant = [name for name, is_flat in zip(table.columns, flat, strict=True) if is_flat]
+    if constant:
+        raise DataError(
+            f"{path}: column(s) {', '.join(map(repr, constant))} are constant, so they have no "
+            "density; remedy: leave them out with --columns"
+        )
+
+
+def _whole_columns(table: Table) -> list[str]:
+    whole = (table.values == table.values.round()).all(0)
+    return [name for name, is_whole in zip(table.columns, whole, strict=True) if is_whole]
+
+
+def _objective(width: np.ndarray, dtype: torch.dtype) -> Any:
+    """Likelihood of values in their cells; None for plain likelihood."""
+    if not width.any():
+        return None
+    from flowkit.estimators.rounded import DequantizedLikelihood
+
+    return DequantizedLikelihood(torch.from_numpy(width).to(dtype))
+
+
+@torch.no_grad()
+def _log_prob(flow: Any, table: Table, noisy: Sequence[str]) -> np.ndarray:
+    """Log-densities of the rows; of their cells in columns of whole numbers."""
+    x = torch.from_numpy(table.values).to(flow.dtype)
+    if not noisy:
+        parts = [flow.log_prob(block) for block in x.split(_BLOCK)]
+    else:
+        from flowkit.estimators.rounded import cell_log_prob
+
+        width = np.array([float(name in noisy) for name in table.columns])
+        parts = [cell_log_prob(flow, block, width) for block in x.split(_BLOCK)]
+    return torch.cat(parts).double().numpy()
