@@ -1,8 +1,12 @@
 """The errors that flowkit raises on purpose: what was expected, what came, and the remedy.
 
 Every class also inherits the built-in exception that a caller would expect, so that
-``except ValueError`` keeps working. This module imports nothing: all rooms may use it.
+``except ValueError`` keeps working. This module imports nothing of flowkit: all rooms may use it.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class FlowkitError(Exception):
@@ -15,6 +19,26 @@ class ShapeError(FlowkitError, ValueError):
 
 class DataError(FlowkitError, ValueError):
     """Data cannot be used as they are: empty, constant, not finite, not numeric, or misshapen."""
+
+
+class OutsideError(DataError):
+    """Rows of data lie outside the domain of a layer, where the density is zero.
+
+    Args:
+        text: The message, with ``{rows}`` where the numbers of the rows belong.
+        rows: These numbers, in the batch that the layer was given.
+    """
+
+    def __init__(self, text: str, rows: Sequence[int]) -> None:
+        self.text, self.rows = text, tuple(rows)
+        super().__init__(text.replace("{rows}", str(list(self.rows))))
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[int, ...]]]:
+        return type(self), (self.text, self.rows)
+
+    def renumbered(self, numbers: Sequence[int]) -> OutsideError:
+        """The same error with the numbers that the rows have in the whole of the data."""
+        return OutsideError(self.text, sorted(int(numbers[row]) for row in self.rows))
 
 
 class RecipeError(FlowkitError, ValueError):

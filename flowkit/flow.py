@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from flowkit.bases import Base
 from flowkit.compiling import can_compile
 from flowkit.conditioners import StandardizeContext
 from flowkit.energies.target import Target
 from flowkit.errors import ShapeError, StochasticFlowError
-from flowkit.paths import sample_paths
+from flowkit.paths import layers_in_order, sample_paths
+from flowkit.rounding import clamp_through
+from flowkit.scalar.roots import look
 from flowkit.shapes import as_shape, batch_text
-from flowkit.transforms import MaskedAutoregressive, Transform
+from flowkit.support import Support
+from flowkit.transforms import Chart, CircularShift, MaskedAutoregressive, Transform
 from flowkit.transforms.base import broadcast_context
+from flowkit.transforms.region import Region, is_whole_line, region_of
 
 if TYPE_CHECKING:
     from flowkit.distribution import FlowDistribution
@@ -81,6 +84,10 @@ class Flow(nn.Module):
         self.recipe: dict[str, Any] | None = None
         self._compiled_inverse: Callable[..., tuple[Tensor, Tensor]] | None = None
         self.register_buffer("initialized", torch.tensor(False))
+        self._has_circles = any(
+            isinstance(layer, (Chart, CircularShift)) and any(layer.circular)
+            for layer in transform.modules()
+        )
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the log-density and sampling in place, with the arguments of ``torch.compile``.
@@ -132,13 +139,81 @@ class Flow(nn.Module):
         return self.transform.stochastic
 
     @property
-    def support(self) -> constraints.Constraint:
-        """Where the density lives: the transform's domain, or else the support of the base."""
-        line = constraints.independent(constraints.real, len(self.event_shape))
-        domain = self.transform.domain
-        if self.event_shape != self.base.event_shape:
-            return domain
-        return self.base.support if _same_constraint(domain, line) else domain
+    def support(self) -> Support:
+        """Where the density is positive, in the flow's dtype: see :class:`Support`."""
+        return Support(self)
+
+    def region(self, context: Tensor | None = None) -> Region | None:
+        """The box that is the support, ``None`` if it is none: what :attr:`support` declares.
+
+        Args:
+            context: ``(*b, C)``, for ends that depend on it; without one, those are not known.
+        """
+        like = self._like()
+        region = region_of(self.base.support, self.base.event_shape, like)
+        if region is None:
+            return None
+        if context is not None:
+            context = self.embed(context)
+        with torch.no_grad():
+            return self.transform.map_region(region, context)
+
+    @torch.no_grad()
+    def in_support(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Whether the density is positive: where ``log_prob`` is finite, ``(*batch,)``.
+
+        Args:
+            x: ``(*batch, *event)``.
+            context: ``(*b, C)``, where the support depends on it.
+
+        Raises:
+            ShapeError: If the support depends on a context and there is none.
+        """
+        x = x.to(self._like())
+        if self.stochastic:
+            region = self.region(context)
+            dims = tuple(range(-len(self.event_shape), 0))
+            inside = x.isfinite() if region is None else (x >= region.lower) & (x <= region.upper)
+            return (inside & x.isfinite()).all(dims)
+        if context is None and self.needs_context:
+            if self.region() is None:
+                raise ShapeError(
+                    "the support of this flow depends on its context; remedy: "
+                    "flow.distribution(context).support, or flow.in_support(x, context)"
+                )
+            # Any context tells, then.
+            embedded = x.new_zeros(max(self.transform.context_size, self.base.context_size))
+            x, embedded = broadcast_context(x, embedded, len(self.event_shape))
+        else:
+            x, embedded = self._prepare(x, context)  # type: ignore[assignment]
+        return self._log_prob(x, embedded).isfinite()
+
+    def _like(self) -> Tensor:
+        """An empty tensor of the dtype and on the device of the flow."""
+        dtype = self.dtype or torch.get_default_dtype()
+        return torch.empty(0, dtype=dtype, device=self.device)
+
+    def _finite(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` with numbers in place of infinities, and the events that had any.
+
+        There the density is zero, but layers and networks would make NaN of an infinity. A
+        circle has no such point: NaN.
+        """
+        infinite = x.isinf()
+        dims = tuple(range(-len(self.event_shape), 0))
+        safe = x.new_zeros(())
+        if self._has_circles:
+            circles = self.transform.circular_columns(infinite.new_zeros(self.base.event_shape))
+            safe = torch.where(circles, math.nan, safe)
+        return torch.where(infinite, safe, x), infinite.any(dims)
+
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """The log-density of prepared inputs."""
+        x, infinite = self._finite(x)
+        z, log_det = self.transform(x, context)
+        log_prob = self.base.log_prob(z, context) + log_det
+        # NaN stays NaN.
+        return torch.where(infinite, log_prob.detach() - math.inf, log_prob)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -218,8 +293,7 @@ class Flow(nn.Module):
         """Return ``log_prob(x, context)``, so that compile, DDP and hooks see one entry point."""
         self._require_exact("log_prob")
         x, context = self._prepare(x, context)
-        z, log_det = self.transform(x, context)
-        return self.base.log_prob(z, context) + log_det
+        return self._log_prob(x, context)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Log-density in nats, in the units of the data.
@@ -229,7 +303,8 @@ class Flow(nn.Module):
             context: ``(*b, C)``, broadcast against the batch.
 
         Returns:
-            ``(*batch,)``, the broadcast batch.
+            ``(*batch,)``, the broadcast batch: ``-inf`` outside of the :attr:`support` and at
+            infinite x, NaN where x is NaN (or infinite on a circle, which has no such point).
 
         Raises:
             StochasticFlowError: If a layer is stochastic.
@@ -261,11 +336,13 @@ class Flow(nn.Module):
         if n < 1:
             raise ShapeError(f"log_prob_bound expected n >= 1 paths, got {n}")
         x, context = self._prepare(x, context)
+        x, infinite = self._finite(x)
         x = x.expand(n, *x.shape)
         kwargs = {"generator": generator} if self.stochastic else {}
         z, log_ratio = self.transform(x, context, **kwargs)
         terms = self.base.log_prob(z, context) + log_ratio
-        return torch.logsumexp(terms, 0) - math.log(n)
+        bound = torch.logsumexp(terms, 0) - math.log(n)
+        return torch.where(infinite, bound.detach() - math.inf, bound)
 
     def _draw(
         self,
@@ -279,7 +356,50 @@ class Flow(nn.Module):
         z = self.base.sample(size, context, generator)
         kwargs = {"generator": generator} if self.stochastic else {}
         x, log_det = self._inverse(z, context, **kwargs)
+        if self._may_leave():
+            z, x, log_det = self._move_inside(z, x, log_det, context)
+        largest = torch.finfo(x.dtype).max
+        x = torch.nan_to_num(x, nan=math.nan, posinf=largest, neginf=-largest)
         return x.contiguous(), self.base.log_prob(z, context), log_det
+
+    def _may_leave(self) -> bool:
+        """Whether rounding in a layer may lead samples over an end that a later one sets."""
+        if self.stochastic:
+            return False
+        layers = list(layers_in_order(self.transform))
+        if is_whole_line(self.base.support):
+            ends = [
+                i
+                for i, (layer, inverted) in enumerate(layers)
+                if (not is_whole_line(layer.codomain) if inverted else layer.restricts)
+            ]
+            layers = layers[: max(ends, default=0)]
+        return any(not layer.keeps_intervals for layer, _ in layers)
+
+    def _move_inside(
+        self, z: Tensor, x: Tensor, log_det: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise so far out that its x is rounded to where there is no density: less far out.
+
+        It moves towards the middle of the base, by four roundings and each time by 16 times as
+        much, until the x that it gives is inside.
+        """
+        region = region_of(self.base.support, self.base.event_shape, z)
+        if region is None:
+            return z, x, log_det
+        middle, share = region.interior(), 4 * torch.finfo(z.dtype).eps
+        while share < 1:
+            with torch.no_grad():
+                outside = self._log_prob(x.detach(), context) == -math.inf
+            if look(~outside):
+                break
+            step = torch.where(
+                outside.reshape(*outside.shape, *(1,) * middle.ndim), share * (middle - z), 0.0
+            )
+            z = z + step.detach()
+            x, log_det = self._inverse(z, context)
+            share = 16 * share
+        return z, x, log_det
 
     def rsample(
         self,
@@ -431,9 +551,14 @@ class Flow(nn.Module):
         Log-determinants of layers with a constant Jacobian are left out, and never computed.
         """
         self._require_exact("energy")
-        x, context = self._prepare(x, context)
+        return self._energy(*self._prepare(x, context))
+
+    def _energy(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """The energy of prepared inputs."""
+        x, infinite = self._finite(x)
         z, log_det = self.transform.unnormalized(x, context)
-        return -self.base.log_prob(z, context) - log_det
+        energy = -self.base.log_prob(z, context) - log_det
+        return torch.where(infinite, energy.detach() + math.inf, energy)
 
     def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""The gradient :math:`\nabla_x \log p(x)`, ``(*broadcast batch, *event)``.
@@ -448,8 +573,7 @@ class Flow(nn.Module):
             x, context = self._prepare(x, context)
             if not x.requires_grad:
                 x = x.detach().requires_grad_()
-            z, log_det = self.transform.unnormalized(x, context)
-            energy = -self.base.log_prob(z, context) - log_det
+            energy = self._energy(x, context)
             (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=create_graph)
         outside = (energy.detach() == math.inf).reshape(
             *energy.shape, *(1,) * len(self.event_shape)
@@ -465,10 +589,18 @@ class Flow(nn.Module):
         self._require_exact("log_normalizer")
         embedded = self.embed(context)
         batch = () if embedded is None else embedded.shape[:-1]
-        zeros = torch.zeros(*batch, *self.event_shape, dtype=self.dtype)
-        like = next(iter([*self.parameters(), *self.buffers()]), zeros)
-        x = torch.distributions.transform_to(self.transform.domain)(zeros.to(like.device))
+        x = self._inner_point(batch, embedded)
         return self.transform.unnormalized(x, embedded)[1] - self.transform(x, embedded)[1]
+
+    def _inner_point(self, batch: tuple[int, ...], context: Tensor | None) -> Tensor:
+        """A point with density ``(*batch, *event)``: what the middle of the base is mapped to."""
+        like = self._like()
+        shape = self.base.event_shape
+        region = region_of(self.base.support, shape, like)
+        middle = like.new_zeros(shape) if region is None else region.interior()
+        if not self.transform.restricts and self.event_shape == shape:
+            return middle.expand(*batch, *shape)
+        return self.transform.inverse(middle.expand(*batch, *shape), context)[0]
 
     def _require_scalar(self) -> None:
         self._require_exact("the distribution function")
@@ -481,18 +613,33 @@ class Flow(nn.Module):
         """Log-probability of one side of ``x``, which is the other side of a decreasing map."""
         self._require_scalar()
         x, context = self._prepare(x, context)
-        z = self.transform(x, context)[0]
+        infinite = x.isinf().squeeze(-1)
+        safe = torch.where(x.isinf(), torch.zeros_like(x), x)
+        z, log_det = self.transform(safe, context)
         above, below = self.base.log_survival(z, context), self.base.log_cdf(z, context)
         increasing = torch.as_tensor(self.transform.orientation() > 0, device=z.device)
         first, second = (above, below) if upper else (below, above)
-        return torch.where(increasing, first, second).squeeze(-1)
+        value = torch.where(increasing, first, second).squeeze(-1)
+        # Layers are no maps outside of their domain: there only the side counts.
+        outside, before = infinite, x.squeeze(-1) < 0
+        if self.transform.restricts:
+            inner = self._inner_point(x.shape[:-1], context).squeeze(-1)
+            before = torch.where(infinite, before, x.squeeze(-1) < inner)
+            outside = outside | (log_det == -math.inf)
+        return torch.where(outside, torch.where(before == upper, 0.0, -math.inf).to(value), value)
 
     def log_survival(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""``log P(X > x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``."""
+        r"""``log P(X > x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``.
+
+        0 below the support and ``-inf`` above it; NaN where x is NaN.
+        """
         return self._tail(x, context, upper=True)
 
     def log_cdf(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""``log P(X <= x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``."""
+        r"""``log P(X <= x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``.
+
+        ``-inf`` below the support and 0 above it; NaN where x is NaN.
+        """
         return self._tail(x, context, upper=False)
 
     def cdf(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -506,14 +653,25 @@ class Flow(nn.Module):
     def quantile(self, q: Tensor, context: Tensor | None = None) -> Tensor:
         r"""The ``x`` with ``P(X <= x) = q`` of a scalar event; ``q (*batch,) -> (*batch, 1)``.
 
-        A ``q`` outside [0, 1] gives NaN.
+        0 and 1 give the ends of the support, which may be infinite; a ``q`` outside [0, 1], or
+        NaN, gives NaN.
         """
         self._require_scalar()
         self._check_tensor(q, "q")
+        given = context
         q, context = self._prepare(q.unsqueeze(-1), context)
+        inner = (q > 0) & (q < 1)
+        safe = torch.where(inner, q, torch.full_like(q, 0.5))
         increasing = torch.as_tensor(self.transform.orientation() > 0, device=q.device)
-        z = self.base.icdf(torch.where(increasing, q, 1 - q), context)
-        return self.transform.inverse(z, context)[0]
+        z = torch.where(increasing, self.base.icdf(safe, context), self.base.isf(safe, context))
+        x = self.transform.inverse(z, context)[0]
+        region = self.region(given)
+        if region is None:
+            return torch.where(inner, x, torch.full_like(x, math.nan))
+        # Rounding shall not lead out of the support.
+        x = clamp_through(x, region.lower, region.upper)
+        ends = torch.where(q == 0, region.lower, torch.where(q == 1, region.upper, math.nan))
+        return torch.where(inner, x, ends)
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """A ``torch.distributions`` view, which Pyro accepts too; its batch is the context's."""
@@ -544,12 +702,3 @@ class Flow(nn.Module):
         rows.append(("total parameters", sum(p.numel() for p in self.parameters())))
         width = max(28, *(len(name) for name, _ in rows))
         return "\n".join(f"{name:<{width}}{count:>8,}" for name, count in rows)
-
-
-def _same_constraint(a: constraints.Constraint, b: constraints.Constraint) -> bool:
-    """Whether both are the whole space of one rank."""
-    return (
-        isinstance(a, constraints.independent)
-        and isinstance(b, constraints.independent)
-        and a.base_constraint is b.base_constraint
-    )

@@ -84,6 +84,7 @@ from flowkit.transforms import (
     Standardize,
     Transform,
     TriangularLinear,
+    Unconstrain,
     UnderdampedLangevin,
     Whiten,
 )
@@ -386,6 +387,14 @@ CASES: list[Case] = [
             3, SCALARS["affine"], masked, order=[2, 0, 1], inverse_method="jacobi"
         ),
     ),
+    Case(
+        "Unconstrain-4-of-each",
+        lambda: Unconstrain([0.0, None, -1.0, None], [None, 2.0, 3.0, None]),
+        MOVED,
+    ),
+    Case("Unconstrain-2-upper", lambda: Unconstrain([None, -3.0], [5.0, 2.0]), MOVED),
+    Case("Logit-2-own-ends", lambda: Logit(2, [0.0, -2.0], [1.0, 0.5]), MOVED),
+    Case("Log-2-own-ends", lambda: Log(2, [0.5, -2.0]), MOVED),
     Case("Log-1", lambda: Log(1), MOVED),
     Case("Log-2", lambda: Log(2, lower=-1.0), MOVED),
     Case("CircularShift-2", lambda: CircularShift(2), CIRCLE),

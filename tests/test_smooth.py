@@ -511,7 +511,7 @@ def test_a_circle_has_no_distribution_function_and_an_interval_has():
 
 def test_data_beyond_an_interval_are_named_before_training():
     flow = smooth_flow(2, bounds=[(0, 1), None], components=3)
-    with pytest.raises(DataError, match="feature 0 reaches from 0 to 90"):
+    with pytest.raises(DataError, match="column 0 holds 0 to 90"):
         flow.initialize(torch.tensor([[0.0, 1.0], [90.0, 2.0]]))
 
 

@@ -13,8 +13,9 @@ class Base(nn.Module):
     r"""A base distribution over events, as a module: ``.to()``, ``state_dict`` and gradients work.
 
     A subclass defines ``log_prob`` and ``sample``. Where every feature is independent it may
-    define the per-feature functions ``log_cdf``, ``log_survival`` and ``icdf``; they act element
-    by element and keep the shape of the event.
+    define the per-feature functions ``log_cdf``, ``log_survival``, ``icdf`` and ``isf``; they act
+    element by element and keep the shape of the event. Probabilities outside [0, 1] have the
+    quantile NaN.
 
     Shapes:
         ``log_prob(z (*batch, *event), context (*batch, C)) -> (*batch,)``;
@@ -67,6 +68,10 @@ class Base(nn.Module):
     def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
         """Quantiles of every feature, of the shape of ``q``."""
         raise NotInvertibleError(f"{type(self).__name__} has no quantile function")
+
+    def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """The ``z`` that are exceeded with probability ``q``, exact also where ``q`` is tiny."""
+        return self.icdf(1 - q, context)
 
     def _draw_shape(self, shape: tuple[int, ...], context: Tensor | None) -> tuple[int, ...]:
         """Sample shape, then the batch of the context, then the event."""

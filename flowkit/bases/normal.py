@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.bases.base import Base
+from flowkit.bases.special import log_normal_survival
 from flowkit.scalar.affine import soft_clip
 from flowkit.scalar.roots import attach_newton, find_root
 
@@ -57,16 +58,20 @@ class StandardNormal(Base):
         )
 
     def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """``log_ndtr(z)``."""
-        return torch.special.log_ndtr(z)
+        """Logarithm of the normal distribution function."""
+        return log_normal_survival(-z)
 
     def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """``log_ndtr(-z)``."""
-        return torch.special.log_ndtr(-z)
+        """Logarithm of the normal survival function."""
+        return log_normal_survival(z)
 
     def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
         """``ndtri(q)``."""
         return torch.special.ndtri(q)
+
+    def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """``-ndtri(q)``."""
+        return -torch.special.ndtri(q)
 
 
 class DiagonalNormal(Base):
@@ -126,17 +131,22 @@ class DiagonalNormal(Base):
         return mean + log_scale.exp() * eps
 
     def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """``log_ndtr`` of the standardised value."""
-        return torch.special.log_ndtr(self._standardize(z, context)[0])
+        """That of the standardised value."""
+        return log_normal_survival(-self._standardize(z, context)[0])
 
     def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """``log_ndtr`` of minus the standardised value."""
-        return torch.special.log_ndtr(-self._standardize(z, context)[0])
+        """That of the standardised value."""
+        return log_normal_survival(self._standardize(z, context)[0])
 
     def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
         """``mean + scale * ndtri(q)``."""
         mean, log_scale = self._moments(context)
         return mean + log_scale.exp() * torch.special.ndtri(q)
+
+    def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """``mean - scale * ndtri(q)``."""
+        mean, log_scale = self._moments(context)
+        return mean - log_scale.exp() * torch.special.ndtri(q)
 
 
 class NormalMixture(Base):
@@ -196,35 +206,52 @@ class NormalMixture(Base):
         eps = torch.randn(size, generator=generator, **like)
         return self.means[which] + self.log_scales[which].exp() * eps
 
-    def _per_component(self, z: Tensor, sign: float) -> Tensor:
+    def _tail(self, z: Tensor, sign: float) -> Tensor:
+        """Log-probability above ``z``, or below it for the sign -1."""
         if self.event_shape != (1,):
             return super().log_cdf(z)
-        tails = torch.special.log_ndtr(sign * self._standardize(z)).squeeze(-1)
+        tails = log_normal_survival(sign * self._standardize(z)).squeeze(-1)
         return torch.logsumexp(self._log_weights() + tails, -1).unsqueeze(-1)
+
+    def _from_smaller(self, z: Tensor, sign: float) -> Tensor:
+        """The same, near probability one by the other side, which keeps the digits."""
+        tail, other = self._tail(z, sign), self._tail(z, -sign)
+        near_one = other < -math.log(2)
+        safe = torch.where(near_one, other, torch.full_like(other, -1.0))
+        return torch.where(near_one, torch.log1p(-safe.exp()), tail)
 
     def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Distribution function, for one feature."""
-        return self._per_component(z, 1.0)
+        return self._from_smaller(z, -1.0)
 
     def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Survival function, for one feature."""
-        return self._per_component(z, -1.0)
+        return self._from_smaller(z, 1.0)
 
     def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
         """Quantiles, for one feature, by a root search between the components' own quantiles."""
+        return self._quantile(q, q <= 0.5)
+
+    def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """Quantiles of ``1 - q``, for one feature."""
+        return self._quantile(q, q > 0.5)
+
+    def _quantile(self, q: Tensor, lower: Tensor) -> Tensor:
+        """The point with ``q``, or ``1 - q``, of the mass in the tail that it is in."""
         if self.event_shape != (1,):
             return super().icdf(q)
+        inside = (q > 0) & (q < 1)
         # Each side of the median in its own tail, where probabilities keep their digits.
-        upper = q > 0.5
-        tail = torch.where(upper, 1 - q, q).clamp_min(torch.finfo(q.dtype).tiny)
+        tail = torch.where(q > 0.5, 1 - q, q)
+        tail = torch.where(inside, tail, torch.full_like(q, 0.5))
+        sign = torch.where(lower, 1.0, -1.0).to(q.dtype)
 
         def log_tail(z: Tensor) -> Tensor:
-            return torch.where(upper, -self.log_survival(z), self.log_cdf(z))
+            return sign * torch.where(lower, self.log_cdf(z), self.log_survival(z))
 
-        target = torch.where(upper, -tail.log(), tail.log())
+        target = sign * tail.log()
         with torch.no_grad():
-            u = torch.special.ndtri(tail)
-            u = torch.where(upper, -u, u).unsqueeze(-2)
+            u = (sign * torch.special.ndtri(tail)).unsqueeze(-2)
             each = self.means + self.log_scales.exp() * u
             margin = 1e-3 * (1 + each.abs().amax(-2))
             start = find_root(
@@ -236,4 +263,6 @@ class NormalMixture(Base):
             return value, self.log_prob(z).unsqueeze(-1) + value.abs()
 
         z = attach_newton(value_and_log_slope, start, target)
-        return torch.where((q > 0) & (q < 1), z, torch.special.ndtri(q))
+        # The ends: the quantile is infinite there, and NaN beyond.
+        side = torch.where(lower == (q < 0.5), 1.0, -1.0).to(q.dtype)
+        return torch.where(inside, z, side * torch.special.ndtri(q))

@@ -11,6 +11,9 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from flowkit.bases.base import Base
+from flowkit.bases.special import log_one_plus_square, log_student_survival
+from flowkit.rounding import clamp_through, next_inside
+from flowkit.scalar.roots import attach_newton, find_root
 
 
 class Uniform(Base):
@@ -62,22 +65,40 @@ class Uniform(Base):
         """Draw uniforms."""
         size = self._draw_shape(shape, context)
         u = torch.rand(size, generator=generator, dtype=self.like.dtype, device=self.like.device)
-        return self.lower + (self.upper - self.lower) * u
+        z = self.lower + (self.upper - self.lower) * u
+        # Inside, also where rounding leads to an end: some layers have no number for the ends.
+        least = next_inside(self.lower, self.upper, z.dtype)
+        return z.clamp(least, next_inside(self.upper, self.lower, z.dtype))
 
-    def _fraction(self, z: Tensor) -> Tensor:
-        return ((z - self.lower) / (self.upper - self.lower)).clamp(0, 1)
+    def _log_fraction(self, distance: Tensor) -> Tensor:
+        """Logarithm of a distance from an end as a part of the interval."""
+        width = self.upper - self.lower
+        inside, beyond = distance > 0, distance >= width
+        safe = torch.where(inside & ~beyond, distance, torch.full_like(distance, width))
+        value = torch.where(inside, (safe / width).log(), torch.full_like(distance, -math.inf))
+        return torch.where(distance.isnan(), distance, value)
 
     def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Logarithm of the fraction of the interval below."""
-        return self._fraction(z).log()
+        return self._log_fraction(z - self.lower)
 
     def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Logarithm of the fraction of the interval above."""
-        return torch.log1p(-self._fraction(z))
+        return self._log_fraction(self.upper - z)
 
     def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
         """Quantiles."""
-        return self.lower + (self.upper - self.lower) * q
+        return self._from_end(q, self.lower, self.upper)
+
+    def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """Quantiles of ``1 - q``."""
+        return self._from_end(q, self.upper, self.lower)
+
+    def _from_end(self, q: Tensor, start: float, end: float) -> Tensor:
+        inside = (q >= 0) & (q <= 1)
+        z = start + (end - start) * torch.where(inside, q, torch.full_like(q, 0.5))
+        z = clamp_through(z, self.lower, self.upper)
+        return torch.where(inside, z, torch.full_like(z, math.nan))
 
 
 class Logistic(Base):
@@ -125,6 +146,10 @@ class Logistic(Base):
     def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
         """``logit(q)``."""
         return torch.logit(q)
+
+    def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """``-logit(q)``."""
+        return -torch.logit(q)
 
 
 def _lgamma_step(x: Tensor) -> Tensor:
@@ -189,15 +214,17 @@ class StudentT(Base):
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the log-density."""
+        return self._log_density(z).sum(-1)
+
+    def _log_density(self, z: Tensor) -> Tensor:
+        """The log-density of every feature."""
         df = self.df
-        # log(1 + z^2 / df) without overflow of the square.
-        scaled = z.abs() / df.sqrt()
-        large = scaled > 1e3
-        square = torch.where(large, torch.ones_like(scaled), scaled) ** 2
-        far = torch.where(large, scaled, torch.full_like(scaled, 1e3))
-        log_term = torch.where(large, 2 * far.log() + torch.log1p(far**-2), torch.log1p(square))
-        constant = _lgamma_step(0.5 * df) - 0.5 * torch.log(math.pi * df)
-        return (constant - 0.5 * (df + 1) * log_term).sum(-1)
+        log_term = log_one_plus_square(torch.where(z < 0, -z, z), df)
+        return self._log_constant() - 0.5 * (df + 1) * log_term
+
+    def _log_constant(self) -> Tensor:
+        """The log-density of each feature at 0."""
+        return _lgamma_step(0.5 * self.df) - 0.5 * torch.log(math.pi * self.df)
 
     def sample(
         self,
@@ -212,3 +239,47 @@ class StudentT(Base):
         half = (0.5 * df).expand(size).contiguous()
         gamma = torch._standard_gamma(half, generator=generator)
         return eps * torch.rsqrt(gamma.clamp_min(torch.finfo(df.dtype).tiny) / half)
+
+    def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """That of Student's t, by quadrature."""
+        return log_student_survival(-z, self.df, self._log_constant())
+
+    def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """That of Student's t, by quadrature."""
+        return log_student_survival(z, self.df, self._log_constant())
+
+    def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """Quantiles, by a root search in the logarithm of the smaller tail."""
+        return self._quantile(q, q <= 0.5)
+
+    def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """Quantiles of ``1 - q``."""
+        return self._quantile(q, q > 0.5)
+
+    def _quantile(self, q: Tensor, lower: Tensor) -> Tensor:
+        """The point with ``q``, or ``1 - q``, of the mass in the tail that it is in."""
+        inside = (q > 0) & (q < 1)
+        tail = torch.where(q > 0.5, 1 - q, q)
+        tail = torch.where(inside, tail, torch.full_like(q, 0.5))
+        df, constant, target = self.df, self._log_constant(), -tail.log()
+        with torch.no_grad():
+            # Powers of z make the tail: the search is over log(1 + z).
+            end = math.log(torch.finfo(q.dtype).max) - 0.01
+            start = find_root(
+                lambda s: -log_student_survival(s.expm1(), df, constant) - target,
+                torch.zeros_like(target),
+                torch.full_like(target, end),
+            ).expm1()
+
+        def value_and_log_slope(z: Tensor) -> tuple[Tensor, Tensor]:
+            value = -log_student_survival(z, df, constant)
+            return value, self._log_density(z) + value
+
+        # What is larger than the largest number stays there.
+        reached = start < torch.finfo(q.dtype).max ** 0.9
+        near = torch.where(reached, start, torch.zeros_like(start))
+        goal = torch.where(reached, target, torch.full_like(target, math.log(2)))
+        z = torch.where(reached, attach_newton(value_and_log_slope, near, goal), start)
+        # The ends: the quantile is infinite there, and NaN beyond.
+        end_or_nan = torch.special.ndtri(q).abs()
+        return torch.where(lower, -1.0, 1.0).to(q.dtype) * torch.where(inside, z, end_or_nan)

@@ -109,3 +109,8 @@ class Product(Base):
         """Quantiles of each group."""
         groups = zip(self._parts(), self._groups(q), strict=True)
         return self._join([base.icdf(part, context) for base, part in groups])
+
+    def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+        """Quantiles of ``1 - q`` of each group."""
+        groups = zip(self._parts(), self._groups(q), strict=True)
+        return self._join([base.isf(part, context) for base, part in groups])

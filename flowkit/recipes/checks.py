@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from flowkit.conditioners import ACTIVATIONS
@@ -24,6 +25,32 @@ def check_flags(name: str, **flags: Any) -> None:
     for what, value in flags.items():
         if not isinstance(value, bool):
             raise RecipeError(f"{name} needs {what} to be True or False, got {value!r}")
+
+
+def check_ends(
+    name: str, lower: Any, upper: Any, features: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Lower and upper ends, one for each feature, infinite where there is none; or an error.
+
+    A number counts for all features, ``None`` for an open side.
+    """
+    ends = []
+    for what, given, none in (("lower", lower, -math.inf), ("upper", upper, math.inf)):
+        listed = given if isinstance(given, tuple) else (given,) * features
+        numbers = [none if end is None else end for end in listed]
+        if len(numbers) != features or any(
+            not isinstance(end, (int, float)) or isinstance(end, bool) or math.isnan(end)
+            for end in numbers
+        ):
+            raise RecipeError(
+                f"{name} needs {what} to be a number, or one for each of {features} feature(s), "
+                f"None or infinite where that side is open; got {given!r}"
+            )
+        ends.append(tuple(map(float, numbers)))
+    for i, (low, high) in enumerate(zip(*ends, strict=True)):
+        if not low < high or low == math.inf or high == -math.inf:
+            raise RecipeError(f"{name} needs lower < upper, got {low} and {high} for feature {i}")
+    return ends[0], ends[1]
 
 
 def check_network(name: str, hidden: Any, activation: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from flowkit.conditioners import (
 )
 from flowkit.errors import RecipeError
 from flowkit.flow import Flow
-from flowkit.recipes.checks import check_flags, check_network, check_sizes
+from flowkit.recipes.checks import check_ends, check_flags, check_network, check_sizes
 from flowkit.recipes.registry import choose, recipe
 from flowkit.scalar import (
     Affine,
@@ -47,6 +48,7 @@ from flowkit.transforms import (
     Permutation,
     Standardize,
     Transform,
+    Unconstrain,
 )
 
 _SCALARS: dict[str, Callable[[], ScalarMap]] = {
@@ -90,11 +92,24 @@ def half(features: int, linear: str | None, layer: int) -> list[bool]:
     return [(j < features // 2) == swap for j in range(features)]
 
 
+def unconstrained(name: str, features: int, lower: Any, upper: Any) -> list[Transform]:
+    """What a flow of bounded features starts with; nothing if no feature has an end."""
+    lows, highs = check_ends(name, lower, upper, features)
+    bounded = any(map(math.isfinite, (*lows, *highs)))
+    return [Unconstrain(lows, highs)] if bounded else []
+
+
 def _finish(
-    name: str, layers: list[Transform], features: int, context: int, base: str, standardize: bool
+    name: str,
+    first: list[Transform],
+    layers: list[Transform],
+    features: int,
+    context: int,
+    base: str,
+    standardize: bool,
 ) -> Flow:
     check_flags(name, standardize=standardize)
-    first: list[Transform] = [Standardize(features)] if standardize else []
+    first = [*first, Standardize(features)] if standardize else first
     embedding = StandardizeContext(context) if context and standardize else None
     return Flow(
         Compose(*first, *layers), choose("base", base, _BASES)(features), embedding=embedding
@@ -112,6 +127,8 @@ def coupling_flow(
     conditioner: str | Callable[..., nn.Module] = "mlp",
     linear: str | None = "lu",
     base: str = "normal",
+    lower: float | Sequence[float | None] | None = None,
+    upper: float | Sequence[float | None] | None = None,
     standardize: bool = True,
     seed: int = 0,
 ) -> Flow:
@@ -130,8 +147,12 @@ def coupling_flow(
         linear: What mixes the features between layers: ``"lu"``, ``"orthogonal"``,
             ``"permutation"``, or ``None``, where the two halves take turns.
         base: ``"normal"``, ``"student_t"``, ``"logistic"`` or ``"mixture"``.
-        standardize: Whether the flow starts with a :class:`flowkit.transforms.Standardize`, set
-            from the data by ``fit``.
+        lower: Where the data begin: a number, or one for each feature, ``None`` or ``-inf`` where
+            there is no such end. ``lower=0`` is for positive data. See
+            :class:`flowkit.transforms.Unconstrain`, with which the flow then starts.
+        upper: Where they end, likewise.
+        standardize: Whether the flow starts with a :class:`flowkit.transforms.Standardize` (after
+            an ``Unconstrain``), set from the data by ``fit``.
         seed: Seed of the permutations.
 
     Raises:
@@ -164,7 +185,8 @@ def coupling_flow(
             continue
         mask = half(features, linear, i)
         stack.append(Coupling(mask, chosen, factory, context))  # type: ignore[arg-type]
-    return _finish("coupling_flow", stack, features, context, base, standardize)
+    first = unconstrained("coupling_flow", features, lower, upper)
+    return _finish("coupling_flow", first, stack, features, context, base, standardize)
 
 
 @recipe
@@ -177,6 +199,8 @@ def autoregressive_flow(
     activation: str = "silu",
     linear: str | None = "lu",
     base: str = "normal",
+    lower: float | Sequence[float | None] | None = None,
+    upper: float | Sequence[float | None] | None = None,
     standardize: bool = True,
     seed: int = 0,
 ) -> Flow:
@@ -209,7 +233,8 @@ def autoregressive_flow(
         stack += mixing(linear, features, seed + i)
         order = list(range(features))[::-1] if linear is None and i % 2 == 1 else None
         stack.append(MaskedAutoregressive(features, chosen, factory, context, order))
-    return _finish("autoregressive_flow", stack, features, context, base, standardize)
+    first = unconstrained("autoregressive_flow", features, lower, upper)
+    return _finish("autoregressive_flow", first, stack, features, context, base, standardize)
 
 
 @recipe
@@ -221,6 +246,8 @@ def elementwise_flow(
     hidden: Sequence[int] = (128, 128),
     activation: str = "silu",
     base: str = "normal",
+    lower: float | Sequence[float | None] | None = None,
+    upper: float | Sequence[float | None] | None = None,
     standardize: bool = True,
 ) -> Flow:
     """Independent features, each with its own monotone map: margins without dependence.
@@ -247,7 +274,8 @@ def elementwise_flow(
     for _ in range(layers):
         stack.append(Elementwise(features, Affine(), context, factory))
         stack.append(Elementwise(features, chosen, context, factory))
-    return _finish("elementwise_flow", stack, features, context, base, standardize)
+    first = unconstrained("elementwise_flow", features, lower, upper)
+    return _finish("elementwise_flow", first, stack, features, context, base, standardize)
 
 
 def _sides(lower: Any, upper: Any, features: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flowkit.bases import StandardNormal
 from flowkit.conditioners import (
@@ -18,10 +18,10 @@ from flowkit.conditioners import (
 from flowkit.errors import RecipeError
 from flowkit.flow import Flow
 from flowkit.recipes.checks import check_flags, check_sizes
-from flowkit.recipes.flows import half, mixing, named_scalar
+from flowkit.recipes.flows import half, mixing, named_scalar, unconstrained
 from flowkit.recipes.registry import choose, recipe
 from flowkit.scalar import ScalarMap
-from flowkit.transforms import Compose, Coupling, Elementwise, Standardize, Transform
+from flowkit.transforms import Compose, Coupling, Elementwise, Standardize
 
 _KERNELS: dict[str, Callable[[int], Kernel]] = {
     "squared-exponential": SquaredExponential,
@@ -53,6 +53,8 @@ def kernelised_flow(
     learn_points: bool = True,
     frequencies: int | None = None,
     elementwise: str | ScalarMap | None = None,
+    lower: float | Sequence[float | None] | None = None,
+    upper: float | Sequence[float | None] | None = None,
     standardize: bool = True,
     seed: int = 0,
 ) -> Flow:
@@ -84,6 +86,10 @@ def kernelised_flow(
         elementwise: A scalar map of every feature by itself before each coupling layer, named as
             ``scalar`` is: ``"spline"`` bends marginal distributions for some twenty parameters a
             feature, which kernels of many features learn badly.
+        lower: Where the data begin: a number, or one for each feature, ``None`` or ``-inf`` where
+            there is no such end. ``lower=0`` is for positive data. See
+            :class:`flowkit.transforms.Unconstrain`, with which the flow then starts.
+        upper: Where they end, likewise.
         standardize: Whether the flow starts with a :class:`flowkit.transforms.Standardize`.
         seed: Seed of the permutations and of the frequencies.
 
@@ -108,7 +114,8 @@ def kernelised_flow(
     chosen = named_scalar(scalar)
     alone = None if elementwise is None else named_scalar(elementwise)
     factory = _named(kernel) if isinstance(kernel, str) else kernel
-    stack: list[Transform] = [Standardize(features)] if standardize else []
+    stack = unconstrained(name, features, lower, upper)
+    stack += [Standardize(features)] if standardize else []
     for i in range(layers):
         net: Callable[..., KernelConditioner | RandomFourierConditioner]
         if frequencies is None:

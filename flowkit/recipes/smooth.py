@@ -13,7 +13,7 @@ from flowkit.bases import Base, Product, StandardNormal, Uniform
 from flowkit.conditioners import MLP, CircularFeatures, CircularMaskedMLP, StandardizeContext
 from flowkit.errors import RecipeError
 from flowkit.flow import Flow
-from flowkit.recipes.checks import check_network, check_sizes
+from flowkit.recipes.checks import check_ends, check_network, check_sizes
 from flowkit.recipes.registry import choose, recipe
 from flowkit.scalar import (
     CircularSmoothMixture,
@@ -33,6 +33,7 @@ from flowkit.transforms import (
     Elementwise,
     MaskedAutoregressive,
     Transform,
+    Unconstrain,
 )
 
 # For a circle and an interval, both [-1, 1], and for the line.
@@ -81,13 +82,22 @@ def _places(
                 f"smooth_flow needs bounds (lower, upper) for feature {i}, a circle; got None"
             )
         if pair is not None and not (
-            isinstance(pair, tuple) and len(pair) == 2 and all(_is_number(b) for b in pair)
+            isinstance(pair, tuple)
+            and len(pair) == 2
+            and all(b is None or _is_number(b) for b in pair)
         ):
             raise RecipeError(
                 f"smooth_flow needs bounds of feature {i} as (lower, upper) or None, got {pair!r}"
             )
-        ends.append((-math.inf, math.inf) if pair is None else (float(pair[0]), float(pair[1])))
-    lower, upper = zip(*ends, strict=True)
+        low, high = (None, None) if pair is None else pair
+        ends.append((low, high))
+    lows, highs = zip(*ends, strict=True)
+    lower, upper = check_ends("smooth_flow", lows, highs, features)
+    for i, (turns, low, high) in enumerate(zip(circular, lower, upper, strict=True)):
+        if turns and not math.isfinite(high - low):
+            raise RecipeError(
+                f"smooth_flow needs finite bounds of feature {i}, a circle; got ({low}, {high})"
+            )
     return tuple(bool(c) for c in circular), lower, upper
 
 
@@ -120,8 +130,10 @@ def smooth_flow(
         features: Number of features.
         circular: Which features are circles: one boolean a feature, or one for all.
         bounds: For every feature its pair (lower, upper): the period of a circle, the ends of an
-            interval, or ``None`` for a line; one pair serves all. By default circles are
-            :math:`[-\pi, \pi]` and everything else is a line.
+            interval, the one end of a half-line beside an infinity or ``None`` (it starts with
+            :class:`flowkit.transforms.Unconstrain`, and is a line from there on), or ``None`` for
+            a line; one pair serves all. By default circles are :math:`[-\pi, \pi]` and everything
+            else is a line.
         context: Number of context features.
         layers: Number of layers.
         structure: ``"coupling"``, where layers move one half and then the other, or
@@ -160,7 +172,11 @@ def smooth_flow(
             f"{activation!r}; remedy: gelu, silu, softplus or tanh, or scalar='spline'"
         )
     around, lower, upper = _places(features, circular, bounds)
-    straight = [math.isinf(a) for a in lower]
+    straight = [math.isinf(b - a) for a, b in zip(lower, upper, strict=True)]
+    half = [
+        line and (math.isfinite(a) or math.isfinite(b))
+        for line, a, b in zip(straight, lower, upper, strict=True)
+    ]
     circle, interval, line = choose("scalar map", scalar, _PRODUCTS)(components)
     maps = PerFeature(
         tuple(
@@ -168,7 +184,18 @@ def smooth_flow(
             for turns, free in zip(around, straight, strict=True)
         )
     )
-    stack: list[Transform] = [Chart(around, lower, upper)]
+    stack: list[Transform] = []
+    if any(half):
+        ends = (
+            [end if h else open_ for h, end in zip(half, side, strict=True)]
+            for side, open_ in ((lower, -math.inf), (upper, math.inf))
+        )
+        stack.append(Unconstrain(*ends))
+    ends = (
+        [open_ if s else end for s, end in zip(straight, side, strict=True)]
+        for side, open_ in ((lower, -math.inf), (upper, math.inf))
+    )
+    stack.append(Chart(around, *ends))
     shuffled = np.random.default_rng(seed).permutation(features).tolist()
     for i in range(layers):
         if any(around):

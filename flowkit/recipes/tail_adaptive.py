@@ -16,6 +16,7 @@ from flowkit.conditioners import MLP, Grouped, MaskedMLP, StandardizeContext
 from flowkit.errors import RecipeError
 from flowkit.flow import Flow
 from flowkit.recipes.checks import check_network, check_sizes
+from flowkit.recipes.flows import unconstrained
 from flowkit.recipes.registry import choose, recipe
 from flowkit.scalar import (
     Affine,
@@ -32,7 +33,6 @@ from flowkit.transforms import (
     MaskedAutoregressive,
     Permutation,
     Standardize,
-    Transform,
 )
 
 _SCALARS = {"affine": Affine, "spline": RationalQuadraticSpline}
@@ -77,6 +77,8 @@ def tail_adaptive_flow(
     scalar: str | ScalarMap = "spline",
     hidden: Sequence[int] = (64, 64),
     activation: str = "silu",
+    lower: float | Sequence[float | None] | None = None,
+    upper: float | Sequence[float | None] | None = None,
     seed: int = 0,
 ) -> Flow:
     r"""A flow whose features keep their class of tails, heavy or light.
@@ -124,6 +126,11 @@ def tail_adaptive_flow(
             slopes of bounded size.
         hidden: Widths of the hidden layers of every conditioner.
         activation: See :class:`flowkit.conditioners.Conditioner`.
+        lower: Where the data begin: a number, or one for each feature, ``None`` or ``-inf`` where
+            there is no such end. ``lower=0`` is for positive data. Tails
+            then are those behind :class:`flowkit.transforms.Unconstrain`, with which the flow
+            starts: those of logarithms, for positive data.
+        upper: Where they end, likewise.
         seed: Seed of the permutations.
 
     Raises:
@@ -163,7 +170,8 @@ def tail_adaptive_flow(
     rng = np.random.default_rng(seed)
     maps = scalar if isinstance(scalar, ScalarMap) else choose("scalar map", scalar, _SCALARS)()
     options: dict[str, Any] = {"hidden": hidden, "activation": activation, "input_clip": "asinh"}
-    stack: list[Transform] = [Standardize(features, robust=True), Permutation(order)]
+    stack = unconstrained(name, features, lower, upper)
+    stack += [Standardize(features, robust=True), Permutation(order)]
     if chosen.mapped and heavy:
         stack.append(_tails([sides[i] for i in heavy], len(light), chosen.learned))
     for layer in range(layers):

@@ -48,6 +48,17 @@ class ScalarMap:
         """The interval that the map sends to itself; the whole line by default."""
         return (-math.inf, math.inf)
 
+    def fixes(self, end: Tensor) -> Tensor:
+        """Where a number is sent to itself, whatever the parameters, with all beyond it."""
+        lower, upper = self.bounds
+        return (end == lower) | (end == upper)
+
+    @property
+    def keeps_interval(self) -> bool:
+        """Whether it is a map of a bounded interval, which no rounding leads out of."""
+        lower, upper = self.bounds
+        return math.isfinite(lower) and math.isfinite(upper)
+
     def take(self, features: Sequence[int], of: int) -> ScalarMap:
         """Return the map of some of ``of`` features: itself, where all features share one."""
         return self

@@ -69,6 +69,10 @@ class PerFeature(ScalarMap):
         """The least of the maps."""
         return min(m.smoothness for m in self.maps)
 
+    def fixes(self, end: Tensor) -> Tensor:
+        """Where each map does; ``end`` is one row for each."""
+        return torch.stack([m.fixes(row) for m, row in zip(self.maps, end, strict=True)])
+
     def take(self, features: Sequence[int], of: int) -> ScalarMap:
         """The maps of these features; one map where they share it."""
         if of != len(self.maps):

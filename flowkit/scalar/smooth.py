@@ -347,6 +347,7 @@ class CircularSmoothMixture(SmoothMixture):
         tensor(1.)
     """
 
+    keeps_interval: ClassVar[bool] = False
     _circular: ClassVar[bool] = True
 
     def _place(self, centres: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:

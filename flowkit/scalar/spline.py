@@ -305,6 +305,10 @@ class RationalQuadraticSpline(_Spline):
 
     _least_bins: ClassVar[int] = 2  # one bin alone would be the identity
 
+    def fixes(self, end: Tensor) -> Tensor:
+        """The ends of the spline and what lies beyond."""
+        return end.abs() >= self.bound
+
     @property
     def param_size(self) -> int:  # type: ignore[override]
         """Three a bin, less the two outer slopes and the linear tails' shared one."""

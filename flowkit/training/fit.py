@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.conditioners import StandardizeContext
-from flowkit.errors import DataError
+from flowkit.errors import DataError, OutsideError
 from flowkit.flow import Flow
 from flowkit.noise import drawing_from
 from flowkit.objectives import MaximumLikelihood, Objective
@@ -370,4 +370,7 @@ def _start_from_data(
     if "x" in sample:
         sample = objective.start(sample, generator=generator)
     # Also without data: a later fit must not start a trained flow anew.
-    flow.initialize(sample.get("x"), sample.get("context"))
+    try:
+        flow.initialize(sample.get("x"), sample.get("context"))
+    except OutsideError as error:
+        raise (error if index is None else error.renumbered(index.tolist())) from None

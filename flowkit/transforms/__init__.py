@@ -5,7 +5,7 @@ from flowkit.transforms.autoregressive import MaskedAutoregressive
 from flowkit.transforms.base import Inverse, Transform
 from flowkit.transforms.compose import Compose
 from flowkit.transforms.coupling import Coupling
-from flowkit.transforms.domain import Box, Chart, CircularShift, Log, Logit
+from flowkit.transforms.domain import Box, Chart, CircularShift
 from flowkit.transforms.elementwise import Elementwise
 from flowkit.transforms.langevin import OverdampedLangevin, UnderdampedLangevin
 from flowkit.transforms.linear import (
@@ -21,6 +21,7 @@ from flowkit.transforms.normalize import ActNorm, Standardize, Whiten
 from flowkit.transforms.permute import Permutation
 from flowkit.transforms.reshape import FactorOut, Reshape, Squeeze
 from flowkit.transforms.stochastic import Dequantize, StochasticTransform, Walk
+from flowkit.transforms.unconstrain import Log, Logit, Unconstrain
 
 __all__ = [
     "ActNorm",
@@ -54,6 +55,7 @@ __all__ = [
     "Transform",
     "TriangularLinear",
     "UnderdampedLangevin",
+    "Unconstrain",
     "Walk",
     "Whiten",
 ]

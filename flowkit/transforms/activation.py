@@ -29,6 +29,8 @@ class Activation(Transform):
         (torch.Size([5, 3, 4, 4]), torch.Size([5]))
     """
 
+    elementwise = True
+
     def __init__(self, scalar: ScalarMap | None = None, event_ndim: int = 1) -> None:
         scalar = SmoothLeakyReLU() if scalar is None else scalar
         if scalar.param_size:

@@ -14,6 +14,7 @@ from flowkit.scalar import Affine, PerFeature, RationalQuadraticSpline, ScalarMa
 from flowkit.scalar.roots import look
 from flowkit.transforms.base import Transform
 from flowkit.transforms.permute import check_order
+from flowkit.transforms.region import Region, ends_stay
 
 
 class MaskedAutoregressive(Transform):
@@ -71,6 +72,7 @@ class MaskedAutoregressive(Transform):
         first_to_last = list(range(features)) if order is None else check_order(order, features)
         scalar = RationalQuadraticSpline() if scalar is None else scalar
         self.scalar = scalar.take(first_to_last, features)
+        self.keeps_intervals = self.scalar.keeps_interval
         self.register_buffer("order", torch.tensor(first_to_last))
         self._natural = order is None
         self.conditioner = conditioner(features, self.scalar.param_size, context=context)
@@ -104,6 +106,15 @@ class MaskedAutoregressive(Transform):
         """Parameters ``(features, *batch, param_size)``."""
         params = self.conditioner(features_last(rows), context).to(rows.dtype)
         return params.movedim((-1, -2), (0, 1)).contiguous().movedim(0, -1)
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Carry a box whose ends stay, and any of one feature."""
+        if self.event_shape == (1,) and (context is not None or not self.needs_context):
+            return self._map_ends(region, context, inverse)
+        in_order = Region(*(self._sort(end) for end in region))
+        return region if ends_stay(self.scalar, in_order, first=True) else None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise in one pass."""

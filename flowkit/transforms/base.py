@@ -17,6 +17,7 @@ from torch.distributions import constraints
 
 from flowkit.errors import NotInvertibleError, ShapeError
 from flowkit.shapes import batch_text
+from flowkit.transforms.region import Region, is_whole_line, map_ends, region_of
 
 
 class Transform(nn.Module):
@@ -43,6 +44,9 @@ class Transform(nn.Module):
             :math:`\log \tilde q(z \to x) - \log q(x \to z)`. Methods take ``generator=``.
         accepts_integers: Whether ``x`` may be of an integer dtype.
         reshapes: Whether ``z`` is no more than the numbers of ``x`` in another shape.
+        elementwise: Whether each number of ``z`` is a monotone function of the number of ``x`` in
+            its place, given the context.
+        keeps_intervals: Whether rounding in ``inverse`` never leads out of a bounded interval.
 
     Example:
         >>> import math, torch
@@ -66,6 +70,8 @@ class Transform(nn.Module):
     stochastic: bool = False
     accepts_integers: bool = False
     reshapes: bool = False
+    elementwise: bool = False
+    keeps_intervals: bool = False
 
     def __init__(
         self,
@@ -105,6 +111,64 @@ class Transform(nn.Module):
     def codomain(self) -> constraints.Constraint:
         """Where ``z`` lives; the whole space unless a subclass says otherwise."""
         return constraints.independent(constraints.real, self.noise_ndim)
+
+    @property
+    def restricts(self) -> bool:
+        """Whether ``x`` may lie where there is no density, so that the log-det is ``-inf``."""
+        return not is_whole_line(self.domain)
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Carry a box of ``z`` to the box of the ``x`` that are mapped into it.
+
+        The support of a flow is that of its base, carried through the layers. A layer that acts
+        on every number by itself sets :attr:`elementwise` and is done.
+
+        Args:
+            region: The box.
+            context: ``(*b, C)``; without one, ends that depend on it are not known.
+            inverse: From noise to data; else a box of ``x`` to that of their ``z``.
+
+        Returns:
+            The box; ``None`` where it is none, or depends on other numbers or the context.
+        """
+        if self.elementwise and (context is not None or not self.needs_context):
+            return self._map_ends(region, context, inverse)
+        free = is_whole_line(self.domain) and is_whole_line(self.codomain)
+        keeps = self.noise_shape == self.event_shape
+        return region if free and keeps and region.is_line() else None
+
+    def _map_ends(
+        self,
+        region: Region,
+        context: Tensor | None,
+        inverse: bool,
+        increasing: Tensor | bool = True,
+    ) -> Region | None:
+        """Carry a box by a map that is monotone in every number by itself."""
+        shape = tuple(region.lower.shape[region.lower.ndim - self.event_ndim :])
+        domain = region_of(self._outer[0], shape, region.lower)
+        codomain = region_of(self._outer[1], shape, region.lower)
+        if domain is None or codomain is None:
+            return None
+
+        def apply(ends: Tensor) -> Tensor:
+            missing = 0 if context is None else context.ndim - (ends.ndim - len(shape))
+            ends = ends.reshape(2, *(1,) * missing, *ends.shape[1:])
+            return (self.inverse if inverse else self)(ends, context)[0]
+
+        sides = (codomain, domain) if inverse else (domain, codomain)
+        return map_ends(apply, region, *sides, increasing)
+
+    @property
+    def _outer(self) -> tuple[constraints.Constraint, constraints.Constraint]:
+        """The largest sets between which the layer is a bijection."""
+        return self.domain, self.codomain
+
+    def circular_columns(self, after: Tensor, *, inverse: bool = False) -> Tensor:
+        """Which features of ``x (features,)`` are read modulo a period, given those of ``z``."""
+        return after
 
     @property
     def inv(self) -> Transform:
@@ -248,6 +312,7 @@ class Inverse(Transform):
         self.needs_context = transform.needs_context
         self.constant_log_det = transform.constant_log_det
         self.stochastic = transform.stochastic
+        self.keeps_intervals = transform.keeps_intervals
 
     @property
     def domain(self) -> constraints.Constraint:
@@ -263,6 +328,21 @@ class Inverse(Transform):
     def inv(self) -> Transform:
         """The transform itself."""
         return self.transform
+
+    @property
+    def restricts(self) -> bool:
+        """Whether the transform held, or what it maps to, is restricted."""
+        return self.transform.restricts or not is_whole_line(self.domain)
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Carry a box by the transform held, the other way round."""
+        return self.transform.map_region(region, context, inverse=not inverse)
+
+    def circular_columns(self, after: Tensor, *, inverse: bool = False) -> Tensor:
+        """Those of the transform held, the other way round."""
+        return self.transform.circular_columns(after, inverse=not inverse)
 
     def orientation(self) -> Tensor | float:
         """That of the transform held."""

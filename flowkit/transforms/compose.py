@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from flowkit.errors import NotInvertibleError, ShapeError
 from flowkit.transforms.base import Inverse, Transform
+from flowkit.transforms.region import Region
 from flowkit.transforms.reversible import run_reversibly
 
 
@@ -70,6 +71,7 @@ class Compose(Transform):
         self.transforms = nn.ModuleList(transforms)
         self.constant_log_det = all(t.constant_log_det for t in transforms)
         self.stochastic = any(t.stochastic for t in transforms)
+        self.keeps_intervals = all(t.keeps_intervals for t in transforms)
         self.accepts_integers = transforms[0].accepts_integers
         self.reversible = reversible
 
@@ -119,6 +121,28 @@ class Compose(Transform):
     def codomain(self) -> constraints.Constraint:
         """The codomain of the last transform."""
         return self[len(self) - 1].codomain
+
+    @property
+    def restricts(self) -> bool:
+        """Whether any transform restricts what it reads."""
+        return any(self[i].restricts for i in range(len(self)))
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Carry a box through all transforms."""
+        carried: Region | None = region
+        for t in reversed(self.transforms) if inverse else self.transforms:
+            if carried is None:
+                return None
+            carried = t.map_region(carried, context, inverse=inverse)  # type: ignore[operator]
+        return carried
+
+    def circular_columns(self, after: Tensor, *, inverse: bool = False) -> Tensor:
+        """Those that any transform reads so."""
+        for t in self.transforms if inverse else reversed(self.transforms):
+            after = t.circular_columns(after, inverse=inverse)  # type: ignore[operator]
+        return after
 
     def orientation(self) -> Tensor | float:
         """The product of the signs."""

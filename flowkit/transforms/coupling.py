@@ -12,6 +12,7 @@ from flowkit.errors import ShapeError
 from flowkit.layout import features_first, features_last
 from flowkit.scalar import RationalQuadraticSpline, ScalarMap
 from flowkit.transforms.base import Transform
+from flowkit.transforms.region import Region, ends_stay
 
 
 class Coupling(Transform):
@@ -79,6 +80,7 @@ class Coupling(Transform):
         moved = [i for i, m in enumerate(mask) if m]
         scalar = RationalQuadraticSpline() if scalar is None else scalar
         self.scalar = scalar.take(moved, len(mask))
+        self.keeps_intervals = self.scalar.keeps_interval
         joined = fixed + moved
         merge = sorted(range(len(mask)), key=joined.__getitem__)
         self.register_buffer("fixed_index", torch.tensor(fixed, dtype=torch.long), False)
@@ -114,6 +116,15 @@ class Coupling(Transform):
         read = features_last(fixed, self.event_ndim)
         raw = features_first(self.conditioner(read, context).to(fixed.dtype), self.event_ndim)
         return raw.unflatten(0, (self.scalar.param_size, self._split_sizes[1])).movedim(0, -1)
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Carry a box of which the ends of the transformed features stay."""
+        if self.event_shape == (1,) and context is not None:
+            return self._map_ends(region, context, inverse)
+        transformed = Region(*(self._split(end)[1] for end in region))
+        return region if ends_stay(self.scalar, transformed, first=True) else None
 
     @property
     def starts_from_data(self) -> bool:

@@ -1,4 +1,4 @@
-"""Maps between the line and the domains that data live on: intervals, half-lines, circles."""
+"""Maps between the domains that data live on and the unit cube: boxes and circles."""
 
 from __future__ import annotations
 
@@ -9,72 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.nn import functional as F
 
-from flowkit.errors import DataError, NotInvertibleError
+from flowkit.errors import NotInvertibleError
+from flowkit.rounding import clamp_through
 from flowkit.shapes import not_positive
 from flowkit.transforms.base import Transform
 from flowkit.transforms.normalize import _moments
-
-
-def _nan_through(x: Tensor, z: Tensor) -> Tensor:
-    """``z``, but NaN where ``x`` is: a missing value is not an impossible one."""
-    return torch.where(x.isnan(), x, z)
-
-
-def _outside(x: Tensor, inside: Tensor, log_slope: Tensor) -> Tensor:
-    """``log_slope`` inside the domain, ``-inf`` outside, NaN where ``x`` is."""
-    return _nan_through(x, torch.where(inside, log_slope, torch.full_like(x, -math.inf)))
-
-
-class Logit(Transform):
-    r"""The interval (lower, upper) onto the line: :math:`z = \log(x - l) - \log(u - x)`.
-
-    Outside the interval the density is zero: the log-determinant is ``-inf`` there, and gradients
-    stay finite.
-
-    Args:
-        features: Number of features.
-        lower: Lower end l, a number for all features.
-        upper: Upper end u.
-
-    Raises:
-        ValueError: If ``lower`` is not below ``upper``.
-
-    Example:
-        >>> import torch
-        >>> from flowkit.transforms import Logit
-        >>> Logit(1, 0.0, 1.0)(torch.tensor([[0.5], [1.5]]))
-        (tensor([[0.], [0.]]), tensor([1.3863,   -inf]))
-    """
-
-    def __init__(self, features: int, lower: float = 0.0, upper: float = 1.0) -> None:
-        if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
-            raise ValueError(f"Logit needs finite lower < upper, got {lower}, {upper}")
-        super().__init__((features,))
-        self.lower, self.upper = float(lower), float(upper)
-
-    @property
-    def domain(self) -> constraints.Constraint:
-        """The open interval."""
-        return constraints.independent(constraints.interval(self.lower, self.upper), 1)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map the interval to the line."""
-        inside = (x > self.lower) & (x < self.upper)
-        safe = torch.where(inside, x, torch.full_like(x, 0.5 * (self.lower + self.upper)))
-        below, above = (safe - self.lower).log(), (self.upper - safe).log()
-        log_slope = math.log(self.upper - self.lower) - below - above
-        return _nan_through(x, below - above), _outside(x, inside, log_slope).sum(-1)
-
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map the line to the interval."""
-        width = self.upper - self.lower
-        # From the nearer end, which keeps the digits of small distances.
-        small = width * torch.sigmoid(-z.abs())
-        x = torch.where(z < 0, self.lower + small, self.upper - small)
-        log_slope = math.log(width) + F.logsigmoid(z) + F.logsigmoid(-z)
-        return x, log_slope.sum(-1)
+from flowkit.transforms.region import Region
+from flowkit.transforms.unconstrain import product_constraint, refuse_outside
 
 
 class Box(Transform):
@@ -89,6 +31,7 @@ class Box(Transform):
 
     Raises:
         ValueError: If the numbers of ends differ, or an end is not finite or not below its upper.
+        OutsideError: From ``initialize``, if rows are outside; names rows, columns and ends.
 
     Example:
         >>> import torch
@@ -98,6 +41,10 @@ class Box(Transform):
     """
 
     constant_log_det = True
+    elementwise = True
+    keeps_intervals = True
+    # What is outside becomes the outside of the cube.
+    restricts = False
 
     def __init__(self, lower: Sequence[float], upper: Sequence[float]) -> None:
         lower, upper = [float(value) for value in lower], [float(value) for value in upper]
@@ -116,13 +63,24 @@ class Box(Transform):
     @property
     def domain(self) -> constraints.Constraint:
         """The box."""
-        lower, upper = torch.tensor(self.lower), torch.tensor(self.upper)
-        return constraints.independent(constraints.interval(lower, upper), 1)
+        return product_constraint(self.lower, self.upper)
 
     @property
     def codomain(self) -> constraints.Constraint:
         """The cube."""
         return constraints.independent(constraints.interval(-1.0, 1.0), 1)
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Check that all rows are inside; nothing is set."""
+        lower, upper = self._ends(x)
+        outside = (x < lower) | (x > upper)
+        refuse_outside(self.label, x, outside, self.lower, self.upper, "between")
+
+    @property
+    def _outer(self) -> tuple[constraints.Constraint, constraints.Constraint]:
+        """The line: an affine map goes on outside of its ends."""
+        line = constraints.independent(constraints.real, 1)
+        return line, line
 
     def _log_det(self, like: Tensor) -> Tensor:
         ends = zip(self.lower, self.upper, strict=True)
@@ -136,53 +94,10 @@ class Box(Transform):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the cube to the box."""
         lower, upper = self._ends(z)
-        return lower + (z + 1) / 2 * (upper - lower), -self._log_det(z)
-
-
-class Log(Transform):
-    r"""The half-line (lower, inf) onto the line: :math:`z = \log(x - l)`.
-
-    At or below ``lower`` the log-determinant is ``-inf`` and gradients stay finite.
-
-    Args:
-        features: Number of features.
-        lower: The end l.
-
-    Raises:
-        ValueError: If ``lower`` is not finite.
-
-    Example:
-        >>> import torch
-        >>> from flowkit.transforms import Log
-        >>> Log(1)(torch.ones(1, 1))[0]
-        tensor([[0.]])
-    """
-
-    def __init__(self, features: int, lower: float = 0.0) -> None:
-        if not math.isfinite(lower):
-            raise ValueError(f"Log needs a finite lower end, got {lower}")
-        super().__init__((features,))
-        self.lower = float(lower)
-
-    @property
-    def domain(self) -> constraints.Constraint:
-        """The open half-line."""
-        return constraints.independent(constraints.greater_than(self.lower), 1)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map the half-line to the line."""
-        inside = x > self.lower
-        z = torch.where(inside, x - self.lower, torch.ones_like(x)).log()
-        return _nan_through(x, z), _outside(x, inside, -z).sum(-1)
-
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map the line to the half-line."""
-        return z.exp() + self.lower, z.sum(-1)
-
-
-def _clamped(x: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
-    """``x`` with its values clamped and its derivatives left alone: against rounding."""
-    return x + (x.clamp(lower, upper) - x).detach()  # type: ignore[arg-type]
+        x = lower + (z + 1) / 2 * (upper - lower)
+        # Rounding shall not lead out of the box; what is outside stays so.
+        x = torch.where(z.abs() <= 1, clamp_through(x, lower, upper), x)
+        return x, -self._log_det(z)
 
 
 def _as_circular(name: str, circular: Sequence[bool], features: int) -> list[bool]:
@@ -219,8 +134,8 @@ class Chart(Transform):
     Raises:
         ValueError: If the numbers of features differ, an end is not below its upper, only one end
             is infinite, or a circle has no ends.
-        DataError: From ``initialize``, if a row is outside an interval, a line is constant or
-            there are fewer than two rows.
+        OutsideError: From ``initialize``, if rows are outside an interval.
+        DataError: From ``initialize``, if a line is constant or there are fewer than two rows.
         NotInvertibleError: From the distribution functions of a flow on a circle.
 
     Example:
@@ -232,6 +147,9 @@ class Chart(Transform):
     """
 
     constant_log_det = True
+    elementwise = True
+    # What is outside becomes the outside of the cube.
+    restricts = False
     mean: Tensor
     scale: Tensor
 
@@ -255,6 +173,7 @@ class Chart(Transform):
         # Python numbers, not buffers: a buffer would be rounded to float32 for good.
         self.lower, self.upper = tuple(lower), tuple(upper)
         straight = [math.isinf(a) for a in lower]
+        self.keeps_intervals = not any(straight)
         self.register_buffer("around", torch.tensor(circular), persistent=False)
         self.register_buffer("straight", torch.tensor(straight), persistent=False)
         self.register_buffer("mean", torch.zeros(len(circular)))
@@ -263,22 +182,13 @@ class Chart(Transform):
     @property
     def domain(self) -> constraints.Constraint:
         """Lines, intervals, and circles as one turn, closed at the cut."""
-        parts = [
-            constraints.real if math.isinf(a) else constraints.interval(a, b)
-            for a, b in zip(self.lower, self.upper, strict=True)
-        ]
-        if all(part is constraints.real for part in parts):
-            return constraints.independent(constraints.real, 1)
-        return constraints.independent(constraints.cat(parts, -1, [1] * len(parts)), 1)
+        return product_constraint(self.lower, self.upper)
 
     @property
     def codomain(self) -> constraints.Constraint:
         """Lines and [-1, 1]."""
-        unit = constraints.interval(-1.0, 1.0)
-        parts = [constraints.real if math.isinf(a) else unit for a in self.lower]
-        if all(part is constraints.real for part in parts):
-            return constraints.independent(constraints.real, 1)
-        return constraints.independent(constraints.cat(parts, -1, [1] * len(parts)), 1)
+        ends = [1.0 if math.isfinite(a) else math.inf for a in self.lower]
+        return product_constraint([-end for end in ends], ends)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
@@ -286,14 +196,8 @@ class Chart(Transform):
         straight = self.get_buffer("straight")
         rows = x.reshape(-1, len(straight))
         low, high = rows.new_tensor(self.lower), rows.new_tensor(self.upper)
-        outside = ((rows < low) | (rows > high)).any(0) & ~self.get_buffer("around")
-        for i in outside.nonzero().flatten().tolist():
-            raise DataError(
-                f"{self.label}: feature {i} reaches from {float(rows[:, i].min()):g} to "
-                f"{float(rows[:, i].max()):g}, beyond its interval [{self.lower[i]:g}, "
-                f"{self.upper[i]:g}], where the density is zero; remedy: wider bounds in the unit "
-                "of the data, or leave those rows out"
-            )
+        outside = ((rows < low) | (rows > high)) & ~self.get_buffer("around")
+        refuse_outside(self.label, rows, outside, self.lower, self.upper, "between")
         lines = straight.nonzero().flatten()
         if lines.numel():
             mean, scale = _moments(x.index_select(-1, lines), 1, self.label)
@@ -303,6 +207,16 @@ class Chart(Transform):
     def stored_fault(self) -> str | None:
         """Say what is wrong with stored numbers; files are checked by it."""
         return not_positive("scale", self.scale)
+
+    @property
+    def _outer(self) -> tuple[constraints.Constraint, constraints.Constraint]:
+        """The line: an affine map goes on outside of its ends."""
+        line = constraints.independent(constraints.real, 1)
+        return line, line
+
+    def circular_columns(self, after: Tensor, *, inverse: bool = False) -> Tensor:
+        """The circles, and those of later layers."""
+        return after | self.get_buffer("around")
 
     def orientation(self) -> Tensor | float:
         """Increasing; circles have no distribution function."""
@@ -328,7 +242,7 @@ class Chart(Transform):
         z = 2 * (x - lower) / width - 1
         # z minus whole turns, not a remainder: its derivative is one for every order of autodiff.
         turned = z - 2 * torch.floor((z + 1) / 2).detach()
-        z = torch.where(self.get_buffer("around"), _clamped(turned, -1.0, 1.0), z)
+        z = torch.where(self.get_buffer("around"), clamp_through(turned, -1.0, 1.0), z)
         return torch.where(
             self.get_buffer("straight"), (x - self.mean) / self.scale, z
         ), self._log_det(x)
@@ -338,7 +252,7 @@ class Chart(Transform):
         lower, width = self._ends(z)
         x = lower + (z + 1) / 2 * width
         # Rounding shall not lead out of an interval; what is outside stays so.
-        x = torch.where(z.abs() <= 1, _clamped(x, lower, z.new_tensor(self.upper)), x)
+        x = torch.where(z.abs() <= 1, clamp_through(x, lower, z.new_tensor(self.upper)), x)
         x = torch.where(self.get_buffer("straight"), z * self.scale + self.mean, x)
         return x, -self._log_det(z)
 
@@ -368,6 +282,9 @@ class CircularShift(Transform):
     """
 
     constant_log_det = True
+    keeps_intervals = True
+    # A circle takes any number.
+    restricts = False
 
     def __init__(
         self,
@@ -396,16 +313,28 @@ class CircularShift(Transform):
     @property
     def domain(self) -> constraints.Constraint:
         """One turn, closed at the cut; lines for what is no circle."""
-        turn = constraints.interval(self.lower, self.upper)
-        if all(self.circular):
-            return constraints.independent(turn, 1)
-        parts = [turn if c else constraints.real for c in self.circular]
-        return constraints.independent(constraints.cat(parts, -1, [1] * len(parts)), 1)
+        return product_constraint(
+            [self.lower if c else -math.inf for c in self.circular],
+            [self.upper if c else math.inf for c in self.circular],
+        )
 
     @property
     def codomain(self) -> constraints.Constraint:
         """The same as the domain."""
         return self.domain
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """A whole turn stays one; of an arc there is no box on the other side."""
+        lower = torch.where(self.get_buffer("around"), self.lower, region.lower)
+        upper = torch.where(self.get_buffer("around"), self.upper, region.upper)
+        same = (lower == region.lower) & (upper == region.upper)
+        return region if bool(same.all()) else None
+
+    def circular_columns(self, after: Tensor, *, inverse: bool = False) -> Tensor:
+        """The circles, and those of later layers."""
+        return after | self.get_buffer("around")
 
     def _turn(self, x: Tensor, sign: int) -> Tensor:
         around, period = self.get_buffer("around"), self.upper - self.lower
@@ -413,7 +342,7 @@ class CircularShift(Transform):
         turned = x + sign * shift.index_select(0, self.get_buffer("places"))
         # x minus whole turns, not a remainder: its derivative is one for every order of autodiff.
         turned = turned - period * torch.floor((turned - self.lower).detach() / period)
-        return torch.where(around, _clamped(turned, self.lower, self.upper), x)
+        return torch.where(around, clamp_through(turned, self.lower, self.upper), x)
 
     def orientation(self) -> Tensor | float:
         """Raises: circles have no distribution function."""

@@ -11,6 +11,7 @@ from flowkit.conditioners import MLP
 from flowkit.layout import features_first, features_last
 from flowkit.scalar import RationalQuadraticSpline, ScalarMap
 from flowkit.transforms.base import Transform
+from flowkit.transforms.region import Region, ends_stay
 
 
 class Elementwise(Transform):
@@ -33,6 +34,8 @@ class Elementwise(Transform):
         torch.Size([5])
     """
 
+    elementwise = True
+
     def __init__(
         self,
         features: int,
@@ -43,9 +46,18 @@ class Elementwise(Transform):
         super().__init__((features,), context)
         scalar = RationalQuadraticSpline() if scalar is None else scalar
         self.scalar = scalar.take(range(features), features)
+        self.keeps_intervals = self.scalar.keeps_interval
         size = self.scalar.param_size
         self.params = None if context else nn.Parameter(torch.zeros(features, size))
         self.conditioner = conditioner(0, features * size, context=context) if context else None
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Carry a box; without the context, one whose ends stay."""
+        if self.needs_context and context is None:
+            return region if ends_stay(self.scalar, region) else None
+        return self._map_ends(region, context, inverse)
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Parameters ``(features, *batch, param_size)``, or what broadcasts to it."""

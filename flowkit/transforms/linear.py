@@ -11,6 +11,7 @@ from flowkit.errors import ShapeError
 from flowkit.layout import linear
 from flowkit.shapes import as_shape
 from flowkit.transforms.base import Transform, at_least_single, full_precision
+from flowkit.transforms.region import Region
 
 
 class _Linear(Transform):
@@ -46,6 +47,14 @@ class _Linear(Transform):
         with full_precision(z):
             x = self._solve(at_least_single(rows.mT)).mT.reshape(z.shape)
             return x.to(z.dtype), -self.log_abs_det().expand(z.shape[:-1])
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Carry a box of one feature; of more, the line alone: a box is turned into no box."""
+        if self.event_shape == (1,):
+            return self._map_ends(region, context, inverse, self.orientation() > 0)
+        return super().map_region(region, context, inverse=inverse)
 
     def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return ``W x + b`` and zeros: no determinant is computed."""

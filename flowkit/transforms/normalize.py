@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from flowkit.errors import DataError
 from flowkit.shapes import not_positive
 from flowkit.transforms.base import Transform, at_least_single, full_precision
+from flowkit.transforms.region import Region
 
 # From the interquartile range of a normal to its standard deviation.
 _NORMAL_RANGE = 1.3489795003921634
@@ -63,6 +64,7 @@ class Standardize(Transform):
     """
 
     constant_log_det = True
+    elementwise = True
     mean: Tensor
     scale: Tensor
 
@@ -154,6 +156,14 @@ class Whiten(Transform):
             return "whitener is not lower triangular"
         return not_positive("whitener's diagonal", self.whitener.diagonal())
 
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Carry a box of one feature; of more, the line alone."""
+        if self.event_shape == (1,):
+            return self._map_ends(region, context, inverse)
+        return super().map_region(region, context, inverse=inverse)
+
     def _log_det(self, like: Tensor) -> Tensor:
         return self.whitener.diagonal().log().sum().expand(like.shape[:-1])
 
@@ -192,6 +202,7 @@ class ActNorm(Transform):
     """
 
     constant_log_det = True
+    elementwise = True
 
     def __init__(self, features: int, event_ndim: int = 1) -> None:
         super().__init__((features, *(None,) * (event_ndim - 1)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from flowkit.errors import ShapeError
 from flowkit.layout import features_last
 from flowkit.transforms.base import Transform
+from flowkit.transforms.region import Region
 
 
 def check_order(order: Sequence[int] | Tensor, features: int | None = None) -> list[int]:
@@ -39,6 +40,7 @@ class Permutation(Transform):
     """
 
     constant_log_det = True
+    keeps_intervals = True
     order: Tensor
 
     def __init__(self, order: Sequence[int] | Tensor) -> None:
@@ -50,6 +52,17 @@ class Permutation(Transform):
     def random(cls, features: int, seed: int = 0) -> Permutation:
         """A permutation drawn from ``seed``, without touching the global generator."""
         return cls(np.random.default_rng(seed).permutation(features).tolist())
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Reorder the ends."""
+        move = self.inverse if inverse else self
+        return Region(move(region.lower)[0], move(region.upper)[0])
+
+    def circular_columns(self, after: Tensor, *, inverse: bool = False) -> Tensor:
+        """Reorder the features."""
+        return after.index_select(0, self.order if inverse else self.order.argsort())
 
     @staticmethod
     def _select(x: Tensor, order: Tensor) -> Tensor:

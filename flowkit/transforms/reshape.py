@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from flowkit.errors import ShapeError, StochasticFlowError
 from flowkit.shapes import as_shape
 from flowkit.transforms.base import Transform
+from flowkit.transforms.region import Region
 
 
 def _image_shape(name: str, event_shape: Sequence[int]) -> tuple[int, int, int]:
@@ -43,6 +44,7 @@ class Reshape(Transform):
 
     constant_log_det = True
     reshapes = True
+    keeps_intervals = True
 
     def __init__(
         self, event_shape: int | Sequence[int], noise_shape: int | Sequence[int] | None = None
@@ -60,6 +62,13 @@ class Reshape(Transform):
     def _to(value: Tensor, old: int, shape: tuple[int | None, ...]) -> tuple[Tensor, Tensor]:
         batch = value.shape[: value.ndim - old]
         return value.reshape(*batch, *shape), value.new_zeros(batch)
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Reshape the ends."""
+        move = self.inverse if inverse else self
+        return Region(move(region.lower)[0], move(region.upper)[0])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reshape."""
@@ -95,6 +104,7 @@ class Squeeze(Transform):
 
     constant_log_det = True
     reshapes = True
+    keeps_intervals = True
 
     def __init__(self, event_shape: Sequence[int], factor: int = 2) -> None:
         channels, height, width = shape = _image_shape("Squeeze", event_shape)
@@ -107,6 +117,13 @@ class Squeeze(Transform):
             shape, noise_shape=(channels * factor**2, height // factor, width // factor)
         )
         self.factor = factor
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Reshape the ends."""
+        move = self.inverse if inverse else self
+        return Region(move(region.lower)[0], move(region.upper)[0])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Make channels of blocks."""
@@ -186,10 +203,46 @@ class FactorOut(Transform):
         """The whole space."""
         return constraints.independent(constraints.real, 1)
 
+    @property
+    def restricts(self) -> bool:
+        """Whether the inner transform does."""
+        return self.transform.restricts
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Carry the part of the inner transform; the rest stays."""
+        ends = [self._part(end, inverse) for end in region]
+        (first_low, rest_low), (first_high, rest_high) = ends
+        inner = self.transform.map_region(Region(first_low, first_high), context, inverse=inverse)
+        if inner is None:
+            return None
+        return Region(
+            self._whole(inner.lower, rest_low, inverse),
+            self._whole(inner.upper, rest_high, inverse),
+        )
+
+    def _part(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """What the inner transform maps, and the rest; of a row for the inverse."""
+        if not inverse:
+            first, rest = value.split((self.kept, value.shape[-3] - self.kept), -3)
+            return first, rest
+        size = math.prod(self._inner_noise)  # type: ignore[arg-type]
+        first, rest = value.split((size, value.shape[-1] - size), -1)
+        return first.unflatten(-1, self._inner_noise), rest
+
+    def _whole(self, first: Tensor, rest: Tensor, inverse: bool) -> Tensor:
+        """Join what the inner transform gives with the rest."""
+        if not inverse:
+            first = first.flatten(-self.transform.noise_ndim)
+            return torch.cat([first, rest.flatten(-3)], -1)
+        _, height, width = self.event_shape
+        return torch.cat([first, rest.unflatten(-1, (-1, height, width))], -3)
+
     def _map(self, x: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
-        first, rest = x.split((self.kept, x.shape[-3] - self.kept), -3)
+        first, rest = self._part(x, inverse=False)
         z, log_det = getattr(self.transform, name)(first, context)
-        return torch.cat([z.flatten(-self.transform.noise_ndim), rest.flatten(-3)], -1), log_det
+        return self._whole(z, rest, inverse=False), log_det
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the earlier channels, and put the later ones behind them."""
@@ -201,11 +254,9 @@ class FactorOut(Transform):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the earlier channels back, and join them with the later ones."""
-        size = math.prod(self._inner_noise)  # type: ignore[arg-type]
-        first, rest = z.split((size, z.shape[-1] - size), -1)
-        x, log_det = self.transform.inverse(first.unflatten(-1, self._inner_noise), context)
-        _, height, width = self.event_shape
-        return torch.cat([x, rest.unflatten(-1, (-1, height, width))], -3), log_det
+        first, rest = self._part(z, inverse=True)
+        x, log_det = self.transform.inverse(first, context)
+        return self._whole(x, rest, inverse=True), log_det
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Start the inner transform from the earlier channels."""

@@ -295,11 +295,12 @@ class _Writer:
     def _logit(self, t: Logit) -> Any:
         from nflows.transforms import Logit as NLogit
 
-        width = t.upper - t.lower
-        ones = self.like.new_ones(t.event_shape)  # type: ignore[arg-type]
-        to_unit = self._affine(ones * (-t.lower / width), ones * -math.log(width), learn=False)
+        ends = list(zip(t.lower, t.upper, strict=True))
+        shift = self.like.new_tensor([-low / (high - low) for low, high in ends])
+        log_scale = self.like.new_tensor([-math.log(high - low) for low, high in ends])
+        to_unit = self._affine(shift, log_scale, learn=False)
         logit = NLogit(eps=0.0)
-        return logit if (t.lower, t.upper) == (0.0, 1.0) else self._composite([to_unit, logit])
+        return logit if set(ends) == {(0.0, 1.0)} else self._composite([to_unit, logit])
 
     def _elementwise(self, t: Elementwise) -> Any:
         from nflows import transforms as nf

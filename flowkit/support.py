@@ -1,0 +1,154 @@
+"""The support of a flow, where its density is positive, as a constraint of torch."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.distributions import biject_to, constraints, transform_to, transforms
+
+from flowkit.errors import NotInvertibleError
+from flowkit.transforms.region import Region
+
+if TYPE_CHECKING:
+    from flowkit.flow import Flow
+
+
+class Support(constraints.independent):
+    """Where a flow has density: that of its base, carried back through all layers.
+
+    ``check`` asks the flow itself, and so is true exactly where ``log_prob`` is finite, at the
+    ends too. The ends are known wherever the support is a box: for every recipe, and for all
+    stacks of layers that act on every feature by itself, permutations, and couplings or
+    autoregressive layers whose scalar maps leave the ends in place. Where features with ends are
+    mixed (by a linear layer, or by a coupling that moves ends) the support is no box and the ends
+    are ``None``.
+
+    ``torch.distributions.biject_to`` and Pyro take it: boxes by the usual maps from the line, a
+    support of another shape through the flow itself.
+
+    Attributes:
+        lower: Lower ends ``(*context_batch, *event)``, infinite where there is none; ``None``
+            where the support is no box.
+        upper: Upper ends, likewise.
+
+    Args:
+        flow: The flow.
+        context: ``(*b, C)`` where the ends depend on it.
+
+    Example:
+        >>> import torch
+        >>> from flowkit import box_flow
+        >>> support = box_flow([0.0, 0.0], [1.0, 2.0], hidden=(8,)).support
+        >>> support.upper, support.check(torch.tensor([[0.5, 1.5], [0.5, 2.5]]))
+        (tensor([1., 2.]), tensor([ True, False]))
+    """
+
+    def __init__(self, flow: Flow, context: Tensor | None = None) -> None:
+        self.flow, self.context = flow, context
+        region = flow.region(context)
+        self.lower = None if region is None else region.lower
+        self.upper = None if region is None else region.upper
+        inner = None if region is None else _as_constraint(region, len(flow.event_shape))
+        self._ndim = len(flow.event_shape)
+        self.known = inner is not None
+        super().__init__(constraints.real if inner is None else inner, self._ndim)
+        if inner is None:
+            self.base_constraint = constraints.dependent
+
+    @property
+    def is_discrete(self) -> bool:  # type: ignore[override]
+        """No."""
+        return False
+
+    @property
+    def event_dim(self) -> int:  # type: ignore[override]
+        """Number of dimensions of an event."""
+        return self._ndim
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether the density of each event ``(*batch, *event)`` is positive."""
+        return self.flow.in_support(value, self.context)
+
+    def __repr__(self) -> str:
+        if self.lower is None or self.upper is None:
+            return "Support(no box)"
+        return f"Support(lower={self.lower.tolist()}, upper={self.upper.tolist()})"
+
+
+def _as_constraint(region: Region, event_ndim: int) -> constraints.Constraint | None:
+    """One constraint of every number; ``None`` for images of unlike numbers."""
+    dims = tuple(range(region.lower.ndim - event_ndim))
+    low, high = region.lower.isfinite(), region.upper.isfinite()
+    if dims:
+        low, high = low.all(dims), high.all(dims)
+    kinds = list(zip(low.flatten().tolist(), high.flatten().tolist(), strict=True))
+    if len(set(kinds)) == 1:
+        return _of_kind(*kinds[0], region)
+    if event_ndim != 1:
+        return None
+    parts, lengths, start = [], [], 0
+    for kind, run in itertools.groupby(kinds):
+        length = len(list(run))
+        part = Region(*(end[..., start : start + length] for end in region))
+        parts.append(_of_kind(*kind, part))
+        lengths.append(length)
+        start += length
+    return constraints.cat(parts, -1, lengths)
+
+
+def _of_kind(low: bool, high: bool, region: Region) -> constraints.Constraint:
+    if low and high:
+        return constraints.interval(region.lower, region.upper)
+    if low:
+        return constraints.greater_than(region.lower)
+    return constraints.less_than(region.upper) if high else constraints.real
+
+
+class _ThroughFlow(transforms.Transform):
+    """Noise to data by a flow, as torch's transforms are used."""
+
+    bijective = True
+
+    def __init__(self, support: Support) -> None:
+        super().__init__()
+        self.support = support
+
+    @property
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        base: constraints.Constraint = self.support.flow.base.support
+        return base
+
+    @property
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        return self.support
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ThroughFlow) and other.support is self.support
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.support.flow.to_data(x, self.support.context)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.support.flow.to_noise(y, self.support.context)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        flow = self.support.flow
+        return flow.transform.inverse(x, flow.embed(self.support.context))[1]
+
+
+@biject_to.register(Support)
+@transform_to.register(Support)
+def _from_line(support: Support) -> transforms.Transform:
+    """The bijection of the whole space with a support."""
+    if support.known:
+        return biject_to(constraints.independent(support.base_constraint, support.event_dim))
+    if support.flow.stochastic:
+        raise NotInvertibleError(
+            "the support of this flow is not known: it has a stochastic layer; remedy: a flow "
+            "without, or whose base is the whole space"
+        )
+    return transforms.ComposeTransform(
+        [biject_to(support.flow.base.support), _ThroughFlow(support)]
+    )

@@ -1,0 +1,268 @@
+"""Half-lines and intervals brought to the line: positive, bounded and free features in one layer.
+
+``Log`` and ``Logit`` are the layers of one kind alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn import functional as F
+
+from flowkit.errors import OutsideError
+from flowkit.rounding import clamp_through, next_inside
+from flowkit.transforms.base import Transform
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SHOWN = 5
+
+
+class Unconstrain(Transform):
+    r"""Every feature from its domain onto the line: the first layer for bounded data.
+
+    .. math:: z = \log(x - l), \quad z = -\log(u - x), \quad z = \log(x - l) - \log(u - x), \quad
+        z = x
+
+    for a feature with a lower end l, with an upper end u, with both, and with none. All are
+    increasing. At the ends and outside the density is zero: the log-determinant is ``-inf``, and
+    gradients stay finite. The inverse keeps every number strictly between the ends, in any dtype:
+    noise so far out that x cannot be told from an end gives the number next to it.
+
+    Args:
+        lower: Lower ends, one for each feature; ``-inf`` or ``None`` for none.
+        upper: Upper ends; ``inf`` or ``None`` for none.
+
+    Raises:
+        ValueError: If the numbers of ends differ, or a lower end is not below its upper one.
+        OutsideError: From ``initialize``, if rows are not inside; names rows, columns and ends.
+
+    References:
+        Carpenter et al. 2017, Stan, J. Stat. Soft. 76(1), section 2.5, for the transforms.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Unconstrain
+        >>> t = Unconstrain([0.0, None, 0.0, None], [None, 5.0, 1.0, None])
+        >>> z, log_det = t(torch.tensor([[1.0, 4.0, 0.5, 7.0], [-1.0, 4.0, 0.5, 7.0]]))
+        >>> z[0], log_det
+        (tensor([0., 0., 0., 7.]), tensor([1.3863,   -inf]))
+    """
+
+    elementwise = True
+
+    def __init__(self, lower: Sequence[float | None], upper: Sequence[float | None]) -> None:
+        name = type(self).__name__
+        lows = [-math.inf if end is None else float(end) for end in lower]
+        highs = [math.inf if end is None else float(end) for end in upper]
+        if len(lows) != len(highs) or not lows:
+            raise ValueError(
+                f"{name} needs one lower and one upper end for each feature, got {lower} and "
+                f"{upper}"
+            )
+        for i, (low, high) in enumerate(zip(lows, highs, strict=True)):
+            if not low < high or low == math.inf or high == -math.inf:
+                raise ValueError(f"{name} needs lower < upper, got {low} and {high} for {i}")
+        super().__init__((len(lows),))
+        # Python numbers, not buffers: a buffer would be rounded to float32 for good.
+        self.lower, self.upper = tuple(lows), tuple(highs)
+        self._innermost = {
+            dtype: tuple(
+                tuple(
+                    next_inside(end, other, dtype) for end, other in zip(ends, others, strict=True)
+                )
+                for ends, others in ((lows, highs), (highs, lows))
+            )
+            for dtype in _DTYPES
+        }
+        kinds = {
+            (math.isfinite(low), math.isfinite(high))
+            for low, high in zip(lows, highs, strict=True)
+        }
+        self._below = any(low for low, _ in kinds)
+        self._above = any(high for _, high in kinds)
+        self._intervals = (True, True) in kinds
+        self._half_lines = bool(kinds & {(True, False), (False, True)})
+        self._lines = (False, False) in kinds
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        """The product of the lines, half-lines and intervals."""
+        return product_constraint(self.lower, self.upper)
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Check that all rows are inside; nothing is set."""
+        lower, upper = self._ends(x)
+        outside = (x <= lower) | (x >= upper)
+        refuse_outside(self.label, x, outside, self.lower, self.upper, "strictly between")
+
+    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return like.new_tensor(self.lower), like.new_tensor(self.upper)
+
+    def _log_width(self, like: Tensor) -> Tensor:
+        """Logarithms of the widths of intervals; 0 for others."""
+        ends = zip(self.lower, self.upper, strict=True)
+        return like.new_tensor([math.log(b - a) if math.isfinite(b - a) else 0.0 for a, b in ends])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the domain to the line."""
+        lower, upper = self._ends(x)
+        inside = (x > lower) & (x < upper)
+        one, z, log_slope = torch.ones_like(x), torch.zeros_like(x), self._log_width(x)
+        if self._below:
+            below = torch.where(inside & (lower > -math.inf), x - lower, one).log()
+            z, log_slope = below, log_slope - below
+        if self._above:
+            above = torch.where(inside & (upper < math.inf), upper - x, one).log()
+            z, log_slope = z - above, log_slope - above
+        if self._lines:
+            line = inside & (lower == -math.inf) & (upper == math.inf)
+            z = torch.where(line, x, z)
+        log_slope = torch.where(inside, log_slope, torch.full_like(x, -math.inf))
+        # A missing value is not an impossible one.
+        missing = x.isnan()
+        return torch.where(missing, x, z), torch.where(missing, x, log_slope).sum(-1)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the line to the domain."""
+        ends = self._ends(z)
+        has_lower, has_upper = ends[0] > -math.inf, ends[1] < math.inf
+        lower, upper = (torch.where(end.isfinite(), end, 0.0) for end in ends)
+        x, log_slope = z, torch.zeros_like(z)
+        if self._half_lines:
+            largest = math.log(torch.finfo(z.dtype).max)
+            outwards = torch.where(has_lower, z, -z)
+            half = has_lower ^ has_upper
+            distance = torch.where(half, outwards, torch.zeros_like(z)).clamp(max=largest).exp()
+            x = torch.where(half, torch.where(has_lower, lower + distance, upper - distance), x)
+            log_slope = torch.where(half, outwards, log_slope)
+        if self._intervals:
+            # From the nearer end, which keeps the digits of small distances.
+            small = torch.sigmoid(torch.where(z < 0, z, -z)) * self._log_width(z).exp()
+            between = torch.where(z < 0, lower + small, upper - small)
+            log_both = self._log_width(z) + F.logsigmoid(z) + F.logsigmoid(-z)
+            interval = has_lower & has_upper
+            x = torch.where(interval, between, x)
+            log_slope = torch.where(interval, log_both, log_slope)
+        least, most = (z.new_tensor(values) for values in self._innermost[z.dtype])
+        return clamp_through(x, least, most), log_slope.sum(-1)
+
+
+class Logit(Unconstrain):
+    r"""The interval (lower, upper) onto the line: :math:`z = \log(x - l) - \log(u - x)`.
+
+    Outside the interval the density is zero: the log-determinant is ``-inf`` there, and gradients
+    stay finite. See :class:`Unconstrain`, of which this is the case of intervals alone.
+
+    Args:
+        features: Number of features.
+        lower: Lower end l, one number or one for each feature.
+        upper: Upper end u, likewise.
+
+    Raises:
+        ValueError: If ends are not finite, ``lower`` is not below ``upper``, or their numbers are
+            not those of the features.
+        OutsideError: From ``initialize``, if rows are not inside.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Logit
+        >>> Logit(1, 0.0, 1.0)(torch.tensor([[0.5], [1.5]]))
+        (tensor([[0.], [0.]]), tensor([1.3863,   -inf]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        lower: float | Sequence[float] = 0.0,
+        upper: float | Sequence[float] = 1.0,
+    ) -> None:
+        lows, highs = each(lower, features), each(upper, features)
+        pairs = zip(lows, highs, strict=False)
+        if not len(lows) == len(highs) == features or not all(
+            math.isfinite(a) and math.isfinite(b) and a < b for a, b in pairs
+        ):
+            raise ValueError(f"Logit needs finite lower < upper, got {lower}, {upper}")
+        super().__init__(lows, highs)
+
+
+class Log(Unconstrain):
+    r"""The half-line (lower, inf) onto the line: :math:`z = \log(x - l)`.
+
+    At or below ``lower`` the log-determinant is ``-inf`` and gradients stay finite. See
+    :class:`Unconstrain`, of which this is the case of half-lines alone.
+
+    Args:
+        features: Number of features.
+        lower: The end l, one number or one for each feature.
+
+    Raises:
+        ValueError: If ``lower`` is not finite, or has another number of ends than features.
+        OutsideError: From ``initialize``, if rows are not inside.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Log
+        >>> Log(1)(torch.ones(1, 1))[0]
+        tensor([[0.]])
+    """
+
+    def __init__(self, features: int, lower: float | Sequence[float] = 0.0) -> None:
+        lows = each(lower, features)
+        if len(lows) != features or not all(map(math.isfinite, lows)):
+            raise ValueError(f"Log needs a finite lower end, got {lower}")
+        super().__init__(lows, [math.inf] * features)
+
+
+def each(value: Any, features: int) -> list[float]:
+    """One number for each feature, from one for all or from as many."""
+    return [float(v) for v in value] if isinstance(value, Sequence) else [float(value)] * features
+
+
+def product_constraint(lower: Sequence[float], upper: Sequence[float]) -> constraints.Constraint:
+    """The constraint of a vector: of every number the line, a half-line or an interval."""
+    parts: list[constraints.Constraint] = []
+    for low, high in zip(lower, upper, strict=True):
+        if math.isinf(low) and math.isinf(high):
+            parts.append(constraints.real)
+        elif math.isinf(high):
+            parts.append(constraints.greater_than(low))
+        elif math.isinf(low):
+            parts.append(constraints.less_than(high))
+        else:
+            parts.append(constraints.interval(low, high))
+    if len(set(zip(lower, upper, strict=True))) == 1 or set(parts) == {constraints.real}:
+        return constraints.independent(parts[0], 1)
+    return constraints.independent(constraints.cat(parts, -1, [1] * len(parts)), 1)
+
+
+@torch.no_grad()
+def refuse_outside(
+    label: str,
+    x: Tensor,
+    outside: Tensor,
+    lower: Sequence[float],
+    upper: Sequence[float],
+    where: str,
+) -> None:
+    """Raise if any number of a batch is outside: name rows, columns and the ends."""
+    if outside.is_meta or not bool(outside.any()):
+        return
+    rows, flags = x.reshape(-1, x.shape[-1]), outside.reshape(-1, x.shape[-1])
+    columns = flags.any(0).nonzero().flatten().tolist()
+    numbers = flags.any(1).nonzero().flatten()
+    ends = "; ".join(
+        f"column {i} holds {float(rows[:, i].min()):g} to {float(rows[:, i].max()):g} and has to "
+        f"be {where} {lower[i]:g} and {upper[i]:g}"
+        for i in columns[:_SHOWN]
+    )
+    more = " and others" if len(numbers) > _SHOWN else ""
+    raise OutsideError(
+        f"{label}: the density is zero for {len(numbers)} of {len(rows)} rows: row(s) {{rows}}"
+        f"{more}; {ends}; remedy: wider bounds in the unit of the data, or leave those rows out",
+        numbers[:_SHOWN].tolist(),
+    )
