@@ -108,7 +108,9 @@ class _Stationary(Kernel):
         return self.log_variance.exp().to(x.dtype)
 
     def _scaled(self, x: Tensor) -> Tensor:
-        return x / self.length_scales.to(x.dtype)
+        # Beyond, squares of distances would overflow and make NaN of a kernel that is zero.
+        limit = torch.finfo(x.dtype).max ** 0.25
+        return (x / self.length_scales.to(x.dtype)).clamp(-limit, limit)
 
     def waves(self, x: Tensor, omega: Tensor) -> Tensor:
         """Cosines and sines, the products of which are the kernel on average."""

@@ -14,7 +14,7 @@ from flowkit.scalar import Affine, PerFeature, RationalQuadraticSpline, ScalarMa
 from flowkit.scalar.roots import look
 from flowkit.transforms.base import Transform
 from flowkit.transforms.permute import check_order
-from flowkit.transforms.region import Region, ends_stay
+from flowkit.transforms.region import Region, ends_stay, keep_ends
 
 
 class MaskedAutoregressive(Transform):
@@ -112,9 +112,9 @@ class MaskedAutoregressive(Transform):
     ) -> Region | None:
         """Carry a box whose ends stay, and any of one feature."""
         if self.event_shape == (1,) and (context is not None or not self.needs_context):
-            return self._map_ends(region, context, inverse)
+            return keep_ends(self.scalar, region, self._map_ends(region, context, inverse))
         in_order = Region(*(self._sort(end) for end in region))
-        return region if ends_stay(self.scalar, in_order, first=True) else None
+        return region if ends_stay(self.scalar, in_order) else None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise in one pass."""

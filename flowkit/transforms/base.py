@@ -46,7 +46,7 @@ class Transform(nn.Module):
         reshapes: Whether ``z`` is no more than the numbers of ``x`` in another shape.
         elementwise: Whether each number of ``z`` is a monotone function of the number of ``x`` in
             its place, given the context.
-        keeps_intervals: Whether rounding in ``inverse`` never leads out of a bounded interval.
+        keeps_intervals: Whether rounding in ``inverse`` never leads out of a closed interval.
 
     Example:
         >>> import math, torch

@@ -12,7 +12,7 @@ from flowkit.errors import ShapeError
 from flowkit.layout import features_first, features_last
 from flowkit.scalar import RationalQuadraticSpline, ScalarMap
 from flowkit.transforms.base import Transform
-from flowkit.transforms.region import Region, ends_stay
+from flowkit.transforms.region import Region, ends_stay, keep_ends
 
 
 class Coupling(Transform):
@@ -122,9 +122,9 @@ class Coupling(Transform):
     ) -> Region | None:
         """Carry a box of which the ends of the transformed features stay."""
         if self.event_shape == (1,) and context is not None:
-            return self._map_ends(region, context, inverse)
+            return keep_ends(self.scalar, region, self._map_ends(region, context, inverse))
         transformed = Region(*(self._split(end)[1] for end in region))
-        return region if ends_stay(self.scalar, transformed, first=True) else None
+        return region if ends_stay(self.scalar, transformed) else None
 
     @property
     def starts_from_data(self) -> bool:

@@ -11,12 +11,27 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowkit.errors import NotInvertibleError
-from flowkit.rounding import clamp_through
+from flowkit.rounding import clamp_through, next_inside
 from flowkit.shapes import not_positive
 from flowkit.transforms.base import Transform
 from flowkit.transforms.normalize import _moments
 from flowkit.transforms.region import Region
 from flowkit.transforms.unconstrain import product_constraint, refuse_outside
+
+
+def _to_cube(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Intervals to [-1, 1]; no number outside is rounded to an end."""
+    z = 2 * (x - lower) / (upper - lower) - 1
+    beyond = next_inside(1.0, 2.0, x.dtype)
+    z = torch.where(x > upper, clamp_through(z, beyond, math.inf), z)
+    return torch.where(x < lower, clamp_through(z, -math.inf, -beyond), z)
+
+
+def _from_cube(z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Back from the nearer end: no number is rounded out of its interval, ends are exact."""
+    half = (upper - lower) / 2
+    x = torch.where(z < 0, lower + (z + 1) * half, upper - (1 - z) * half)
+    return torch.where(z.abs() <= 1, clamp_through(x, lower, upper), x)
 
 
 class Box(Transform):
@@ -88,16 +103,12 @@ class Box(Transform):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the box to the cube."""
-        lower, upper = self._ends(x)
-        return 2 * (x - lower) / (upper - lower) - 1, self._log_det(x)
+        return _to_cube(x, *self._ends(x)), self._log_det(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the cube to the box."""
         lower, upper = self._ends(z)
-        x = lower + (z + 1) / 2 * (upper - lower)
-        # Rounding shall not lead out of the box; what is outside stays so.
-        x = torch.where(z.abs() <= 1, clamp_through(x, lower, upper), x)
-        return x, -self._log_det(z)
+        return _from_cube(z, lower, upper), -self._log_det(z)
 
 
 def _as_circular(name: str, circular: Sequence[bool], features: int) -> list[bool]:
@@ -224,22 +235,22 @@ class Chart(Transform):
         return 1.0
 
     def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower end and width; 0 and 2 for lines."""
+        """Lower and upper ends; -1 and 1 for lines."""
         ends = [
-            (0.0, 2.0) if math.isinf(a) else (a, b)
+            (-1.0, 1.0) if math.isinf(a) else (a, b)
             for a, b in zip(self.lower, self.upper, strict=True)
         ]
         lower, upper = (like.new_tensor(values) for values in zip(*ends, strict=True))
-        return lower, upper - lower
+        return lower, upper
 
     def _log_det(self, like: Tensor) -> Tensor:
-        half = torch.where(self.get_buffer("straight"), self.scale, self._ends(like)[1] / 2)
+        lower, upper = self._ends(like)
+        half = torch.where(self.get_buffer("straight"), self.scale, (upper - lower) / 2)
         return -half.log().sum().to(like.dtype).expand(like.shape[:-1])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Bring to [-1, 1] and to unit scale."""
-        lower, width = self._ends(x)
-        z = 2 * (x - lower) / width - 1
+        z = _to_cube(x, *self._ends(x))
         # z minus whole turns, not a remainder: its derivative is one for every order of autodiff.
         turned = z - 2 * torch.floor((z + 1) / 2).detach()
         z = torch.where(self.get_buffer("around"), clamp_through(turned, -1.0, 1.0), z)
@@ -249,10 +260,7 @@ class Chart(Transform):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return to the coordinates of the data."""
-        lower, width = self._ends(z)
-        x = lower + (z + 1) / 2 * width
-        # Rounding shall not lead out of an interval; what is outside stays so.
-        x = torch.where(z.abs() <= 1, clamp_through(x, lower, z.new_tensor(self.upper)), x)
+        x = _from_cube(z, *self._ends(z))
         x = torch.where(self.get_buffer("straight"), z * self.scale + self.mean, x)
         return x, -self._log_det(z)
 

@@ -11,7 +11,7 @@ from flowkit.conditioners import MLP
 from flowkit.layout import features_first, features_last
 from flowkit.scalar import RationalQuadraticSpline, ScalarMap
 from flowkit.transforms.base import Transform
-from flowkit.transforms.region import Region, ends_stay
+from flowkit.transforms.region import Region, ends_stay, keep_ends
 
 
 class Elementwise(Transform):
@@ -56,8 +56,9 @@ class Elementwise(Transform):
     ) -> Region | None:
         """Carry a box; without the context, one whose ends stay."""
         if self.needs_context and context is None:
-            return region if ends_stay(self.scalar, region) else None
-        return self._map_ends(region, context, inverse)
+            rows = Region(*(end.movedim(-1, 0) for end in region))
+            return region if ends_stay(self.scalar, rows) else None
+        return keep_ends(self.scalar, region, self._map_ends(region, context, inverse))
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Parameters ``(features, *batch, param_size)``, or what broadcasts to it."""

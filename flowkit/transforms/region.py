@@ -116,13 +116,21 @@ def map_ends(
     )
 
 
-def ends_stay(scalar: ScalarMap, region: Region, *, first: bool = False) -> bool:
+def ends_stay(scalar: ScalarMap, region: Region) -> bool:
     """Whether a scalar map leaves the ends of a box in place, whatever its parameters.
 
     Args:
         scalar: The map.
-        region: The box of the features that it moves.
-        first: Whether features are the first dimension, as a layer hands them to the map.
+        region: The box of the features that it transforms, these in the first dimension.
     """
-    ends = region if first else (end.movedim(-1, 0) for end in region)
-    return all(bool((end.isinf() | scalar.fixes(end)).all()) for end in ends)
+    return all(bool((end.isinf() | scalar.fixes(end)).all()) for end in region)
+
+
+def keep_ends(scalar: ScalarMap, before: Region, after: Region | None) -> Region | None:
+    """The box that a scalar map of every feature gives, exact where it leaves an end in place."""
+    if after is None:
+        return None
+    stay = (scalar.fixes(end.movedim(-1, 0)).movedim(0, -1) for end in before)
+    return Region(
+        *(torch.where(s, old, new) for s, old, new in zip(stay, before, after, strict=True))
+    )

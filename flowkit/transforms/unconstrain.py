@@ -134,7 +134,7 @@ class Unconstrain(Transform):
         lower, upper = (torch.where(end.isfinite(), end, 0.0) for end in ends)
         x, log_slope = z, torch.zeros_like(z)
         if self._half_lines:
-            largest = math.log(torch.finfo(z.dtype).max)
+            largest = math.log(torch.finfo(z.dtype).max) - 0.01
             outwards = torch.where(has_lower, z, -z)
             half = has_lower ^ has_upper
             distance = torch.where(half, outwards, torch.zeros_like(z)).clamp(max=largest).exp()
