@@ -85,9 +85,10 @@ class ForceMatching(Objective):
         # A bound method, such as energy of a flow, is as dimensionless as what it belongs to.
         source = getattr(energy, "__self__", energy)
         if kT != 1 and (log_prob is not None or isinstance(source, (Energy, Flow))):
+            what = "an Energy" if isinstance(source, Energy) else "a Flow"
             raise DataError(
                 f"ForceMatching expected no kT for what is dimensionless already, got kT={kT!r} "
-                f"and {'log_prob' if energy is None else type(source).__name__}; remedy: kT once, "
+                f"and {'log_prob' if energy is None else what}; remedy: kT once, "
                 "where the potential enters: from_callable(function, event_shape, kT=...)"
             )
         self.kT = float(kT)
