@@ -1,6 +1,12 @@
 """Fits that go wrong: the flow is as it was, or has the best weights, and the message says why."""
 
 import copy
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 
 import pytest
 import torch
@@ -304,3 +310,58 @@ def test_a_layer_without_a_bounded_domain_is_not_said_to_have_one():
     flow = Flow(Compose(Cut(2)), StandardNormal(2))
     with pytest.raises(NonFiniteLossError, match=r"number 0, Cut\(features=2\); remedy"):
         fit(flow, rows(), validation=None, **QUIET)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.path.isdir("/proc"), reason="looks for processes where Linux shows them"
+)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_fit_of_two_processes_leaves_none_behind(how, tmp_path):
+    script = tmp_path / "endless.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, sys
+            import torch
+            from lightning_fabric import Fabric
+            from flowkit import coupling_flow, fit
+
+            torch.set_num_threads(1)
+
+            def note(flow, history):
+                open(os.path.join(sys.argv[1], f"pid{os.getpid()}"), "w").close()
+
+            fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+            flow = coupling_flow(2, layers=1, hidden=(8,))
+            fit(flow, torch.randn(400, 2), epochs=10**6, patience=None, fabric=fabric,
+                progress=False, callbacks=[note])
+            """
+        )
+    )
+
+    def running(pid):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    def wait(until, seconds):
+        end = time.monotonic() + seconds
+        while not until() and time.monotonic() < end:
+            time.sleep(0.1)
+        return until()
+
+    main = subprocess.Popen([sys.executable, script, tmp_path], stderr=subprocess.DEVNULL)
+    pids = []
+    try:
+        assert wait(lambda: len(list(tmp_path.glob("pid*"))) == 2, 120)
+        pids = [int(path.name[3:]) for path in tmp_path.glob("pid*")]
+        main.send_signal(how)
+        main.wait(60)
+        assert wait(lambda: not any(map(running, pids)), 30)
+    finally:
+        for pid in {main.pid, *pids}:
+            if running(pid):
+                os.kill(pid, signal.SIGKILL)

@@ -64,8 +64,9 @@ def fit(
 
     The first fit of a flow starts it from the data (``flow.initialize``). With validation the
     weights of the best epoch are restored at the end, and the flow goes back to the device that it
-    came from, also after an error or Ctrl-C. The global random state is neither read nor changed,
-    so that fits in threads with the same seed agree.
+    came from, also after an error or Ctrl-C; without validation those of the last finished epoch.
+    A fit that ends before any leaves the flow as it was. The global random state is neither read
+    nor changed, so that fits in threads with the same seed agree.
 
     Args:
         flow: The flow; trained in place.
@@ -113,9 +114,12 @@ def fit(
             Mixed precision lowers the inner layers; data stay as they are. ``"64-true"`` leaves
             the flow in float64. Pure half precision is refused.
         checkpoint: File written after every epoch. If it exists, the fit resumes from it, to the
-            same bits as if it had not been interrupted; also if a callback had stopped it.
+            same bits as if it had not been interrupted; also if a callback had stopped it. A
+            finished fit goes on when only ``epochs`` or ``steps`` are more, with the schedule of
+            the new length from there on.
         seed: Seed of the split, the shuffling and the objective's own randomness.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, or where standard error is neither a terminal nor
+            a notebook some lines; why the fit stopped and which epoch was kept is the last.
         callbacks: Called as ``callback(flow, history)`` after every epoch; a true result stops.
 
     Returns:
@@ -124,9 +128,11 @@ def fit(
     Raises:
         DataError: If the data cannot be used: empty, one row, text, NaN, constant columns, or
             shapes that do not fit the flow; or if another argument cannot.
-        NonFiniteLossError: If the loss becomes NaN or infinite; names step, rows and layer. It is
-            raised in all processes; an accelerator is asked every 20 steps only.
-        CheckpointError: If the checkpoint is damaged or belongs to another flow or other settings.
+        NonFiniteLossError: If the loss, its gradient or a weight becomes NaN or infinite; names
+            step, rows and layer. It is raised in all processes; an accelerator is asked every 20
+            steps only.
+        CheckpointError: If the checkpoint is damaged or belongs to another flow, other data or
+            other settings; before the first step if it cannot be written; if the disk is full.
         ProcessError: If an objective or a callback raised in another process only. On accelerators
             an objective that does so leaves the others waiting: let it raise in all.
 
