@@ -34,9 +34,10 @@ def can_compile(device: torch.device) -> bool:
 
 
 def is_traced() -> bool:
-    """Whether a tracer has to see every operation: a compiler, torch.func, forward-mode AD."""
+    """Whether a tracer sees every operation: a compiler, torch.jit.trace, torch.func, jvp."""
     return (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, constraints, register_kl
 
 from flowkit.errors import NotInvertibleError, ShapeError
+from flowkit.estimates import Estimate, check_number, mean_of
+from flowkit.shapes import batch_text
 
 if TYPE_CHECKING:
     from flowkit.flow import Flow
+
+# Samples per member of the batch behind a mean or variance, and their seed.
+_MOMENT_SAMPLES = 10_000
+_MOMENT_SEED = 0
 
 
 class FlowDistribution(Distribution):
     r"""A flow at a given context, with the interface of ``torch.distributions``.
 
     :math:`p(x \mid c)` with the batch of the context, or an empty batch without; ``expand`` makes
-    it larger. ``sample(shape)`` is ``(*shape, *batch, *event)`` and ``log_prob`` broadcasts its
-    value against the batch. ``flow.distribution(context)`` makes one.
+    it larger. ``sample(shape)`` is ``(*shape, *batch, *event)`` and ``log_prob`` broadcasts the
+    batch of its value against that of the distribution. ``flow.distribution(context)`` makes one.
+
+    Flows of scalar events have ``cdf`` and ``icdf``. ``entropy``, ``mean``, ``variance``,
+    ``stddev`` and ``torch.distributions.kl_divergence`` from or to a flow are Monte Carlo
+    estimates; each docstring says from how many samples.
 
     Args:
         flow: The flow; its parameters are shared, so gradients reach them.
@@ -29,7 +39,8 @@ class FlowDistribution(Distribution):
         batch_shape: A batch to which that of the context is expanded.
 
     Raises:
-        ShapeError: If the flow is conditional and there is no context.
+        ShapeError: If the context does not fit, or its batch cannot be expanded to
+            ``batch_shape``; a conditional flow needs a context, an unconditional one takes none.
         NotInvertibleError: From ``rsample``, if samples carry no gradient to some parameter
             (``has_rsample`` is then false).
 
@@ -53,10 +64,18 @@ class FlowDistribution(Distribution):
                 "this flow is conditional, so its distribution needs a context "
                 f"(..., {flow.context_size or '*'}); remedy: flow.distribution(context)"
             )
-        own = () if context is None else tuple(context.shape[:-1])
-        batch = own if batch_shape is None else tuple(batch_shape)
+        with torch.no_grad():
+            embedded = flow.embed(context)
+        own = () if embedded is None else tuple(embedded.shape[:-1])
+        batch = _expanded(own, own if batch_shape is None else batch_shape)
         self.flow = flow
-        self.context = None if context is None else context.expand(*batch, context.shape[-1])
+        self.context = context
+        if context is not None:
+            # An embedding may take other events than vectors, and one batch dimension only, so
+            # the context gets no new dimensions: samples do.
+            last = batch[len(batch) - len(own) :]
+            self.context = context.expand(*last, *context.shape[len(own) :])
+        self._extra = batch[: len(batch) - len(own)]
         # The flow checks shapes and dtypes itself, and is -inf outside its support.
         super().__init__(torch.Size(batch), torch.Size(flow.event_shape), validate_args=False)
 
@@ -77,12 +96,12 @@ class FlowDistribution(Distribution):
         return self.flow.base.reparameterized and not self.flow.stochastic
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
-        """Return the same distribution with a larger batch."""
-        return type(self)(self.flow, self.context, tuple(batch_shape))
+        """Return the same distribution with a larger batch.
 
-    def _size(self, sample_shape: Any) -> tuple[int, ...]:
-        # A context brings its batch along; without one the batch is part of the sample.
-        return (*sample_shape, *(self.batch_shape if self.context is None else ()))
+        Raises:
+            ShapeError: If the batch cannot be expanded to ``batch_shape``.
+        """
+        return type(self)(self.flow, self.context, _expanded(self.batch_shape, batch_shape))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draw ``(*sample_shape, *batch, *event)`` with gradients."""
@@ -91,17 +110,151 @@ class FlowDistribution(Distribution):
                 f"samples of a flow with the base {type(self.flow.base).__name__} carry no "
                 "gradient to some of its parameters; remedy: sample(), or another base"
             )
-        return self.flow.rsample(self._size(sample_shape), self.context)
+        return self.flow.rsample((*sample_shape, *self._extra), self.context)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draw ``(*sample_shape, *batch, *event)``, without gradients."""
-        return self.flow.sample(self._size(sample_shape), self.context)
+        return self.flow.sample((*sample_shape, *self._extra), self.context)
+
+    def _broadcast(self, value: Tensor, event: tuple[int, ...], name: str) -> Tensor:
+        """Broadcast ``value (*batch, *event)`` against the batch; the event has to fit as it is."""
+        cut = value.ndim - len(event)
+        if cut < 0 or tuple(value.shape[cut:]) != event:
+            raise ShapeError(f"expected {name} {batch_text(event)}, got {tuple(value.shape)}")
+        try:
+            batch = torch.broadcast_shapes(value.shape[:cut], self.batch_shape)
+        except RuntimeError:
+            raise ShapeError(
+                f"the batch {tuple(value.shape[:cut])} of {name} does not broadcast with the "
+                f"batch {tuple(self.batch_shape)} of the distribution"
+            ) from None
+        return value.expand(*batch, *event)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density in nats, broadcast against the batch."""
-        event = self.event_shape
-        batch = torch.broadcast_shapes(value.shape[: value.ndim - len(event)], self.batch_shape)
-        return self.flow.log_prob(value.expand(*batch, *event), self.context)
+        """Return the log-density in nats, broadcast against the batch.
+
+        Raises:
+            ShapeError: If ``value`` is not ``(..., *event)``.
+        """
+        value = self._broadcast(value, tuple(self.event_shape), "value")
+        return self.flow.log_prob(value, self.context)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Return ``P(X <= value)`` of a flow of scalar events, ``(..., 1) -> (...)``."""
+        value = self._broadcast(value, tuple(self.event_shape), "value")
+        return self.flow.cdf(value, self.context)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Return the quantiles of a flow of scalar events, ``(...) -> (..., 1)``."""
+        return self.flow.quantile(self._broadcast(value, (), "value"), self.context)
+
+    def entropy(self, n: int = 4096, generator: torch.Generator | None = None) -> Tensor:
+        """Estimate the differential entropy in nats, ``(*batch,)``, from ``n`` samples.
+
+        :meth:`flowkit.Flow.entropy` also returns the standard error, and says when there are
+        gradients.
+        """
+        return self.flow.entropy(n, self.context, generator).value.expand(self.batch_shape)
+
+    def _moment_samples(self) -> Tensor:
+        """Samples of one seed, so that a property is one number and no global state changes."""
+        generator = torch.Generator(self.flow.device).manual_seed(_MOMENT_SEED)
+        draw = self.flow.rsample if self.has_rsample else self.flow.sample
+        return draw(_MOMENT_SAMPLES, self.context, generator)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of 10,000 samples of one seed, ``(*batch, *event)``.
+
+        Its standard error is a hundredth of :attr:`stddev`; where the expectation does not exist,
+        as of a Student t with one degree of freedom, the number means nothing. It carries
+        gradients if ``has_rsample`` is true.
+        """
+        return self._moment_samples().mean(0).expand(self._extended_shape())
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of 10,000 samples of one seed, ``(*batch, *event)``; see :attr:`mean`."""
+        return self._moment_samples().var(0).expand(self._extended_shape())
+
+    @property
+    def mode(self) -> Tensor:
+        """Refuse: a flow has no formula for its mode."""
+        self._no("mode", "start an optimiser of log_prob from the best of many samples")
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Refuse: the density is continuous."""
+        self._no("enumeration of its support", "sample(), or a discrete distribution")
+
+    @staticmethod
+    def _no(what: str, remedy: str) -> NoReturn:
+        raise NotInvertibleError(f"the distribution of a flow has no {what}; remedy: {remedy}")
+
+
+def _expanded(own: tuple[int, ...], batch_shape: Any) -> tuple[int, ...]:
+    """``batch_shape``, if torch would expand a tensor of the shape ``own`` to it."""
+    try:
+        batch = tuple(torch.Size(batch_shape))
+        fits = min(batch, default=0) >= 0 and torch.broadcast_shapes(own, batch) == batch
+    except (TypeError, RuntimeError):
+        fits = False
+    if not fits:
+        raise ShapeError(
+            f"a distribution of the batch {tuple(own)} cannot be expanded to {batch_shape!r}; "
+            "remedy: keep its last dimensions (those of size 1 may grow), and add others in front"
+        )
+    return batch
+
+
+def estimate_kl(
+    p: Distribution, q: Distribution, n: int = 4096, generator: torch.Generator | None = None
+) -> Estimate:
+    r"""Estimate :math:`KL(p \| q) = E_p[\log p(x) - \log q(x)]` in nats from ``n`` samples of p.
+
+    ``torch.distributions.kl_divergence`` returns its value where p or q is a flow. The estimate
+    carries gradients to the parameters of q, and to those of p if ``p.has_rsample`` is true.
+
+    Args:
+        p: A :class:`FlowDistribution`, or another distribution of the same events.
+        q: Likewise.
+        n: Number of samples per member of the batch.
+        generator: Source of randomness; torch's own distributions only draw from the global one.
+
+    Raises:
+        ShapeError: If the events differ in shape, or n is not an integer of 2 or more.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import MultivariateNormal
+        >>> from flowkit import coupling_flow
+        >>> from flowkit.distribution import estimate_kl
+        >>> normal = MultivariateNormal(torch.ones(2), torch.eye(2))
+        >>> _ = torch.manual_seed(0)
+        >>> value, error = estimate_kl(coupling_flow(2).distribution(), normal)
+        >>> bool((value - 1).abs() < 4 * error), bool(error < 0.03)
+        (True, True)
+    """
+    check_number("estimate_kl", n)
+    if p.event_shape != q.event_shape:
+        raise ShapeError(
+            f"a divergence needs two distributions of the same events, got {tuple(p.event_shape)} "
+            f"and {tuple(q.event_shape)}; remedy: torch.distributions.Independent"
+        )
+    with torch.set_grad_enabled(torch.is_grad_enabled() and p.has_rsample):
+        if isinstance(p, FlowDistribution):
+            draw = p.flow.rsample if p.has_rsample else p.flow.sample
+            x = draw((n, *p._extra), p.context, generator)
+        else:
+            x = (p.rsample if p.has_rsample else p.sample)((n,))
+        log_p = p.log_prob(x)
+    return mean_of(log_p - q.log_prob(x))
+
+
+@register_kl(FlowDistribution, FlowDistribution)
+@register_kl(FlowDistribution, Distribution)
+@register_kl(Distribution, FlowDistribution)
+def _kl(p: Distribution, q: Distribution) -> Tensor:
+    return estimate_kl(p, q).value
 
 
 @functools.cache
@@ -124,8 +277,8 @@ def flow_distribution(
 ) -> FlowDistribution:
     """Return the ``torch.distributions`` view of a flow, also Pyro's if Pyro is imported.
 
-    In a Pyro model it is a sample site like any other: inside ``pyro.plate`` with one context a
-    row, observed, or as a latent variable under NUTS and SVI. ``pyro.module("flow", flow)`` makes
+    In a Pyro model it is a sample site like any other: inside ``pyro.plate`` with one context per
+    sample, observed, or as a latent variable under NUTS and SVI. ``pyro.module("flow", flow)`` makes
     its parameters known to SVI.
 
     Args:

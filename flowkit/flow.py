@@ -14,6 +14,8 @@ from flowkit.compiling import can_compile
 from flowkit.conditioners import StandardizeContext
 from flowkit.energies.target import Target
 from flowkit.errors import ShapeError, StochasticFlowError
+from flowkit.estimates import Estimate, check_number, mean_of
+from flowkit.gradients import leaf, ordinary, require_ordinary
 from flowkit.paths import layers_in_order, sample_paths
 from flowkit.rounding import clamp_through
 from flowkit.scalar.roots import look
@@ -243,7 +245,8 @@ class Flow(nn.Module):
                 f"torch.as_tensor({name}, dtype={self.dtype})"
             )
         dtype = self.dtype
-        if dtype is not None and x.is_floating_point() and x.dtype != dtype:
+        number = x.is_floating_point() or x.is_complex()
+        if dtype is not None and number and x.dtype != dtype:
             raise ShapeError(
                 f"this flow computes in {dtype}, but {name} is {x.dtype}; remedy: "
                 f"{name}.to({dtype}), or flow.to({x.dtype})"
@@ -256,17 +259,39 @@ class Flow(nn.Module):
             )
 
     def embed(self, context: Tensor | None) -> Tensor | None:
-        """Check the context ``(*b, C)`` and embed it, as transform and base read it."""
+        """Check the context ``(*b, C)`` and embed it, as transform and base read it.
+
+        Integers and booleans are read as numbers in the dtype of the flow, unless an embedding
+        other than :class:`flowkit.conditioners.StandardizeContext` takes them, as ``nn.Embedding``
+        does.
+
+        Raises:
+            ShapeError: If the context does not fit, a conditional flow gets none, or an
+                unconditional flow gets one.
+        """
+        if context is not None and not self.needs_context:
+            raise ShapeError(
+                "this flow is unconditional: it would ignore the context; remedy: leave the "
+                "context out, or build a flow that reads it, for example "
+                "coupling_flow(features, context=...)"
+            )
+        return self._embed_unless_unread(context)
+
+    def _embed_unless_unread(self, context: Tensor | None) -> Tensor | None:
+        """The same where an energy reads the context, and the flow itself need not."""
+        size = self.context_size
         if context is None:
             if self.needs_context:
                 raise ShapeError(
-                    f"this flow is conditional: expected context (..., {self.context_size or '*'})"
-                    ", got None"
+                    f"this flow is conditional: expected context (..., {size or '*'}), got None"
                 )
             return None
         self._check_tensor(context, "context")
-        size = self.context_size
-        if self.needs_context and size and (context.ndim < 1 or context.shape[-1] != size):
+        if size is not None and not context.is_floating_point() and not context.is_complex():
+            context = context.to(self.dtype or torch.get_default_dtype())
+        if not self.needs_context:
+            return context
+        if size and (context.ndim < 1 or context.shape[-1] != size):
             raise ShapeError(f"Flow expected context (..., {size}), got {tuple(context.shape)}")
         return context if self.embedding is None else self.embedding(context)
 
@@ -455,6 +480,41 @@ class Flow(nn.Module):
         x, log_base, log_det = self._draw(shape, context, generator)
         return x, log_base - log_det
 
+    def entropy(
+        self,
+        n: int = 4096,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Estimate:
+        r"""Estimate the differential entropy :math:`-E[\log p(x)]` in nats from ``n`` samples.
+
+        It carries gradients where these are enabled and the base can be reparameterised (all but
+        :class:`flowkit.bases.NormalMixture` can), and none otherwise.
+
+        Args:
+            n: Number of samples per context.
+            context: ``(*b, C)``.
+            generator: Source of randomness.
+
+        Returns:
+            The estimate ``(*b,)`` and its standard error ``(*b,)``.
+
+        Raises:
+            StochasticFlowError: If a layer is stochastic.
+            ShapeError: If n is not an integer of 2 or more.
+
+        Example:
+            >>> import torch
+            >>> from flowkit import coupling_flow
+            >>> value, error = coupling_flow(2).entropy(generator=torch.Generator().manual_seed(0))
+            >>> bool((value - 2.8379).abs() < 4 * error), bool(error < 0.02)
+            (True, True)
+        """
+        check_number("entropy", n)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.base.reparameterized):
+            _, log_prob = self.sample_and_log_prob(n, context, generator)
+        return mean_of(-log_prob)
+
     @torch.no_grad()
     def sample_with_log_weight(
         self,
@@ -529,10 +589,11 @@ class Flow(nn.Module):
             DataError: If there is not exactly one of ``energy`` and ``log_prob``.
         """
         target = Target("reverse_log_weight", energy, log_prob)
-        bound = self.log_prob_bound(x, context, generator=generator)
         ndim = len(self.event_shape)
+        read = context if self.needs_context else None
         if context is not None:
             x, context = broadcast_context(x, context, ndim)
+        bound = self.log_prob_bound(x, read, generator=generator)
         return -target(self, x, context, generator) - bound
 
     def to_noise(
@@ -576,15 +637,17 @@ class Flow(nn.Module):
         r"""The gradient :math:`\nabla_x \log p(x)`, ``(*broadcast batch, *event)``.
 
         It carries a graph where gradients are enabled, so it can be differentiated again, with
-        respect to ``x`` and to the parameters; under ``torch.no_grad()`` it does not. Where the
-        density is zero there is no score: it is NaN there.
+        respect to ``x`` and to the parameters; under ``torch.no_grad()`` and
+        ``torch.inference_mode()`` it does not. Where the density is zero there is no score: it is
+        NaN there.
         """
         self._require_exact("score")
+        require_ordinary(self)
         create_graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            x, context = self._prepare(x, context)
+        with torch.inference_mode(False), torch.enable_grad():
+            x, context = self._prepare(ordinary(x), ordinary(context))
             if not x.requires_grad:
-                x = x.detach().requires_grad_()
+                x = leaf(x)
             energy = self._energy(x, context)
             (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=create_graph)
         outside = (energy.detach() == math.inf).reshape(

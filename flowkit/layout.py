@@ -8,7 +8,8 @@ that reads shapes alone never notices.
 
 from __future__ import annotations
 
-from torch import Tensor, addmm
+import torch
+from torch import Tensor
 
 
 def features_first(x: Tensor, event_ndim: int = 1) -> Tensor:
@@ -42,7 +43,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         (torch.Size([5, 2]), (1, 5))
     """
     if x.dim() == 2:
-        return addmm(bias.unsqueeze(-1), weight, x.mT).mT
-    batch = x.shape[:-1]
-    out = linear(x.reshape(batch.numel(), x.shape[-1]), weight, bias)
-    return features_last(out.mT.view(weight.shape[0], *batch))
+        return affine_rows(bias.unsqueeze(-1), weight, x.mT).mT
+    out = linear(x.unsqueeze(0).flatten(0, -2), weight, bias)
+    return features_last(out.mT.view(weight.shape[0], *x.shape[:-1]))
+
+
+def affine_rows(bias: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    """``bias (out, 1) + weight (out, in) @ rows (in, batch)``, ``(out, batch)``.
+
+    Example:
+        >>> import torch
+        >>> affine_rows(torch.ones(2, 1), torch.ones(2, 3), torch.ones(3, 5)).shape
+        torch.Size([2, 5])
+    """
+    if torch.jit.is_tracing():
+        # The gradient of a traced addmm takes its result to be as narrow as the bias.
+        return weight @ rows + bias
+    return torch.addmm(bias, weight, rows)

@@ -182,7 +182,7 @@ def sample_paths(
             raise DataError(
                 "resampling is a decision without a log-probability; remedy: choices=False"
             )
-    embedded = flow.embed(context)
+    embedded = flow._embed_unless_unread(context)
     x = flow.base.sample(size, embedded, generator)
     log_weight = -flow.base.log_prob(x, embedded)
     log_choice, reports = torch.zeros_like(log_weight), []
@@ -266,7 +266,7 @@ def adapt_step_sizes(
         raise DataError(f"adapt_step_sizes expected target in (0, 1) or None, got {target!r}")
     reports = []
     with torch.no_grad():
-        embedded = flow.embed(context)
+        embedded = flow._embed_unless_unread(context)
         x = flow.base.sample((rows,), embedded, generator)
         for layer, inverse in layers_in_order(flow.transform, inverse=True):
             if not layer.stochastic:

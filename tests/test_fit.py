@@ -766,8 +766,8 @@ def test_the_remedy_for_a_file_with_one_column_works(tmp_path):
     fit(elementwise_flow(1), column, epochs=1, **QUIET)
 
 
-def test_a_context_that_the_flow_ignores_is_announced():
-    with pytest.warns(UserWarning, match="context, which this flow ignores; remedy"):
+def test_a_context_that_the_flow_would_ignore_is_refused():
+    with pytest.raises(DataError, match="unconditional flow would ignore; remedy: leave it out"):
         fit(small(), {"x": rows(), "context": rows()}, epochs=1, **QUIET)
 
 

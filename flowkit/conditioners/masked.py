@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from flowkit.compiling import is_traced
 from flowkit.conditioners.mlp import Conditioner
-from flowkit.layout import linear
+from flowkit.layout import affine_rows, linear
 
 # Turns of the inverse that share their products with what is known before; measured.
 _TURNS = 8
@@ -187,7 +187,7 @@ class MaskedMLP(AutoregressiveConditioner):
                 block = slice(rows[first], rows[last])
                 old, new, _ = weight[block].tensor_split(read.starts(first, last), -1)
                 sizes = [j - i for i, j in itertools.pairwise(rows[first : last + 1])]
-                before.append(torch.addmm(bias[block], old, read.get(0, first)).split(sizes))
+                before.append(affine_rows(bias[block], old, read.get(0, first)).split(sizes))
                 inside.append(new.split(sizes))
             for t in range(first, last):
                 h = waiting[t]
@@ -196,7 +196,7 @@ class MaskedMLP(AutoregressiveConditioner):
                         read.put(t, self._act_on_new(h))
                     # What is not known yet is zero there.
                     known = read.get(first, last)
-                    h = torch.addmm(before[depth][t - first], inside[depth][t - first], known)
+                    h = affine_rows(before[depth][t - first], inside[depth][t - first], known)
                 params = h.reshape(len(waiting[t]), self.param_size, z.shape[-1]).mT
                 values.append(solve(waiting[t], params))
                 reads[0].put(t, self._rows_to_read(values, variables[t], variables[t + 1]))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flowkit.errors import DataError
+from flowkit.gradients import leaf
 
 # Rows times mixture components held at once by log_prob: 8 MB for each temporary.
 _BLOCK = 2**20
@@ -83,9 +84,9 @@ class Toy(ABC):
             >>> checkerboard().score(torch.zeros(4, 2)).shape
             torch.Size([4, 2])
         """
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.log_prob(leaf).sum(), leaf)
+        with torch.inference_mode(False), torch.enable_grad():
+            x = leaf(x)
+            (gradient,) = torch.autograd.grad(self.log_prob(x).sum(), x)
         return gradient
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.errors import DataError, ShapeError
+from flowkit.gradients import ordinary
 
 # Ends of a share of independence.
 SHARES = (1e-6, 1 - 1e-6)
@@ -103,7 +104,8 @@ class RowCovariance(nn.Module):
             return float(value.detach())
 
         try:
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
+                u = ordinary(u)
                 optimizer.step(loss)
         finally:
             for parameter, learns in zip(parameters, learned, strict=True):

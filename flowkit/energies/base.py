@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowkit.energies.checks import gradient_of, one_number_each
 from flowkit.errors import DataError, NotInvertibleError, ShapeError
+from flowkit.gradients import leaf, ordinary
 from flowkit.noise import drawing_from
 from flowkit.shapes import as_shape, batch_text
 
@@ -85,8 +86,9 @@ class Energy(nn.Module):
         create_graph = torch.is_grad_enabled()
         # Also in inference mode, whose tensors autograd cannot keep.
         with torch.inference_mode(False), torch.enable_grad():
+            context = ordinary(context)
             if not (create_graph and x.requires_grad):
-                x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+                x = leaf(x)
             energy = self.energy(x, context)
             gradient = gradient_of(energy, x, create_graph=create_graph, name=self._name)
         return (energy if create_graph else energy.detach()), -gradient

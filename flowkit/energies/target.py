@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from flowkit.energies.checks import gradient_of, no_gradient, one_number_each, varies
 from flowkit.errors import DataError
+from flowkit.gradients import leaf, ordinary
 from flowkit.noise import drawing_from
 
 # Far enough apart that the logarithm of any density falls by more than 1 from one to the next.
@@ -132,7 +133,7 @@ class Target(nn.Module):
     ) -> Tensor:
         r"""Return :math:`-\nabla u`, of the shape of x, without a graph and in any mode."""
         with torch.inference_mode(False), torch.enable_grad():
-            x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+            x, context = leaf(x), ordinary(context)
             value = self._examined(flow, x, context, generator, "row")
             return -gradient_of(value, x, name=self.name)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from flowkit.energies.checks import gradient_of
 from flowkit.errors import DataError, NonFiniteEnergyError, ShapeError, StochasticFlowError
 from flowkit.flow import Flow
+from flowkit.gradients import leaf, ordinary, require_ordinary
 from flowkit.transforms.base import broadcast_context
 
 
@@ -238,6 +239,7 @@ class FlowPotential:
         drift: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> Trajectory:
         """Kick, drift, kick; both integrators differ in the drift alone."""
+        require_ordinary(self.flow)
         steps, every = _whole("steps", steps), _whole("every", every)
         if steps % every:
             raise DataError(
@@ -275,9 +277,9 @@ class FlowPotential:
 
     def _evaluate(self, x: Tensor, step: int, dt: float) -> tuple[Tensor, Tensor]:
         """Energy and force from one pass, both finite."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            potential = self.energy(x)
+        with torch.inference_mode(False), torch.enable_grad():
+            x = leaf(x)
+            potential = self.kT * self.flow.energy(x, ordinary(self.context))
             gradient = gradient_of(potential, x, name="the energy of the flow")
         bad = ~(torch.isfinite(potential) & torch.isfinite(gradient).all(-1))
         if bool(bad.any()):

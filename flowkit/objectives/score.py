@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.gradients import ordinary
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
 # What each method reads, and its default.
@@ -145,8 +146,8 @@ class ScoreMatching(Objective):
 
     def _loss(self, flow: Flow, batch: Batch, generator: torch.Generator | None) -> Loss:
         learning = torch.is_grad_enabled()
-        with torch.enable_grad():
-            x, context = batch["x"].detach(), batch.get("context")
+        with torch.inference_mode(False), torch.enable_grad():
+            x, context = ordinary(batch["x"]).detach(), ordinary(batch.get("context"))
             method = getattr(self, f"_{self.method.replace('-', '_')}")
             losses = method(flow, x, context, generator)
             value = mean_over_rows(losses, batch.get("weight"))

@@ -39,7 +39,7 @@ _Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def look(done: Tensor) -> bool | None:
     """Whether all are true; ``None`` where a program cannot look at its numbers."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if done.is_cuda and torch.cuda.is_current_stream_capturing():
         return None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowkit.energies.target import Target
 from flowkit.errors import DataError, NonFiniteEnergyError, StochasticFlowError
+from flowkit.gradients import ordinary
 from flowkit.noise import drawing_from
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _neutra(
         )
     if steps < 4:
         raise DataError(f"'neutra' expected steps >= 4, for its diagnostics; got {steps}")
-    embedded = flow.embed(context)
+    embedded = flow._embed_unless_unread(context)
 
     def data(z: Tensor) -> tuple[Tensor, Tensor]:
         return flow.transform.inverse(z, embedded)
@@ -181,7 +182,12 @@ def _neutra(
     home = None if generator is None else generator.device
     seed = int(torch.randint(2**31, (), generator=generator, device=home))
     runs, rates, divergent = [], [], 0
-    with drawing_from(torch.Generator().manual_seed(seed)), torch.enable_grad():
+    with (
+        drawing_from(torch.Generator().manual_seed(seed)),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        embedded, context = ordinary(embedded), ordinary(context)
         for _ in range(chains):
             start = flow.base.sample((), embedded).detach()
             kernel = NUTS(potential_fn=potential, **options)

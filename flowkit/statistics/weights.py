@@ -13,15 +13,9 @@ import torch
 from torch import Tensor
 
 from flowkit.errors import DataError, ShapeError
+from flowkit.estimates import Estimate
 
 _FEW = 25
-
-
-class Estimate(NamedTuple):
-    """A number with its standard error; tensors in float64."""
-
-    value: Tensor
-    error: Tensor
 
 
 class FreeEnergyProfile(NamedTuple):

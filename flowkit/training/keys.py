@@ -29,7 +29,7 @@ def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, wh
 
     Raises:
         DataError: If the objective states what it reads, and a name is neither among that nor
-            ``x``, ``context``, ``weight`` or ``group``.
+            ``x``, ``context``, ``weight`` or ``group``; and if the flow does not read the context.
     """
     names, reads = list(batch), objective.reads
     known = [*_OWN, *sorted((reads or frozenset()) - {*_OWN})]
@@ -42,10 +42,10 @@ def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, wh
             f"{_nearest(unknown[0], known) or 'leave it out'}"
         )
     if "context" in names and not flow.needs_context and reads is not None:
-        return (
-            f"{what} have a context, which this flow ignores; remedy: a conditional flow, for "
-            f"example coupling_flow(features, context={batch['context'].shape[-1]}), or leave it "
-            "out"
+        raise DataError(
+            f"{what} have a context, which this unconditional flow would ignore; remedy: leave it "
+            "out, or build a flow that reads it, for example "
+            f"coupling_flow(features, context={batch['context'].shape[-1]})"
         )
     weighs = reads is None or ("weight" in reads and bool({"x", "context"} & reads & {*names}))
     if "weight" in names and not weighs:

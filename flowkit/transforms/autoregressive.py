@@ -127,7 +127,7 @@ class MaskedAutoregressive(Transform):
         if self.inverse_method == "jacobi":
             return self._sweep(z, context)
         batch, features = z.shape[:-1], z.shape[-1]
-        rows = self._sort(z).reshape(features, batch.numel())
+        rows = self._sort(z).unsqueeze(-1).flatten(1)
         if context is not None:
             context = context.reshape(-1, context.shape[-1]) if self.needs_context else None
         log_slopes: list[Tensor] = []

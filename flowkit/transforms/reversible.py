@@ -142,8 +142,9 @@ class _Reversible(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         # Under create_graph=True the gradients need a graph of their own.
-        differentiate = _plainly if torch.is_grad_enabled() else _layer_by_layer
-        with ctx.stack.autocast():
+        graph = torch.is_grad_enabled()
+        differentiate = _plainly if graph else _layer_by_layer
+        with torch.inference_mode(False), torch.set_grad_enabled(graph), ctx.stack.autocast():
             return None, *differentiate(ctx.stack, ctx.saved_tensors, ctx.needs_input_grad, grads)
 
 

@@ -1,0 +1,37 @@
+"""Monte Carlo estimates with their standard errors."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+from flowkit.errors import ShapeError
+
+
+class Estimate(NamedTuple):
+    """A number with its standard error; of weights (:mod:`flowkit.statistics`) in float64."""
+
+    value: Tensor
+    error: Tensor
+
+
+def mean_of(terms: Tensor) -> Estimate:
+    """The mean over the first dimension; its standard error carries no gradient.
+
+    Example:
+        >>> import torch
+        >>> value, error = mean_of(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        >>> value.item(), round(error.item(), 4)
+        (2.5, 0.6455)
+    """
+    return Estimate(terms.mean(0), terms.detach().std(0) / math.sqrt(len(terms)))
+
+
+def check_number(what: str, n: int) -> None:
+    """Refuse a number of samples from which no standard error follows."""
+    if not isinstance(n, int) or isinstance(n, bool) or n < 2:
+        raise ShapeError(
+            f"{what} expected n as an integer >= 2, got {n!r}; remedy: for example n=10_000"
+        )
