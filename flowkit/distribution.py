@@ -117,7 +117,7 @@ class FlowDistribution(Distribution):
         return self.flow.sample((*sample_shape, *self._extra), self.context)
 
     def _broadcast(self, value: Tensor, event: tuple[int, ...], name: str) -> Tensor:
-        """Broadcast ``value (*batch, *event)`` against the batch; the event has to fit as it is."""
+        """Broadcast the batch of ``value (*batch, *event)``; the event has to fit as it is."""
         cut = value.ndim - len(event)
         if cut < 0 or tuple(value.shape[cut:]) != event:
             raise ShapeError(f"expected {name} {batch_text(event)}, got {tuple(value.shape)}")
@@ -128,7 +128,7 @@ class FlowDistribution(Distribution):
                 f"the batch {tuple(value.shape[:cut])} of {name} does not broadcast with the "
                 f"batch {tuple(self.batch_shape)} of the distribution"
             ) from None
-        return value.expand(*batch, *event)
+        return value.expand((*batch, *event))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density in nats, broadcast against the batch.
@@ -278,8 +278,8 @@ def flow_distribution(
     """Return the ``torch.distributions`` view of a flow, also Pyro's if Pyro is imported.
 
     In a Pyro model it is a sample site like any other: inside ``pyro.plate`` with one context per
-    sample, observed, or as a latent variable under NUTS and SVI. ``pyro.module("flow", flow)`` makes
-    its parameters known to SVI.
+    sample, observed, or as a latent variable under NUTS and SVI. ``pyro.module("flow", flow)``
+    makes its parameters known to SVI.
 
     Args:
         flow: The flow.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -26,7 +25,8 @@ def mean_of(terms: Tensor) -> Estimate:
         >>> value.item(), round(error.item(), 4)
         (2.5, 0.6455)
     """
-    return Estimate(terms.mean(0), terms.detach().std(0) / math.sqrt(len(terms)))
+    spread = terms.detach().var(0, correction=0) / (len(terms) - 1)
+    return Estimate(terms.mean(0), spread.sqrt())
 
 
 def check_number(what: str, n: int) -> None:

@@ -6,16 +6,14 @@ Under ``torch.no_grad()`` a gradient needs ``enable_grad``, under ``torch.infere
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from flowkit.errors import ShapeError
 
-_T = TypeVar("_T")
 
-
-def ordinary(value: _T) -> _T:
+def ordinary(value: Any) -> Any:
     """A copy of a tensor that was made in inference mode, which autograd cannot keep.
 
     Everything else is returned as it is. Call it outside of inference mode.

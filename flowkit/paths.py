@@ -266,7 +266,7 @@ def adapt_step_sizes(
         raise DataError(f"adapt_step_sizes expected target in (0, 1) or None, got {target!r}")
     reports = []
     with torch.no_grad():
-        embedded = flow._embed_unless_unread(context)
+        embedded = flow.embed(context)
         x = flow.base.sample((rows,), embedded, generator)
         for layer, inverse in layers_in_order(flow.transform, inverse=True):
             if not layer.stochastic:

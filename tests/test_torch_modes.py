@@ -178,7 +178,7 @@ OPTIONS = {
     "smooth_flow": [{}, {"circular": True}, {"structure": "autoregressive"}],
     "energy_based_flow": [
         {"hidden": None},
-        {"hidden": None, "event_shape": (1, 4, 4), "architecture": "conv", "layers": 1, "scales": 1},
+        {"hidden": None, "event_shape": (1, 4, 4), "architecture": "conv", "layers": 1},
     ],
     "tail_adaptive_flow": [{"tails": [3.0, None]}, {"tails": [3.0, None], "variant": "ttf"}],
 }
