@@ -175,7 +175,9 @@ class FlowDistribution(Distribution):
     @property
     def variance(self) -> Tensor:
         """The variance of 10,000 samples of one seed, ``(*batch, *event)``; see :attr:`mean`."""
-        return self._moment_samples().var(0).expand(self._extended_shape())
+        x = self._moment_samples()
+        square = (x - x.mean(0)).square().sum(0) / (_MOMENT_SAMPLES - 1)
+        return square.expand(self._extended_shape())
 
     @property
     def mode(self) -> Tensor:

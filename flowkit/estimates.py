@@ -25,8 +25,10 @@ def mean_of(terms: Tensor) -> Estimate:
         >>> value.item(), round(error.item(), 4)
         (2.5, 0.6455)
     """
-    spread = terms.detach().var(0, correction=0) / (len(terms) - 1)
-    return Estimate(terms.mean(0), spread.sqrt())
+    value = terms.mean(0)
+    # Not torch.var, which warns of an empty batch.
+    variance = (terms - value).detach().square().sum(0) / (len(terms) - 1)
+    return Estimate(value, (variance / len(terms)).sqrt())
 
 
 def check_number(what: str, n: int) -> None:
