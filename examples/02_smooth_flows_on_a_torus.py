@@ -77,11 +77,10 @@ print(f"entropy {toy.entropy:.4f} nats, root mean square of a force component {s
 STEPS = 10 if SMALL else 3_000
 
 
-def train(scalar, objective):
+def train(scalar, data, objective):
     torch.manual_seed(0)
     hidden = (16, 16) if SMALL else (64, 64)
     flow = flowkit.smooth_flow(2, circular=True, scalar=scalar, components=16, hidden=hidden)
-    data = {"x": x, "force": force}
     flowkit.fit(
         flow, data, objective, steps=STEPS, batch_size=512, lr=2e-3, patience=None, progress=False
     )
@@ -91,9 +90,9 @@ def train(scalar, objective):
 likelihood = flowkit.MaximumLikelihood()
 both = flowkit.WeightedSum((1.0, likelihood), (0.01, flowkit.ForceMatching()))
 flows = {
-    "spline": train("spline", likelihood),
-    "smooth": train("smooth", likelihood),
-    "smooth, with forces": train("smooth", both),
+    "spline": train("spline", x, likelihood),
+    "smooth": train("smooth", x, likelihood),
+    "smooth, with forces": train("smooth", {"x": x, "force": force}, both),
 }
 
 # %% [markdown]

@@ -81,7 +81,7 @@ def new_flow():
 options = {"lr": 1e-2, "compile": False, "progress": False}
 data = {"x": x, "row": torch.arange(len(x))}
 flows = {name: new_flow() for name in ("independent", "dependent", "by subjects")}
-fit(flows["independent"], data, validation=None, batch_size=len(x), epochs=STEPS, **options)
+fit(flows["independent"], x, validation=None, batch_size=len(x), epochs=STEPS, **options)
 related = EquicorrelatedBlocks(subject, rho=0.5, learn=False)
 fit(
     flows["dependent"],
@@ -188,18 +188,22 @@ held = np.isin(family, rng.permutation(np.unique(family))[: len(np.unique(family
 held = torch.from_numpy(held)
 y = ((measures - measures[~held].mean(0)) / measures[~held].std(0)).float()
 structure = Kinship(kinship[~held][:, ~held], independent=0.5)
-trained = {"x": y[~held], "row": torch.arange(int((~held).sum()))}
-for name, objective in (
-    ("independent", MaximumLikelihood()),
-    ("dependent", DependentLikelihood(structure)),
+trained = y[~held]
+for name, data, objective in (
+    ("independent", trained, MaximumLikelihood()),
+    (
+        "dependent",
+        {"x": trained, "row": torch.arange(len(trained))},
+        DependentLikelihood(structure),
+    ),
 ):
     flows[name] = new_flow()
     fit(
         flows[name],
-        trained,
+        data,
         objective,
         validation=None,
-        batch_size=len(trained["x"]),
+        batch_size=len(trained),
         epochs=STEPS // 3,
         **options,
     )

@@ -84,15 +84,17 @@ class TestNames:
         with pytest.raises(DataError, match="the validation data hold 'weights'"):
             fit(small(), rows(), validation=held, **QUIET)
 
-    def test_what_another_objective_would_read_is_unknown_to_this_one(self):
+    def test_what_another_objective_would_read_is_one_warning(self):
         data = {"x": rows(), "force": -rows()}
         fit(small(), data, ForceMatching(), **QUIET)
         fit(
             small(), data, WeightedSum((1.0, MaximumLikelihood()), (1.0, ForceMatching())), **QUIET
         )
         for objective in (None, ScoreMatching(), ForceMatching(lambda x: x.square().sum(-1) / 2)):
-            with pytest.raises(DataError, match="'force', which nothing reads"):
+            with pytest.warns(UserWarning, match="'force', which .*; remedy: ForceMatching, or"):
                 fit(small(), data, objective, **QUIET)
+        with pytest.raises(DataError, match="'forces', which nothing reads.*mean 'force'"):
+            fit(small(), {"x": rows(), "forces": -rows()}, ForceMatching(), **QUIET)
 
     def test_weights_under_their_right_name_are_read(self):
         x = torch.cat([rows(100), rows(100) + 10])

@@ -13,6 +13,8 @@ from flowkit.flow import Flow
 from flowkit.objectives import Objective
 
 _OWN = ("x", "context", "weight", "group")
+# What one objective reads, and data for several of them hold.
+_OF_ONE = {"force": "ForceMatching", "row": "DependentLikelihood"}
 
 
 def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, what: str) -> str:
@@ -34,12 +36,17 @@ def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, wh
     names, reads = list(batch), objective.reads
     known = [*_OWN, *sorted((reads or frozenset()) - {*_OWN})]
     label = type(objective).__name__
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in {*known, *_OF_ONE}]
     if unknown and reads is not None:
         raise DataError(
             f"{what} hold {_listed(unknown)}, which nothing reads: fit knows {_listed(_OWN)}, and "
             f"{label} reads {_listed(sorted(reads)) or 'nothing'}; remedy: "
             f"{_nearest(unknown[0], known) or 'leave it out'}"
+        )
+    for name in set(names) & set(_OF_ONE) - (reads or set(_OF_ONE)):
+        return (
+            f"{what} have {name!r}, which {label} does not read; remedy: {_OF_ONE[name]}, or "
+            "leave it out"
         )
     if "context" in names and not flow.needs_context and reads is not None:
         raise DataError(
