@@ -128,18 +128,19 @@ def score(density: str, steps: int, seed: int, method: str, rows: int) -> Result
         2, layers=3, scalar=scalar, hidden=(64, 64), linear="permutation", standardize=False
     )
     objective: flowkit.objectives.Objective = MaximumLikelihood()
-    callbacks = []
+    data, callbacks = {"x": x}, []
     if method != "independent":
         if method == "learned":
             structure = EquicorrelatedBlocks(blocks, rho=0.5, per_block=True)
         elif method == "in turns":
             structure = EquicorrelatedBlocks(blocks, rho=0.5, per_block=True, learn=False)
             callbacks = [FitStrength(structure, x, every=30)]
+        data["row"] = torch.arange(len(x))
         objective = DependentLikelihood(structure)
     begun = time.process_time()
     flowkit.fit(
         flow,
-        {"x": x, "row": torch.arange(len(x))},
+        data,
         objective,
         validation=None,
         epochs=steps,
