@@ -59,6 +59,14 @@ class ScalarMap:
         lower, upper = self.bounds
         return math.isfinite(lower) and math.isfinite(upper)
 
+    def joints(self, params: Tensor) -> Tensor:
+        """Points ``(..., n)``, in order, where the map is put together of pieces: knots, ends.
+
+        Zero need not be among them. It is at these that ``flowkit.testing`` looks most closely.
+        """
+        ends = [end for end in self.bounds if math.isfinite(end)]
+        return params.new_tensor(ends).expand(*params.shape[:-1], len(ends))
+
     def take(self, features: Sequence[int], of: int) -> ScalarMap:
         """Return the map of some of ``of`` features: itself, where all features share one."""
         return self

@@ -73,6 +73,11 @@ class PerFeature(ScalarMap):
         """Where each map does; ``end`` is one row for each."""
         return torch.stack([m.fixes(row) for m, row in zip(self.maps, end, strict=True)])
 
+    def joints(self, params: Tensor) -> Tensor:
+        """The points of all maps, each with the parameters that it would read."""
+        points = [m.joints(params[..., : m.param_size]) for m in dict.fromkeys(self.maps)]
+        return torch.cat(points, -1).sort(-1).values
+
     def take(self, features: Sequence[int], of: int) -> ScalarMap:
         """The maps of these features; one map where they share it."""
         if of != len(self.maps):

@@ -315,6 +315,10 @@ class LineSmoothMixture(SmoothMixture):
         """The whole line."""
         return (-math.inf, math.inf)
 
+    def joints(self, params: Tensor) -> Tensor:
+        """Where the straight tails begin."""
+        return params.new_tensor([self.lower, self.upper]).expand(*params.shape[:-1], 2)
+
     def _place(self, centres: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         log_scale = self.max_log_scale * torch.sigmoid(raw - 1)
         # 1 - 1 / a, exact also where a is near one.

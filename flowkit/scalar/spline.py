@@ -211,6 +211,13 @@ class _Spline(ScalarMap):
         """Slopes between ``min_slope`` and its inverse, one where ``raw`` is zero."""
         return soft_clip(raw, -math.log(self.min_slope)).exp()
 
+    def joints(self, params: Tensor) -> Tensor:
+        """The knots, ``(..., bins + 1)``, both ends included."""
+        lower, upper = self._ends
+        inner = lower + (upper - lower) * self.knots(params)[0][..., :-1].cumsum(-1)
+        ends = params.new_tensor([lower, upper]).expand(*params.shape[:-1], 2)
+        return torch.cat([ends[..., :1], inner, ends[..., 1:]], -1)
+
     def knots(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What ``params (..., param_size)`` mean.
 

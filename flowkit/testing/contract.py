@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from flowkit.bases import Base, StandardNormal
 from flowkit.errors import ContractError, ShapeError
 from flowkit.testing import densities, derivatives, programs, values
 from flowkit.testing.probe import (
+    TOLERANCE,
     Probe,
     Rule,
     draw_inputs,
@@ -20,9 +21,9 @@ from flowkit.testing.probe import (
     mapped_shape,
     randomize,
 )
+from flowkit.testing.report import ContractReport, RuleResult
 from flowkit.transforms import Transform
 
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _ROWS = 6
 
 RULES: dict[str, tuple[str, Rule]] = {
@@ -45,54 +46,6 @@ RULES: dict[str, tuple[str, Rule]] = {
     "R14": ("path weights average to one", densities.path_weights_average_to_one),
     "R15": ("the density integrates to one", densities.the_density_integrates_to_one),
 }
-
-
-@dataclass(frozen=True)
-class RuleResult:
-    """What became of one rule: passed, or not checked for a stated reason.
-
-    Attributes:
-        rule: ``R1`` to ``R15``.
-        title: The rule in words.
-        dtype: The dtype of the numbers.
-        reason: Why the rule was not checked; ``None`` if it was, and holds.
-    """
-
-    rule: str
-    title: str
-    dtype: torch.dtype
-    reason: str | None
-
-    @property
-    def passed(self) -> bool:
-        """Whether the rule was checked, and holds."""
-        return self.reason is None
-
-
-@dataclass(frozen=True)
-class ContractReport:
-    """Every rule with its result, in every dtype; ``print`` it to read it.
-
-    Attributes:
-        label: The transform's name.
-        results: One entry a rule and dtype.
-    """
-
-    label: str
-    results: tuple[RuleResult, ...]
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Rules that were checked in no dtype, each with its reason."""
-        passed = {result.rule for result in self.results if result.passed}
-        return {r.rule: r.reason for r in self.results if r.reason and r.rule not in passed}
-
-    def __str__(self) -> str:
-        rows = [self.label]
-        for r in self.results:
-            outcome = "passed" if r.passed else f"skipped: {r.reason}"
-            rows.append(f"  {r.rule:<4}{str(r.dtype)[6:]:<9}{r.title:<42}{outcome}")
-        return "\n".join(rows)
 
 
 def check_transform(
@@ -122,8 +75,9 @@ def check_transform(
     R3    dtype and device follow the input: float64, float32, meta, a bfloat16 smoke run
     R4    round trips and the sum of the two log-determinants, near the data and at ``far``
     R5    ``log_det`` is that of the autodiff Jacobian, in both directions
-    R6    gradients are finite at 0, at bounds and knots, and far outside
-    R7    ``gradcheck`` and ``gradgradcheck`` of both directions in x, context and parameters
+    R6    gradients are finite at the exact points, and far outside
+    R7    ``gradcheck`` and ``gradgradcheck`` of both directions in x, context and parameters;
+          at the exact points slopes from either side
     R8    ``torch.compile(fullgraph=True)`` equals eager
     R9    ``vmap(grad(log_prob))``, and ensembles by stacked parameters
     R10   ``state_dict``, ``deepcopy`` and ``pickle`` give the same bits
@@ -133,6 +87,12 @@ def check_transform(
     R14   a stochastic layer's path weights average to one
     R15   in one and two dimensions the density integrates to one
     ===== =======================================================================================
+
+    The exact points of R5 to R7 are 0 and -0, the ends of domains, the ends and knots of scalar
+    maps at zero parameters and at those of the layer itself, and the middles between them; the
+    new transform is questioned there as well as the one with random parameters. Second derivatives
+    are compared there where no part says, by an attribute ``smoothness`` below 2, that they jump.
+    See :func:`check_scalar` for scalar maps alone.
 
     Args:
         transform: The transform to check, in the state in which its constructor leaves it.

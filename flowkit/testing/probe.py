@@ -20,6 +20,8 @@ from flowkit.transforms import Inverse, Transform
 
 Rule = Callable[["Probe"], "str | None"]
 
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -87,16 +89,20 @@ class Probe:
         return module(x, context)
 
     def directions(
-        self, x: Tensor | None = None, context: Tensor | None = None
+        self,
+        x: Tensor | None = None,
+        context: Tensor | None = None,
+        transform: Transform | None = None,
     ) -> Iterator[tuple[str, Transform, Tensor]]:
         """Yield name, map and input of the forward direction and, if it exists, of the inverse."""
         if x is None:
             x, context = self.x, self.context
-        yield "forward", self.moved, x
+        transform = self.moved if transform is None else transform
+        yield "forward", transform, x
         if self.invertible:
             with torch.no_grad():
-                z = self.call(self.moved, x, context)[0]
-            yield "inverse", Inverse(self.moved), z
+                z = self.call(transform, x, context)[0]
+            yield "inverse", Inverse(transform), z
 
     def far_rows(self) -> Tensor:
         """Rows of ``x`` moved outwards by every distance in ``far``, to either side."""
