@@ -135,7 +135,9 @@ class TestDamage:
 
 class TestOtherData:
     @pytest.mark.parametrize("kind", ["tensor", "file"])
-    def test_one_changed_number_anywhere_is_noticed(self, kind, tmp_path):
+    def test_one_changed_number_anywhere_is_noticed(self, kind, tmp_path, monkeypatch):
+        # Blocks of 300 rows, so that there are several.
+        monkeypatch.setattr("flowkit.training.rows._NUMBERS_HASHED", 600)
         x, path = rows(3000).numpy().astype(np.float64), tmp_path / "c"
 
         def data(values):
