@@ -76,11 +76,11 @@ def fit(
             batch, and not to be written to meanwhile. ``None`` for objectives that need no data.
             Contexts are ``(rows, C)``, or of any shape that the embedding of the flow reads;
             integers and booleans are numbers, unless that embedding takes them as they are. Names
-            that nothing knows are an error; what is known and not read here, digits that the dtype
-            of the flow loses, values that repeat (integers, rounded numbers) and circular columns
-            of many turns are one warning each. Weights are scaled to mean one over
-            the training rows and over the validation rows; a Dataset with weights is read once
-            for it.
+            that nothing knows are an error, as is a context that the flow does not read. Other
+            names that this objective does not read, digits that the dtype of the flow loses,
+            values that repeat (integers, rounded numbers) and circular columns of many turns are
+            one warning each. Weights are scaled to mean one over the training rows and over the
+            validation rows; a Dataset with weights is read once for it.
             Rows with the same number as ``group`` stay together: whole groups are held out, and
             a step sees as many whole groups as have about ``batch_size`` rows. Its weights are
             scaled for that, so objectives should heed them.

@@ -43,16 +43,17 @@ def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, wh
             f"{label} reads {_listed(sorted(reads)) or 'nothing'}; remedy: "
             f"{_nearest(unknown[0], known) or 'leave it out'}"
         )
-    for name in set(names) & set(_OF_ONE) - (reads or set(_OF_ONE)):
-        return (
-            f"{what} have {name!r}, which {label} does not read; remedy: {_OF_ONE[name]}, or "
-            "leave it out"
-        )
     if "context" in names and not flow.needs_context and reads is not None:
         raise DataError(
             f"{what} have a context, which this unconditional flow would ignore; remedy: leave it "
             "out, or build a flow that reads it, for example "
             f"coupling_flow(features, context={batch['context'].shape[-1]})"
+        )
+    others = [name for name in names if reads is not None and name in {*_OF_ONE} - reads]
+    if others:
+        return (
+            f"{what} have {others[0]!r}, which {label} does not read; remedy: "
+            f"{_OF_ONE[others[0]]}, or leave it out"
         )
     weighs = reads is None or ("weight" in reads and bool({"x", "context"} & reads & {*names}))
     if "weight" in names and not weighs:
