@@ -443,7 +443,7 @@ def test_a_small_file_cannot_ask_for_a_large_flow(tmp_path, header):
     finally:
         tracemalloc.stop()
     assert peak < 50e6
-    assert time.process_time() - begun < 3
+    assert time.process_time() - begun < 10
 
 
 def test_a_recipe_of_many_small_layers_can_still_be_stored(tmp_path):
