@@ -49,6 +49,7 @@ from flowkit.transforms import (
     Reshape,
     Squeeze,
     Standardize,
+    Transform,
     Unconstrain,
     Whiten,
 )
@@ -300,6 +301,33 @@ def test_a_support_that_depends_on_the_context_asks_for_it():
     # Ends that no context moves are known without one, and so is what is inside.
     bounded = coupling_flow(2, context=1, layers=2, lower=0.0, **SMALL)
     assert bounded.support.check(torch.tensor([[1.0, 1.0], [1.0, -1.0]])).tolist() == [True, False]
+
+
+class Raised(Transform):
+    """Images in units of two, raised by a context, every pixel by itself."""
+
+    elementwise = True
+
+    def forward(self, x, context=None):
+        return 2 * x + context[..., None, None], x.new_zeros(x.shape[:-3])
+
+    def inverse(self, z, context=None):
+        return (z - context[..., None, None]) / 2, z.new_zeros(z.shape[:-3])
+
+
+def test_channels_that_leave_have_the_ends_of_the_base_for_every_context():
+    flow = Flow(FactorOut((2, 1, 2), Raised((1, 1, 2), 1)), Uniform(4))
+    region = flow.region(torch.tensor([[0.0], [3.0]]))
+    inner, rest = torch.tensor([0.0, -1.5]), torch.zeros(2)
+    for ends, width in ((region.lower, 0.0), (region.upper, 0.5)):
+        assert ends.shape == (2, 2, 1, 2)
+        torch.testing.assert_close(ends[:, 0, 0], (inner + width)[:, None].expand(2, 2))
+        torch.testing.assert_close(ends[:, 1, 0], (rest + 2 * width)[:, None].expand(2, 2))
+
+
+def test_a_context_that_a_layer_does_not_read_leaves_its_box_alone():
+    scale, box = Standardize(1), Flow(Standardize(1), Uniform(1)).region()
+    assert scale.map_region(box, torch.zeros(5, 1)).lower.shape == (1,)
 
 
 @pytest.mark.parametrize("make", [

@@ -147,6 +147,9 @@ class Transform(nn.Module):
         increasing: Tensor | bool = True,
     ) -> Region | None:
         """Carry a box by a map that is monotone in every number by itself."""
+        if not self.needs_context:
+            # What is not read does not lend its batch to the ends.
+            context = None
         shape = tuple(region.lower.shape[region.lower.ndim - self.event_ndim :])
         domain = region_of(self._outer[0], shape, region.lower)
         codomain = region_of(self._outer[1], shape, region.lower)

@@ -217,10 +217,14 @@ class FactorOut(Transform):
         inner = self.transform.map_region(Region(first_low, first_high), context, inverse=inverse)
         if inner is None:
             return None
-        return Region(
-            self._whole(inner.lower, rest_low, inverse),
-            self._whole(inner.upper, rest_high, inverse),
+        # The ends of the inner part may have the batch of a context.
+        inner_ndim, rest_ndim = (3, 1) if inverse else (self.transform.noise_ndim, 3)
+        batch = inner.lower.shape[: inner.lower.ndim - inner_ndim]
+        lower, upper = (
+            self._whole(first, rest.expand(*batch, *rest.shape[-rest_ndim:]), inverse)
+            for first, rest in ((inner.lower, rest_low), (inner.upper, rest_high))
         )
+        return Region(lower, upper)
 
     def _part(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """What the inner transform maps, and the rest; of a row for the inverse."""
