@@ -13,6 +13,7 @@ from torch.distributions import Distribution, constraints, register_kl
 from flowkit.errors import NotInvertibleError, ShapeError
 from flowkit.estimates import Estimate, check_number, mean_of
 from flowkit.shapes import batch_text
+from flowkit.support import Support
 
 if TYPE_CHECKING:
     from flowkit.flow import Flow
@@ -87,8 +88,8 @@ class FlowDistribution(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """Where the density lives."""
-        return self.flow.support
+        """Where the density is positive, at this context: see :class:`flowkit.support.Support`."""
+        return Support(self.flow, self.context)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]

@@ -298,6 +298,10 @@ def test_a_support_that_depends_on_the_context_asks_for_it():
     assert lower.shape == (2, 1)
     assert flow.in_support(lower + 1e-3, context).all()
     assert not flow.in_support(lower - 1e-3, context).any()
+    view = flow.distribution(context).support
+    assert torch.equal(view.lower, lower)
+    assert view.check(lower + 1e-3).all()
+    assert not view.check(lower - 1e-3).any()
     # Ends that no context moves are known without one, and so is what is inside.
     bounded = coupling_flow(2, context=1, layers=2, lower=0.0, **SMALL)
     assert bounded.support.check(torch.tensor([[1.0, 1.0], [1.0, -1.0]])).tolist() == [True, False]

@@ -188,7 +188,14 @@ class NormalMixture(Base):
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the log-density."""
         inside = (_log_normal(self._standardize(z)) - self.log_scales).sum(-1)
-        return torch.logsumexp(self._log_weights() + inside, -1)
+        return self._mix(inside)
+
+    def _mix(self, terms: Tensor) -> Tensor:
+        """Logarithm of the weighted sum; without gradient where all terms underflow."""
+        terms = self._log_weights() + terms
+        nothing = (terms == -math.inf).all(-1, keepdim=True)
+        value = torch.logsumexp(torch.where(nothing, torch.zeros_like(terms), terms), -1)
+        return torch.where(nothing.squeeze(-1), -math.inf, value)
 
     def sample(
         self,
@@ -211,7 +218,7 @@ class NormalMixture(Base):
         if self.event_shape != (1,):
             return super().log_cdf(z)
         tails = log_normal_survival(sign * self._standardize(z)).squeeze(-1)
-        return torch.logsumexp(self._log_weights() + tails, -1).unsqueeze(-1)
+        return self._mix(tails).unsqueeze(-1)
 
     def _from_smaller(self, z: Tensor, sign: float) -> Tensor:
         """The same, near probability one by the other side, which keeps the digits."""
