@@ -1,0 +1,18 @@
+"""Print how many of the options have a case, and what is left out.
+
+``python -m tests.options`` from the root of the repository.
+"""
+
+from . import LEFT_OUT, TABLE, arguments
+
+known = arguments().keys()
+covered, missing = TABLE.keys() & known, known - TABLE.keys() - LEFT_OUT.keys()
+share = 100 * len(covered) / len(known)
+print(
+    f"{len(covered)} of {len(known)} options of {len({name for name, _ in known})} public "
+    f"callables have a case: {share:.1f} %"
+)
+for (name, argument), reason in sorted(LEFT_OUT.items()):
+    print(f"left out: {name}({argument}=...): {reason}")
+for name, argument in sorted(missing):
+    print(f"missing: {name}({argument}=...)")

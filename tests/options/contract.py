@@ -1,0 +1,220 @@
+"""The checks of the contract: what each option of ``check_transform`` lets through or stops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.bases import StandardNormal, Uniform
+from flowkit.energies import DoubleWell
+from flowkit.errors import ContractError
+from flowkit.scalar import Affine
+from flowkit.testing import check_scalar, check_transform
+from flowkit.testing.points import expect_one_sided_derivatives, expect_second_derivatives
+from flowkit.testing.probe import Probe
+from flowkit.transforms import Box, Coupling, DenseLinear, Metropolis, Transform
+
+from .harness import differs, of, seeds, shows
+from .parts import C, D, X, rows, small, stirred
+
+# Derivatives and compiled programs take long, and no option here is about them.
+SKIPPED = {f"R{i}": "of no interest here" for i in (2, 3, 6, 7, 8, 9, 10, 13)}
+QUICK: dict[str, Any] = {"skip": SKIPPED, "dtypes": (torch.float64,), "starts_at_identity": False}
+
+
+def checked(layer: Transform, **options: Any) -> str:
+    """The report on a layer, or the rule that it breaks."""
+    try:
+        return str(check_transform(layer, **{**QUICK, **options}))
+    except ContractError as error:
+        return str(error)
+
+
+def holds(text: str) -> bool:
+    """Whether a layer keeps every rule that was asked."""
+    return "breaks" not in text
+
+
+class Shifted(Transform):
+    """A layer that can be wrong: by a constant, far out, or as soon as its parameter moves."""
+
+    seen: list[tuple[Tensor, Tensor | None]] = []
+
+    def __init__(self, wrong: float = 0.0, far: float = 0.0, context: int = 0) -> None:
+        super().__init__((1,), context)
+        self.wrong, self.far = wrong, far
+        self.shift = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.seen.append((x.detach().clone(), context))
+        off = torch.where(x.abs() > 50, self.far, 0.0).to(x)
+        return x + 1 + off, x.new_zeros(x.shape[:-1]) + self.wrong
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return z - 1, z.new_zeros(z.shape[:-1]) - self.wrong
+
+
+class Moving(Shifted):
+    """A layer whose log-determinant is wrong where its parameter is not zero."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        z, log_det = super().forward(x, context)
+        return z, log_det + self.shift
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_det = super().inverse(z, context)
+        return x, log_det - self.shift
+
+
+def given(**options: Any) -> Any:
+    """The first inputs and contexts that a layer is asked about."""
+    Shifted.seen.clear()
+    checked(Shifted(context=1), **options)
+    return Shifted.seen[0]
+
+
+def backends(**options: Any) -> list[Any]:
+    """How the layer is compiled; the compiler itself is left out."""
+    skip = {f"R{i}": "of no interest here" for i in range(1, 16) if i != 8}
+    with mock.patch("torch.compile", side_effect=lambda f, **_: f) as compiler:
+        checked(DenseLinear(1), skip=skip, **options)
+    return [call.kwargs["backend"] for call in compiler.call_args_list]
+
+
+walker = Metropolis(DoubleWell(), steps=2)
+
+
+def normal(x: Tensor) -> Tensor:
+    """A log-density that is not that of the walker."""
+    return StandardNormal(2).to(x).log_prob(x)
+
+
+of(
+    check_transform,
+    None,
+    x=differs(rows(4, 1), rows(6, 1), see=given),
+    context=differs(C, D, using={"x": X[:, :1]}, see=given),
+    starts_at_identity=shows(holds, False, base=True, see=lambda **o: checked(Shifted(), **o)),
+    skip=shows(
+        holds,
+        {**SKIPPED, "R4": "known", "R5": "known", "R15": "known"},
+        base=SKIPPED,
+        see=lambda **o: checked(Shifted(wrong=0.1), **o),
+    ),
+    dtypes=differs(
+        (torch.float32,),
+        (torch.float64, torch.float32),
+        base=(torch.float64,),
+        see=lambda **o: checked(Shifted(), **o),
+    ),
+    tolerance=shows(holds, {torch.float64: 0.2}, see=lambda **o: checked(Shifted(wrong=0.1), **o)),
+    far=shows(holds, (10.0,), see=lambda **o: checked(Shifted(far=1.0), **o)),
+    noise=shows(holds, 0.0, see=lambda **o: checked(Moving(), **o)),
+    base=shows(holds, Uniform(1, -1.0, 1.0), see=lambda **o: checked(Box([0.0], [1.0]), **o)),
+    target=differs(normal, see=lambda **o: checked(walker, **o)),
+    backend=differs("aot_eager", "eager", see=backends),
+    seed=seeds(see=given),
+)
+
+layer = stirred(Coupling([0, 1], context=1, conditioner=small))
+probe = Probe(
+    start=layer,
+    moved=layer,
+    x=X,
+    context=C,
+    base=StandardNormal(2),
+    target=None,
+    far=(),
+    tolerance=1e-4,
+    backend="eager",
+    starts_at_identity=True,
+    invertible=True,
+    seed=0,
+)
+of(Probe.call, lambda **o: probe.call(layer, X, **o), context=differs(D, base=C))
+of(
+    Probe.directions,
+    lambda **o: [value for _, _, value in probe.directions(**o)],
+    x=differs(2 * X, using={"context": C}),
+    context=differs(D, base=C, using={"x": X}),
+    transform=differs(stirred(Coupling([1, 0], context=1, conditioner=small))),
+)
+
+# Scalar maps, and single points -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Broken(Affine):
+    """A map that is no inverse of itself far out, and for large parameters."""
+
+    asked = []
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        self.asked.append(params.detach().clone())
+        y, log_slope = super().forward(x, params)
+        wrong = (x.abs() > 500) | (params[..., 0].abs() > 50)
+        return torch.where(wrong, y + 100 * y.abs(), y), log_slope
+
+
+def questioned(**options: Any) -> str:
+    """The report on a scalar map, or the rule that it breaks."""
+    told = {"dtypes": (torch.float64,), "scales": (0.0, 0.1), "reach": 100.0, **options}
+    try:
+        return str(check_scalar(Broken(), **told))
+    except ContractError as error:
+        return str(error)
+
+
+def parameters(**options: Any) -> Any:
+    """The parameters that a map is asked about."""
+    Broken.asked.clear()
+    questioned(**options)
+    return Broken.asked[-1]
+
+
+of(
+    check_scalar,
+    questioned,
+    dtypes=differs((torch.float32,), (torch.float64, torch.float32), base=(torch.float64,)),
+    scales=shows(holds, (0.0,), base=(0.0, 1000.0)),
+    reach=shows(holds, 10.0, base=1e4),
+    seed=seeds(see=parameters),
+)
+at = torch.zeros(1, 1, dtype=torch.float64)
+
+
+def around(x: Tensor) -> list[Tensor]:
+    """A value that goes around a circle at zero."""
+    return [(x - torch.floor(x.detach())).sum(-1)]
+
+
+def bent(x: Tensor) -> list[Tensor]:
+    """A value whose slope jumps at zero."""
+    return [torch.where(x > 0, 2 * x, x).sum(-1) + 0 * x.square().sum(-1)]
+
+
+def told(call: Any) -> str:
+    """What breaks a rule; empty if it holds."""
+    try:
+        call()
+    except ContractError as error:
+        return f"breaks: {error}"
+    return ""
+
+
+of(
+    expect_one_sided_derivatives,
+    lambda **o: told(lambda: expect_one_sided_derivatives("f", around, at, [True], **o)),
+    wraps=shows(holds, True),
+)
+of(
+    expect_second_derivatives,
+    lambda **o: told(
+        lambda: expect_second_derivatives("f", bent, at, torch.Generator().manual_seed(0), **o)
+    ),
+    wraps=shows(holds, True),
+)

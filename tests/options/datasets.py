@@ -1,0 +1,153 @@
+"""Toys and real data: seeds, dtypes, shapes and files."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from flowkit import datasets
+from flowkit.datasets import (
+    HeavyCopula,
+    dequantize,
+    photograph_colours,
+    photograph_patches,
+    stock_returns,
+    two_moons,
+)
+from flowkit.datasets.images import fashion_mnist
+from flowkit.datasets.mice import heterogeneous_stock_mice
+from flowkit.datasets.photos import PhotographColours
+from flowkit.datasets.splits import Splits, split_rows
+from flowkit.datasets.torus import TorusRings
+from flowkit.datasets.toy import Toy
+
+from .harness import differs, falls, of, rises, seeds
+from .parts import folder
+
+COUNTS = torch.arange(40.0).reshape(20, 2)
+
+
+def random(see: Any) -> dict[str, Any]:
+    """Cases of a seed and a dtype."""
+    return {"seed": seeds(see=see), "dtype": differs(torch.float64, see=see)}
+
+
+toy = two_moons()
+SHAPES = ("checkerboard", "sine", "swirl", "two_moons", "two_spirals", "rings")
+OTHERS = ("eight_gaussians", "multimodal10", "torus_rings")
+every = [
+    random(lambda name=name, **o: getattr(datasets, name)().sample(9, **o))
+    for name in (*SHAPES, *OTHERS)
+]
+of(
+    Toy.sample,
+    None,
+    **{option: tuple(cases[option] for cases in every) for option in ("seed", "dtype")},
+)
+for shape in SHAPES:
+    make = getattr(datasets, shape)
+    of(make, lambda make=make, **o: make(**o).sample(200), noise=differs(0.2, 0.5))
+    if shape == "rings":
+        of(make, lambda make=make, **o: make(**o).sample(200), radii=differs((1.0,), (1.0, 2.0)))
+of(
+    datasets.eight_gaussians,
+    lambda **o: datasets.eight_gaussians(**o).sample(200).std(),
+    radius=rises(5.0, 6.0),
+    noise=rises(1.0, 2.0),
+)
+of(
+    TorusRings,
+    lambda **o: TorusRings(**o).sample(200),
+    width=differs(0.1, 0.2),
+)
+FAR = torch.tensor([[0.0, 1e3]])
+
+
+def copula(**options: Any) -> HeavyCopula:
+    return HeavyCopula(**{"features": 2, **options})
+
+
+of(
+    HeavyCopula,
+    lambda **o: copula(**o).log_prob(FAR),
+    features=rises(3, 4, see=lambda **o: float(len(copula(**o).tails))),
+    heavy=rises(2, see=lambda **o: float(sum(t is not None for t in copula(**o).tails))),
+    df=falls(4.0, 30.0),
+    seed=seeds(see=lambda **o: copula(features=5, **o).correlation),
+)
+
+of(dequantize, None, **random(lambda **o: dequantize(COUNTS, **o)))
+of(split_rows, None, **random(lambda **o: split_rows(COUNTS, ("a", "b"), **o)))
+whole = Splits(COUNTS, COUNTS, COUNTS, ("a", "b"))
+of(Splits.dequantized, lambda **o: whole.dequantized(**o), seed=seeds())
+points = PhotographColours(torch.arange(20).reshape(4, 5), 2, 2)
+of(PhotographColours.dequantized, None, **random(lambda **o: points.dequantized(**o)))
+of(PhotographColours, lambda **o: PhotographColours(COUNTS, 2, 2, **o), columns=differs(("a",)))
+of(photograph_colours, lambda **o: photograph_colours(**o).points, name=differs("flower.jpg"))
+for name in ("breast_cancer", "diabetes", "digits", "magic", "wine"):
+    of(getattr(datasets, name), None, **random(getattr(datasets, name)))
+
+
+def patches(**options: Any) -> Any:
+    """Patches of small pictures that stand for the photographs."""
+    grey = torch.arange(400).reshape(20, 20).to(torch.uint8)
+    with mock.patch("flowkit.datasets.patches._grey", return_value=grey):
+        return photograph_patches(**{"limit": 20, **options})
+
+
+of(
+    photograph_patches,
+    patches,
+    limit=rises(30, 40, base=10, see=lambda **o: float(len(patches(**o).train))),
+    **random(patches),
+)
+
+# Files, written here ------------------------------------------------------------------------
+
+
+def zipped(path: Path, content: bytes) -> None:
+    with gzip.open(path, "wb") as file:
+        file.write(content)
+
+
+FOLDERS = [folder() for _ in range(2)]
+PARTS = {"train-images-idx3-ubyte.gz": 0, "t10k-images-idx3-ubyte.gz": 9}
+for number, here in enumerate(FOLDERS):
+    for file, pixel in PARTS.items():
+        zipped(here / file, struct.pack(">4i", 0x803, 1, 1, 1) + bytes([pixel + number]))
+    table = {"pheno": "1 NA\n2 3\n", "fam": "f a m d\ng b m d\n", "anno": "rs1 7 2\n"}
+    for name, text in {**table, "geno": f"rs1, A, T, {number}, 2\n"}.items():
+        ending = "gz" if name == "fam" else "txt.gz"
+        zipped(here / f"mouse_hs1940.{name}.{ending}", text.encode())
+    zipped(here / "prices.csv.gz", f"date,A,B\n1,1,2\n2,2,3\n3,{number + 4},5\n".encode())
+
+FIRST, SECOND = (str(place) for place in FOLDERS)
+of(
+    fashion_mnist,
+    lambda **o: fashion_mnist(**{"folder": FIRST, **o}),
+    part=differs("test"),
+    folder=differs(SECOND, base=FIRST, see=lambda **o: fashion_mnist(**o)),
+)
+of(
+    heterogeneous_stock_mice,
+    lambda **o: heterogeneous_stock_mice(**o).genotypes,
+    folder=differs(SECOND, base=FIRST),
+)
+
+
+def prices(**options: Any) -> Any:
+    return stock_returns(**{"file": f"{FIRST}/prices.csv.gz", **options}).returns
+
+
+of(
+    stock_returns,
+    prices,
+    file=differs(f"{SECOND}/prices.csv.gz", base=f"{FIRST}/prices.csv.gz"),
+    seed=seeds(),
+    dtype=differs(torch.float64),
+)

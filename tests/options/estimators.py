@@ -1,0 +1,125 @@
+"""Density estimation in the manner of scikit-learn."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from flowkit.estimators import FlowDensity
+from flowkit.estimators.rounded import DequantizedLikelihood
+
+from .harness import differs, draws, falls, of, rises, same, shows
+from .parts import message, plain, quietly, rows
+
+TABLE = rows(64, 2).double().numpy()
+ROUNDED = np.round(2 * TABLE)
+QUICK: dict[str, Any] = {
+    "options": {"layers": 1, "hidden": (8,)},
+    "epochs": 2,
+    "batch_size": 16,
+    "lr": 1e-2,
+    "random_state": 0,
+}
+
+
+def fitted(x: Any = TABLE, fit: Any = None, **options: Any) -> FlowDensity:
+    """A quick fit."""
+    return FlowDensity(**{**QUICK, **options}).fit(x, **(fit or {}))
+
+
+def scored(**options: Any) -> Any:
+    """Log-densities after a quick fit."""
+    return fitted(**options).score_samples(TABLE[:5])
+
+
+def losses(**options: Any) -> Any:
+    """The record of a quick fit."""
+    history = fitted(**options).history_
+    return history.train, history.validation
+
+
+def steps(**options: Any) -> float:
+    return float(fitted(**options).history_.steps[-1])
+
+
+def epochs(**options: Any) -> float:
+    return float(len(fitted(**options).history_.train))
+
+
+def gain(**options: Any) -> float:
+    """How much the loss fell."""
+    first, *_, last = fitted(**{"epochs": 4, **options}).history_.train
+    return first - last
+
+
+def written(**options: Any) -> bool:
+    """Whether a fit writes to the terminal."""
+    text = io.StringIO()
+    with contextlib.redirect_stderr(text):
+        fitted(**options)
+    return bool(text.getvalue())
+
+
+def compiled(**options: Any) -> Any:
+    """Log-densities, and how often the step was compiled; the compiler itself is left out."""
+    with (
+        mock.patch("flowkit.training.run.can_compile", return_value=True),
+        mock.patch("torch.compile", side_effect=lambda module: module) as compiler,
+    ):
+        return scored(**options), compiler.call_count
+
+
+of(
+    FlowDensity,
+    scored,
+    recipe=differs(
+        "autoregressive_flow", "elementwise_flow", using={"options": None, "epochs": 1}
+    ),
+    options=differs({"layers": 2}, {"layers": 2, "hidden": (8,)}),
+    epochs=rises(3, 4, base=2, see=epochs),
+    batch_size=falls(20, 30, base=8, see=steps),
+    lr=rises(1e-2, 1e-1, base=1e-4, see=gain),
+    validation=differs(0.3, 0.5, see=losses),
+    patience=rises(2, 4, base=1, using={"epochs": 30, "lr": 0.5, "validation": 0.5}, see=epochs),
+    dequantize=differs(1.0, (1.0, 0.0), see=quietly(lambda **o: losses(x=ROUNDED, **o))),
+    random_state=differs(1, 2, base=0),
+    verbose=(same(True), shows(bool, True, see=written)),
+    # The only one at hand is the CPU; what another name says shows that it is read.
+    device=differs("nowhere", see=lambda **o: message(lambda: fitted(**o))),
+    compile=(
+        same(False, "auto", base=False, see=compiled),
+        shows(lambda seen: seen[1] == 1, True, base=False, see=compiled),
+    ),
+)
+weights = np.linspace(0.1, 3.0, len(TABLE))
+model = fitted()
+of(
+    FlowDensity.fit,
+    lambda **o: scored(fit=o),
+    y=same(np.ones(len(TABLE))),  # taken for pipelines, not read
+    sample_weight=differs(weights, weights[::-1].copy()),
+)
+of(FlowDensity.score, lambda **o: model.score(TABLE, **o), y=same(np.ones(len(TABLE))))
+of(
+    FlowDensity.sample,
+    lambda **o: model.sample(**o),
+    n_samples=rises(
+        2, 3, base=1, using={"random_state": 0}, see=lambda **o: float(len(model.sample(**o)))
+    ),
+    random_state=differs(1, 2, base=0),
+)
+
+wide = DequantizedLikelihood(torch.ones(2))
+batch = {"x": torch.from_numpy(ROUNDED).float()}
+of(
+    DequantizedLikelihood.forward,
+    lambda **o: wide(plain(), batch, **o).value,
+    generator=draws(),
+    progress=same(0.3),
+)
+of(DequantizedLikelihood.start, lambda **o: wide.start(batch, **o), generator=draws())

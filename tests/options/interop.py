@@ -1,0 +1,77 @@
+"""Networks and flows of nflows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nflows.transforms as nt
+import torch
+from torch import Tensor, nn
+
+from flowkit.errors import ConversionError
+from flowkit.interop.nflows import from_nflows
+from flowkit.interop.nflows.nets import (
+    ConstantParams,
+    CouplingNet,
+    HeldMADE,
+    HeldNet,
+    MaskedNet,
+)
+from flowkit.scalar import Affine
+from flowkit.transforms import Coupling, MaskedAutoregressive
+
+from .harness import differs, of
+from .parts import X, ignores_context, reads_context, small, stirred
+
+
+class Reads(nn.Module):
+    """A network of somebody else's, of features and context."""
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        wide = torch.cat([inputs, 2 * inputs], -1)
+        return wide if context is None else wide + context
+
+
+ONES, ZEROS = torch.tensor([1.0, 2.0]), torch.zeros(2)
+reads_context(HeldNet(Reads(), 1, ONES, ZEROS), X, "forward")
+reads_context(HeldMADE(Reads(), 2, 1, ONES, ZEROS), X, "forward")
+ignores_context(ConstantParams(torch.ones(2, 3)), X, "forward")
+of(
+    HeldNet,
+    lambda **o: HeldNet(Reads(), 0, ONES, ZEROS, **o)(X),
+    kinds_first=differs(True),
+)
+layer = stirred(Coupling([0, 1], Affine(), small, 1))
+reads_context(CouplingNet(layer), X[:, :1], "forward")
+reads_context(MaskedNet(stirred(MaskedAutoregressive(2, Affine(), context=1))), X, "forward")
+
+
+class Given(nn.Module):
+    """A network that does not tell how much context it reads."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.net = nn.Linear(i, o)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.net(inputs)
+
+
+own = nt.AffineCouplingTransform(torch.tensor([0, 1]), lambda i, o: Given(i, o)).eval()
+
+
+def converted(source: Any, **options: Any) -> Any:
+    """What a converted layer expects, or why there is none."""
+    try:
+        ours = from_nflows(source, **options)
+    except ConversionError as error:
+        return str(error)
+    return ours.event_shape, ours.context_size
+
+
+of(
+    from_nflows,
+    None,
+    features=differs(2, 3, see=lambda **o: converted(nt.Sigmoid(), **o)),
+    context=differs(1, 2, base=0, see=lambda **o: converted(own, **o)),
+)

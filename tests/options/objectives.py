@@ -1,0 +1,197 @@
+"""Objectives: their own options, and what they are told in a call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowkit import (
+    AfterPreprocessing,
+    Flow,
+    ForceMatching,
+    KernelNorm,
+    MaximumLikelihood,
+    PathKL,
+    ReverseKL,
+    ScoreMatching,
+    StochasticMaximumLikelihood,
+    WeightedSum,
+    kernelised_flow,
+    stochastic_flow,
+)
+from flowkit.bases import StandardNormal
+from flowkit.energies import DoubleWell
+from flowkit.objectives import Loss, Objective
+from flowkit.objectives.base import Batch
+from flowkit.transforms import Compose, DenseLinear, Dequantize, Logit
+
+from .harness import Fresh, differs, draws, falls, of, rises, same
+from .parts import UNIT, X, plain, rows, spring, stirred, targets
+
+FLOW = plain()
+WELL = DoubleWell()
+
+
+def loss(objective: Any, batch: dict[str, Tensor] | None = None, flow: Flow = FLOW) -> Tensor:
+    """The value of an objective."""
+    return objective(flow, {"x": X} if batch is None else batch).value
+
+
+def gradient(objective: Any, batch: dict[str, Tensor], flow: Flow) -> Any:
+    """The gradient of an objective."""
+    parameters = [p for p in flow.parameters() if p.requires_grad]
+    return torch.autograd.grad(
+        objective(flow, batch).value, parameters, allow_unused=True, materialize_grads=True
+    )
+
+
+FORCES = {"x": X, "force": -0.5 * X}
+of(
+    ForceMatching,
+    lambda **o: loss(ForceMatching(**o), FORCES),
+    energy=differs(spring, WELL),
+    kT=differs(3.0, 2.494),
+    log_prob=same(
+        lambda x: -spring(x),
+        see=lambda **o: loss(ForceMatching(**(o or {"energy": spring})), FORCES),
+    ),
+)
+MANY = {"x": rows(2000, 2)}
+
+
+def spread(make: Any, **fixed: Any) -> Any:
+    """How far values of an objective scatter from one call to the next."""
+
+    def see(**options: Any) -> Tensor:
+        objective = make(spring, **fixed, **options)
+        return torch.stack([loss(objective, {}).detach() for _ in range(30)]).std()
+
+    return see
+
+
+of(
+    ReverseKL,
+    lambda **o: gradient(ReverseKL(spring, **o), {}, FLOW),
+    estimator=differs("reparam"),
+    samples=falls(256, base=16, see=spread(ReverseKL)),
+    **targets(lambda **o: gradient(ReverseKL(**o), {}, FLOW)),
+)
+chain = stochastic_flow(2, WELL, blocks=2, steps=2, hidden=(8,), learn_fractions=True)
+of(
+    PathKL,
+    None,
+    samples=falls(256, base=16, see=spread(PathKL)),
+    **targets(lambda **o: gradient(PathKL(**o), {}, FLOW)),
+    gradient=differs(
+        "reinforce", see=lambda **o: gradient(PathKL(WELL, **o), {}, stirred(chain, 0))
+    ),
+)
+prepared = stirred(Flow(Compose(Logit(2), Logit(2).inv, DenseLinear(2)), StandardNormal(2)))
+of(
+    AfterPreprocessing,
+    lambda **o: loss(AfterPreprocessing(ScoreMatching("exact"), **o), {"x": UNIT}, prepared),
+    layers=differs(1),
+)
+
+
+def high(**options: Any) -> Tensor:
+    """The loss of rows whose energy is above zero."""
+    return loss(ScoreMatching(**options), {"x": 4 + X})
+
+
+POSITIVE = {"x": UNIT}
+of(
+    ScoreMatching,
+    lambda **o: loss(ScoreMatching(**{"method": "denoising", **o})),
+    method=differs(
+        *("exact", "sliced", "finite-difference", "multiplicative", "non-negative"),
+        see=lambda **o: loss(ScoreMatching(**o), POSITIVE),
+    ),
+    noise=falls(0.2, 0.4, see=lambda **o: loss(ScoreMatching(**o), MANY)),
+    slices=differs(2, 50, using={"method": "sliced"}),
+    radius=differs(0.5, 1.0, using={"method": "finite-difference"}),
+    antithetic=differs(True),
+    energy_weight=rises(0.1, 0.2, using={"method": "exact"}, see=high),
+)
+
+
+# Calling an objective -----------------------------------------------------------------------
+
+
+class Fading(Objective):
+    """An objective whose noise fades over the fit."""
+
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
+        noise = torch.randn((), generator=generator)
+        return Loss(noise * (2 - progress) + 0 * batch["x"].mean(), {})
+
+    def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
+        return {**batch, "x": batch["x"] + torch.rand((), generator=generator)}
+
+
+def called(objective: Objective, flow: Flow = FLOW, batch: Any = None) -> Any:
+    """The value of an objective, with what it is told about the fit."""
+    given = {"x": X} if batch is None else batch
+    return lambda **o: objective(flow, given, **o).value
+
+
+def drawing(x: Tensor) -> Tensor:
+    """An energy that draws, as one of a part of the data does."""
+    return spring(x) * (1 + torch.rand(()))
+
+
+noisy = Flow(Compose(Dequantize(2), DenseLinear(2)), StandardNormal(2))
+DRAWING = {
+    MaximumLikelihood: called(MaximumLikelihood(), noisy),
+    ForceMatching: called(ForceMatching(drawing)),
+    PathKL: called(PathKL(spring, samples=4), batch={}),
+    ReverseKL: called(ReverseKL(spring, samples=4), batch={}),
+    ScoreMatching: called(ScoreMatching()),
+    StochasticMaximumLikelihood: called(StochasticMaximumLikelihood()),
+}
+METHODS = ("sliced", "denoising", "finite-difference", "multiplicative")
+MORE = {
+    ScoreMatching: [called(ScoreMatching(name), batch=POSITIVE) for name in METHODS],
+    ReverseKL: [called(ReverseKL(spring, "reparam", samples=4), batch={})],
+    PathKL: [called(PathKL(WELL, 4, "reinforce"), stirred(chain, 0), {})],
+}
+for kind, see in DRAWING.items():
+    of(
+        kind.forward,
+        see,
+        generator=(draws(), *(draws(see=other) for other in MORE.get(kind, []))),
+        progress=same(0.3),  # none has a schedule
+    )
+of(
+    KernelNorm.forward,
+    called(KernelNorm(), kernelised_flow(2, layers=1, points=3)),
+    generator=same(Fresh(lambda: torch.Generator().manual_seed(1))),  # it draws nothing
+    progress=same(0.3),
+)
+for holder in (WeightedSum((1.0, Fading())), AfterPreprocessing(Fading(), 1)):
+    of(
+        type(holder).forward,
+        called(holder, prepared, {"x": UNIT}),
+        generator=draws(),
+        progress=differs(0.5, 0.1),
+    )
+    of(
+        type(holder).start,
+        lambda holder=holder, **o: holder.start({"x": X}, **o),
+        generator=draws(),
+    )
+of(Objective.forward, None, **dict.fromkeys(("generator", "progress"), "abstract: raises"))
+of(
+    Objective.start,
+    lambda **o: MaximumLikelihood().start({"x": X}, **o),
+    generator=same(Fresh(lambda: torch.Generator().manual_seed(1))),  # rows as they are
+)

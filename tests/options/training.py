@@ -1,0 +1,350 @@
+"""fit: every option changes weights, history or what is written, or changes nothing by promise."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import Dataset
+
+from flowkit import (
+    AfterPreprocessing,
+    Flow,
+    History,
+    MaximumLikelihood,
+    ReverseKL,
+    ScoreMatching,
+    fit,
+)
+from flowkit.training import repeated_splits
+from flowkit.training.columns import Inspection
+from flowkit.training.data import as_rows, check_finite
+from flowkit.training.diagnose import non_finite_error
+from flowkit.training.keys import Watched
+from flowkit.training.optimizers import choose_optimizer
+from flowkit.training.output import Bar, Lines, Silent
+from flowkit.training.rows import DatasetRows, MappedRows, TensorRows
+
+from .harness import differs, falls, of, rises, same, seeds, shows
+from .parts import folder, message, plain, rows, state
+
+DATA, OTHER = rows(64, 2), 2 * rows(64, 2, 1)
+SHORT: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 16,
+    "lr": 1e-2,
+    "scheduler": None,
+    "progress": False,
+}
+
+
+def run(**options: Any) -> tuple[Flow, History]:
+    """A flow and its history after a short fit; an optimiser of one's own has its own rate."""
+    flow, short = plain(), dict(SHORT)
+    if options.get("optimizer"):
+        del short["lr"]
+    return flow, fit(flow, **{"data": DATA, **short, **options})
+
+
+def weights(**options: Any) -> Any:
+    """The weights after a short fit."""
+    return state(run(**options)[0])
+
+
+def record(**options: Any) -> Any:
+    """Losses and learning rates of a short fit."""
+    history = run(**options)[1]
+    return history.train, history.validation, history.learning_rate
+
+
+def moved(**options: Any) -> float:
+    """How far the weights went from where they were."""
+    flow, _ = run(**options)
+    pairs = zip(flow.parameters(), plain().parameters(), strict=True)
+    return float(sum((p - q).detach().square().sum() for p, q in pairs) ** 0.5)
+
+
+def epochs(**options: Any) -> float:
+    """How many epochs were done."""
+    return float(len(run(**options)[1].train))
+
+
+def steps(**options: Any) -> float:
+    """How many steps were done."""
+    return float(run(**options)[1].steps[-1])
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    """Plain gradient descent, whose steps are as long as the gradient."""
+    return torch.optim.SGD(parameters, lr=1e-2)
+
+
+def halving(optimizer: Any, total: int) -> Any:
+    """A schedule of one's own."""
+    return StepLR(optimizer, 1, 0.5)
+
+
+def compiled(**options: Any) -> Any:
+    """Weights, and how often the step was compiled; the compiler itself is left out."""
+    with (
+        mock.patch("flowkit.training.run.can_compile", return_value=True),
+        mock.patch("torch.compile", side_effect=lambda module: module) as compiler,
+    ):
+        return weights(**options), compiler.call_count
+
+
+FILE = folder() / "fit.ckpt"
+
+
+def checkpointed(**options: Any) -> bool:
+    """Whether a fit leaves a file, from which it ends with the same weights."""
+    FILE.unlink(missing_ok=True)
+    first = weights(**options)
+    there = FILE.exists()
+    again = weights(**options)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    return there
+
+
+def afresh(**options: Any) -> Any:
+    """Weights of a fit that finds no file."""
+    FILE.unlink(missing_ok=True)
+    return weights(**options)
+
+
+def shown(**options: Any) -> bool:
+    """Whether a fit writes to the terminal."""
+    text = io.StringIO()
+    with contextlib.redirect_stderr(text):
+        run(**{"progress": True, **options})
+    return bool(text.getvalue())
+
+
+def stop_at_once(flow: Flow, history: History) -> bool:
+    """A callback that has seen enough."""
+    return True
+
+
+of(
+    fit,
+    weights,
+    data=differs(OTHER, base=DATA),
+    objective=differs(
+        ScoreMatching("exact"),
+        AfterPreprocessing(ScoreMatching("exact")),
+        ReverseKL(lambda x: x.square().sum(-1), samples=8),
+    ),
+    validation=(
+        differs(0.5, OTHER, base=0.1, see=record),
+        shows(lambda losses: not losses, None, see=lambda **o: run(**o)[1].validation),
+    ),
+    epochs=rises(4, 6, base=2, see=epochs),
+    steps=rises(5, 9, base=2, see=steps),
+    batch_size=falls(16, 32, base=8, see=steps),
+    lr=rises(1e-2, 3e-2, base=1e-3, see=moved),
+    optimizer=differs(sgd, torch.optim.AdamW),
+    scheduler=(
+        differs("cosine", halving, base=None, see=record),
+        falls("cosine", base=None, see=lambda **o: run(**o)[1].learning_rate[-1]),
+        falls(
+            "plateau",
+            base=None,
+            using={"patience": 2, "epochs": 8, "lr": 1e-6},
+            see=lambda **o: run(**o)[1].learning_rate[-1],
+        ),
+    ),
+    clip=falls(1e-2, 1e-3, base=None, using={"optimizer": sgd}, see=moved),
+    patience=rises(3, 6, base=1, using={"epochs": 30, "validation": OTHER, "lr": 0.3}, see=epochs),
+    ema=(
+        falls(0.2, 0.4, using={"validation": None}, see=moved),
+        differs(0.2, 0.4, see=record),
+    ),
+    compile=(
+        same(False, "auto", base=False, see=compiled),
+        shows(lambda seen: seen[1] == 1, True, base=False, see=compiled),
+        same(True, base=False, see=lambda **o: compiled(**o)[0]),
+    ),
+    fabric=shows(
+        lambda numbers: all(v.dtype != torch.float32 for v in numbers.values() if v.ndim),
+        Fabric(accelerator="cpu", devices=1, precision="64-true"),
+    ),
+    checkpoint=(shows(bool, FILE, see=checkpointed), same(FILE, see=afresh)),
+    seed=seeds(see=record),
+    progress=(same(True), shows(lambda written: not written, False, see=shown)),
+    callbacks=falls((stop_at_once,), see=epochs),
+)
+
+of(
+    History,
+    lambda **o: History(**o),
+    epochs=differs([1]),
+    steps=differs([1]),
+    train=differs([1.0]),
+    validation=differs([1.0]),
+    terms=differs({"nll": [1.0]}),
+    learning_rate=differs([1.0]),
+    seconds=differs([1.0]),
+    best_epoch=differs(1),
+    stopped=differs("epochs"),
+)
+
+
+def scores(**options: Any) -> Any:
+    """Validation losses over some splits."""
+    fixed = {k: v for k, v in SHORT.items() if k != "epochs"}
+    return repeated_splits(plain, DATA, **{"splits": 2, "epochs": 1, **fixed, **options}).scores
+
+
+of(
+    repeated_splits,
+    scores,
+    objective=differs(ScoreMatching("exact")),
+    splits=rises(3, 4, base=2, see=lambda **o: float(len(scores(**o)))),
+    validation=differs(0.4, 0.5),
+    seed=seeds(),
+    options=differs({"epochs": 2}, {"epochs": 2, "lr": 0.1}),
+)
+holes = torch.tensor([[1.0, torch.nan], [1.0, 2.0]])
+of(
+    check_finite,
+    lambda **o: message(lambda: check_finite(holes, "x", **o)),
+    columns=differs(["age", "size"]),
+    numbers=differs(torch.tensor([17, 4])),
+)
+
+# What reads the data ------------------------------------------------------------------------
+
+seen = Inspection(lost="digits of x", repeats=(0,), columns=("age",))
+of(
+    Inspection,
+    lambda **o: Inspection(**o),
+    lost=differs("digits of x"),
+    repeats=differs((0,)),
+    columns=differs(("age",)),
+)
+CPU = torch.device("cpu")
+counted = {"x": DATA.numpy(), "row": np.arange(64)}
+
+
+def batch(rows: Any) -> Any:
+    """The first rows, with the dtypes in which they come."""
+    return rows.batch(torch.arange(3))
+
+
+of(TensorRows, lambda **o: TensorRows({"x": DATA}, CPU, **o).seen, seen=differs(seen))
+of(
+    MappedRows,
+    lambda **o: batch(MappedRows(counted, torch.float32, CPU, **o)),
+    labels=differs(("row",)),
+    seen=differs(seen, see=lambda **o: MappedRows(counted, torch.float32, CPU, **o).seen),
+)
+
+
+class Numbered(Dataset):
+    """Rows with their numbers."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"x": DATA[i], "row": torch.tensor(i)}
+
+
+of(
+    DatasetRows,
+    lambda **o: batch(DatasetRows(Numbered(), torch.float32, CPU, **o)),
+    labels=differs(("row",)),
+    seen=differs(seen, see=lambda **o: DatasetRows(Numbered(), torch.float32, CPU, **o).seen),
+)
+given = {"x": DATA, "context": DATA, "row": torch.arange(64)}
+of(
+    as_rows,
+    lambda **o: batch(as_rows(given, torch.float32, CPU, (2,), **o)),
+    context=shows(bool, 3, see=lambda **o: message(lambda: reads(**o))),
+    labels=differs(("row",)),
+)
+
+
+def reads(**options: Any) -> Any:
+    """Rows of two numbers of context."""
+    return as_rows(given, torch.float32, CPU, (2,), **options)
+
+
+of(
+    Watched.get,
+    lambda **o: Watched({"x": DATA}, set()).get("weight", **o),
+    default=differs(1.0),
+)
+of(
+    non_finite_error,
+    lambda **o: str(
+        non_finite_error(plain(), MaximumLikelihood(), {"x": holes}, None, "lost", **o)
+    ),
+    data=differs("the validation data"),
+)
+adam = {"device": CPU, "scaled": False, "clip": True}
+
+
+def chosen(optimizer: Any = None, **options: Any) -> Any:
+    """Whether the optimiser is fused, or why there is none."""
+    made: list[Any] = []
+    told = {**adam, **options}
+    text = message(lambda: made.append(choose_optimizer(plain(), 1e-3, optimizer, **told)))
+    return text or made[0].defaults["fused"]
+
+
+def fused(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3, fused=True)
+
+
+of(
+    choose_optimizer,
+    chosen,
+    device=differs(torch.device("meta")),
+    scaled=differs(True),
+    clip=differs(False, using={"scaled": True}, see=lambda **o: chosen(fused, **o)),
+)
+
+# What a fit shows ---------------------------------------------------------------------------
+
+done = SimpleNamespace(
+    history=History(epochs=[1], steps=[4], train=[1.0], stopped="epochs"),
+    done=4,
+    total=4,
+    per_epoch=4,
+    epoch=1,
+    average=None,
+    waited=0,
+)
+
+
+class Closed(SimpleNamespace):
+    """A bar that is taken away."""
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+def ended(make: Any) -> Any:
+    """What is written at the end of a fit."""
+
+    def see(**options: Any) -> str:
+        text = io.StringIO()
+        shown = make(text)
+        shown.bar = Closed()
+        shown.end(**options)
+        return text.getvalue()
+
+    return see
+
+
+of(Lines.end, ended(Lines), run=differs(done))
+of(Bar.end, ended(lambda text: Bar(None, text)), run=differs(done))
+of(Silent.end, ended(lambda text: Silent()), run=same(done))  # it shows nothing
