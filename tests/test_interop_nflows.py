@@ -27,6 +27,7 @@ from flowkit.interop.nflows import (
     from_nflows,
     to_nflows,
 )
+from flowkit.interop.nflows.layers import OnFeatures
 from flowkit.interop.nflows.nets import HeldMADE, HeldNet
 from flowkit.scalar import (
     Affine,
@@ -656,3 +657,109 @@ def test_flowkit_layers_work_in_nflows_as_they_are():
     )
     ours = Flow(Compose(coupling, LULinear(D).double()), StandardNormal(D).double())
     same_flow(theirs, ours)
+
+
+# What is not read is refused, and nothing is left out
+
+
+def residual(i, o):
+    return nets.ResidualNet(i, o, hidden_features=8)
+
+
+OTHERS = {
+    "an affine map": lambda features: nt.PointwiseAffineTransform(1.0, 2.0),
+    "a matrix": lambda features: randomised(nt.LULinear(features)),
+    "a stack": lambda features: nt.CompositeTransform(
+        [nt.ReversePermutation(features), randomised(nt.ActNorm(features))]
+    ),
+    "a spline": lambda features: randomised(
+        nt.PiecewiseRationalQuadraticCDF([features], tails="linear", tail_bound=2.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [nt.AdditiveCouplingTransform, nt.AffineCouplingTransform])
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_a_coupling_does_to_the_features_it_conditions_on_is_kept(kind, other):
+    theirs = randomised(kind(MASK, residual, unconditional_transform=OTHERS[other]))
+    ours = from_nflows(theirs)
+    x = torch.randn(ROWS, D, dtype=torch.float64)
+    for again in (ours, to_nflows(ours), from_nflows(to_nflows(ours))):
+        (z, log_det), (expected, expected_log_det) = again(x), theirs(x)
+        same(z, expected)
+        same(log_det, expected_log_det)
+        same(again.inverse(z)[0], x)
+
+
+def test_a_transform_of_some_features_keeps_the_contract():
+    layer = OnFeatures(3, [2, 0], Coupling([False, True], Affine(), small_mlp, context=1))
+    check_transform(layer, skip={"R8": "a coupling is compiled elsewhere"})
+    z, _ = layer(torch.ones(3), torch.ones(1))
+    assert z[1] == 1
+
+
+def test_the_case_of_an_additive_coupling_that_scales_what_it_reads():
+    theirs = nt.AdditiveCouplingTransform(
+        torch.tensor([1, 0, 1]),
+        residual,
+        unconditional_transform=lambda features: nt.PointwiseAffineTransform(1.0, 2.0),
+    ).eval()
+    z, log_det = from_nflows(theirs)(torch.ones(1, 3))
+    assert z[0, 1].item() == pytest.approx(3.0)
+    assert log_det.item() == pytest.approx(math.log(2))
+
+
+def test_a_hook_that_changes_numbers_is_refused():
+    theirs = randomised(nt.LULinear(D))
+    theirs.register_forward_hook(lambda module, args, out: (2 * out[0], out[1]))
+    with pytest.raises(ConversionError, match="LULinear computes other numbers.*hook.*remedy"):
+        from_nflows(theirs)
+
+
+def test_an_attribute_that_was_changed_after_training_is_refused_where_it_is_not_read():
+    theirs = randomised(nt.AffineCouplingTransform(MASK, residual))
+    # A method of this object alone, as a patch of a published model would set it.
+    theirs._scale_and_shift = lambda p: (torch.ones_like(p[:, :2]) * 3.0, p[:, :2])
+    with pytest.raises(ConversionError, match="AffineCouplingTransform computes other numbers"):
+        from_nflows(theirs)
+    stack = nt.CompositeTransform([nt.ReversePermutation(D), theirs])
+    with pytest.raises(ConversionError, match="AffineCouplingTransform computes other numbers"):
+        from_nflows(stack)
+
+
+def test_a_layer_that_cannot_be_called_says_that_it_was_not_checked():
+    theirs = randomised(nt.AffineCouplingTransform(MASK, lambda i, o: nn.Linear(i, o)))
+    with pytest.raises(ConversionError, match="could not be checked.*TypeError.*remedy"):
+        from_nflows(theirs)
+
+
+def test_a_probe_changes_nothing_in_its_source():
+    theirs = nt.CompositeTransform(
+        [nt.ActNorm(D), nt.AffineCouplingTransform(MASK, residual)]
+    ).train()
+    before = copy.deepcopy(theirs.state_dict())
+    state = torch.get_rng_state()
+    from_nflows(theirs)
+    assert theirs.training
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("bound", [0.7, 1.0, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_converted_spline_is_exact_at_its_bounds(bound, dtype):
+    theirs = nt.PiecewiseRationalQuadraticCDF([1], num_bins=8, tails="linear", tail_bound=bound)
+    randomised(theirs).to(dtype)
+    ours = from_nflows(theirs)
+    end, far = torch.tensor(bound, dtype=dtype), torch.tensor(math.inf, dtype=dtype)
+    x = torch.stack([end, torch.nextafter(end, far), -end, torch.nextafter(-end, -far)])
+    x = x.unsqueeze(-1)
+    for direction in (ours, ours.inverse):
+        z, log_det = direction(x)
+        assert torch.equal(z, x)
+        # The slope at the ends and beyond is one.
+        assert (log_det.abs() <= 4 * torch.finfo(dtype).eps).all()
+    inner = torch.stack([torch.nextafter(end, -far), torch.nextafter(-end, far)]).unsqueeze(-1)
+    z, log_det = ours(inner)
+    assert ((z - inner).abs() <= 4 * torch.finfo(dtype).eps * bound).all()

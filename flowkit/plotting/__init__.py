@@ -1,8 +1,8 @@
 """Figures of densities, samples and training, made with matplotlib alone.
 
-Every function returns a ``matplotlib.figure.Figure`` of its own: nothing is shown, no global state
-of pyplot is touched, and no figure has to be closed. In a notebook the figure is shown as the
-value of the cell once ``%matplotlib inline`` has run.
+Every function returns a ``matplotlib.figure.Figure`` of its own: no global state of pyplot is
+touched, and no figure has to be closed. In a notebook the figure is shown where it is the value of
+a cell, or by ``display(figure)``; elsewhere, save it with ``figure.savefig(path)``.
 """
 
 from flowkit.plotting.corners import corner

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 
 from flowkit.errors import DataError
 from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR, as_rows
+from flowkit.plotting.figure import NotebookFigure
 
 # Shares of the points inside the outer and the inner contour.
 _SHARES = (0.9, 0.5)
@@ -74,7 +75,7 @@ def corner(
     spans = [_span([table[:, i] for table in tables], names[i]) for i in range(d)]
 
     side = 1.9 if d <= 6 else 1.4
-    figure = Figure(figsize=(side * d + 0.8, side * d + 0.6), layout="constrained")
+    figure = NotebookFigure(figsize=(side * d + 0.8, side * d + 0.6), layout="constrained")
     grid = figure.subplots(d, d, squeeze=False)
     for row in range(d):
         for column in range(d):

@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from flowkit.errors import DataError
 from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR
+from flowkit.plotting.figure import NotebookFigure
 
 
 class HistoryLike(Protocol):
@@ -69,7 +70,7 @@ def history(history: HistoryLike, *, label: str = "loss", title: str = "training
             f"history expected best_epoch to be among its epochs {epochs[0]}..{epochs[-1]}, "
             f"got {best}; pass what fit returned"
         )
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = NotebookFigure(figsize=(6.4, 4.0), layout="constrained")
     axis = figure.subplots()
     # A line through one point is invisible, so short runs get markers.
     marker = "o" if len(epochs) < 25 else ""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowkit.errors import DataError
 from flowkit.plotting.arrays import MODEL_COLOUR, as_rows
+from flowkit.plotting.figure import NotebookFigure
 
 # Grid points handed to log_prob at once: small enough for a large flow on a small machine.
 _BLOCK = 8192
@@ -70,7 +71,7 @@ def density_2d(
     height = 4.0
     width = height * min(2.0, max(0.6, (x_high - x_low) / (y_high - y_low)))
     panels = 1 if points is None else 2
-    figure = Figure(figsize=(panels * width + 1.2, height), layout="constrained")
+    figure = NotebookFigure(figsize=(panels * width + 1.2, height), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     # Half a step on each side puts the middle of every cell on its grid point.
     dx, dy = (x[1] - x[0]) / 2, (y[1] - y[0]) / 2

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from flowkit.errors import DataError
 from flowkit.plotting.arrays import as_rows
+from flowkit.plotting.figure import NotebookFigure
 
 
 def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
@@ -48,7 +49,9 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
     colours = np.clip((rows[inside, :3] + 0.5) / 256, 0, 1)
 
     panel = 5.5
-    figure = Figure(figsize=(2 * panel, panel * height / width + 0.55), layout="constrained")
+    figure = NotebookFigure(
+        figsize=(2 * panel, panel * height / width + 0.55), layout="constrained"
+    )
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     left.imshow(
         np.clip(image, 0, 255).astype(np.uint8), extent=(-0.5, width - 0.5, height - 0.5, -0.5)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowkit.errors import DataError
 from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR, as_rows
+from flowkit.plotting.figure import NotebookFigure
 
 # The first sample is grey, as data are, then blue and further colours.
 _COLOURS = (DATA_COLOUR, MODEL_COLOUR, "#c0392b", "#2e8b57", "#8e5ea2", "#b8860b")
@@ -166,7 +167,7 @@ def qq_plot(
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = NotebookFigure(figsize=(6.4, 4.0), layout="constrained")
     axis = figure.subplots()
     axis.set_title(title)
     axis.grid(alpha=0.25)

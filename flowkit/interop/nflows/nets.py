@@ -132,18 +132,6 @@ class HeldEncoder(nn.Module):
         return out.reshape(*context.shape[:-1], out.shape[-1])
 
 
-class ConstantParams(nn.Module):
-    """A conditioner that reads nothing: parameters ``(features, param_size)`` of its own."""
-
-    def __init__(self, params: Tensor) -> None:
-        super().__init__()
-        self.params = nn.Parameter(params.mT.flatten().clone())
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the parameters, ``(..., n)``."""
-        return self.params.expand(*x.shape[:-1], -1)
-
-
 @torch.no_grad()
 def _copy_linear(target: nn.Linear, weight: Tensor, bias: Tensor) -> None:
     target.weight.copy_(weight)
@@ -282,3 +270,15 @@ class MaskedNet(NetForNflows):
         else:
             raw = self._raw(inputs, context)
         return nflows_params(layer.scalar, raw).flatten(-2)
+
+
+class ZeroNet(nn.Module):
+    """The network of an additive coupling that shifts nothing."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return zeros ``(N, features)``."""
+        return inputs.new_zeros(len(inputs), self.features)

@@ -14,8 +14,8 @@ from flowkit.bases import Base, DiagonalNormal, StandardNormal
 from flowkit.conditioners import AutoregressiveConditioner
 from flowkit.errors import ConversionError
 from flowkit.flow import Flow
+from flowkit.interop.nflows.layers import OnFeatures
 from flowkit.interop.nflows.nets import (
-    ConstantParams,
     HeldEncoder,
     HeldMADE,
     HeldNet,
@@ -24,6 +24,7 @@ from flowkit.interop.nflows.nets import (
     mlp_from_nflows,
     slope_offset,
 )
+from flowkit.interop.nflows.probe import check_base, check_transform
 from flowkit.interop.nflows.scalars import (
     Shift,
     SigmoidAffine,
@@ -51,7 +52,9 @@ def from_nflows(source: Any, *, features: int | None = None, context: int | None
     r"""Turn an nflows flow or transform into flowkit's, with its trained weights.
 
     The result computes the same numbers (log-density, forward, inverse), takes any batch shape
-    and can be trained further; nothing is shared with ``source``. Events must be vectors.
+    and can be trained further; nothing is shared with ``source``. Events must be vectors. Every
+    layer is compared with its conversion on a probe batch, in both directions, so that nothing is
+    left out without an error.
 
     ==================================================  ===========================================
     nflows                                              flowkit
@@ -66,7 +69,8 @@ def from_nflows(source: Any, *, features: int | None = None, context: int | None
     ``BatchNorm`` (eval), ``ActNorm``                   ``Elementwise`` of ``Affine``
     ``Sigmoid``, ``Logit``                              ``Logit``, without the clamp of the ends
     ``PiecewiseRationalQuadraticCDF``                   ``Elementwise`` of a spline
-    coupling: affine, additive, rational-quadratic      ``Coupling``; the network is held as it is
+    coupling: affine, additive, rational-quadratic      ``Coupling``; the network is held as it is,
+                                                        and an ``unconditional_transform`` follows
     autoregressive: affine, rational-quadratic          ``MaskedAutoregressive``; a feed-forward
                                                         MADE becomes a ``MaskedMLP`` if its hidden
                                                         units fit, other networks are held
@@ -86,7 +90,8 @@ def from_nflows(source: Any, *, features: int | None = None, context: int | None
         device and in the training mode of ``source``.
 
     Raises:
-        ConversionError: If a part has no counterpart; the message names it and the remedy.
+        ConversionError: If a part has no counterpart, or computes other numbers than its
+            conversion; the message names it and the remedy.
 
     References:
         Durkan et al. 2020, nflows, doi 10.5281/zenodo.4296287.
@@ -170,8 +175,12 @@ class _Reader:
             nf.ActNorm: self._act_norm,
             nf.Sigmoid: self._sigmoid,
             nf.PiecewiseRationalQuadraticCDF: self._spline_elementwise,
-            nf.AffineCouplingTransform: lambda t: self._coupling(t, SigmoidAffine(), True),
-            nf.AdditiveCouplingTransform: lambda t: self._coupling(t, Shift()),
+            nf.AffineCouplingTransform: lambda t: self._and_others(
+                t, self._coupling(t, SigmoidAffine(), True)
+            ),
+            nf.AdditiveCouplingTransform: lambda t: self._and_others(
+                t, self._coupling(t, Shift())
+            ),
             nf.PiecewiseRationalQuadraticCouplingTransform: spline,
             nf.MaskedAffineAutoregressiveTransform: self._masked_affine,
             nf.MaskedPiecewiseRationalQuadraticAutoregressiveTransform: self._masked_spline,
@@ -182,19 +191,27 @@ class _Reader:
         embedding = source._embedding_net
         embedding = None if type(embedding) is nn.Identity else mlp_from_nflows(embedding)
         transform = self.transform(source._transform)
-        flow = Flow(transform, self._base(source._distribution, transform), embedding)
+        base = self._base(source._distribution, transform).to(self.like)
+        check_base(source._distribution, base, self.like)
+        flow = Flow(transform, base, embedding)
         # A trained flow never starts again from data; an ActNorm that saw none yet still does.
         flow.initialized.fill_(not any(isinstance(m, ActNorm) for m in flow.modules()))
         return flow
 
     def transform(self, layer: Any) -> Transform:
-        """Convert one layer, in the dtype and on the device of the whole."""
+        """Convert one layer, in the dtype and on the device of the whole, and compare both."""
+        converted = self._converted(layer).to(self.like)
+        size = converted.event_shape[0]
+        check_transform(layer, converted, self._size(layer) if size is None else size, self.like)
+        return converted
+
+    def _converted(self, layer: Any) -> Transform:
         net = getattr(layer, "transform_net", getattr(layer, "autoregressive_net", None))
         if isinstance(net, NetForNflows):
             return deepcopy(net.layer)
         for cls in type(layer).__mro__:
             if cls in self.table:
-                return self.table[cls](layer).to(self.like)
+                return self.table[cls](layer)
             if not _overrides_nothing(cls):
                 break
         raise ConversionError(
@@ -412,15 +429,18 @@ class _Reader:
     def _spline_coupling(self, t: Any) -> Transform:
         spline = self._spline(t, t.num_bins)
         constants = self._spline_constants(spline, t.transform_net)
-        coupling = self._coupling(t, spline, constants=constants)
+        return self._and_others(t, self._coupling(t, spline, constants=constants))
+
+    def _and_others(self, t: Any, coupling: Transform) -> Transform:
+        """A coupling, and after it what nflows does to the features that it conditions on."""
         other = t.unconditional_transform
         if other is None:
             return coupling
-        own = self._spline(other, other.unnormalized_widths.shape[-1])
-        params = ConstantParams(self._spline_params(other, own))
-        mask = torch.ones(t.features, dtype=torch.bool)
-        mask[t.transform_features.cpu()] = False
-        return Compose(coupling, Coupling(mask, own, lambda *_, **__: params))
+        index = t.identity_features.tolist()
+        features, self.features = self.features, len(index)
+        converted = self.transform(other)
+        self.features = features
+        return Compose(coupling, OnFeatures(t.features, index, converted))
 
     def _masked(self, t: Any, scalar: ScalarMap, scale: Tensor, offset: Tensor) -> Transform:
         from nflows.transforms.made import MADE

@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from flowkit.bases import Base, DiagonalNormal, StandardNormal
 from flowkit.errors import ConversionError
 from flowkit.flow import Flow
+from flowkit.interop.nflows.layers import OnFeatures
 from flowkit.interop.nflows.nets import (
     MAF_FLOOR,
     CouplingNet,
     HeldMADE,
     HeldNet,
     MaskedNet,
+    ZeroNet,
     nflows_params,
     softplus_inverse,
 )
+from flowkit.interop.nflows.probe import check_transform
 from flowkit.interop.nflows.scalars import (
     Shift,
     SigmoidAffine,
@@ -159,6 +162,7 @@ class _Writer:
             Elementwise: self._elementwise,
             Coupling: self._coupling,
             MaskedAutoregressive: self._masked,
+            OnFeatures: self._on_features,
         }
 
     def flow(self, source: Flow) -> Any:
@@ -195,7 +199,9 @@ class _Writer:
         write = self.table.get(type(layer))
         if write is None:
             self._refuse(layer, "no counterpart in nflows")
-        return write(layer).to(self.like)
+        written = write(layer).to(self.like)
+        check_transform(written, layer, layer.event_shape[0] or 2, self.like)
+        return written
 
     @staticmethod
     def _refuse(layer: Transform, why: str) -> NoReturn:
@@ -301,6 +307,18 @@ class _Writer:
         to_unit = self._affine(shift, log_scale, learn=False)
         logit = NLogit(eps=0.0)
         return logit if set(ends) == {(0.0, 1.0)} else self._composite([to_unit, logit])
+
+    def _on_features(self, t: OnFeatures) -> Any:
+        """What nflows does to the features that a coupling conditions on, which moves no other."""
+        from nflows.transforms import AdditiveCouplingTransform
+
+        mask = torch.ones(t.event_shape[0], dtype=torch.long)  # type: ignore[arg-type]
+        mask[t.index.cpu()] = 0
+        order = t.index.argsort()
+        inner = self.transform(t.transform)
+        if not torch.equal(order.cpu(), torch.arange(len(order))):
+            self._refuse(t, "features in another order than nflows' couplings read them")
+        return AdditiveCouplingTransform(mask, lambda _, n: ZeroNet(n), lambda features: inner)
 
     def _elementwise(self, t: Elementwise) -> Any:
         from nflows import transforms as nf

@@ -1,0 +1,47 @@
+"""Layers that nflows has and flowkit has no use for by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowkit.transforms import Transform
+
+
+class OnFeatures(Transform):
+    """A transform of some features of a vector; the others stay as they are.
+
+    It is what nflows' couplings call their ``unconditional_transform``.
+
+    Args:
+        features: Number of features.
+        index: The features that the transform maps, in the order in which it reads them.
+        transform: A transform of as many features.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.transforms import Permutation
+        >>> OnFeatures(3, [0, 2], Permutation([1, 0]))(torch.tensor([1.0, 2.0, 3.0]))[0]
+        tensor([3., 2., 1.])
+    """
+
+    index: Tensor
+
+    def __init__(self, features: int, index: Sequence[int], transform: Transform) -> None:
+        super().__init__((features,), transform.context_size)
+        self.transform = transform
+        self.needs_context = transform.needs_context
+        self.constant_log_det = transform.constant_log_det
+        self.register_buffer("index", torch.tensor(list(index), dtype=torch.long), False)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map the features of the transform."""
+        part, log_det = self.transform(x.index_select(-1, self.index), context)
+        return x.index_copy(-1, self.index, part), log_det
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map them back."""
+        part, log_det = self.transform.inverse(z.index_select(-1, self.index), context)
+        return z.index_copy(-1, self.index, part), log_det
