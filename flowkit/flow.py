@@ -701,7 +701,8 @@ class Flow(nn.Module):
             inner = self._inner_point(x.shape[:-1], context).squeeze(-1)
             before = torch.where(infinite, before, x.squeeze(-1) < inner)
             outside = outside | (log_det == -math.inf)
-        return torch.where(outside, torch.where(before == upper, 0.0, -math.inf).to(value), value)
+        whole = before if upper else ~before
+        return torch.where(outside, torch.where(whole, 0.0, -math.inf).to(value), value)
 
     def log_survival(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""``log P(X > x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``.

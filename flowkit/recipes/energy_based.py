@@ -197,7 +197,7 @@ def _coupling(
 ) -> list[Transform]:
     (size,) = shape
     if size < 2:
-        raise RecipeError("energy_based_flow('coupling') needs events of 2 numbers or more, got 1")
+        raise RecipeError("energy_based_flow('coupling') needs events of 2 numbers or more, got 1 feature(s)")
     net = functools.partial(MLP, hidden=hidden, activation=activation)
     stack: list[Transform] = []
     for i in range(layers):

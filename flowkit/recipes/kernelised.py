@@ -110,7 +110,10 @@ def kernelised_flow(
     check_sizes(name, features=features, context=context, layers=layers, points=points, seed=seed)
     check_flags(name, mean=mean, learn_points=learn_points, standardize=standardize)
     if features + context < 2:
-        raise RecipeError(f"{name} of one feature needs context to read; remedy: elementwise_flow")
+        raise RecipeError(
+            f"{name} needs at least 2 features, or context to read, got 1 feature(s); remedy: "
+            "elementwise_flow"
+        )
     chosen = named_scalar(scalar)
     alone = None if elementwise is None else named_scalar(elementwise)
     factory = _named(kernel) if isinstance(kernel, str) else kernel

@@ -95,6 +95,8 @@ def build(name: str, **arguments: Any) -> Flow:
 def build_for_columns(name: str, columns: int, **arguments: Any) -> Flow:
     """Build a flow of rows with so many columns, whatever the recipe calls their number.
 
+    A recipe that counts its tail indices takes one number here, for all columns.
+
     Raises:
         RecipeError: As :func:`build`, and if the flow is not one of such rows.
 
@@ -102,11 +104,15 @@ def build_for_columns(name: str, columns: int, **arguments: Any) -> Flow:
         >>> from flowkit.recipes.registry import build_for_columns
         >>> build_for_columns("tail_adaptive_flow", 2, tails=[2.0, None]).event_shape
         (2,)
+        >>> build_for_columns("tail_adaptive_flow", 3, tails=2.0).event_shape
+        (3,)
     """
     known = inspect.signature(choose("recipe", name, RECIPES)).parameters
     for size in ("features", "event_shape"):
         if size in known:
             arguments = {size: columns, **arguments}
+    if isinstance(arguments.get("tails"), (int, float)):
+        arguments["tails"] = (arguments["tails"],) * columns
     flow = build(name, **arguments)
     if flow.event_shape != (columns,):
         raise RecipeError(

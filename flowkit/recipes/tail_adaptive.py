@@ -155,7 +155,10 @@ def tail_adaptive_flow(
     coupled = choose("kind", kind, _KINDS)
     features = len(sides)
     if coupled and features + context < 2:
-        raise RecipeError(f"{name} of one feature has nothing to couple; remedy: autoregressive")
+        raise RecipeError(
+            f"{name} needs at least 2 features to couple, or context to read, got 1 feature(s); "
+            "remedy: kind='autoregressive'"
+        )
     heavy = [i for i, pair in enumerate(sides) if min(pair) < math.inf]
     light = [i for i in range(features) if i not in heavy]
     groups = (len(light), len(heavy)) if chosen.grouped else (0, features)
