@@ -197,7 +197,10 @@ def _coupling(
 ) -> list[Transform]:
     (size,) = shape
     if size < 2:
-        raise RecipeError("energy_based_flow('coupling') needs events of 2 numbers or more, got 1 feature(s)")
+        raise RecipeError(
+            "energy_based_flow('coupling') needs events of 2 numbers or more, got 1 feature(s); "
+            "remedy: elementwise_flow"
+        )
     net = functools.partial(MLP, hidden=hidden, activation=activation)
     stack: list[Transform] = []
     for i in range(layers):
