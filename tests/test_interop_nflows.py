@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from functools import partial
 
 import nflows.distributions as nd
 import nflows.flows as nfl
@@ -763,3 +764,77 @@ def test_a_converted_spline_is_exact_at_its_bounds(bound, dtype):
     inner = torch.stack([torch.nextafter(end, -far), torch.nextafter(-end, far)]).unsqueeze(-1)
     z, log_det = ours(inner)
     assert ((z - inner).abs() <= 4 * torch.finfo(dtype).eps * bound).all()
+
+
+def every_nflows_transform():
+    """One of each public transform of nflows, made for vectors of D numbers where it can be."""
+    networks = {"features": D, "hidden_features": 8, "num_blocks": 1}
+    special = {
+        "CompositeCDFTransform": lambda: nt.CompositeCDFTransform(
+            nt.Sigmoid(), nt.PiecewiseRationalQuadraticCDF([D])
+        ),
+        "CompositeTransform": lambda: nt.CompositeTransform([nt.ReversePermutation(D)]),
+        "HouseholderSequence": lambda: nt.HouseholderSequence(D, 2),
+        "InverseTransform": lambda: nt.InverseTransform(nt.LULinear(D)),
+        "MultiscaleCompositeTransform": lambda: nt.MultiscaleCompositeTransform(2),
+        "OneByOneConvolution": lambda: nt.OneByOneConvolution(D),
+        "Permutation": lambda: nt.Permutation(torch.tensor([2, 0, 1, 3])),
+        "QRLinear": lambda: nt.QRLinear(D, 2),
+        "SVDLinear": lambda: nt.SVDLinear(D, 2),
+    }
+    for name in sorted(vars(nt)):
+        kind = getattr(nt, name)
+        if not isinstance(kind, type) or not issubclass(kind, nt.Transform):
+            continue
+        if kind is nt.Transform:
+            continue
+        if name in special:
+            make = special[name]
+        elif name.startswith("Masked"):
+            bins = {} if "Affine" in name else {"num_bins": 4}
+            tails = {"tails": "linear"} if "Quadratic" in name else {}
+            make = partial(kind, **networks, **bins, **tails)
+        elif name.endswith("CouplingTransform"):
+            make = partial(kind, MASK, residual)
+        elif name.startswith("Piecewise"):
+            make = partial(kind, [D])
+        elif name in ("ActNorm", "BatchNorm", "LULinear", "NaiveLinear") or "Perm" in name:
+            make = partial(kind, D)
+        else:
+            make = kind
+        yield pytest.param(name, make, id=name)
+
+
+REFUSED = {
+    "GatedLinearUnit",
+    "LeakyReLU",
+    "LogTanh",
+    "MultiscaleCompositeTransform",
+    "OneByOneConvolution",
+    "SqueezeTransform",
+    "Tanh",
+    *(
+        f"{prefix}Piecewise{kind}{suffix}"
+        for kind in ("Linear", "Quadratic", "Cubic")
+        for prefix, suffix in (
+            ("", "CDF"),
+            ("", "CouplingTransform"),
+            ("Masked", "AutoregressiveTransform"),
+        )
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Use PointwiseAffineTransform:DeprecationWarning")
+@pytest.mark.parametrize(("name", "make"), list(every_nflows_transform()))
+def test_every_transform_of_nflows_is_converted_or_refused(name, make):
+    theirs = randomised(make())
+    if name in REFUSED:
+        with pytest.raises(ConversionError, match="remedy"):
+            from_nflows(theirs, features=D)
+        return
+    ours = from_nflows(theirs, features=D)
+    # Inside of the unit interval, which is the domain of some.
+    x = 0.1 + 0.8 * torch.rand(ROWS, D, dtype=torch.float64)
+    for found, expected in zip(ours(x), theirs(x), strict=True):
+        same(found, expected)

@@ -246,7 +246,11 @@ def test_building_a_flow_leaves_numpy_alone_and_needs_no_seed():
         ("tail_adaptive_flow", {"tails": [2.0], "variant": "mtaff"}, "did you mean 'mtaf'"),
         ("tail_adaptive_flow", {"tails": [(2.0, 0)]}, "a pair of them for its left and right"),
         ("tail_adaptive_flow", {"tails": [(2.0,)]}, "a pair of them"),
-        ("tail_adaptive_flow", {"tails": [2.0], "kind": "coupling"}, "remedy: autoregressive"),
+        (
+            "tail_adaptive_flow",
+            {"tails": [2.0], "kind": "coupling"},
+            "remedy: kind='autoregressive'",
+        ),
         ("tail_adaptive_flow", {"tails": [2.0], "kind": "masked"}, "unknown kind 'masked'"),
         ("tail_adaptive_flow", {"tails": [2.0], "scalar": "cubic"}, "unknown scalar map 'cubic'"),
         ("energy_based_flow", {"event_shape": ()}, "event_shape to be sizes >= 1, got \\(\\)"),
