@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from options import LEFT_OUT, TABLE, arguments
+from options import LEFT_OUT, TABLE, UNREAD, arguments
 from options.compare import same_thing
 from options.harness import (
     Case,
@@ -37,6 +37,11 @@ def test_every_option_of(name):
         except NoEffect as error:
             failed.append(str(error))
     assert not failed, "\n".join(failed)
+
+
+def test_every_table_can_be_read():
+    listed = "\n".join(f"  tests/options/{table}.py: {why}" for table, why in UNREAD.items())
+    assert not UNREAD, f"what these tables name was renamed or moved:\n{listed}"
 
 
 def test_every_option_has_a_case():

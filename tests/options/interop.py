@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from flowkit.errors import ConversionError
 from flowkit.interop.nflows import from_nflows
+from flowkit.interop.nflows.layers import OnFeatures
 from flowkit.interop.nflows.nets import (
-    ConstantParams,
     CouplingNet,
     HeldMADE,
     HeldNet,
     MaskedNet,
+    ZeroNet,
 )
 from flowkit.scalar import Affine
-from flowkit.transforms import Coupling, MaskedAutoregressive
+from flowkit.transforms import Coupling, Elementwise, MaskedAutoregressive
 
 from .harness import differs, of
 from .parts import X, ignores_context, reads_context, small, stirred
@@ -35,12 +36,14 @@ class Reads(nn.Module):
 ONES, ZEROS = torch.tensor([1.0, 2.0]), torch.zeros(2)
 reads_context(HeldNet(Reads(), 1, ONES, ZEROS), X, "forward")
 reads_context(HeldMADE(Reads(), 2, 1, ONES, ZEROS), X, "forward")
-ignores_context(ConstantParams(torch.ones(2, 3)), X, "forward")
 of(
     HeldNet,
     lambda **o: HeldNet(Reads(), 0, ONES, ZEROS, **o)(X),
     kinds_first=differs(True),
 )
+ignores_context(ZeroNet(2), X, "forward")
+inner = stirred(Elementwise(1, Affine(), 1, small))
+reads_context(OnFeatures(2, [1], inner), X, "forward", "inverse")
 layer = stirred(Coupling([0, 1], Affine(), small, 1))
 reads_context(CouplingNet(layer), X[:, :1], "forward")
 reads_context(MaskedNet(stirred(MaskedAutoregressive(2, Affine(), context=1))), X, "forward")

@@ -41,7 +41,7 @@ from flowkit.transforms import (
 )
 from flowkit.transforms.region import Region, map_ends
 
-from .harness import Expectation, also, differs, of, same
+from .harness import Expectation, also, differs, of, same, shows
 from .parts import C, D, X, ignores_context, small, stirred
 
 # Layers -------------------------------------------------------------------------------------
@@ -113,11 +113,12 @@ for layer, shapes in (
         known = {"context": C, **options} if layer.needs_context else options
         return layer.map_region(box(*shapes[not options.get("inverse", True)]), **known)
 
+    noise = shapes[0]
     of(
         type(layer).map_region,
         carried,
         context=differs(D, base=C) if layer.needs_context else same(C),
-        inverse=differs(False),
+        inverse=shows(lambda r, noise=noise: r.lower.shape[-len(noise) :] == noise, False),
     )
 
 ONE = torch.tensor([True, False, False])
