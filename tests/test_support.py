@@ -466,7 +466,6 @@ def test_own_samples_of_a_squashed_policy_are_inside():
         lambda: Compose(standardize(1), Logit(1, -1.0, 2.0)),
         lambda: Compose(standardize(1), Log(1), Elementwise(1)),
     ],
-    ids=str,
 )  # fmt: skip
 def test_noise_from_anywhere_gives_data_with_density(transform, dtype):
     class Wide(StandardNormal):
