@@ -20,6 +20,7 @@
 # With `FLOWKIT_EXAMPLES=small` in the environment it trains for a moment only.
 
 # %%
+# %matplotlib inline
 import math
 import os
 

@@ -119,7 +119,7 @@ alone = train(couplings())
 chained = insert_stochastic_layers(
     couplings(), well, layer="metropolis", steps=20, step_size=0.25, positions=[0, 2, 4]
 )
-train(chained)
+chained = train(chained)
 
 # %% [markdown]
 # ## Samples

@@ -1,5 +1,7 @@
 """A plotting call as the last line of a notebook's cell shows its picture, exactly once."""
 
+from pathlib import Path
+
 import nbformat
 import numpy as np
 import pytest
@@ -89,3 +91,11 @@ def test_every_function_returns_a_figure_that_shows_itself():
         figure = call(getattr(plotting, name))
         assert isinstance(figure, Figure)
         assert figure._repr_png_().startswith(b"\x89PNG"), name
+
+
+def test_tutorials_that_draw_show_their_own_figures_too():
+    # jupytext keeps magics as comments, and matplotlib's own figures need this one.
+    for source in sorted((Path(__file__).parent.parent / "examples").glob("*.py")):
+        text = source.read_text()
+        if "matplotlib.figure import Figure" in text:
+            assert "# %matplotlib inline" in text, source.name
