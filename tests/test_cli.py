@@ -91,7 +91,7 @@ def test_fit_sample_and_score_keep_column_names_through_every_format(run, suffix
     exact = flow.log_prob(torch.tensor(rows(), dtype=torch.float32)).detach().numpy()
     assert np.allclose(read_table(f"lp.{suffix}").values[:, 0], exact, atol=1e-4)
     error = exact.std(ddof=1) / 200**0.5
-    assert out == f"mean log-likelihood {exact.mean():.4f} +- {error:.4f} nats a row, 200 rows\n"
+    assert out == f"mean log-likelihood {exact.mean():.4f} +- {error:.4f} nats per row, 200 rows\n"
 
 
 def test_the_library_reads_samples_that_the_seed_decides(run, model):
@@ -131,7 +131,7 @@ def test_columns_choose_and_order_and_leave_text_alone(run, tmp_path):
     assert run("score", "m.st", "t.csv")[0] == 0
 
 
-def test_dequantized_columns_take_whole_numbers_and_give_them_back(run):
+def test_dequantized_columns_take_integers_and_give_them_back(run):
     counts = np.random.default_rng(2).poisson(5, size=(300, 1))
     write_table("t.csv", np.column_stack([counts, rows(300)[:, :1]]), ["count", "height"])
     assert run("fit", "t.csv", "-o", "m.st", "--dequantize", *FAST)[0] == 0
@@ -141,18 +141,39 @@ def test_dequantized_columns_take_whole_numbers_and_give_them_back(run):
     assert (drawn[:, 0] == drawn[:, 0].round()).all()
     assert not (drawn[:, 1] == drawn[:, 1].round()).all()
     assert run("score", "m.st", "new.npy")[0] == 0
-    assert "whole     count" in run("describe", "m.st")[1]
+    assert "integers  count" in run("describe", "m.st")[1]
     write_table("half.csv", [[0.5, 1.0]], ["count", "height"])
     code, _, err = run("score", "m.st", "half.csv")
     assert code == 2
-    assert "column(s) count expected whole numbers" in err
+    assert "column(s) count expected integers" in err
 
 
-def test_whole_numbers_without_noise_get_a_note(run):
+def test_integers_without_noise_get_a_note(run):
     np.save("x.npy", np.random.default_rng(2).poisson(5, size=(100, 2)))
     code, _, err = run("fit", "x.npy", "-o", "m.st", *FAST)
     assert code == 0
-    assert err.startswith("note: x1, x2 hold whole numbers")
+    assert err.startswith("note: columns of integers: x1, x2, at")
+
+
+@pytest.mark.parametrize("words", [(), ("--dequantize",)])
+def test_rounded_columns_beside_integers_get_a_note(run, words):
+    rng = np.random.default_rng(2)
+    values = [rng.poisson(5, 800), rng.normal(size=800).round(1) + 0.25, rng.normal(size=800)]
+    write_table("t.csv", np.column_stack(values), ["count", "tenths", "exact"])
+    code, _, err = run("fit", "t.csv", "-o", "m.st", *words, *FAST)
+    assert code == 0
+    assert "note: columns with values that repeat: tenths, as rounded" in err
+    assert ("columns of integers: count" in err) != bool(words)
+
+
+def test_rows_of_dequantized_columns_outside_are_said_to_hold_noise(run):
+    counts = np.random.default_rng(2).poisson(2, size=(300, 1))
+    write_table("t.csv", counts, ["count"])
+    fit = ("fit", "t.csv", "-o", "m.st", "--dequantize", *FAST, "--set")
+    code, _, err = run(*fit, "lower=0")
+    assert code == 2
+    assert "half a cell on each side" in err
+    assert run(*fit, "lower=-0.5")[0] == 0
 
 
 def test_rows_outside_the_support_are_counted(run):
@@ -294,7 +315,7 @@ def test_parquet_without_pyarrow_names_the_remedy(fails, model, monkeypatch):
         (["--columns", "height,age"], "t.csv has no column 'age'; it has 'height', 'weight'"),
         (["--columns", "height,height"], "columns were named twice"),
         (["--validation", "1.5"], "validation expected a fraction in [0, 1), got 1.5"),
-        (["--dequantize"], "--dequantize expected columns of whole numbers, t.csv has none"),
+        (["--dequantize"], "--dequantize expected columns of integers, t.csv has none"),
         (["-o", "nowhere/m.st"], "no folder nowhere to write m.st to"),
         (["-o", "."], "is a folder, expected the name of a file"),
     ],

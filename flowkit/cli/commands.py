@@ -39,11 +39,18 @@ def _fit(options: argparse.Namespace) -> None:
     _check_varied(table, options.data)
     whole = _whole_columns(table)
     if options.dequantize and not whole:
-        raise DataError(f"--dequantize expected columns of whole numbers, {options.data} has none")
+        raise DataError(f"--dequantize expected columns of integers, {options.data} has none")
     if whole and not options.dequantize:
         _note(
-            f"{', '.join(whole)} hold whole numbers, on which a density has no upper bound; "
-            "consider --dequantize"
+            f"columns of integers: {_joined(whole)}, at which a density has no upper bound; "
+            "remedy: --dequantize"
+        )
+    rounded = [name for name in _repeating_columns(table) if name not in whole]
+    if rounded:
+        _note(
+            f"columns with values that repeat: {_joined(rounded)}, as rounded numbers do; a "
+            "density has no upper bound at them; remedy: multiply them to integers and use "
+            "--dequantize, or FlowDensity(dequantize=width) in Python"
         )
     noisy = whole if options.dequantize else []
     width = np.array([float(name in noisy) for name in table.columns])
@@ -56,9 +63,8 @@ def _fit(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     flow = _build(options.recipe, len(table.columns), settings).to(dtype)
     with warnings.catch_warnings():
-        if whole:
-            # Said above, with the remedy of the command line.
-            warnings.filterwarnings("ignore", "x: .* repeat values", UserWarning)
+        # Said above, with the names of the columns and the remedy of the command line.
+        warnings.filterwarnings("ignore", "x: .* repeat values", UserWarning)
         history = fit(
             flow, torch.from_numpy(table.values).to(dtype), _objective(width, dtype),
             validation=options.validation, epochs=options.epochs, steps=options.steps,
@@ -67,7 +73,9 @@ def _fit(options: argparse.Namespace) -> None:
         )  # fmt: skip
     save(flow, options.output, extra={"columns": list(table.columns), "dequantized": noisy})
     held = (
-        "" if history.best is None else f"; held-out log-likelihood {-history.best:.4f} nats a row"
+        ""
+        if history.best is None
+        else f"; held-out log-likelihood {-history.best:.4f} nats per row"
     )
     say(
         f"{options.output}: {options.recipe} of {len(table.values):,} rows and "
@@ -111,7 +119,7 @@ def _score(options: argparse.Namespace) -> None:
     fractional = set(noisy) - set(_whole_columns(table))
     if fractional:
         raise DataError(
-            f"{options.data}: column(s) {', '.join(sorted(fractional))} expected whole numbers, "
+            f"{options.data}: column(s) {', '.join(sorted(fractional))} expected integers, "
             "as the flow was fitted to with --dequantize"
         )
     scores = _log_prob(flow, table, noisy)
@@ -127,8 +135,8 @@ def _score(options: argparse.Namespace) -> None:
     outside = int(np.isneginf(scores).sum())
     error = scores.std(ddof=1) / len(scores) ** 0.5 if len(scores) > 1 and not outside else np.nan
     say(
-        f"mean log-likelihood {scores.mean():.4f} +- {error:.4f} nats a row, {len(scores):,} rows"
-        + (f", {outside:,} of them outside the support" if outside else "")
+        f"mean log-likelihood {scores.mean():.4f} +- {error:.4f} nats per row, "
+        f"{len(scores):,} rows" + (f", {outside:,} of them outside the support" if outside else "")
     )
 
 
@@ -140,7 +148,7 @@ def _describe(options: argparse.Namespace) -> None:
         f"file      {options.model}",
         f"recipe    {recipe['name']}({arguments})",
         f"columns   {_joined(columns)}",
-        *([f"whole     {_joined(noisy)}"] if noisy else []),
+        *([f"integers  {_joined(noisy)}"] if noisy else []),
         f"dtype     {str(flow.dtype).removeprefix('torch.')}",
     ]
     say("\n".join([*lines, "", str(flow.summary())]))
@@ -212,7 +220,7 @@ def _build(name: str, columns: int, arguments: dict[str, Any]) -> Any:
 
 
 def _load(path: str) -> tuple[Any, list[str], list[str]]:
-    """The flow, the names of its columns, and those of whole numbers."""
+    """The flow, the names of its columns, and those of integers."""
     from flowkit.io import load, read_extra
 
     flow, extra = load(path), read_extra(path)
@@ -308,6 +316,13 @@ def _whole_columns(table: Table) -> list[str]:
     return [name for name, is_whole in zip(table.columns, whole, strict=True) if is_whole]
 
 
+def _repeating_columns(table: Table) -> list[str]:
+    from flowkit.training.columns import repeated_values, some_rows
+
+    some = torch.from_numpy(table.values)[some_rows(*table.values.shape)]
+    return [table.columns[column] for column in repeated_values(some)]
+
+
 def _objective(width: np.ndarray, dtype: torch.dtype) -> Any:
     """Likelihood of values in their cells; None for plain likelihood."""
     if not width.any():
@@ -319,7 +334,7 @@ def _objective(width: np.ndarray, dtype: torch.dtype) -> Any:
 
 @torch.no_grad()
 def _log_prob(flow: Any, table: Table, noisy: Sequence[str]) -> np.ndarray:
-    """Log-densities of the rows; of their cells in columns of whole numbers."""
+    """Log-densities of the rows; of their cells in columns of integers."""
     x = torch.from_numpy(table.values).to(flow.dtype)
     if not noisy:
         parts = [flow.log_prob(block) for block in x.split(_BLOCK)]

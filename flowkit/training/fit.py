@@ -373,10 +373,19 @@ def _start_from_data(
     sample = {} if train is None or index is None else train.batch(index)
     for name, value in sample.items():
         check_finite(value, name, numbers=index)
+    given = sample.get("x")
     if "x" in sample:
         sample = objective.start(sample, generator=generator)
     # Also without data: a later fit must not start a trained flow anew.
     try:
         flow.initialize(sample.get("x"), sample.get("context"))
     except OutsideError as error:
-        raise (error if index is None else error.renumbered(index.tolist())) from None
+        if index is not None:
+            error = error.renumbered(index.tolist())
+        if given is not None and not torch.equal(given, sample["x"]):
+            error = OutsideError(
+                f"{error.text}; these values include the noise that the fit adds to the data, as "
+                "dequantisation does: half a cell on each side",
+                error.rows,
+            )
+        raise error from None
