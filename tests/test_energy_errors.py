@@ -500,3 +500,16 @@ def test_forces_that_are_not_finite_are_the_objective_s_fault():
             inner, torch.tensor([[0.5], [0.7]]), AfterPreprocessing(objective),
             validation=None, progress=False,
         )  # fmt: skip
+
+
+def test_there_is_no_force_where_the_energy_is_infinite():
+    # Autograd says 0, which would be learned as flat.
+    x = torch.tensor([[0.5, 0.5], [-0.5, 0.5], [0.2, -0.1]])
+    message = (
+        "the force of the energy is not finite at 2 rows; remedy: an energy with a finite value"
+    )
+    with pytest.raises(NonFiniteLossError, match=message):
+        fit(flow(), x, ForceMatching(walls), validation=None, progress=False)
+    inside = ForceMatching(walls)(flow(), {"x": x[:1]}).value
+    free = ForceMatching(lambda x: 0.5 * x.square().sum(-1))(flow(), {"x": x[:1]}).value
+    assert torch.equal(inside, free)

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pandas
@@ -457,6 +458,63 @@ class TestModes:
         with pytest.raises(DataError, match=message):
             fit(small(), rows(), validation=loader, **QUIET)
         fit(small(), loader.dataset, **QUIET)
+
+
+class Made(Dataset):
+    """A Dataset of what a function makes of a number."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, i):
+        return self.make(i)
+
+
+class Weighted(NamedTuple):
+    x: torch.Tensor
+    weight: torch.Tensor
+
+
+class TestItemsOfDatasets:
+    def test_named_tuples_are_read_by_their_names_as_dicts_are(self):
+        x, weight = rows(60), torch.linspace(0, 1, 60)
+        flows = [small(), small()]
+        fit(flows[0], Made(lambda i: Weighted(x[i], weight[i])), **QUIET)
+        fit(flows[1], Made(lambda i: {"x": x[i], "weight": weight[i]}), **QUIET)
+        assert torch.equal(weights(flows[0]), weights(flows[1]))
+        with pytest.raises(DataError, match="data expected a dict with x and context"):
+            fit(small(context=1), Made(lambda i: Weighted(x[i], weight[i])), **QUIET)
+
+    @pytest.mark.parametrize("odd", [0, 41])
+    def test_items_of_different_names_are_refused(self, odd):
+        x = rows(60)
+        items = Made(lambda i: {"x": x[i]} if i == odd else {"x": x[i], "weight": 1.0})
+        with pytest.raises(DataError, match="different names.*remedy: the same names"):
+            fit(small(), items, **QUIET)
+
+    def test_complex_items_are_refused_and_not_cut_to_their_real_part(self):
+        x = rows(60).to(torch.complex64)
+        with pytest.raises(DataError, match="x expected real numbers, got torch.complex64"):
+            fit(small(), TensorDataset(x), **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: x.to("meta"), "on the device meta.*remedy"),
+        (lambda x: x.to_sparse(), r"remedy: x.to_dense\(\)"),
+        (
+            lambda x: torch.nested.nested_tensor([x, x], layout=torch.jagged),
+            r"dense tensor, got one of layout nested|layout torch.jagged",
+        ),
+    ],
+)
+def test_tensors_without_plain_numbers_are_refused(make, message):
+    with pytest.raises(DataError, match=message):
+        fit(small(), make(rows()), **QUIET)
 
 
 def test_ordinary_data_warn_of_nothing():

@@ -64,9 +64,9 @@ def test_weights_of_the_wrong_shape_are_named():
 def test_likelihood_of_counts_uses_the_bound():
     flow = Flow(Compose(Dequantize(1), Standardize(1)), StandardNormal(1))
     loss = MaximumLikelihood()(flow, {"x": torch.zeros(100_000, 1)})
-    # u ~ U[0, 1): the mean of u^2 / 2 is 1/6, its standard error 0.149 / sqrt(1e5)
-    exact = 0.5 * math.log(2 * math.pi) + 1 / 6
-    assert loss.value.item() == pytest.approx(exact, abs=4 * 0.149 / math.sqrt(1e5))
+    # u ~ U[-1/2, 1/2): the mean of u^2 / 2 is 1/24, its standard error 0.0373 / sqrt(1e5)
+    exact = 0.5 * math.log(2 * math.pi) + 1 / 24
+    assert loss.value.item() == pytest.approx(exact, abs=4 * 0.0373 / math.sqrt(1e5))
 
 
 @pytest.mark.parametrize("estimator", ["reparam", "path"])

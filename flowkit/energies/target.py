@@ -131,11 +131,16 @@ class Target(nn.Module):
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        r"""Return :math:`-\nabla u`, of the shape of x, without a graph and in any mode."""
+        r"""Return :math:`-\nabla u`, of the shape of x, without a graph and in any mode.
+
+        NaN where the energy is not finite: beyond a hard wall there is no force, and not none.
+        """
         with torch.inference_mode(False), torch.enable_grad():
             x, context = leaf(x), ordinary(context)
             value = self._examined(flow, x, context, generator, "row")
-            return -gradient_of(value, x, name=self.name)
+            force = -gradient_of(value, x, name=self.name)
+            finite = value.isfinite().reshape(value.shape + (1,) * (x.ndim - value.ndim))
+            return torch.where(finite, force, torch.nan)
 
     def _evaluate(
         self, flow: Any, x: Tensor, context: Tensor | None, what: str = "sample"

@@ -140,8 +140,8 @@ class ForceMatching(Objective):
         score = flow.score(batch["x"], batch.get("context")).detach()
         force = self._force(flow, batch, score)
         remedy = (
-            "an energy with a finite slope at every row (no root, logarithm or distance of zero "
-            "there), or other rows"
+            "an energy with a finite value and slope at every row (no hard wall, and no root, "
+            "logarithm or distance of zero there), or other rows"
         )
         for name, values in (("the force of the energy", force), ("the flow's own force", score)):
             bad = ~values.isfinite().flatten(values.ndim - len(flow.event_shape)).all(-1)

@@ -19,7 +19,14 @@ from flowkit.shapes import codes
 from flowkit.training.columns import inspect, some_rows
 from flowkit.training.files import in_file, read_rows
 from flowkit.training.order import Order, shuffled
-from flowkit.training.rows import DatasetRows, MappedRows, Rows, TensorRows, as_dtype
+from flowkit.training.rows import (
+    DatasetRows,
+    MappedRows,
+    Rows,
+    TensorRows,
+    as_dtype,
+    dense_and_real,
+)
 
 # Rounding to float32 would be seen in a column whose spread is at most this part of its size.
 _SINGLE_SPREAD = 1e-3
@@ -47,16 +54,7 @@ def as_numbers(values: Any, name: str) -> Tensor:
         values = _frame_to_array(values, name)
     if not isinstance(values, Tensor):
         values = _array_to_tensor(values, name)
-    if values.layout != torch.strided:
-        raise DataError(
-            f"{name} expected a dense tensor, got one of layout {values.layout}; remedy: "
-            f"{name}.to_dense()"
-        )
-    if values.is_complex():
-        raise DataError(
-            f"{name} expected real numbers, got {values.dtype}; remedy: real and imaginary part "
-            "as two columns"
-        )
+    values = dense_and_real(values, name)
     if values.ndim < 1 or values.numel() == 0:
         raise DataError(
             f"{name} is empty: its shape is {tuple(values.shape)}; remedy: at least two rows"

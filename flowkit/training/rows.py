@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,6 +109,35 @@ class MappedRows:
         return None if values is None else _read(values, index).double()
 
 
+def dense_and_real(values: Tensor, name: str) -> Tensor:
+    """Return a tensor as it is, if it holds real numbers, one beside the other.
+
+    Raises:
+        DataError: If it is sparse, nested, quantised or complex, or has no numbers.
+    """
+    if values.is_nested or values.layout != torch.strided:
+        layout = "nested" if values.is_nested else values.layout
+        raise DataError(
+            f"{name} expected a dense tensor, got one of layout {layout}; remedy: "
+            f"{name}.to_dense()"
+        )
+    if values.is_quantized:
+        raise DataError(
+            f"{name} expected numbers, got {values.dtype}; remedy: {name}.dequantize()"
+        )
+    if values.is_complex():
+        raise DataError(
+            f"{name} expected real numbers, got {values.dtype}; remedy: real and imaginary part "
+            "as two columns"
+        )
+    if values.is_meta:
+        raise DataError(
+            f"{name} expected numbers, got a tensor on the device meta, which has none; remedy: "
+            "a tensor on the CPU or an accelerator"
+        )
+    return values
+
+
 def as_dtype(values: Tensor, dtype: torch.dtype, labels: bool) -> Tensor:
     """Numbers of a dtype; labels that are integers or booleans stay so."""
     if not labels or values.is_floating_point():
@@ -122,6 +152,8 @@ def _read(array: FileArray | np.ndarray, index: Tensor) -> Tensor:
 
 class DatasetRows:
     """Rows of a ``torch.utils.data.Dataset`` of tensors, ``(x, context)`` pairs or dicts.
+
+    Named tuples are read by their names, as dicts are.
 
     Args:
         dataset: A map-style dataset with ``__len__``.
@@ -156,10 +188,13 @@ class DatasetRows:
         """Collate the items at ``index`` in the dtypes that they have.
 
         Raises:
-            DataError: If an item is not a tensor, a pair or a dict of numbers.
+            DataError: If an item is not a tensor, a pair or a dict of numbers, dense and real, or
+                has other names than the first.
         """
         try:
-            items = default_collate([self.dataset[i] for i in index.tolist()])
+            given = [self.dataset[i] for i in index.tolist()]
+            _check_names(given)
+            items = default_collate(given)
         except (TypeError, RuntimeError) as error:
             raise DataError(
                 f"the items of the dataset cannot be put together ({str(error)[:200]}); remedy: "
@@ -167,6 +202,8 @@ class DatasetRows:
             ) from None
         if isinstance(items, Tensor):
             items = {"x": items}
+        elif hasattr(items, "_asdict"):
+            items = items._asdict()
         elif isinstance(items, (list, tuple)) and len(items) <= 2:
             items = dict(zip(("x", "context"), items, strict=False))
         kinds = (
@@ -180,13 +217,24 @@ class DatasetRows:
                 f"them; its items hold {kinds}; remedy: encode text as numbers, and name three "
                 "or more parts in a dict"
             )
-        return items
+        return {name: dense_and_real(value, name) for name, value in items.items()}
 
     def column(self, name: str, index: Tensor) -> Tensor | None:
         """Return what items at ``index`` carry by this name, in float64; ``None`` if nothing."""
         if name not in self.items(index[:1]):
             return None
         return self.items(index)[name].cpu().double()
+
+
+def _check_names(items: list[Any]) -> None:
+    """Refuse dicts of different names, of which those of the first would be taken."""
+    names = [list(item) for item in items if isinstance(item, Mapping)]
+    other = next((some for some in names if set(some) != set(names[0])), None)
+    if other is not None:
+        raise DataError(
+            f"the items of the dataset have different names, {names[0]} and {other}; remedy: the "
+            "same names in every item"
+        )
 
 
 Rows = TensorRows | MappedRows | DatasetRows
