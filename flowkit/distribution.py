@@ -12,7 +12,7 @@ from torch.distributions import Distribution, constraints, register_kl
 
 from flowkit.errors import NotInvertibleError, ShapeError
 from flowkit.estimates import Estimate, check_number, mean_of
-from flowkit.shapes import batch_text
+from flowkit.shapes import batch_text, last_axis_remedy
 from flowkit.support import Support
 
 if TYPE_CHECKING:
@@ -121,7 +121,10 @@ class FlowDistribution(Distribution):
         """Broadcast the batch of ``value (*batch, *event)``; the event has to fit as it is."""
         cut = value.ndim - len(event)
         if cut < 0 or tuple(value.shape[cut:]) != event:
-            raise ShapeError(f"expected {name} {batch_text(event)}, got {tuple(value.shape)}")
+            raise ShapeError(
+                f"expected {name} {batch_text(event)}, got {tuple(value.shape)}"
+                + last_axis_remedy(name, value, event)
+            )
         try:
             batch = torch.broadcast_shapes(value.shape[:cut], self.batch_shape)
         except RuntimeError:

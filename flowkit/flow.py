@@ -19,7 +19,7 @@ from flowkit.gradients import leaf, ordinary, require_ordinary
 from flowkit.paths import layers_in_order, sample_paths
 from flowkit.rounding import clamp_through
 from flowkit.scalar.roots import look
-from flowkit.shapes import as_shape, batch_text
+from flowkit.shapes import as_shape, batch_text, last_axis_remedy
 from flowkit.support import Support
 from flowkit.transforms import (
     Chart,
@@ -292,7 +292,10 @@ class Flow(nn.Module):
         if not self.needs_context:
             return context
         if size and (context.ndim < 1 or context.shape[-1] != size):
-            raise ShapeError(f"Flow expected context (..., {size}), got {tuple(context.shape)}")
+            raise ShapeError(
+                f"Flow expected context (..., {size}), got {tuple(context.shape)}"
+                + last_axis_remedy("context", context, (size,))
+            )
         return context if self.embedding is None else self.embedding(context)
 
     def _prepare(
@@ -303,7 +306,10 @@ class Flow(nn.Module):
         shape = self.base.event_shape if name == "z" else self.event_shape
         ndim = len(shape)
         if x.ndim < ndim or tuple(x.shape[x.ndim - ndim :]) != shape:
-            raise ShapeError(f"Flow expected {name} {batch_text(shape)}, got {tuple(x.shape)}")
+            raise ShapeError(
+                f"Flow expected {name} {batch_text(shape)}, got {tuple(x.shape)}"
+                + last_axis_remedy(name, x, shape)
+            )
         context = self.embed(context)
         return (x, context) if context is None else broadcast_context(x, context, ndim)
 

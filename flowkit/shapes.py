@@ -77,3 +77,10 @@ def as_array(values: Any) -> np.ndarray:
 def batch_text(event_shape: tuple[int | None, ...]) -> str:
     """Write an event shape for a message: ``(..., 3, *)``."""
     return "(" + ", ".join(["...", *("*" if n is None else str(n) for n in event_shape)]) + ")"
+
+
+def last_axis_remedy(name: str, value: Any, event_shape: tuple[int | None, ...]) -> str:
+    """The remedy for a tensor that lacks the last axis of length one, or nothing."""
+    if not isinstance(value, Tensor) or event_shape != (1,):
+        return ""
+    return f"; remedy: {name}.unsqueeze(-1), if it holds one number each"

@@ -245,6 +245,21 @@ def test_wrong_input_is_named(call, message):
         call(coupling_flow(3, context=2, layers=1))
 
 
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda f: f.log_prob(torch.zeros(5), torch.zeros(5, 1)), "x"),
+        (lambda f: f.log_prob(torch.zeros(5, 1), torch.zeros(5).long()), "context"),
+        (lambda f: f.sample(3, torch.zeros(5)), "context"),
+        (lambda f: f.distribution(torch.zeros(5, 1)).log_prob(torch.zeros(5)), "value"),
+        (lambda f: f.transform(torch.zeros(5), torch.zeros(5, 1)), "x"),
+    ],
+)
+def test_a_missing_axis_of_length_one_has_a_remedy(call, name):
+    with pytest.raises(ShapeError, match=rf"got \(5,\); remedy: {name}\.unsqueeze\(-1\)"):
+        call(autoregressive_flow(1, context=1, layers=1))
+
+
 def test_transform_and_base_must_fit():
     with pytest.raises(ShapeError, match="maps to events"):
         Flow(LULinear(2), StandardNormal(3))

@@ -15,7 +15,7 @@ from flowkit.energies.checks import gradient_of, one_number_each
 from flowkit.errors import DataError, NotInvertibleError, ShapeError
 from flowkit.gradients import leaf, ordinary
 from flowkit.noise import drawing_from
-from flowkit.shapes import as_shape, batch_text
+from flowkit.shapes import as_shape, batch_text, last_axis_remedy
 
 
 class Energy(nn.Module):
@@ -113,13 +113,17 @@ def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         ndim, event = len(self.event_shape), self.event_shape
         if not isinstance(x, Tensor) or x.ndim < ndim or tuple(x.shape[x.ndim - ndim :]) != event:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ShapeError(f"{type(self).__name__} expected x {batch_text(event)}, got {got}")
+            raise ShapeError(
+                f"{type(self).__name__} expected x {batch_text(event)}, got {got}"
+                + last_axis_remedy("x", x, event)
+            )
         if self.context_size and (
             not isinstance(context, Tensor) or context.shape[-1:] != (self.context_size,)
         ):
             given = tuple(context.shape) if isinstance(context, Tensor) else context
             raise ShapeError(
                 f"{type(self).__name__} expected context (..., {self.context_size}), got {given}"
+                + last_axis_remedy("context", context, (self.context_size,))
             )
         return one_number_each(method(self, x, context), x, ndim, name=self._name)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowkit.errors import NotInvertibleError, ShapeError
-from flowkit.shapes import batch_text
+from flowkit.shapes import batch_text, last_axis_remedy
 from flowkit.transforms.region import Region, is_whole_line, map_ends, region_of
 
 
@@ -229,6 +229,7 @@ class Transform(nn.Module):
         ):
             raise ShapeError(
                 f"{self.label} expected {name} {batch_text(shape)}, got {tuple(x.shape)}"
+                + last_axis_remedy(name, x, shape)
             )
         if not (x.is_floating_point() or self.accepts_integers):
             raise ShapeError(
@@ -247,6 +248,7 @@ class Transform(nn.Module):
             raise ShapeError(
                 f"{self.label} expected context (..., {self.context_size}), "
                 f"got {tuple(getattr(context, 'shape', ())) or type(context).__name__}"
+                + last_axis_remedy("context", context, (self.context_size,))
             )
         return broadcast_context(x, context, ndim)
 
