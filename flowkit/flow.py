@@ -47,7 +47,8 @@ class Flow(nn.Module):
         embedding: Module applied to the context before transform and base read it.
 
     Raises:
-        ShapeError: If transform and base disagree about the event, or the input does not fit.
+        ShapeError: If transform and base disagree about the event, the base has density where the
+            transform maps no data, or the input does not fit.
 
     Attributes:
         initialized: Whether :meth:`initialize` has run; saved with the weights, so that a second
@@ -99,6 +100,35 @@ class Flow(nn.Module):
             isinstance(layer, (Chart, CircularShift)) and any(layer.circular)
             for layer in transform.modules()
         )
+        self._expect_noise_everywhere()
+
+    def _expect_noise_everywhere(self) -> None:
+        """Refuse a transform that maps no data to a part of where the base has density.
+
+        That part would have no samples, and the density would not integrate to one.
+        """
+        like = self._like()
+        turned = any(turned and t.restricts for t, turned in layers_in_order(self.transform))
+        if not turned or like.is_meta:
+            return
+        noise = region_of(self.base.support, self.base.event_shape, like)
+        if noise is None:
+            return
+        with torch.no_grad():
+            data = self.transform.map_region(noise)
+            reached = None if data is None else self.transform.map_region(data, inverse=False)
+        if reached is None:
+            return
+        # Finite ends may meet those of the base once the layers have started from data.
+        cut = noise.lower.isinf() & reached.lower.isfinite()
+        cut = cut | (noise.upper.isinf() & reached.upper.isfinite())
+        if cut.any():
+            raise ShapeError(
+                f"{self.transform.label} maps data only to noise between "
+                f"{reached.lower.tolist()} and {reached.upper.tolist()}, but the base "
+                f"{type(self.base).__name__} goes on beyond; remedy: a base between these ends, "
+                "such as Uniform, or the other direction of the layer (.inv)"
+            )
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the log-density and sampling in place, with the arguments of ``torch.compile``.
@@ -431,10 +461,12 @@ class Flow(nn.Module):
         if region is None:
             return z, x, log_det
         middle, rounding = region.interior(), 4 * torch.finfo(z.dtype).eps
+        with torch.no_grad():
+            possible = self.base.log_prob(z, context) > -math.inf
         for i in range(_MOVES):
             share = min(0.5, rounding * 16**i)
             with torch.no_grad():
-                outside = self._log_prob(x.detach(), context) == -math.inf
+                outside = possible & (self._log_prob(x.detach(), context) == -math.inf)
             if look(~outside):
                 break
             step = torch.where(
@@ -619,10 +651,16 @@ class Flow(nn.Module):
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Map noise ``(*batch, *event)`` to data; the generator is for stochastic layers."""
+        """Map noise ``(*batch, *event)`` to data; the generator is for stochastic layers.
+
+        Like a sample, x is kept where there is density, if there is density at z.
+        """
         z, context = self._prepare(z, context, "z")
         kwargs = {"generator": generator} if self.stochastic else {}
-        return self._inverse(z, context, **kwargs)[0].contiguous()
+        x, log_det = self._inverse(z, context, **kwargs)
+        if self._may_leave():
+            _, x, _ = self._move_inside(z, x, log_det, context)
+        return x.contiguous()
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Dimensionless energy: :math:`E(x) = -\log p(x) - \log Z`, with :meth:`log_normalizer`.
@@ -746,6 +784,8 @@ class Flow(nn.Module):
         safe = torch.where(inner, q, torch.full_like(q, 0.5))
         increasing = torch.as_tensor(self.transform.orientation() > 0, device=q.device)
         z = torch.where(increasing, self.base.icdf(safe, context), self.base.isf(safe, context))
+        # An end of the base may be where a layer ends, to which rounding shall not lead.
+        z = self._within_base(z)
         x = self.transform.inverse(z, context)[0]
         region = self.region(given)
         if region is None:
@@ -754,6 +794,16 @@ class Flow(nn.Module):
         x = clamp_through(x, region.lower, region.upper)
         ends = torch.where(q == 0, region.lower, torch.where(q == 1, region.upper, math.nan))
         return torch.where(inner, x, ends)
+
+    def _within_base(self, z: Tensor) -> Tensor:
+        """Noise, kept strictly between the ends of the base."""
+        if is_whole_line(self.base.support):
+            return z
+        region = region_of(self.base.support, self.base.event_shape, z)
+        if region is None:
+            return z
+        least = torch.nextafter(region.lower, region.upper)
+        return clamp_through(z, least, torch.nextafter(region.upper, region.lower))
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """A ``torch.distributions`` view, which Pyro accepts too; its batch is the context's."""

@@ -699,6 +699,16 @@ def test_a_transform_of_some_features_keeps_the_contract():
     assert z[1] == 1
 
 
+def test_a_transform_of_some_features_carries_their_ends():
+    flow = Flow(OnFeatures(3, [2, 0], Logit(2, [0.0, 1.0], [5.0, 7.0])), StandardNormal(3))
+    x = torch.tensor([[3.0, -9.0, 2.0], [0.5, 0.0, 2.0], [3.0, 0.0, 6.0]])
+    assert flow.support.lower.tolist() == [1.0, -math.inf, 0.0]
+    assert flow.support.upper.tolist() == [7.0, math.inf, 5.0]
+    assert flow.support.check(x).tolist() == [True, False, False]
+    mixed = Flow(Compose(OnFeatures(3, [1], Logit(1)), LULinear(3)), StandardNormal(3))
+    assert mixed.support.upper.tolist() == [math.inf, 1.0, math.inf]
+
+
 def test_the_case_of_an_additive_coupling_that_scales_what_it_reads():
     theirs = nt.AdditiveCouplingTransform(
         torch.tensor([1, 0, 1]),

@@ -465,6 +465,7 @@ def test_own_samples_of_a_squashed_policy_are_inside():
         lambda: Compose(Box([0.1], [0.7]), Logit(1, -1.0, 1.0)),
         lambda: Compose(standardize(1), Logit(1, -1.0, 2.0)),
         lambda: Compose(standardize(1), Log(1), Elementwise(1)),
+        lambda: Compose(Log(1), Logit(1, -1.0, 1.0)),
     ],
 )  # fmt: skip
 def test_noise_from_anywhere_gives_data_with_density(transform, dtype):
@@ -478,6 +479,14 @@ def test_noise_from_anywhere_gives_data_with_density(transform, dtype):
     assert log_prob.isfinite().all()
     assert flow.log_prob(x).isfinite().all()
     assert flow.support.check(x).all()
+    assert flow.log_prob(flow.to_data(flow.base.sample())).isfinite().all()
+
+
+def test_noise_without_density_is_not_moved_to_where_there_is_some():
+    flow = Flow(Compose(standardize(1), Box([-1.0], [1.0])), Uniform(1, -1.0, 1.0))
+    z = torch.tensor([[-1.5], [0.5], [3.0]])
+    want = flow.transform.inverse(z)[0]
+    torch.testing.assert_close(flow.to_data(z), want, rtol=0, atol=0)
 
 
 def test_clamped_samples_keep_their_derivatives():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.bases.base import Base
-from flowkit.bases.special import log_normal_survival
+from flowkit.bases.special import log_normal_survival, normal_quantile
 from flowkit.scalar.affine import soft_clip
 from flowkit.scalar.roots import attach_newton, find_root
 
@@ -67,11 +67,11 @@ class StandardNormal(Base):
 
     def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
         """``ndtri(q)``."""
-        return torch.special.ndtri(q)
+        return normal_quantile(q)
 
     def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
         """``-ndtri(q)``."""
-        return -torch.special.ndtri(q)
+        return -normal_quantile(q)
 
 
 class DiagonalNormal(Base):
@@ -141,12 +141,12 @@ class DiagonalNormal(Base):
     def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
         """``mean + scale * ndtri(q)``."""
         mean, log_scale = self._moments(context)
-        return mean + log_scale.exp() * torch.special.ndtri(q)
+        return mean + log_scale.exp() * normal_quantile(q)
 
     def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
         """``mean - scale * ndtri(q)``."""
         mean, log_scale = self._moments(context)
-        return mean - log_scale.exp() * torch.special.ndtri(q)
+        return mean - log_scale.exp() * normal_quantile(q)
 
 
 class NormalMixture(Base):
@@ -258,7 +258,7 @@ class NormalMixture(Base):
 
         target = sign * tail.log()
         with torch.no_grad():
-            u = (sign * torch.special.ndtri(tail)).unsqueeze(-2)
+            u = (sign * normal_quantile(tail)).unsqueeze(-2)
             each = self.means + self.log_scales.exp() * u
             margin = 1e-3 * (1 + each.abs().amax(-2))
             start = find_root(
@@ -272,4 +272,4 @@ class NormalMixture(Base):
         z = attach_newton(value_and_log_slope, start, target)
         # The ends: the quantile is infinite there, and NaN beyond.
         side = torch.where(lower == (q < 0.5), 1.0, -1.0).to(q.dtype)
-        return torch.where(inside, z, side * torch.special.ndtri(q))
+        return torch.where(inside, z, side * normal_quantile(q))

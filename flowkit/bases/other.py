@@ -11,7 +11,11 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from flowkit.bases.base import Base
-from flowkit.bases.special import log_one_plus_square, log_student_survival
+from flowkit.bases.special import (
+    log_one_plus_square,
+    log_student_survival,
+    normal_quantile,
+)
 from flowkit.rounding import clamp_through, next_inside
 from flowkit.scalar.roots import attach_newton, find_root
 
@@ -237,7 +241,9 @@ class StudentT(Base):
         df = self.df
         eps = torch.randn(size, generator=generator, dtype=df.dtype, device=df.device)
         half = (0.5 * df).expand(size).contiguous()
-        gamma = torch._standard_gamma(half, generator=generator)
+        # Of half precision there is none.
+        wide = half.to(torch.promote_types(half.dtype, torch.float32))
+        gamma = torch._standard_gamma(wide, generator=generator).to(half.dtype)
         return eps * torch.rsqrt(gamma.clamp_min(torch.finfo(df.dtype).tiny) / half)
 
     def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -281,5 +287,5 @@ class StudentT(Base):
         goal = torch.where(reached, target, torch.full_like(target, math.log(2)))
         z = torch.where(reached, attach_newton(value_and_log_slope, near, goal), start)
         # The ends: the quantile is infinite there, and NaN beyond.
-        end_or_nan = torch.special.ndtri(q).abs()
+        end_or_nan = normal_quantile(q).abs()
         return torch.where(lower, -1.0, 1.0).to(q.dtype) * torch.where(inside, z, end_or_nan)

@@ -57,6 +57,7 @@ class Product(Base):
         order = torch.tensor(joined)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", order.argsort(), persistent=False)
+        self._places = sorted(range(len(joined)), key=joined.__getitem__)
 
     def _parts(self) -> list[Base]:
         return list(self.bases)  # type: ignore[arg-type]
@@ -71,7 +72,7 @@ class Product(Base):
             # A product of its own holds one constraint a feature already.
             own = inner.cseq if isinstance(inner, type(constraints.cat([]))) else None
             parts += own or [inner] * base.event_shape[0]
-        parts = [parts[i] for i in self.get_buffer("back").tolist()]
+        parts = [parts[i] for i in self._places]
         return constraints.independent(constraints.cat(parts, -1, [1] * len(parts)), 1)
 
     def _groups(self, z: Tensor) -> tuple[Tensor, ...]:

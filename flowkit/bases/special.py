@@ -34,6 +34,8 @@ def log_normal_survival(z: Tensor) -> Tensor:
         >>> torch.autograd.grad(value.sum(), z)[0].tolist()[1:]
         [-10000.0, -1.0000000200408773e+20]
     """
+    # In half precision erfc would be zero long before the continued fraction begins.
+    dtype, z = z.dtype, z.to(torch.promote_types(z.dtype, torch.float32))
     # Not abs, which has no slope at zero.
     positive = z > 0
     distance = torch.where(positive, z, -z)
@@ -48,7 +50,12 @@ def log_normal_survival(z: Tensor) -> Tensor:
     half = 0.5 * torch.erfc(near * math.sqrt(0.5))
     log_upper = torch.where(far, log_tail, half.log())
     upper = torch.where(far, log_tail.exp(), half)
-    return torch.where(positive, log_upper, torch.log1p(-upper))
+    return torch.where(positive, log_upper, torch.log1p(-upper)).to(dtype)
+
+
+def normal_quantile(q: Tensor) -> Tensor:
+    """``ndtri``, also in half precision, in which torch has none."""
+    return torch.special.ndtri(q.to(torch.promote_types(q.dtype, torch.float32))).to(q.dtype)
 
 
 def log_one_plus_square(z: Tensor, df: Tensor) -> Tensor:

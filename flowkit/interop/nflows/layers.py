@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkit.transforms import Transform
+from flowkit.transforms.region import Region
 
 
 class OnFeatures(Transform):
@@ -35,6 +36,26 @@ class OnFeatures(Transform):
         self.needs_context = transform.needs_context
         self.constant_log_det = transform.constant_log_det
         self.register_buffer("index", torch.tensor(list(index), dtype=torch.long), False)
+
+    @property
+    def restricts(self) -> bool:
+        """Whether the transform does."""
+        return self.transform.restricts
+
+    def map_region(
+        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+    ) -> Region | None:
+        """Carry the part of the transform; the rest stays."""
+        part = Region(*(end.index_select(-1, self.index) for end in region))
+        moved = self.transform.map_region(part, context, inverse=inverse)
+        if moved is None:
+            return None
+        return Region(*(self._put(old, new) for old, new in zip(region, moved, strict=True)))
+
+    def _put(self, whole: Tensor, part: Tensor) -> Tensor:
+        """``whole`` with other numbers for the features of the transform."""
+        whole = whole.expand(*part.shape[:-1], whole.shape[-1])
+        return whole.index_copy(-1, self.index, part)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map the features of the transform."""
