@@ -377,7 +377,15 @@ class Flow(nn.Module):
             infinite x, NaN where x is NaN (or infinite on a circle, which has no such point).
 
         Raises:
+            ShapeError: If x or the context does not fit, or is of another dtype or device.
             StochasticFlowError: If a layer is stochastic.
+
+        Example:
+            >>> import torch
+            >>> from flowkit import elementwise_flow
+            >>> positive = elementwise_flow(1, lower=0)
+            >>> positive.log_prob(torch.tensor([[-1.0], [1.0]])).isfinite()
+            tensor([False,  True])
         """
         return self(x, context)
 
@@ -388,7 +396,7 @@ class Flow(nn.Module):
         n: int = 1,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        r"""A stochastic lower bound of the log-density, from ``n`` paths a row.
+        r"""A stochastic lower bound of the log-density, from ``n`` paths per row.
 
         :math:`\log \frac1n \sum_j p_Z(z_j)\, \tilde q_j(z_j \to x) / q_j(x \to z_j)`. Its
         expectation is at most the log-density, grows with ``n``, and is equal to it without
@@ -767,7 +775,17 @@ class Flow(nn.Module):
         return self.log_cdf(x, context).exp()
 
     def survival(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        r"""``P(X > x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``."""
+        r"""``P(X > x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``.
+
+        1 below the support, 0 above it: the survival curve of a waiting time.
+
+        Example:
+            >>> import torch
+            >>> from flowkit import elementwise_flow
+            >>> waiting = elementwise_flow(1, lower=0)
+            >>> waiting.survival(torch.tensor([[-1.0], [0.0], [1.0]])).detach()
+            tensor([1.0000, 1.0000, 0.5000])
+        """
         return self.log_survival(x, context).exp()
 
     def quantile(self, q: Tensor, context: Tensor | None = None) -> Tensor:

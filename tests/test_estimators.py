@@ -434,7 +434,7 @@ def test_unusable_data_are_refused(X, error, text):
         ({"epochs": 0}, DataError, "epochs to be a whole number >= 1, got 0"),
         ({"batch_size": 0.5}, DataError, "batch_size to be a whole number >= 1, got 0.5"),
         ({"dequantize": -1}, DataError, "dequantize to be None, a width >= 0, or 2 of them"),
-        ({"dequantize": [1, 1, 1]}, DataError, r"one a column of X; got \[1, 1, 1\]"),
+        ({"dequantize": [1, 1, 1]}, DataError, r"one per column of X; got \[1, 1, 1\]"),
         ({"dequantize": "auto"}, DataError, "got 'auto'"),
         ({"device": "gpu"}, DataError, "cannot train on device 'gpu'.*remedy: device='cpu'"),
         ({"random_state": "zero"}, ValueError, "'zero' cannot be used to seed"),

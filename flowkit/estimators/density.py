@@ -43,16 +43,16 @@ class FlowDensity(DensityMixin, BaseEstimator):
         options: Arguments of the recipe other than ``features``, such as
             ``{"layers": 4, "hidden": (64, 64)}``; ``None`` for its defaults. A grid search runs
             over a list of such dicts.
-        epochs: Largest number of passes over the training rows.
-        batch_size: Rows a step.
+        epochs: Maximum number of epochs.
+        batch_size: Rows per step.
         lr: Learning rate of Adam, lowered to zero along a cosine over ``epochs``.
         validation: Fraction of the rows held out to choose the best epoch, in [0, 1); ``0`` or
             ``None`` trains on all rows for all epochs.
         patience: Epochs without a better validation likelihood before stopping; ``None`` for no
             limit.
         dequantize: Width w of the cells to which the data were rounded, in the units of the data:
-            one number, or one a column with 0 for columns that were not rounded. ``1`` suits whole
-            numbers. A value stands for the cell :math:`[x - w/2, x + w/2)` around it (see
+            one number, or one per column with 0 for columns that were not rounded. ``1`` suits
+            integers. A value stands for the cell :math:`[x - w/2, x + w/2)` around it (see
             :func:`flowkit.datasets.dequantize`): every training step sees :math:`x + u`,
             :math:`u \sim U[-w/2, w/2)`, drawn anew; scores are averages of the density over the
             cell, and samples are rounded back. Without it, a column with many ties is fitted by
@@ -291,7 +291,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             )
 
     def _cell_widths(self, columns: int) -> np.ndarray:
-        """Widths of the rounding cells, one a column."""
+        """Widths of the rounding cells, one per column."""
         given = 0.0 if self.dequantize is None else self.dequantize
         try:
             width = np.asarray(given, dtype=np.float64)
@@ -300,7 +300,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         if width.shape not in ((), (columns,)) or not np.all((width >= 0) & np.isfinite(width)):
             raise DataError(
                 f"FlowDensity expected dequantize to be None, a width >= 0, or {columns} of them, "
-                f"one a column of X; got {self.dequantize!r}"
+                f"one per column of X; got {self.dequantize!r}"
             )
         return np.broadcast_to(width, (columns,)).copy()
 

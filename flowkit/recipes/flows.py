@@ -145,7 +145,7 @@ def coupling_flow(
             ``(in_features, out_features, context=...) -> nn.Module``, which ignores ``hidden`` and
             ``activation`` and cannot be saved by name.
         linear: What mixes the features between layers: ``"lu"``, ``"orthogonal"``,
-            ``"permutation"``, or ``None``, where the two halves take turns.
+            ``"permutation"``, or ``None``, where the two halves alternate.
         base: ``"normal"``, ``"student_t"``, ``"logistic"`` or ``"mixture"``.
         lower: Where the data begin: a number, or one for each feature, ``None`` or ``-inf`` where
             there is no such end. ``lower=0`` is for positive data. See
@@ -204,7 +204,7 @@ def autoregressive_flow(
     standardize: bool = True,
     seed: int = 0,
 ) -> Flow:
-    """A stack of masked autoregressive layers: the best fit a layer, sampled feature by feature.
+    """A stack of masked autoregressive layers: the best fit per layer, sampled feature by feature.
 
     With ``scalar="affine"`` a masked autoregressive flow (MAF), with splines an autoregressive
     neural spline flow. ``linear=None`` reverses the order in every second layer; see
@@ -322,7 +322,7 @@ def box_flow(
     For pixels, proportions, ranks and other bounded data. Every second layer reverses the order.
 
     Args:
-        lower: Lower ends of the box, one a feature, or one number for all features.
+        lower: Lower ends of the box, one per feature, or one number for all features.
         upper: Upper ends, likewise.
         features: Number of features; needed only where both ends are one number.
         context: Number of context features.

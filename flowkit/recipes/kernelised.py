@@ -76,7 +76,7 @@ def kernelised_flow(
             ``features -> Kernel``, which cannot be saved by name.
         scalar: ``"affine"``, ``"spline"``, ``"mixture"``, or a scalar map.
         linear: What mixes the features between layers: ``"lu"``, ``"orthogonal"``,
-            ``"permutation"``, or ``None``, where the two halves take turns.
+            ``"permutation"``, or ``None``, where the two halves alternate.
         mean: Whether an affine function is added to each expansion.
         learn_points: Whether points are learned, or stay where the first fit puts them, on the
             data as they reach the layer then.

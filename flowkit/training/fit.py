@@ -87,10 +87,10 @@ def fit(
         objective: What to minimise; maximum likelihood by default.
         validation: Fraction of the rows held out, or separate validation data, or ``None``. A
             validation loss that is not finite is an error, as one of training is.
-        epochs: Passes over the training rows. The last incomplete batch of a pass is left out;
-            rows are shuffled anew for each.
+        epochs: Maximum number of epochs. The last incomplete batch of an epoch is left out; rows
+            are shuffled anew for each.
         steps: Optimiser steps instead of epochs.
-        batch_size: Rows a step, over all processes together; not read without data.
+        batch_size: Rows per step, over all processes together; not read without data.
         lr: Learning rate of the default optimiser, Adam.
         optimizer: Callable from parameters to an optimiser, instead of Adam. One whose step needs
             a closure, such as ``torch.optim.LBFGS``, evaluates the loss of a batch several times a
@@ -100,7 +100,7 @@ def fit(
             and total number of steps to a scheduler that is stepped every step, or, if it wants a
             metric as ``ReduceLROnPlateau`` does, every epoch with the validation loss, or without
             validation with the training loss.
-        clip: Largest norm of the gradient, above 0; ``None`` for no limit.
+        clip: Maximum norm of the gradient, above 0; ``None`` for no limit.
         patience: Epochs without a better validation loss before stopping; ``None`` for no limit.
         ema: Decay of an exponential moving average of the weights, which is then what is validated
             and restored; ``history.train`` is the loss of the weights themselves. It begins with
