@@ -108,27 +108,29 @@ class Flow(nn.Module):
         That part would have no samples, and the density would not integrate to one.
         """
         like = self._like()
-        turned = any(turned and t.restricts for t, turned in layers_in_order(self.transform))
-        if not turned or like.is_meta:
+        way = list(layers_in_order(self.transform, inverse=True))
+        if like.is_meta or not any(t.restricts and not turned for t, turned in way):
             return
-        noise = region_of(self.base.support, self.base.event_shape, like)
-        if noise is None:
-            return
-        with torch.no_grad():
-            data = self.transform.map_region(noise)
-            reached = None if data is None else self.transform.map_region(data, inverse=False)
-        if reached is None:
-            return
-        # Finite ends may meet those of the base once the layers have started from data.
-        cut = noise.lower.isinf() & reached.lower.isfinite()
-        cut = cut | (noise.upper.isinf() & reached.upper.isfinite())
-        if cut.any():
-            raise ShapeError(
-                f"{self.transform.label} maps data only to noise between "
-                f"{reached.lower.tolist()} and {reached.upper.tolist()}, but the base "
-                f"{type(self.base).__name__} goes on beyond; remedy: a base between these ends, "
-                "such as Uniform, or the other direction of the layer (.inv)"
-            )
+        region = region_of(self.base.support, self.base.event_shape, like)
+        for layer, turned in way:
+            if region is None:
+                return
+            if layer.restricts and not turned:
+                shape = tuple(region.lower.shape[region.lower.ndim - layer.event_ndim :])
+                ends = region_of(layer.domain, shape, like)
+                # Finite ends may meet those of the noise once the layers have started from data.
+                if ends is not None and bool(
+                    (region.lower.isinf() & ends.lower.isfinite()).any()
+                    | (region.upper.isinf() & ends.upper.isfinite()).any()
+                ):
+                    raise ShapeError(
+                        f"{layer.label}, inverted, maps data only to noise between "
+                        f"{ends.lower.tolist()} and {ends.upper.tolist()}, but noise of the base "
+                        f"{type(self.base).__name__} goes on beyond; remedy: a base between these "
+                        "ends, such as Uniform, or the other direction of the layer (.inv)"
+                    )
+            with torch.no_grad():
+                region = layer.map_region(region, inverse=turned)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the log-density and sampling in place, with the arguments of ``torch.compile``.

@@ -13,12 +13,15 @@ from flowkit.bases import DiagonalNormal, NormalMixture, StandardNormal, Student
 from flowkit.errors import ShapeError
 from flowkit.scalar import Affine
 from flowkit.transforms import (
+    ActNorm,
     Box,
     Chart,
     Compose,
+    Coupling,
     Elementwise,
     Log,
     Logit,
+    LULinear,
     Permutation,
     Standardize,
     Unconstrain,
@@ -34,6 +37,8 @@ HALVES = [torch.float16, torch.bfloat16]
         lambda: Logit(2).inv,
         lambda: Compose(Unconstrain([None, None], [1.0, None]).inv, Permutation([1, 0])),
         lambda: Compose(Compose(Log(2), Standardize(2)), Compose(Log(2)).inv),
+        lambda: Compose(ActNorm(2), Logit(2).inv, LULinear(2), Coupling([0, 1])),
+        lambda: Compose(Elementwise(2, Affine(), 1), Log(2), Logit(2).inv, Logit(2).inv),
     ],
 )
 def test_a_base_that_goes_on_beyond_what_data_are_mapped_to_is_refused(make):
