@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkit.energies.target import Target
 from flowkit.errors import DataError, NonFiniteEnergyError, StochasticFlowError
 from flowkit.gradients import ordinary
-from flowkit.noise import drawing_from
+from flowkit.noise import drawing_from, lending_global, redirected
 
 if TYPE_CHECKING:
     from flowkit.flow import Flow
@@ -181,9 +181,12 @@ def _neutra(
 
     home = None if generator is None else generator.device
     seed = int(torch.randint(2**31, (), generator=generator, device=home))
+    # Pyro draws from the global state. To lend it is much faster than to redirect every operation,
+    # but does not reach draws that are redirected already.
+    draws = drawing_from if redirected() else lending_global
     runs, rates, divergent = [], [], 0
     with (
-        drawing_from(torch.Generator().manual_seed(seed)),
+        draws(torch.Generator().manual_seed(seed)),
         torch.inference_mode(False),
         torch.enable_grad(),
     ):

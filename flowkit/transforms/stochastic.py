@@ -263,7 +263,7 @@ class Dequantize(StochasticTransform):
         """Add uniform noise."""
         if not x.is_floating_point():
             x = x.to(self.like.dtype)
-        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) - 0.5
+        noise = torch.empty_like(x).uniform_(-0.5, 0.5, generator=generator)
         # Rounding must not carry an integer into the next one's cell.
         here = x.detach()
         low, high = torch.nextafter(here - 0.5, here), torch.nextafter(here + 0.5, here)
