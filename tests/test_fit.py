@@ -822,6 +822,8 @@ class TestWeights:
         x, weight, seen = rows(30), torch.arange(1.0, 31.0), []
 
         class Watch(Objective):
+            reads = frozenset({"x", "weight", "number"})
+
             def forward(self, flow, batch):
                 seen.append(batch)
                 return MaximumLikelihood()(flow, batch)

@@ -135,6 +135,8 @@ class TestNames:
         data = {"x": rows(), "weight": torch.ones(200)}
         with pytest.warns(UserWarning, match="nothing has read 'weight' .* in the first epoch"):
             fit(small(), data, Unweighted(), **{**QUIET, "epochs": 2})
+        with pytest.warns(UserWarning, match="nothing has read 'temperature' .* leave it out"):
+            fit(small(), {"x": rows(), "temperature": torch.ones(200)}, Unweighted(), **QUIET)
         fit(small(), {"x": rows(), "temperature": torch.ones(200)}, Own(), **QUIET)
         data = {"x": rows(), "temperature": torch.ones(200), "weights": torch.ones(200)}
         with pytest.warns(UserWarning, match="nothing has read 'weights'.*mean 'weight'"):
@@ -239,6 +241,14 @@ class TestCircles:
             with pytest.warns(UserWarning, match=message + r".*bounds=\[\(0, 360\)\]") as caught:
                 fit(flow, self.degrees, **QUIET)
             assert len(caught) == 1
+
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_a_few_degrees_far_from_the_circle_are_one_warning(self, sign):
+        # 10 degrees are 1.6 turns, but 175 degrees are 27 turns away.
+        few = sign * torch.linspace(175, 185, 100)[:, None]
+        with pytest.warns(UserWarning, match="lie many turns away .the first 29 turns") as caught:
+            fit(smooth_flow(1, circular=True, hidden=(8,)), few, **QUIET)
+        assert len(caught) == 1
 
     def test_bounds_in_degrees_or_some_turns_are_none(self):
         torch.manual_seed(0)

@@ -21,7 +21,7 @@ _ROWS_AT_MOST = 2000
 _NUMBERS_AT_MOST = 4_000_000
 _NO_COLUMNS = ("weight", "group", "row")
 _ENOUGH_ROWS = 20
-_TURNS = 3
+_TURNS, _TURNS_AWAY = 3, 5
 # More than drawing with replacement gives one row.
 _AT_ONE_VALUE = 10
 
@@ -125,7 +125,9 @@ def lost_digits(
 
 
 def turns(flow: Flow, rows: Rows) -> str:
-    """Say which circular columns span many turns: they are more likely in another unit.
+    """Say which circular columns span many turns, or lie many turns away.
+
+    They are more likely in another unit.
 
     Circles are those of the first layer, which reads the data modulo a turn.
     """
@@ -139,17 +141,24 @@ def turns(flow: Flow, rows: Rows) -> str:
     x = rows.column("x", some_rows(len(rows), len(layer.circular)))
     if x is None:
         return ""
-    span = (x.amax(0) - x.amin(0)) / (ends[1] - ends[0])
-    many = (torch.tensor(layer.circular) & (span > _TURNS)).nonzero().flatten().tolist()
-    if not many:
-        return ""
-    lower, upper = ends[:, many[0]].tolist()
-    return (
-        f"x: circular column(s) {_named(many, rows.seen.columns)} span many turns (the first "
-        f"{float(span[many[0]]):.0f} turns of [{lower:g}, {upper:g}]), and {layer.label} reads "
-        "them modulo a turn; remedy: bounds of one turn in the unit of the data, as "
-        "bounds=[(0, 360)] for degrees, or values of one turn"
-    )
+    low, high, turn = x.amin(0), x.amax(0), ends[1] - ends[0]
+    span = (high - low) / turn
+    away = torch.maximum(high - ends[1], ends[0] - low) / turn
+    circular = torch.tensor(layer.circular)
+    for found, most, what in (
+        (span, _TURNS, "span many turns"),
+        (away, _TURNS_AWAY, "lie many turns away"),
+    ):
+        many = (circular & (found > most)).nonzero().flatten().tolist()
+        if many:
+            lower, upper = ends[:, many[0]].tolist()
+            return (
+                f"x: circular column(s) {_named(many, rows.seen.columns)} {what} (the first "
+                f"{float(found[many[0]]):.0f} turns of [{lower:g}, {upper:g}]), and {layer.label} "
+                "reads them modulo a turn; remedy: bounds of one turn in the unit of the data, as "
+                "bounds=[(0, 360)] for degrees, or values of one turn"
+            )
+    return ""
 
 
 def some_rows(rows: int, size: int) -> Tensor:

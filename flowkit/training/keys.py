@@ -73,8 +73,7 @@ def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, wh
 def nothing_read(given: Collection[str], read: Collection[str], weighted: bool) -> str:
     """What to warn of after an epoch of an objective that does not state what it reads.
 
-    Of other names of its own it may keep batches for later; of ``x`` a flow starts, and groups
-    are read by ``fit``.
+    Not of ``x``, from which a flow starts, and not of groups, which ``fit`` reads.
 
     Args:
         given: Names in the data.
@@ -82,8 +81,8 @@ def nothing_read(given: Collection[str], read: Collection[str], weighted: bool) 
         weighted: Whether the data have weights, and not the groups alone.
     """
     for name in given:
-        near = _nearest(name, {*_OWN, *read} - {*given})
-        if name not in read and (near or name == "context" or (weighted and name == "weight")):
+        if name not in {*read, "x", "group"} and (weighted or name != "weight"):
+            near = _nearest(name, {*_OWN, *read} - {*given})
             remedy = near or "leave it out, or read it in the objective"
             return f"nothing has read {name!r} of the data in the first epoch; remedy: {remedy}"
     return ""
