@@ -67,7 +67,8 @@ def lending_global(generator: torch.Generator) -> Iterator[None]:
 def may_draw(module: nn.Module, contracts: tuple[type, ...] = ()) -> bool:
     """Whether a part of a module may draw random numbers without naming a generator.
 
-    These are active dropouts and their kin, and every module from outside flowkit and torch.
+    These are active dropouts and their kin, poolings of random regions, and every module from
+    outside flowkit and torch.
 
     Args:
         module: The module.
@@ -83,7 +84,9 @@ def _may_draw(part: nn.Module, contracts: tuple[type, ...]) -> bool:
         return part.dropout > 0
     home = type(part).__module__
     known = home.startswith(("flowkit.", "torch.nn.", "nflows.")) or isinstance(part, contracts)
-    return isinstance(part, nn.RReLU) or not known
+    return (
+        isinstance(part, (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)) or not known
+    )
 
 
 def redirected() -> bool:

@@ -418,7 +418,8 @@ class TestRedirectedDraws:
 def test_what_may_draw_is_found():
     assert not may_draw(small())
     assert not may_draw(nn.Sequential(nn.Linear(2, 2), nn.SiLU(), nn.Dropout(0.0)))
-    for net in (nn.Dropout(0.1), nn.RReLU(), nn.LSTM(2, 2, 2, dropout=0.1), Own()):
+    pool = nn.FractionalMaxPool2d(2, output_ratio=0.5)
+    for net in (nn.Dropout(0.1), nn.RReLU(), nn.LSTM(2, 2, 2, dropout=0.1), pool, Own()):
         assert may_draw(nn.Sequential(net))
     assert not may_draw(nn.LSTM(2, 2))
     assert not may_draw(Old(), (Objective,))
