@@ -101,8 +101,10 @@ class Conditioner(nn.Module):
 
     def _act_on_new(self, x: Tensor) -> Tensor:
         """The activation of a tensor that nothing else reads, without another one if it can be."""
-        act = _IN_PLACE.get(self.activation, ACTIVATIONS[self.activation])
-        return act(x)
+        # TorchScript makes leaves and views of what it differentiates.
+        if torch.jit.is_tracing():
+            return self._act(x)
+        return _IN_PLACE.get(self.activation, ACTIVATIONS[self.activation])(x)
 
     def _read(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Features and context side by side, soft-clipped."""
