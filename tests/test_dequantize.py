@@ -190,3 +190,16 @@ def test_the_command_line_scores_and_samples_as_the_estimator(counts, tmp_path, 
     assert (drawn == drawn.round()).all()
     assert abs(drawn.mean() - counts.mean()) < 4 * math.sqrt(1.5 / 20_000) + 0.06
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (torch.tensor([1 + 1j]), {}, "real numbers, got torch.complex64"),
+        ([1, 2], {}, "a tensor of real numbers, got list"),
+        (torch.tensor([1]), {"dtype": torch.int64}, "a floating dtype, got torch.int64"),
+    ],
+)
+def test_dequantize_refuses_what_holds_no_real_numbers(values, options, message):
+    with pytest.raises(DataError, match=message):
+        dequantize(values, **options)

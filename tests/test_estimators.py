@@ -484,3 +484,15 @@ def test_a_failed_fit_leaves_the_estimator_unfitted():
         model.fit(np.ones((5, 2)))
     with pytest.raises(NotFittedError, match="not fitted yet"):
         model.score_samples(np.ones((5, 2)))
+
+
+def test_masked_values_are_missing_and_not_what_is_behind_the_mask():
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    model = FlowDensity("elementwise_flow", epochs=1).fit(np.ma.masked_array(X, mask=False))
+    masked = np.ma.masked_array(X, mask=X > 1.5)
+    with pytest.raises(ValueError, match="NaN"):
+        FlowDensity("elementwise_flow", epochs=1).fit(masked)
+    with pytest.raises(ValueError, match="NaN"):
+        model.score_samples(masked)
+    with pytest.raises(ValueError, match="NaN"):
+        model.fit(X, sample_weight=np.ma.masked_array(np.ones(40), mask=X[:, 0] > 1))

@@ -30,7 +30,7 @@ def dequantize(values: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.floa
         Tensor of the shape of ``values``, from which ``round`` gives the integers back.
 
     Raises:
-        DataError: If an entry is not a finite whole number.
+        DataError: If an entry is not a finite whole number, or ``dtype`` not a floating one.
 
     References:
         Theis, van den Oord and Bethge, "A note on the evaluation of generative models",
@@ -43,6 +43,13 @@ def dequantize(values: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.floa
         >>> dequantize(grey, seed=1).round().int().tolist()
         [0, 17, 255]
     """
+    if not isinstance(values, Tensor) or values.is_complex():
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise DataError(
+            f"dequantize expected a tensor of real numbers, got {got}; remedy: torch.as_tensor"
+        )
+    if not dtype.is_floating_point:
+        raise DataError(f"dequantize expected a floating dtype, got {dtype}")
     whole = values.double()
     if not bool(torch.isfinite(whole).all()) or not torch.equal(whole, whole.round()):
         raise DataError(

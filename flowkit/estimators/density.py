@@ -157,7 +157,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             flowkit.errors.DataError: column(s) 1 of X are constant, so they have no density;
             remedy: drop them, or set dequantize to the width to which they were rounded
         """
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        X = validate_data(self, _unmasked(X), dtype=np.float64, ensure_min_samples=2)
         self._check_validation()
         width = self._cell_widths(X.shape[1])
         weight = _check_weight(sample_weight, len(X))
@@ -212,7 +212,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             (4,)
         """
         check_is_fitted(self, "flow_")
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = validate_data(self, _unmasked(X), dtype=np.float64, reset=False)
         device = self.flow_.initialized.device
         self.lattice_.check(X, "score_samples", self._names(X.shape[1]))
         parts = [
@@ -347,12 +347,17 @@ class FlowDensity(DensityMixin, BaseEstimator):
         return flow
 
 
+def _unmasked(values: Any) -> Any:
+    """Masked values as NaN, which is refused; scikit-learn would read what is behind the mask."""
+    return np.ma.filled(values.astype(float), np.nan) if np.ma.isMaskedArray(values) else values
+
+
 def _check_weight(sample_weight: Any, rows: int) -> np.ndarray | None:
     """Weights with mean 1 over the rows that count."""
     if sample_weight is None:
         return None
     weight = check_array(
-        sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight"
+        _unmasked(sample_weight), ensure_2d=False, dtype=np.float64, input_name="sample_weight"
     )
     if weight.shape != (rows,):
         raise DataError(
