@@ -205,6 +205,9 @@ class Flow(nn.Module):
     def in_support(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Whether the density is positive: where ``log_prob`` is finite, ``(*batch,)``.
 
+        With a stochastic layer there is no ``log_prob``: the box of :meth:`region` tells, and if
+        that is not known, every finite x counts.
+
         Args:
             x: ``(*batch, *event)``.
             context: ``(*b, C)``, where the support depends on it.
