@@ -505,6 +505,12 @@ class TestItemsOfDatasets:
         with pytest.raises(DataError, match="different names.*remedy: the same names"):
             fit(small(), items, **QUIET)
 
+    @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,), lambda x: {"x": x}])
+    def test_masked_items_are_refused_and_not_read_behind_the_mask(self, wrap):
+        x = np.ma.masked_array(rows(60).numpy(), mask=rows(60).numpy() > 1.5)
+        with pytest.raises(DataError, match="masked arrays.*remedy"):
+            fit(small(), Made(lambda i: wrap(x[i])), **QUIET)
+
     def test_complex_items_are_refused_and_not_cut_to_their_real_part(self):
         x = rows(60).to(torch.complex64)
         with pytest.raises(DataError, match="x expected real numbers, got torch.complex64"):

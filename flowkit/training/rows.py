@@ -193,7 +193,7 @@ class DatasetRows:
         """
         try:
             given = [self.dataset[i] for i in index.tolist()]
-            _check_names(given)
+            _check_items(given)
             items = default_collate(given)
         except (TypeError, RuntimeError) as error:
             raise DataError(
@@ -226,8 +226,17 @@ class DatasetRows:
         return self.items(index)[name].cpu().double()
 
 
-def _check_names(items: list[Any]) -> None:
-    """Refuse dicts of different names, of which those of the first would be taken."""
+def _check_items(items: list[Any]) -> None:
+    """Refuse what torch would collate in part: dicts of different names, and masked arrays."""
+    for item in items:
+        parts: Any = item.values() if isinstance(item, Mapping) else item
+        if not isinstance(item, (Mapping, tuple, list)):
+            parts = [item]
+        if any(map(np.ma.isMaskedArray, parts)):
+            raise DataError(
+                "the items of the dataset are masked arrays, whose masks torch drops; remedy: "
+                "leave out the items with masked values"
+            )
     names = [list(item) for item in items if isinstance(item, Mapping)]
     other = next((some for some in names if set(some) != set(names[0])), None)
     if other is not None:
