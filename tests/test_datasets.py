@@ -268,9 +268,9 @@ def test_dequantize_never_leaves_the_cell_in_low_precision():
 
 
 def test_dequantize_refuses_fractions():
-    with pytest.raises(DataError, match="whole numbers"):
+    with pytest.raises(DataError, match="expected integers"):
         dequantize(torch.tensor([0.5]))
-    with pytest.raises(DataError, match="whole numbers"):
+    with pytest.raises(DataError, match="expected integers"):
         dequantize(torch.tensor([math.inf]))
 
 

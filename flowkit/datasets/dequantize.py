@@ -30,7 +30,8 @@ def dequantize(values: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.floa
         Tensor of the shape of ``values``, from which ``round`` gives the integers back.
 
     Raises:
-        DataError: If an entry is not a finite whole number, or ``dtype`` not a floating one.
+        DataError: If an entry is not a finite integer, or so large that ``dtype`` has no digits
+            left for noise, or ``dtype`` is not a floating one.
 
     References:
         Theis, van den Oord and Bethge, "A note on the evaluation of generative models",
@@ -53,8 +54,15 @@ def dequantize(values: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.floa
     whole = values.double()
     if not bool(torch.isfinite(whole).all()) or not torch.equal(whole, whole.round()):
         raise DataError(
-            "dequantize expected whole numbers, got entries with a fraction or not finite; "
+            "dequantize expected integers, got entries with a fraction or not finite; "
             "round them to the unit of record, or leave such columns as they are"
+        )
+    largest = float(whole.abs().amax()) if whole.numel() else 0.0
+    if largest * torch.finfo(dtype).eps >= 1:
+        raise DataError(
+            f"dequantize expected numbers that leave {dtype} digits for noise, below "
+            f"{1 / torch.finfo(dtype).eps:g}, got {largest:g}; remedy: dtype=torch.float64, or "
+            "subtract an offset"
         )
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(whole.shape, generator=generator, dtype=torch.float64) - 0.5
