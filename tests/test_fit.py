@@ -358,7 +358,7 @@ def test_losses_of_an_accelerator_are_read_rarely_and_named_exactly(monkeypatch)
     monkeypatch.setattr(Run, "_check", late)
     monkeypatch.setattr(Run, "_clip", lambda run, check, *rest: clip(run, False, *rest))
     with pytest.raises(NonFiniteLossError, match="nan at step 7"):
-        fit(small(), rows(), Fails(), steps=12, validation=None, epochs=9, **QUIET)
+        fit(small(), rows(), Fails(), steps=12, validation=None, **QUIET)
 
 
 def test_a_second_fit_goes_on_instead_of_starting_over():

@@ -149,8 +149,8 @@ class TestDirections:
     """What each option does, against what it says."""
 
     def fitted(self, **options):
-        flow = small()
-        history = fit(flow, rows() * 3, **{"epochs": 2, **QUIET, **options})
+        flow, length = small(), {} if "steps" in options else {"epochs": 2}
+        history = fit(flow, rows() * 3, **{**length, **QUIET, **options})
         return flow, history
 
     def moved(self, **options):
@@ -176,7 +176,9 @@ class TestDirections:
     def test_epochs_steps_and_batch_size_count(self):
         assert self.fitted(epochs=3)[1].steps == [3, 6, 9]
         assert self.fitted(epochs=3, batch_size=30)[1].steps == [6, 12, 18]
-        assert self.fitted(epochs=3, steps=7)[1].steps == [3, 6, 7]
+        assert self.fitted(steps=7)[1].steps == [3, 6, 7]
+        with pytest.raises(DataError, match="epochs=3 and steps=7; remedy: leave one"):
+            self.fitted(epochs=3, steps=7)
         seen = []
 
         class Watch(MaximumLikelihood):

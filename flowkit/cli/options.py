@@ -75,8 +75,9 @@ def make_parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Pa
     command.add_argument(
         "--validation", type=float, default=0.1, help="fraction of the rows held out, in [0, 1)"
     )
-    command.add_argument("--epochs", type=positive, default=100, help="maximum number of epochs")
-    command.add_argument("--steps", type=positive, help="optimiser steps, instead of epochs")
+    length = command.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=positive, help="maximum number of epochs (100)")
+    length.add_argument("--steps", type=positive, help="optimiser steps, in place of epochs")
     command.add_argument("--batch-size", type=positive, default=256, help="rows per step")
     command.add_argument("--lr", type=_above_zero, default=1e-3, help="learning rate")
     command.add_argument(

@@ -44,7 +44,7 @@ def fit(
     objective: Objective | None = None,
     *,
     validation: Any = 0.1,
-    epochs: int = 100,
+    epochs: int | None = None,
     steps: int | None = None,
     batch_size: int = 256,
     lr: float = DEFAULT_LR,
@@ -87,9 +87,9 @@ def fit(
         objective: What to minimise; maximum likelihood by default.
         validation: Fraction of the rows held out, or separate validation data, or ``None``. A
             validation loss that is not finite is an error, as one of training is.
-        epochs: Maximum number of epochs. The last incomplete batch of an epoch is left out; rows
-            are shuffled anew for each.
-        steps: Optimiser steps instead of epochs.
+        epochs: Maximum number of epochs, 100 by default. The last incomplete batch of an epoch is
+            left out; rows are shuffled anew for each.
+        steps: Number of optimiser steps, in place of ``epochs``.
         batch_size: Rows per step, over all processes together; not read without data.
         lr: Learning rate of the default optimiser, Adam.
         optimizer: Callable from parameters to an optimiser, instead of Adam. One whose step needs
@@ -151,8 +151,14 @@ def fit(
     _check_objects(flow, objective, optimizer, scheduler, fabric)
     _check_precision(flow, fabric)
     callbacks = _check_callbacks(callbacks)
-    epochs, batch_size = _whole("epochs", epochs), _whole("batch_size", batch_size)
+    if epochs is not None and steps is not None:
+        raise DataError(
+            f"fit expected epochs or steps, got epochs={epochs!r} and steps={steps!r}; remedy: "
+            "leave one of them out"
+        )
+    epochs = _whole("epochs", 100 if epochs is None else epochs)
     steps = None if steps is None else _whole("steps", steps)
+    batch_size = _whole("batch_size", batch_size)
     patience = None if patience is None else _whole("patience", patience)
     seed, lr = _whole("seed", seed, least=0), _positive("lr", lr)
     clip = None if clip is None else _positive("clip", clip)

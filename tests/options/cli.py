@@ -38,7 +38,8 @@ def run(*words: Any) -> tuple[int, str, str]:
 
 def once(words: tuple[str, ...], defaults: dict[str, Any]) -> list[Any]:
     """Options with defaults for those that are not among the words."""
-    return [w for name, value in defaults.items() if name not in words for w in (name, *value)]
+    given = {*words, *(("--epochs",) if "--steps" in words else ())}
+    return [w for name, value in defaults.items() if name not in given for w in (name, *value)]
 
 
 FEW = {

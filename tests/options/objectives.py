@@ -25,7 +25,7 @@ from flowkit.bases import StandardNormal
 from flowkit.energies import DoubleWell
 from flowkit.objectives import Loss, Objective
 from flowkit.objectives.base import Batch
-from flowkit.transforms import Compose, DenseLinear, Dequantize, Logit
+from flowkit.transforms import Compose, DenseLinear, Dequantize, Logit, Standardize
 
 from .harness import Fresh, differs, draws, falls, of, rises, same
 from .parts import UNIT, X, plain, rows, spring, stirred, targets
@@ -88,7 +88,9 @@ of(
         "reinforce", see=lambda **o: gradient(PathKL(WELL, **o), {}, stirred(chain, 0))
     ),
 )
-prepared = stirred(Flow(Compose(Logit(2), Logit(2).inv, DenseLinear(2)), StandardNormal(2)))
+scaled = Standardize(2)
+scaled.initialize(3 * X)
+prepared = stirred(Flow(Compose(Logit(2), scaled, DenseLinear(2)), StandardNormal(2)))
 of(
     AfterPreprocessing,
     lambda **o: loss(AfterPreprocessing(ScoreMatching("exact"), **o), {"x": UNIT}, prepared),

@@ -128,7 +128,7 @@ def chains(**options: Any) -> Any:
 
 def neutra(**options: Any) -> Any:
     """Short chains of NUTS."""
-    return flow_mcmc(FLOW, well, 5, method="neutra", chains=1, warmup=2, **options).x
+    return flow_mcmc(FLOW, well, 12, method="neutra", chains=1, warmup=4, **options).x
 
 
 of(

@@ -18,6 +18,7 @@ from flowkit import (
 )
 from flowkit.bases import Uniform
 from flowkit.conditioners import MaskedMLP
+from flowkit.interop.nflows.layers import OnFeatures
 from flowkit.scalar import Affine
 from flowkit.support import Support
 from flowkit.transforms import (
@@ -99,6 +100,7 @@ carries(stirred(MaskedAutoregressive(1, Affine(), masked, 1)), box(1))
 carries(stirred(Coupling([True], Affine(), small, 1)), box(1))
 carries(Compose(moving, Permutation([1, 0])), box(2))
 carries(Inverse(moving), box(2))
+carries(OnFeatures(3, [0, 2], moving), box(3))
 carries(Permutation([1, 2, 0]), box(3), None)
 # A whole turn stays one, whichever way.
 carries(CircularShift(1, -1.0, 2.0), Region(*torch.tensor([[-1.0], [2.0]])), None, same(False))

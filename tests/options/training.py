@@ -146,7 +146,7 @@ of(
         shows(lambda losses: not losses, None, see=lambda **o: run(**o)[1].validation),
     ),
     epochs=rises(4, 6, base=2, see=epochs),
-    steps=rises(5, 9, base=2, see=steps),
+    steps=rises(5, 9, base=2, using={"epochs": None}, see=steps),
     batch_size=falls(16, 32, base=8, see=steps),
     lr=rises(1e-2, 3e-2, base=1e-3, see=moved),
     optimizer=differs(sgd, torch.optim.AdamW),
