@@ -1,5 +1,6 @@
 """A plotting call as the last line of a notebook's cell shows its picture, exactly once."""
 
+import os
 from pathlib import Path
 
 import nbformat
@@ -39,7 +40,10 @@ def outputs():
     """Outputs of all cells, run one after the other in one fresh kernel."""
     cells = [nbformat.v4.new_code_cell(code) for code in (SETUP, *CELLS.values())]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    NotebookClient(notebook, kernel_name="python3", timeout=300).execute()
+    # Jupyter chooses the backend of pyplot itself, unless the environment names one.
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    client = NotebookClient(notebook, kernel_name="python3", timeout=300)
+    client.execute(env=environment)
     return dict(zip(CELLS, (cell.outputs for cell in notebook.cells[1:]), strict=True))
 
 

@@ -80,7 +80,7 @@ class ExtremeValue(ScalarMap):
     with the hazard :math:`h(z) = \sqrt{2 / \pi}\, e^{-z^2/2} / \mathrm{erfc}(z / \sqrt2)`; no
     power of x is computed. The slope is continuous, the curvature jumps at zero. Near the largest
     numbers of the dtype (from :math:`1 + \xi_s |x|` of 3e25 on in float32, 1e295 in float64) the
-    exponential goes on along its tangent, so that every noise has a finite x that belongs to it.
+    exponential goes on along its tangent, so that every noise up to 1e5 has a finite x of its own.
 
     Two parameters per scalar: raw shapes of the left and the right tail,
     :math:`\xi = \log(1 + e^a) + 10^{-3}`.
