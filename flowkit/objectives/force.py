@@ -41,7 +41,7 @@ class ForceMatching(Objective):
 
     Raises:
         DataError: If ``energy`` and ``log_prob`` are both given, what is given is no function, or
-            returns something else than one number a row with a gradient to ``x``; if there is
+            returns something else than one number per row with a gradient to ``x``; if there is
             neither ``force`` nor an energy, or the forces have another shape than ``x``; if
             ``kT`` is not a finite number above 0, or is given for what is dimensionless.
         StochasticFlowError: If a layer of the flow is stochastic.

@@ -300,12 +300,12 @@ def _check_shapes(
     if "weight" in shapes and len(shapes["weight"]) != 1:
         raise DataError(
             f"weight expected shape (rows,), got {shapes['weight']}; remedy: weight.reshape(-1), "
-            "if it holds one number a row"
+            "if it holds one number per row"
         )
     got = shapes.get("context", ())
     if got and context is not None and (len(got) != 2 or context not in (0, got[1])):
         if len(got) == 1 and context < 2:
-            remedy = "context.reshape(-1, 1), if it holds one number a row"
+            remedy = "context.reshape(-1, 1), if it holds one number per row"
         elif len(got) > 2 and context in (0, math.prod(got[1:])):
             remedy = "context.flatten(1), or Flow(transform, base, embedding=net) with a network"
         elif len(got) > 2:

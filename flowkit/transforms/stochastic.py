@@ -181,7 +181,7 @@ class EnergyTransform(StochasticTransform):
         return x.sum(tuple(range(-self.event_ndim, 0)))
 
     def _as_rows(self, rows: Tensor) -> Tensor:
-        """A number a row ``(*batch,)``, to go with events."""
+        """One number per row ``(*batch,)``, to go with events."""
         return rows.reshape(*rows.shape, *(1,) * self.event_ndim)
 
     def _require_finite_start(self, energy: Tensor) -> None:
