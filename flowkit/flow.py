@@ -111,18 +111,14 @@ class Flow(nn.Module):
         way = list(layers_in_order(self.transform, inverse=True))
         if like.is_meta or not any(t.restricts and not turned for t, turned in way):
             return
-        region = region_of(self.base.support, self.base.event_shape, like)
+        region, fixed = region_of(self.base.support, self.base.event_shape, like), True
         for layer, turned in way:
             if region is None:
                 return
             if layer.restricts and not turned:
                 shape = tuple(region.lower.shape[region.lower.ndim - layer.event_ndim :])
                 ends = region_of(layer.domain, shape, like)
-                # Finite ends may meet those of the noise once the layers have started from data.
-                if ends is not None and bool(
-                    (region.lower.isinf() & ends.lower.isfinite()).any()
-                    | (region.upper.isinf() & ends.upper.isfinite()).any()
-                ):
+                if ends is not None and _goes_beyond(region, ends, fixed):
                     raise ShapeError(
                         f"{layer.label}, inverted, maps data only to noise between "
                         f"{ends.lower.tolist()} and {ends.upper.tolist()}, but noise of the base "
@@ -131,6 +127,7 @@ class Flow(nn.Module):
                     )
             with torch.no_grad():
                 region = layer.map_region(region, inverse=turned)
+            fixed = fixed and not layer.state_dict()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the log-density and sampling in place, with the arguments of ``torch.compile``.
@@ -857,3 +854,16 @@ class Flow(nn.Module):
         rows.append(("total parameters", sum(p.numel() for p in self.parameters())))
         width = max(28, *(len(name) for name, _ in rows))
         return "\n".join(f"{name:<{width}}{count:>8,}" for name, count in rows)
+
+
+def _goes_beyond(noise: Region, ends: Region, fixed: bool) -> bool:
+    """Whether noise has density beyond the ends of a layer, by more than rounding.
+
+    Finite ends count only if they are fixed: else they may meet once the layers between have
+    started from data or are trained.
+    """
+    slack = 16 * torch.finfo(ends.lower.dtype).eps
+    room = [slack * end.abs().clamp(min=1.0) for end in ends]
+    below = (noise.lower < ends.lower - room[0]) & (fixed | noise.lower.isinf())
+    above = (noise.upper > ends.upper + room[1]) & (fixed | noise.upper.isinf())
+    return bool((below | above).any())

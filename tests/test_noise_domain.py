@@ -46,6 +46,33 @@ def test_a_base_that_goes_on_beyond_what_data_are_mapped_to_is_refused(make):
         Flow(make(), StandardNormal(2))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Flow(Logit(1).inv, Uniform(1, -1.0, 1.0)),
+        lambda: Flow(Log(1).inv, Uniform(1, -0.5, 2.0)),
+        lambda: Flow(Compose(Logit(1).inv, Box([0.0], [2.0])), Uniform(1, -1.0, 1.0)),
+    ],
+)
+def test_fixed_ends_short_of_those_of_the_base_are_refused(make):
+    # Half, a fifth and half of the mass would have no samples.
+    with pytest.raises(ShapeError, match=r"maps data only to noise between .*remedy: a base"):
+        make()
+
+
+def test_finite_ends_that_fit_or_may_come_to_fit_are_taken():
+    x = torch.linspace(-30.0, 30.0, 60001, dtype=torch.float64).unsqueeze(-1)
+    for layers, base in (
+        ([Logit(1, 0.1, 0.7).inv], Uniform(1, 0.1, 0.7)),
+        ([Logit(1, 0.1, 0.7).inv, Box([0.1], [0.7])], Uniform(1, -1.0, 1.0)),
+    ):
+        flow = Flow(Compose(*layers), base).double()
+        mass = torch.trapezoid(flow.log_prob(x).exp(), x.squeeze(-1))
+        assert mass.item() == pytest.approx(1, abs=1e-6)
+    # Started from data or trained, this one may end where the base does.
+    Flow(Compose(Logit(1).inv, Standardize(1)), Uniform(1, -1.0, 1.0))
+
+
 def test_a_layer_back_to_the_line_makes_the_same_base_right():
     flow = Flow(Compose(Logit(1).inv, Standardize(1), Standardize(1).inv, Logit(1)), StudentT(1))
     x = torch.tensor([[-3.0], [0.5]])
