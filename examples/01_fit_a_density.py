@@ -27,8 +27,9 @@ import os
 import torch
 
 import flowkit
-from flowkit.datasets import photograph_colours, sine
+from flowkit.datasets import photograph_colours
 from flowkit.plotting import density_2d, history
+from flowkit.toys import sine
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -36,8 +36,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 import flowkit
-from flowkit.datasets import torus_rings
 from flowkit.molecules import FlowPotential
+from flowkit.toys import torus_rings
 
 torch.set_num_threads(1)
 SMALL = os.environ.get("FLOWKIT_EXAMPLES") == "small"

@@ -40,18 +40,18 @@ from matplotlib.figure import Figure
 
 import flowkit
 from flowkit import MaximumLikelihood, PathKL, WeightedSum
-from flowkit.energies import DoubleWell
-from flowkit.paths import sample_paths
 from flowkit.recipes import insert_stochastic_layers
 from flowkit.statistics import (
     bennett_acceptance_ratio,
     effective_sample_size,
-    flow_mcmc,
     free_energy_profile,
     log_partition,
     pareto_smooth,
     reweighted_mean,
 )
+from flowkit.stochastic import flow_mcmc
+from flowkit.stochastic.paths import sample_paths
+from flowkit.toys import DoubleWell
 
 torch.set_num_threads(1)
 SMALL = os.environ.get("FLOWKIT_EXAMPLES") == "small"
@@ -112,7 +112,7 @@ alone = train(couplings())
 # `insert_stochastic_layers` puts Metropolis layers behind every second coupling and at the end.
 # Each walks on an energy between that of the base and that of the wells,
 # $u_\lambda = (1 - \lambda) u_0 + \lambda u$; the last walks on the wells. How far a chain steps
-# is not learned, but can be fitted to its acceptance (`flowkit.paths.adapt_step_sizes`), best
+# is not learned, but can be fitted to its acceptance (`flowkit.stochastic.paths.adapt_step_sizes`), best
 # before training. Here steps of 0.25 will do.
 
 # %%

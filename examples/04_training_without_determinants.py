@@ -43,9 +43,12 @@ from flowkit import (
     StochasticMaximumLikelihood,
     energy_based_flow,
 )
-from flowkit.datasets import dequantize, digits, sine
+from flowkit.data import dequantize
+from flowkit.datasets import digits
 from flowkit.energies import Conditional, from_callable
-from flowkit.transforms import MALA, Compose
+from flowkit.stochastic import MALA
+from flowkit.toys import sine
+from flowkit.transforms import Compose
 
 torch.set_num_threads(1)
 SMALL = os.environ.get("FLOWKIT_EXAMPLES") == "small"

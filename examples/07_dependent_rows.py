@@ -33,9 +33,15 @@ from matplotlib.figure import Figure
 
 from flowkit import DependentLikelihood, MaximumLikelihood, coupling_flow, fit
 from flowkit.datasets import heterogeneous_stock_mice
-from flowkit.dependence import EquicorrelatedBlocks, FitStrength, Kinship, sample_relatives
+from flowkit.dependence import (
+    EquicorrelatedBlocks,
+    Kinship,
+    LinearMixedModel,
+    UpdateCovariance,
+    rank_normalised,
+    sample_relatives,
+)
 from flowkit.errors import MissingDependencyError
-from flowkit.statistics import LinearMixedModel, rank_normalised
 
 torch.set_num_threads(1)
 SMALL = os.environ.get("FLOWKIT_EXAMPLES") == "small"
@@ -66,7 +72,7 @@ print(f"{len(x)} visits of 60 subjects, at most {visits.max()} of one")
 # %% [markdown]
 # Three trainings of the same flow. `DependentLikelihood` needs the place of each row in the
 # covariance, `row`, and sees all rows at once. The correlation starts at a half, and every thirty
-# steps `FitStrength` sets it to the likeliest one for the flow of the moment. Or the likelihood
+# steps `UpdateCovariance` sets it to the likeliest one for the flow of the moment. Or the likelihood
 # sees whole subjects at a time, and the correlation is learned with the flow: `group` says which
 # rows belong together, and `fit` tears no group apart, neither for its batches nor for what it
 # holds out.
@@ -90,7 +96,7 @@ fit(
     validation=None,
     batch_size=len(x),
     epochs=STEPS,
-    callbacks=[FitStrength(related, x, every=30)],
+    callbacks=[UpdateCovariance(related, x, every=30)],
     **options,
 )
 grouped = {**data, "group": torch.from_numpy(subject)}

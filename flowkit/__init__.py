@@ -1,5 +1,6 @@
 """flowkit: fit, sample and score probability densities with normalizing flows."""
 
+from flowkit.config import register
 from flowkit.flow import Flow
 from flowkit.io import load, save
 from flowkit.objectives import (
@@ -50,6 +51,7 @@ __all__ = [
     "fit",
     "kernelised_flow",
     "load",
+    "register",
     "save",
     "smooth_flow",
     "stochastic_flow",

@@ -24,21 +24,21 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from flowkit.config import build
 from flowkit.errors import FlowFileError
-from flowkit.recipes import build
 
 _KEY = "flowkit"
-_FORMAT = 1
+_FORMAT = 2
 _NO_DIGEST = "0" * 64
-# In the bytes of the file, where the recipe is a JSON string within JSON.
+# In the bytes of the file, where the description is a JSON string within JSON.
 _DIGEST = re.compile(rb'\\"digest\\": \\"([0-9a-f]{64})\\"')
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Integers of a recipe that are no sizes, so that nothing grows with them.
+# Integers of a description that are no sizes, so that nothing grows with them.
 _NO_SIZES = {"bounds", "highest", "lower", "order", "seed", "steps", "upper"}
 # What any file may ask for, however few its weights: some arguments leave no weights behind.
 _LEAST_SIZE = 2**10
 _LEAST_WEIGHTS = 2**20
-# Parts of modules for each stored tensor: recipes make up to four.
+# Parts of modules for each stored tensor: layers make up to four.
 _PARTS = 16
 _LEAST_PARTS = 1000
 
@@ -47,25 +47,23 @@ class Content(NamedTuple):
     """What a flow file holds.
 
     Attributes:
-        name: Name of the recipe.
-        arguments: Its arguments.
+        part: Description of the flow; see :mod:`flowkit.config`.
         extra: What else was stored.
         state: The weights.
     """
 
-    name: str
-    arguments: dict[str, Any]
+    part: dict[str, Any]
     extra: dict[str, Any]
     state: dict[str, Tensor]
 
 
-def write_content(recipe: dict[str, Any], extra: Any, state: dict[str, Tensor]) -> bytes:
+def write_content(part: dict[str, Any], extra: Any, state: dict[str, Tensor]) -> bytes:
     """Return the bytes of a flow file, with their digest.
 
     Raises:
         FlowFileError: If ``extra`` is not a dict of JSON values.
     """
-    described = {"digest": _NO_DIGEST, "format": _FORMAT, **recipe}
+    described = {"digest": _NO_DIGEST, "format": _FORMAT, "flow": part}
     if extra is not None:
         described["extra"] = extra
     try:
@@ -89,7 +87,7 @@ def read_content(content: bytes, path: Path) -> Content:
 
     Raises:
         FlowFileError: If this is not a flow file, is damaged, asks for more than it holds, or its
-            weights are not those of its recipe.
+            weights are not those of its flow.
     """
     described = _read_header(content, path)
     try:
@@ -99,7 +97,7 @@ def read_content(content: bytes, path: Path) -> Content:
     _check_plausible(described, state, path)
     _check_weights(described, state, path)
     extra = described.get("extra", {})
-    return Content(described["name"], described["arguments"], extra, state)
+    return Content(described["flow"], extra, state)
 
 
 def build_from(content: Content, path: Path) -> Any:
@@ -108,7 +106,7 @@ def build_from(content: Content, path: Path) -> Any:
     Raises:
         FlowFileError: If the numbers are none that the flow can have.
     """
-    flow = build(content.name, **content.arguments)
+    flow = build(content.part)
     constants = {key: v for key, v in flow.state_dict().items() if v.dtype == torch.int64}
     for key, constant in constants.items():
         # Orders of features may differ between versions of NumPy, but are orders.
@@ -144,7 +142,7 @@ def weights_fault(flow: nn.Module, state: dict[str, Tensor]) -> str | None:
 
 
 def _read_header(content: bytes, path: Path) -> dict[str, Any]:
-    """The recipe in the header, after its digest was compared with the content."""
+    """The description in the header, after its digest was compared with the content."""
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > len(content) - 8:
         raise _no_safetensors(path, "its header is incomplete")
@@ -156,14 +154,13 @@ def _read_header(content: bytes, path: Path) -> dict[str, Any]:
         raise _no_safetensors(path, "its metadata are not text")
     if _KEY not in metadata:
         raise FlowFileError(
-            f"{path} is a safetensors file without a flowkit recipe in its header; remedy: build "
+            f"{path} is a safetensors file without a flow in its header; remedy: build "
             "the flow in code and use load_state_dict, or write the file with flowkit.save"
         )
     described = _json(metadata[_KEY].encode(errors="surrogatepass"), path)
     fits = (
         described is not None
-        and isinstance(described.get("name"), str)
-        and isinstance(described.get("arguments"), dict)
+        and isinstance(described.get("flow"), dict)
         and isinstance(described.get("extra", {}), dict)
         and type(described.get("format")) is int
     )
@@ -244,22 +241,15 @@ def _check_plausible(described: dict[str, Any], state: dict[str, Tensor], path: 
         elif isinstance(value, int) and abs(value) > max(total, _LEAST_SIZE):
             raise _asks_too_much(path, f"a size of {value:.3g}", total)
 
-    arguments = described["arguments"]
     try:
-        check(arguments)
+        check(described["flow"])
     except RecursionError:
         raise FlowFileError(f"the flowkit header of {path} is nested too deeply") from None
-    waves, lower = arguments.get("waves"), arguments.get("lower")
-    if described["name"] == "box_flow" and isinstance(waves, int):
-        # The directions of the waves are drawn before the network that reads them is made.
-        features = len(lower) if isinstance(lower, list) else arguments.get("features")
-        if isinstance(features, int) and waves * features**2 > total:
-            raise _asks_too_much(path, f"{waves} waves of {features} features", total)
 
 
 def _asks_too_much(path: Path, what: str, total: int) -> FlowFileError:
     return FlowFileError(
-        f"{path}: its recipe asks for {what}, its weights are {total} numbers: the file is "
+        f"{path}: it asks for {what}, its weights are {total} numbers: the file is "
         "damaged or hostile"
     )
 
@@ -310,14 +300,14 @@ def _check_weights(described: dict[str, Any], state: dict[str, Tensor], path: Pa
     """Build the flow without memory and compare every name, shape and kind of number."""
     total = sum(value.numel() for value in state.values())
     try:
-        # Some slack, for recipes that replace layers while they build.
+        # Some slack, for parts that are replaced while they are built.
         most = (4 * total + _LEAST_WEIGHTS, _PARTS * len(state) + _LEAST_PARTS)
         with torch.device("meta"), limited(*most):
-            skeleton = build(described["name"], **described["arguments"])
+            skeleton = build(described["flow"])
     except TooLarge as error:
         raise _asks_too_much(path, f"{error} than it holds", total) from None
-    except Exception as error:  # whatever the recipe of a stranger's file runs into
-        raise FlowFileError(f"the recipe in {path} cannot be built: {error}") from error
+    except Exception as error:  # whatever the flow of a stranger's file runs into
+        raise FlowFileError(f"the flow in {path} cannot be built: {error}") from error
     expected = {name: _kind(value) for name, value in skeleton.state_dict().items()}
     found = {name: _kind(value) for name, value in state.items()}
     wrong = sorted(
@@ -326,7 +316,7 @@ def _check_weights(described: dict[str, Any], state: dict[str, Tensor], path: Pa
     if wrong:
         name = wrong[0]
         raise FlowFileError(
-            f"the weights in {path} do not fit its recipe {described['name']}: {name} should be "
+            f"the weights in {path} do not fit its flow: {name} should be "
             f"{expected.get(name, 'absent')}, the file has {found.get(name, 'none')} "
             f"({len(wrong)} differences in all)"
         )

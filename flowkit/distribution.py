@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 
+from flowkit.checks import batch_text, last_axis_remedy
 from flowkit.errors import NotInvertibleError, ShapeError
-from flowkit.estimates import Estimate, check_number, mean_of
-from flowkit.shapes import batch_text, last_axis_remedy
+from flowkit.statistics.estimates import Estimate, check_number, mean_of
 from flowkit.support import Support
 
 if TYPE_CHECKING:

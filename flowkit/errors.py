@@ -1,7 +1,7 @@
 """The errors that flowkit raises on purpose: what was expected, what came, and the remedy.
 
 Every class also inherits the built-in exception that a caller would expect, so that
-``except ValueError`` keeps working. This module imports nothing of flowkit: all rooms may use it.
+``except ValueError`` keeps working. This module imports nothing of flowkit: everything else may use it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from collections.abc import Sequence
 
 class FlowkitError(Exception):
     """Base class of every error that flowkit raises on purpose."""
+
+
+class ArgumentError(FlowkitError, ValueError):
+    """An argument is of the wrong kind or out of its range; see :mod:`flowkit.checks`."""
 
 
 class ShapeError(FlowkitError, ValueError):
@@ -41,8 +45,8 @@ class OutsideError(DataError):
         return OutsideError(self.text, sorted(int(numbers[row]) for row in self.rows))
 
 
-class RecipeError(FlowkitError, ValueError):
-    """A recipe name or argument is unknown, or a flow was not built by a recipe."""
+class DescriptionError(FlowkitError, TypeError):
+    """A part cannot be described, or a description cannot be built; see :mod:`flowkit.config`."""
 
 
 class FlowFileError(FlowkitError, ValueError):

@@ -10,24 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.bases import Base
-from flowkit.compiling import can_compile
+from flowkit.checks import as_shape, batch_text, last_axis_remedy
 from flowkit.conditioners import StandardizeContext
+from flowkit.config import register
 from flowkit.energies.target import Target
 from flowkit.errors import ShapeError, StochasticFlowError
-from flowkit.estimates import Estimate, check_number, mean_of
-from flowkit.gradients import leaf, ordinary, require_ordinary
-from flowkit.paths import layers_in_order, sample_paths
-from flowkit.rounding import clamp_through
-from flowkit.scalar.roots import look
-from flowkit.shapes import as_shape, batch_text, last_axis_remedy
+from flowkit.numerics.compiling import can_compile
+from flowkit.numerics.gradients import leaf, ordinary, require_ordinary
+from flowkit.numerics.roots import look
+from flowkit.numerics.rounding import clamp_through
+from flowkit.statistics.estimates import Estimate, check_number, mean_of
+from flowkit.stochastic.paths import layers_in_order, sample_paths
 from flowkit.support import Support
-from flowkit.transforms import (
-    Chart,
-    CircularShift,
-    MaskedAutoregressive,
-    Permutation,
-    Transform,
-)
+from flowkit.transforms import CircularShift, MaskedAutoregressive, Permutation, Rescale, Transform
 from flowkit.transforms.base import broadcast_context
 from flowkit.transforms.region import Region, is_whole_line, region_of
 
@@ -38,6 +33,7 @@ if TYPE_CHECKING:
 _MOVES = 24
 
 
+@register
 class Flow(nn.Module):
     r"""A density by change of variables: :math:`\log p(x) = \log p_Z(T(x)) + \log|\det T'(x)|`.
 
@@ -53,8 +49,6 @@ class Flow(nn.Module):
     Attributes:
         initialized: Whether :meth:`initialize` has run; saved with the weights, so that a second
             ``fit`` goes on instead of starting from the data again.
-        recipe: ``{"name": ..., "arguments": ...}`` if a recipe built the flow, which is what lets
-            :func:`flowkit.save` describe it; ``None`` otherwise.
 
     Example:
         >>> import torch
@@ -93,11 +87,10 @@ class Flow(nn.Module):
         self.transform = transform
         self.base = base
         self.embedding = embedding
-        self.recipe: dict[str, Any] | None = None
         self._compiled_inverse: Callable[..., tuple[Tensor, Tensor]] | None = None
         self.register_buffer("initialized", torch.tensor(False))
         self._has_circles = any(
-            isinstance(layer, (Chart, CircularShift)) and any(layer.circular)
+            isinstance(layer, (Rescale, CircularShift)) and any(layer.circular)
             for layer in transform.modules()
         )
         self._expect_noise_everywhere()
@@ -577,7 +570,7 @@ class Flow(nn.Module):
 
         :math:`E[w] = \int e^{-u}`, and weighted means over samples are means over the target, for
         any flow: with stochastic layers, by the weights of paths. Without, the weight is
-        :math:`e^{-u(x)} / p(x)`. :func:`flowkit.paths.sample_paths` is the same with gradients,
+        :math:`e^{-u(x)} / p(x)`. :func:`flowkit.stochastic.paths.sample_paths` is the same with gradients,
         acceptance rates and resampling; :mod:`flowkit.statistics` makes estimates of weights.
 
         Args:
@@ -598,7 +591,7 @@ class Flow(nn.Module):
         Example:
             >>> import torch
             >>> from flowkit import coupling_flow
-            >>> from flowkit.energies import DoubleWell
+            >>> from flowkit.toys import DoubleWell
             >>> x, log_weight = coupling_flow(2).sample_with_log_weight(5, DoubleWell())
             >>> x.shape, log_weight.shape
             (torch.Size([5, 2]), torch.Size([5]))

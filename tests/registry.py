@@ -30,44 +30,47 @@ from flowkit.conditioners import (
     CircularMaskedMLP,
     ConvNet,
     FourierMaskedMLP,
-    Grouped,
+    GroupedConditioner,
     KernelConditioner,
     MaskedMLP,
-    Matern,
     RandomFourierConditioner,
-    RationalQuadratic,
     ResidualMLP,
-    SquaredExponential,
 )
-from flowkit.energies import DoubleWell, Interpolation, NegativeLogProb, from_callable
+from flowkit.energies import Interpolation, NegativeLogProb, from_callable
+from flowkit.kernels import Matern, RationalQuadratic, SquaredExponential
 from flowkit.scalar import (
     Affine,
     CircularSmoothMixture,
     CircularSpline,
-    ExtremeValue,
     IntervalSpline,
-    LineSmoothMixture,
     LogisticMixture,
     PerFeature,
     RationalQuadraticSpline,
+    RealSmoothMixture,
     ScalarMap,
     SmoothLeakyReLU,
     SmoothMixture,
+    TailTransform,
 )
-from flowkit.transforms import (
+from flowkit.stochastic import (
     HMC,
     MALA,
+    Dequantize,
+    Metropolis,
+    OverdampedLangevin,
+    UnderdampedLangevin,
+)
+from flowkit.toys import DoubleWell
+from flowkit.transforms import (
     Activation,
     ActNorm,
     Box,
-    Chart,
     CircularShift,
     Compose,
     Conv1x1,
     Conv2d,
     Coupling,
     DenseLinear,
-    Dequantize,
     Elementwise,
     FactorOut,
     Inverse,
@@ -75,17 +78,15 @@ from flowkit.transforms import (
     Logit,
     LULinear,
     MaskedAutoregressive,
-    Metropolis,
     OrthogonalLinear,
-    OverdampedLangevin,
     Permutation,
+    Rescale,
     Reshape,
     Squeeze,
     Standardize,
     Transform,
     TriangularLinear,
     Unconstrain,
-    UnderdampedLangevin,
     Whiten,
 )
 
@@ -111,8 +112,8 @@ SCALARS: dict[str, ScalarMap] = {
     "circular": CircularSpline(bins=4, lower=-math.pi, upper=math.pi),
     "mixture": LogisticMixture(components=3),
     "smooth": SmoothMixture(components=3, lower=-2.0, upper=1.0),
-    "smooth-line": LineSmoothMixture(components=3, lower=-3.0, upper=3.0),
-    "extreme-value": ExtremeValue(),
+    "smooth-line": RealSmoothMixture(components=3, lower=-3.0, upper=3.0),
+    "extreme-value": TailTransform(),
     "smooth-circular": CircularSmoothMixture(components=3, lower=-math.pi, upper=math.pi),
 }
 
@@ -198,7 +199,7 @@ def _products(structure: str) -> Transform:
         (
             CircularSmoothMixture(3, lower=-1.0, upper=1.0),
             IntervalSpline(3, lower=-1.0, upper=1.0),
-            LineSmoothMixture(3),
+            RealSmoothMixture(3),
         )
     )
     if structure == "autoregressive":
@@ -208,7 +209,7 @@ def _products(structure: str) -> Transform:
         net = partial(CircularFeatures, circular=[True], conditioner=mlp)
         layer = Coupling([False, True, True], maps, net, context=1)
     shift = partial(CircularShift, 3, -1.0, 1.0, circular)
-    return Compose(Chart(circular, *ends), shift(), layer, shift())
+    return Compose(Rescale(circular, *ends), shift(), layer, shift())
 
 
 SIGN_ONLY = "an orthogonal number is a sign, which no small change of a reflection moves"
@@ -295,14 +296,16 @@ CASES: list[Case] = [
         lambda: Coupling(
             [0, 1, 0, 1, 1],
             SCALARS["spline"],
-            partial(Grouped, reads=(1, 1), moves=(1, 2), conditioner=mlp),
+            partial(GroupedConditioner, reads=(1, 1), moves=(1, 2), conditioner=mlp),
             context=1,
         ),
     ),
     Case(
         "coupling-4-in-groups-of-which-one-has-nothing-to-read",
         lambda: Coupling(
-            [1, 1, 0, 1], Affine(), partial(Grouped, reads=(0, 1), moves=(1, 2), conditioner=mlp)
+            [1, 1, 0, 1],
+            Affine(),
+            partial(GroupedConditioner, reads=(0, 1), moves=(1, 2), conditioner=mlp),
         ),
     ),
     Case("coupling-3-of-kernels", lambda: Coupling([0, 1, 1], Affine(), kernel)),
@@ -351,8 +354,8 @@ CASES: list[Case] = [
         {**MOVED, "base": Uniform(2, -1.0, 1.0)},
     ),
     Case(
-        "Chart-3",
-        lambda: Chart([True, False, False], [0.0, -1.0, -math.inf], [1.0, 3.0, math.inf]),
+        "Rescale-3",
+        lambda: Rescale([True, False, False], [0.0, -1.0, -math.inf], [1.0, 3.0, math.inf]),
         PRODUCT,
     ),
     Case(

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import flowkit
 from flowkit.cli import main
 from flowkit.cli.beside import beside
-from flowkit.cli.tables import read_table, write_table
+from flowkit.data.tables import read_table, write_table
 from flowkit.errors import ProcessError
 from flowkit.io import read_extra
 

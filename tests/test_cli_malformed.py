@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 import flowkit
 from flowkit.cli import main
 from flowkit.cli.console import printable
-from flowkit.cli.tables import read_table, write_table
 from flowkit.content import seal
+from flowkit.data.tables import read_table, write_table
 
 COLUMNS = ["height", "weight"]
 FAST = ["--epochs", "1", "--set", "layers=1", "hidden=[4]", "--quiet"]

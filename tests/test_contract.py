@@ -16,8 +16,9 @@ import flowkit.transforms
 from flowkit.conditioners import AutoregressiveConditioner, Conditioner
 from flowkit.errors import ContractError, ShapeError
 from flowkit.scalar import ScalarMap
+from flowkit.stochastic import StochasticTransform
 from flowkit.testing import check_transform
-from flowkit.transforms import Elementwise, LULinear, StochasticTransform, Transform
+from flowkit.transforms import Elementwise, LULinear, Transform
 
 # Importing inductor touches a deprecated corner of torch.jit.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")

@@ -11,30 +11,32 @@ import pytest
 import torch
 
 import flowkit.errors
+from flowkit.data import dequantize
 from flowkit.datasets import (
     PATCH_IMAGES,
-    TOYS,
-    NoisedShape,
     Splits,
     breast_cancer,
-    checkerboard,
-    dequantize,
     diabetes,
     digits,
-    eight_gaussians,
     magic,
-    multimodal10,
     photograph_colours,
     photograph_patches,
-    rings,
-    sine,
     split_rows,
-    swirl,
-    two_moons,
-    two_spirals,
     wine,
 )
 from flowkit.errors import DataError, MissingDependencyError
+from flowkit.toys import (
+    TOYS,
+    NoisedShape,
+    checkerboard,
+    eight_gaussians,
+    multimodal10,
+    rings,
+    sine,
+    swirl,
+    two_moons,
+    two_spirals,
+)
 
 PLANAR = [name for name in TOYS if name not in ("multimodal10", "torus_rings")]
 TABLES = [breast_cancer, wine, diabetes, digits]

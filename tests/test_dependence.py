@@ -11,22 +11,22 @@ from linear_operator.operators import BlockDiagLinearOperator, DenseLinearOperat
 
 from flowkit import DependentLikelihood, Flow, coupling_flow, fit
 from flowkit.bases import StandardNormal
-from flowkit.conditioners import Matern
 from flowkit.dependence import (
     AutoregressiveTime,
     EquicorrelatedBlocks,
-    FitStrength,
     GivenCovariance,
     Kinship,
     KroneckerCovariance,
     Spatial,
     StructuredKinship,
     SumOfCovariances,
+    UpdateCovariance,
     joint_log_prob,
     sample_jointly,
     sample_relatives,
 )
 from flowkit.errors import DataError, ShapeError
+from flowkit.kernels import Matern
 from flowkit.transforms import Permutation
 
 N = 6
@@ -514,7 +514,7 @@ def test_what_has_no_joint_likelihood_is_named():
     with pytest.raises(DataError, match="got whole groups"):
         pairs(flow, {"x": x, "row": torch.arange(3), "group": torch.arange(3)})
     with pytest.raises(DataError, match="all 3 rows of the covariance"):
-        FitStrength(blocks, x[:2])
+        UpdateCovariance(blocks, x[:2])
     with pytest.raises(DataError, match="different places"):
         blocks.sample_given(x[:2], [1, 1])
     GivenCovariance(torch.eye(3)).fit_strength(x)

@@ -9,12 +9,13 @@ from scipy import stats
 
 import flowkit
 from flowkit.cli import main
-from flowkit.datasets import dequantize, digits, photograph_colours
+from flowkit.data import dequantize
+from flowkit.datasets import digits, photograph_colours
 from flowkit.datasets.lattice import Lattice
 from flowkit.errors import DataError
 from flowkit.estimators import FlowDensity
 from flowkit.estimators.rounded import DequantizedLikelihood, cell_log_prob
-from flowkit.transforms import Dequantize
+from flowkit.stochastic import Dequantize
 
 N = 40_000
 # Standard error of the mean of N uniform numbers of unit width.

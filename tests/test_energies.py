@@ -10,19 +10,15 @@ from scipy import integrate, stats
 from flowkit.bases import StandardNormal
 from flowkit.energies import (
     Conditional,
-    DoubleWell,
     Energy,
-    Funnel,
-    GaussianMixture,
     Interpolation,
     NegativeLogProb,
-    Picture,
-    Ring,
     as_energy,
     from_callable,
 )
 from flowkit.errors import DataError, NotInvertibleError, ShapeError
-from flowkit.transforms import HMC, MALA, Metropolis
+from flowkit.stochastic import HMC, MALA, Metropolis
+from flowkit.toys import DoubleWell, Funnel, GaussianMixture, Picture, Ring
 
 HEIGHTS = np.array([[1.0, 2.0, 0.5], [0.2, 4.0, 1.0], [3.0, 0.1, 2.0], [1.0, 1.0, 5.0]])
 PLANE = {

@@ -28,30 +28,25 @@ from flowkit import (
 from flowkit.bases import StandardNormal, Uniform
 from flowkit.energies import (
     Conditional,
-    DoubleWell,
     Energy,
-    Funnel,
-    GaussianMixture,
     Interpolation,
     NegativeLogProb,
-    Ring,
     as_energy,
     from_callable,
 )
 from flowkit.errors import DataError, NonFiniteLossError, ShapeError
-from flowkit.paths import sample_paths
 from flowkit.recipes import insert_stochastic_layers
-from flowkit.statistics import flow_mcmc
-from flowkit.transforms import (
+from flowkit.stochastic import (
     HMC,
     MALA,
-    Compose,
-    DenseLinear,
-    Logit,
     Metropolis,
     OverdampedLangevin,
     UnderdampedLangevin,
+    flow_mcmc,
 )
+from flowkit.stochastic.paths import sample_paths
+from flowkit.toys import DoubleWell, Funnel, GaussianMixture, Ring
+from flowkit.transforms import Compose, DenseLinear, Logit
 
 PARAMETER = torch.ones((), requires_grad=True)
 NORMAL = td.Normal(0.0, 1.0)

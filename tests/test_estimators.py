@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import flowkit
-from flowkit.errors import DataError, RecipeError
+from flowkit.errors import ArgumentError, DataError
 from flowkit.estimators import FlowDensity
 from flowkit.recipes import RECIPES
 
@@ -406,27 +406,27 @@ def test_unusable_data_are_refused(X, error, text):
 @pytest.mark.parametrize(
     ("settings", "error", "text"),
     [
-        ({"recipe": "coupling_fow"}, RecipeError, "did you mean 'coupling_flow'"),
+        ({"recipe": "coupling_fow"}, ArgumentError, "did you mean 'coupling_flow'"),
         (
             {"recipe": "tail_adaptive_flow", "options": {"tails": [2.0]}},
-            RecipeError,
+            ArgumentError,
             "makes a flow of events \\(1,\\), but there are",
         ),
         (
             {"recipe": "energy_based_flow", "options": {"event_shape": 2}},
-            RecipeError,
+            ArgumentError,
             "reads event_shape from the columns",
         ),
-        ({"options": {"layer": 2}}, RecipeError, "no argument 'layer'; did you mean 'layers'"),
-        ({"options": {"features": 2}}, RecipeError, "leave it out of options"),
+        ({"options": {"layer": 2}}, ArgumentError, "no argument 'layer'; did you mean 'layers'"),
+        ({"options": {"features": 2}}, ArgumentError, "leave it out of options"),
         (
             {"options": ["layers"]},
-            RecipeError,
+            ArgumentError,
             "options to be a dict of arguments of coupling_flow",
         ),
         (
             {"options": {**SMALL, "context": 1}},
-            RecipeError,
+            ArgumentError,
             "is conditional; remedy: train it with",
         ),
         ({"validation": 1.5}, DataError, r"fraction in \[0, 1\), got 1.5"),

@@ -11,19 +11,20 @@ from registry import SCALARS
 from torch.autograd import grad
 from torch.autograd.functional import jacobian
 
-from flowkit.conditioners import MLP, Matern
+from flowkit.conditioners import MLP
 from flowkit.errors import ContractError
+from flowkit.kernels import Matern
+from flowkit.numerics.clips import soft_clip
 from flowkit.scalar import (
     Affine,
     CircularSmoothMixture,
     CircularSpline,
     IntervalSpline,
-    LineSmoothMixture,
     PerFeature,
     RationalQuadraticSpline,
+    RealSmoothMixture,
     ScalarMap,
     SmoothLeakyReLU,
-    soft_clip,
     spline,
 )
 from flowkit.testing import check_scalar
@@ -272,5 +273,5 @@ def test_joints_are_knots_and_ends():
     f = IntervalSpline(bins=4, lower=-1.0, upper=3.0)
     params = torch.zeros(2, f.param_size)
     torch.testing.assert_close(f.joints(params), torch.tensor([-1.0, 0, 1, 2, 3]).expand(2, 5))
-    assert LineSmoothMixture(lower=-2.0, upper=1.0).joints(params).tolist() == [[-2.0, 1.0]] * 2
+    assert RealSmoothMixture(lower=-2.0, upper=1.0).joints(params).tolist() == [[-2.0, 1.0]] * 2
     assert Affine().joints(torch.zeros(2)).shape == (0,)

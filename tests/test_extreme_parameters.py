@@ -10,16 +10,15 @@ from registry import SCALARS
 from torch.autograd import grad
 
 from flowkit.errors import ContractError, ConvergenceError
+from flowkit.numerics.clips import soft_clip
+from flowkit.numerics.roots import expand_bracket, find_root_by_newton
 from flowkit.scalar import (
-    ExtremeValue,
     IntervalSpline,
     LogisticMixture,
     ScalarMap,
     SmoothLeakyReLU,
-    expand_bracket,
-    soft_clip,
+    TailTransform,
 )
-from flowkit.scalar.roots import find_root_by_newton
 from flowkit.testing import check_scalar
 
 DOUBLE = torch.float64
@@ -121,7 +120,7 @@ def test_between_components_the_inverse_is_the_same_with_and_without_gradients(d
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_noise_has_a_finite_number_however_heavy_the_tail(dtype):
-    f = ExtremeValue()
+    f = TailTransform()
     half = torch.logspace(-3, 4, 40, dtype=dtype)
     z = torch.cat([-half.flip(0), half]).unsqueeze(-1)
     raw = torch.tensor([-300.0, -3.0, 0.0, 3.0, 30.0, 300.0], dtype=dtype)
@@ -135,7 +134,7 @@ def test_every_noise_has_a_finite_number_however_heavy_the_tail(dtype):
 
 
 def test_the_exponential_goes_on_along_its_tangent():
-    f, params = ExtremeValue(), torch.zeros(2, dtype=DOUBLE)
+    f, params = TailTransform(), torch.zeros(2, dtype=DOUBLE)
     z = torch.tensor([30.0, 45.0, 46.0, 80.0], dtype=DOUBLE, requires_grad=True)
     x, log_slope = f.inverse(z, params)
     (slope,) = grad(x.sum(), z)

@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 
 import flowkit
 from flowkit.content import seal
-from flowkit.energies import DoubleWell
 from flowkit.errors import DataError, FlowFileError
 from flowkit.files import check_writable, replacing, same_file
 from flowkit.recipes import RECIPES, recipe
-from flowkit.transforms import Standardize, UnderdampedLangevin, Whiten
+from flowkit.stochastic import UnderdampedLangevin
+from flowkit.toys import DoubleWell
+from flowkit.transforms import Standardize, Whiten
 
 posix = pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
 unprivileged = pytest.mark.skipif(

@@ -29,12 +29,12 @@ from flowkit import (
     fit,
 )
 from flowkit.bases import Logistic, StandardNormal, Uniform
+from flowkit.data.order import shuffled
+from flowkit.data.sources import MappedRows
 from flowkit.errors import CheckpointError, DataError, NonFiniteLossError
 from flowkit.objectives import Loss, Objective
 from flowkit.training import repeated_splits
-from flowkit.training.order import shuffled
-from flowkit.training.rows import MappedRows
-from flowkit.training.run import Run, Step
+from flowkit.training.loop import Run, Step
 from flowkit.transforms import Compose, Log, LULinear, Standardize
 
 QUIET = {"progress": False, "batch_size": 50}
@@ -421,7 +421,7 @@ def test_compiling_is_chosen_where_it_pays_and_an_unknown_choice_is_named(monkey
     monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
     fit(small(), rows(), epochs=1, **QUIET)
     assert not compiled
-    monkeypatch.setattr("flowkit.training.run.worth_compiling", lambda *_: True)
+    monkeypatch.setattr("flowkit.training.loop.worth_compiling", lambda *_: True)
     fit(small(), rows(), epochs=1, **QUIET)
     fit(small(), objective=ReverseKL(lambda x: x.square().sum(-1)), steps=1, **QUIET)
     assert len(compiled) == 1
@@ -499,8 +499,8 @@ def test_a_memory_mapped_file_is_never_read_whole(tmp_path):
     del array
     code = f"""
         import resource, numpy as np
-        from flowkit.training.data import as_rows
-        from flowkit.training.rows import MappedRows
+        from flowkit.data.convert import as_rows
+        from flowkit.data.sources import MappedRows
         import torch
         rows = as_rows({str(path)!r}, torch.float32, torch.device("cpu"), (2,))
         assert isinstance(rows, MappedRows) and len(rows) == 5 * 10**8
@@ -565,7 +565,7 @@ class TestReadingAhead:
         return tmp_path / "x.npy"
 
     def test_blocks_of_batches_hold_the_rows_of_single_ones(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("flowkit.training.rows._ROWS_AHEAD", 150)
+        monkeypatch.setattr("flowkit.data.sources._ROWS_AHEAD", 150)
         expected, flow = small(), small()
         fit(expected, rows(1000), epochs=2, **QUIET)
         fit(flow, self.mapped(tmp_path, rows(1000)), epochs=2, **QUIET)
@@ -974,7 +974,8 @@ def test_two_processes_reach_the_optimum_of_one(tmp_path):
             from flowkit import Flow, MaximumLikelihood, coupling_flow, fit
             from flowkit.bases import StandardNormal
             from flowkit.errors import NonFiniteLossError, ProcessError
-            from flowkit.transforms import Compose, Dequantize, LULinear
+            from flowkit.transforms import Compose, LULinear
+            from flowkit.stochastic import Dequantize
 
             # What one fit leaves must not wait for a collection that comes when it likes.
             gc.disable()
@@ -1092,14 +1093,14 @@ def test_groups_stay_together(kind, tmp_path):
         data = {"x": np.load(tmp_path / "x.npy", mmap_mode="r"), "group": group}
     else:
 
-        class Grouped(Dataset):
+        class GroupedConditioner(Dataset):
             def __len__(self):
                 return 60
 
             def __getitem__(self, i):
                 return {"x": torch.from_numpy(x[i]), "group": torch.tensor(group[i])}
 
-        data = Grouped()
+        data = GroupedConditioner()
     seen = []
 
     class Watched(MaximumLikelihood):

@@ -16,7 +16,7 @@ from flowkit import Flow, MaximumLikelihood, coupling_flow, fit
 from flowkit.bases import StandardNormal
 from flowkit.errors import NonFiniteLossError
 from flowkit.objectives import Loss, Objective
-from flowkit.training.run import Run
+from flowkit.training.loop import Run
 from flowkit.transforms import ActNorm, Compose, LULinear, Standardize
 
 QUIET = {"progress": False, "batch_size": 50}

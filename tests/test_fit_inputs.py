@@ -25,19 +25,13 @@ from flowkit import (
     smooth_flow,
 )
 from flowkit.bases import StandardNormal, Uniform
+from flowkit.data.files import FileArray, in_file
 from flowkit.errors import DataError, NonFiniteLossError
 from flowkit.estimators import FlowDensity
 from flowkit.scalar import Affine
-from flowkit.training.columns import repeated_values
-from flowkit.training.files import FileArray, in_file
-from flowkit.transforms import (
-    CircularShift,
-    Compose,
-    Dequantize,
-    LULinear,
-    MaskedAutoregressive,
-    Standardize,
-)
+from flowkit.stochastic import Dequantize
+from flowkit.training.inspection import repeated_values
+from flowkit.transforms import CircularShift, Compose, LULinear, MaskedAutoregressive, Standardize
 
 QUIET = {"progress": False, "batch_size": 50, "epochs": 1}
 
@@ -429,7 +423,7 @@ class TestValidationThatIsNotFinite:
             fit(small(), rows(), validation=held, ema=0.9, **QUIET)
 
     def test_validation_rows_that_are_far_are_named_in_later_blocks(self, monkeypatch):
-        monkeypatch.setattr("flowkit.training.rows.ROWS_AT_ONCE", 16)
+        monkeypatch.setattr("flowkit.data.sources.ROWS_AT_ONCE", 16)
         held = rows(100)
         held[77] = 1e30
         with pytest.raises(NonFiniteLossError, match=r"row\(s\) \[77\] of the validation data"):

@@ -24,20 +24,14 @@ from flowkit import (
 )
 from flowkit.bases import StandardNormal
 from flowkit.dependence import EquicorrelatedBlocks, StructuredKinship
-from flowkit.energies import DoubleWell
 from flowkit.estimators import FlowDensity
-from flowkit.noise import drawing_from, lending_global, may_draw
+from flowkit.numerics.noise import drawing_from, lending_global, may_draw
 from flowkit.objectives import AfterPreprocessing, DependentLikelihood, Loss, Objective
 from flowkit.scalar import Affine
+from flowkit.stochastic import Dequantize, Metropolis
+from flowkit.toys import DoubleWell
 from flowkit.training import repeated_splits
-from flowkit.transforms import (
-    Compose,
-    Dequantize,
-    LULinear,
-    MaskedAutoregressive,
-    Metropolis,
-    Standardize,
-)
+from flowkit.transforms import Compose, LULinear, MaskedAutoregressive, Standardize
 
 EPOCHS = {"epochs": 2, "batch_size": 40, "progress": False}
 

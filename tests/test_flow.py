@@ -12,10 +12,10 @@ from flowkit import Flow, autoregressive_flow, coupling_flow, elementwise_flow
 from flowkit.bases import Base, Logistic, NormalMixture, StandardNormal, Uniform
 from flowkit.errors import NotInvertibleError, ShapeError, StochasticFlowError
 from flowkit.scalar import RationalQuadraticSpline
+from flowkit.stochastic import Dequantize
 from flowkit.transforms import (
     Compose,
     DenseLinear,
-    Dequantize,
     Elementwise,
     Log,
     Logit,

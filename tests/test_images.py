@@ -10,17 +10,18 @@ from torch.nn import functional as F
 from flowkit import AfterPreprocessing, Flow, ScoreMatching, energy_based_flow, fit
 from flowkit.bases import StandardNormal
 from flowkit.conditioners import ConvNet
-from flowkit.datasets import dequantize, digits, fashion_mnist
+from flowkit.data import dequantize
+from flowkit.datasets import digits, fashion_mnist
 from flowkit.datasets.images import DEBIAN_FOLDER
 from flowkit.errors import DataError, MissingDependencyError, ShapeError, StochasticFlowError
-from flowkit.paths import sample_paths
+from flowkit.stochastic import Dequantize
+from flowkit.stochastic.paths import sample_paths
 from flowkit.transforms import (
     Activation,
     ActNorm,
     Compose,
     Conv2d,
     Coupling,
-    Dequantize,
     FactorOut,
     Reshape,
     Squeeze,

@@ -9,17 +9,12 @@ import torch
 
 from flowkit import KernelNorm, MaximumLikelihood, WeightedSum, coupling_flow, fit, kernelised_flow
 from flowkit.bases import StandardNormal
-from flowkit.conditioners import (
-    Grouped,
-    KernelConditioner,
-    Matern,
-    RandomFourierConditioner,
-    RationalQuadratic,
-    SquaredExponential,
-)
-from flowkit.datasets import breast_cancer, two_moons
+from flowkit.conditioners import GroupedConditioner, KernelConditioner, RandomFourierConditioner
+from flowkit.datasets import breast_cancer
 from flowkit.errors import DataError
+from flowkit.kernels import Matern, RationalQuadratic, SquaredExponential
 from flowkit.scalar import Affine
+from flowkit.toys import two_moons
 from flowkit.transforms import Coupling
 
 SCALES = [0.5, 1.0, 3.0]
@@ -207,7 +202,7 @@ def test_points_start_from_data_as_they_reach_their_layer():
     more = KernelConditioner(2, 1, points=100)
     more.initialize(x[:, :2].float())
     assert len(more.points.unique(dim=0)) == 100
-    grouped = Grouped(
+    grouped = GroupedConditioner(
         2, 2, (1, 1), (1, 1), lambda i, o, context: KernelConditioner(i, o, points=40)
     )
     grouped.initialize(x[:, :2].float())

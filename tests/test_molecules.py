@@ -10,11 +10,11 @@ from flowkit.bases import StandardNormal, Uniform
 from flowkit.errors import DataError, NonFiniteEnergyError, ShapeError, StochasticFlowError
 from flowkit.molecules import FlowPotential
 from flowkit.scalar import CircularSpline
+from flowkit.stochastic import Dequantize
 from flowkit.transforms import (
     CircularShift,
     Compose,
     Conv1x1,
-    Dequantize,
     Elementwise,
     Logit,
     LULinear,

@@ -15,7 +15,6 @@ from flowkit.scalar import Affine
 from flowkit.transforms import (
     ActNorm,
     Box,
-    Chart,
     Compose,
     Coupling,
     Elementwise,
@@ -23,6 +22,7 @@ from flowkit.transforms import (
     Logit,
     LULinear,
     Permutation,
+    Rescale,
     Standardize,
     Unconstrain,
 )
@@ -90,7 +90,7 @@ def test_quantiles_of_tiny_probabilities_do_not_jump_where_a_layer_ends(dtype):
     for layers in (
         [Logit(1, -1.0, 1.0).inv],
         [Box([-9.0], [9.0]), Logit(1, -1.0, 1.0).inv],
-        [Log(1), Chart([False], [-9.0], [9.0]), Logit(1, -1.0, 1.0).inv],
+        [Log(1), Rescale([False], [-9.0], [9.0]), Logit(1, -1.0, 1.0).inv],
     ):
         flow = Flow(Compose(*layers), Uniform(1, -1.0, 1.0)).to(dtype)
         q = torch.tensor([1e-30, 1e-20, 1e-3, 0.5, 1 - torch.finfo(dtype).eps], dtype=dtype)

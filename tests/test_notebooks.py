@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
 from flowkit import plotting
-from flowkit.datasets import two_moons
+from flowkit.toys import two_moons
 from flowkit.training.history import History
 
 SETUP = """

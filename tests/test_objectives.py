@@ -20,7 +20,8 @@ from flowkit import (
 from flowkit.bases import StandardNormal
 from flowkit.errors import DataError, NonFiniteLossError, StochasticFlowError
 from flowkit.scalar import LogisticMixture
-from flowkit.transforms import Compose, Conv1x1, Dequantize, LULinear, Standardize
+from flowkit.stochastic import Dequantize
+from flowkit.transforms import Compose, Conv1x1, LULinear, Standardize
 
 
 def normal_flow(mean, scale):

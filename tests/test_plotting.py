@@ -13,7 +13,8 @@ matplotlib.use("Agg")
 
 from flowkit.datasets import eight_gaussians, two_moons, wine  # noqa: E402
 from flowkit.errors import DataError  # noqa: E402
-from flowkit.plotting import (  # noqa: E402
+from flowkit.plotting import (
+    # noqa: E402
     corner,
     density_2d,
     history,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import flowkit
 from flowkit.bases import Logistic, StandardNormal, Uniform
 from flowkit.content import seal
-from flowkit.errors import DataError, FlowFileError, RecipeError
+from flowkit.errors import ArgumentError, DataError, FlowFileError
 from flowkit.estimators import FlowDensity
 from flowkit.recipes import RECIPES, build, recipe
 from flowkit.scalar import Affine, LogisticMixture, PerFeature, RationalQuadraticSpline
@@ -285,16 +285,16 @@ def test_building_a_flow_leaves_numpy_alone_and_needs_no_seed():
     ],
 )
 def test_wrong_recipes_are_named(name, arguments, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         build(name, **arguments)
 
 
 def test_a_direct_call_raises_the_same_errors():
-    with pytest.raises(RecipeError, match="no argument 'layer'; did you mean 'layers'"):
+    with pytest.raises(ArgumentError, match="no argument 'layer'; did you mean 'layers'"):
         flowkit.coupling_flow(2, layer=3)
-    with pytest.raises(RecipeError, match="box_flow needs the argument\\(s\\) upper"):
+    with pytest.raises(ArgumentError, match="box_flow needs the argument\\(s\\) upper"):
         flowkit.box_flow(0)
-    with pytest.raises(RecipeError, match="multiple values for argument 'features'"):
+    with pytest.raises(ArgumentError, match="multiple values for argument 'features'"):
         flowkit.coupling_flow(2, features=2)
 
 

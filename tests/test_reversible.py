@@ -15,12 +15,12 @@ from flowkit import ReverseKL, coupling_flow, fit
 from flowkit.conditioners import MLP
 from flowkit.errors import NotInvertibleError
 from flowkit.scalar import Affine, LogisticMixture, RationalQuadraticSpline
+from flowkit.stochastic import Dequantize
 from flowkit.testing.probe import randomize
 from flowkit.transforms import (
     ActNorm,
     Compose,
     Coupling,
-    Dequantize,
     Elementwise,
     LULinear,
     MaskedAutoregressive,

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from flowkit.scalar import LogisticMixture, find_root
-from flowkit.scalar.roots import find_root_by_newton, look
+from flowkit.numerics.roots import find_root, find_root_by_newton, look
+from flowkit.scalar import LogisticMixture
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from registry import SCALARS
 from scipy import optimize, stats
 from torch.autograd import grad, gradcheck, gradgradcheck
 
+from flowkit.numerics.clips import soft_clip
+from flowkit.numerics.roots import attach_newton, expand_bracket, find_root
 from flowkit.scalar import (
     Affine,
     CircularSpline,
@@ -18,10 +20,6 @@ from flowkit.scalar import (
     LogisticMixture,
     RationalQuadraticSpline,
     ScalarMap,
-    attach_newton,
-    expand_bracket,
-    find_root,
-    soft_clip,
 )
 
 SPLINES = {

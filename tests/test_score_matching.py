@@ -21,6 +21,7 @@ from flowkit import (
 from flowkit.bases import StandardNormal
 from flowkit.errors import DataError, StochasticFlowError
 from flowkit.scalar import Affine, SmoothLeakyReLU
+from flowkit.stochastic import Dequantize
 from flowkit.transforms import (
     Activation,
     ActNorm,
@@ -28,7 +29,6 @@ from flowkit.transforms import (
     Conv2d,
     Coupling,
     DenseLinear,
-    Dequantize,
     Elementwise,
     Log,
     Logit,

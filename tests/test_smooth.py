@@ -9,29 +9,29 @@ from torch.autograd import gradcheck, gradgradcheck
 from flowkit import smooth_flow
 from flowkit.bases import DiagonalNormal, Product, StandardNormal, Uniform
 from flowkit.errors import (
+    ArgumentError,
     ConvergenceError,
     DataError,
     NotInvertibleError,
-    RecipeError,
     ShapeError,
 )
+from flowkit.numerics import roots
+from flowkit.numerics.roots import find_root_by_newton, find_root_in_bins
 from flowkit.scalar import (
     Affine,
     CircularSmoothMixture,
     CircularSpline,
-    LineSmoothMixture,
     PerFeature,
     RationalQuadraticSpline,
+    RealSmoothMixture,
     SmoothMixture,
     least_shape,
-    roots,
     smooth_step,
 )
 from flowkit.scalar import smooth as smooth_module
-from flowkit.scalar.roots import find_root_by_newton, find_root_in_bins
-from flowkit.transforms import Chart, CircularShift, Compose, Coupling
+from flowkit.transforms import CircularShift, Compose, Coupling, Rescale
 
-MAPS = [SmoothMixture, LineSmoothMixture, CircularSmoothMixture]
+MAPS = [SmoothMixture, RealSmoothMixture, CircularSmoothMixture]
 DOUBLE = torch.float64
 
 
@@ -147,7 +147,7 @@ def test_the_circle_goes_around_once_a_turn():
 
 
 def test_beyond_its_bounds_the_line_is_straight_and_smooth_where_it_begins():
-    f = LineSmoothMixture(components=6)
+    f = RealSmoothMixture(components=6)
     params = params_of(f, 300, scale=2.0)
     for end in (-5.0, 5.0):
         out = [torch.full((300,), s * end, dtype=DOUBLE) for s in (1.0, 1.5, 40.0)]
@@ -198,7 +198,7 @@ class Counted:
         *((kind, (4096, 32), 1e-12, 16) for kind in MAPS),
         (SmoothMixture, (4096, 32), 1e-6, 8),
         # In large batches, cheap calls for some numbers are preferred to few for many.
-        (LineSmoothMixture, (4096, 32), 1e-6, 11),
+        (RealSmoothMixture, (4096, 32), 1e-6, 11),
         (CircularSmoothMixture, (4096, 32), 1e-6, 11),
     ],
 )
@@ -424,7 +424,7 @@ def test_bounds_circles_and_lines_are_where_they_are_said_to_be():
     ],
 )
 def test_bad_arguments_of_smooth_flow_are_named(options, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         smooth_flow(2, **options)
 
 
@@ -445,7 +445,7 @@ def test_bad_options_of_smooth_mixtures_are_named(options):
 
 
 def test_maps_of_features_move_what_each_alone_would_move():
-    maps = (Affine(), RationalQuadraticSpline(3), Affine(), LineSmoothMixture(2))
+    maps = (Affine(), RationalQuadraticSpline(3), Affine(), RealSmoothMixture(2))
     joint = PerFeature(maps)
     params, x = params_of(joint, 4, 6), torch.randn(4, 6, dtype=DOUBLE)
     for direction in ("forward", "inverse"):
@@ -460,14 +460,14 @@ def test_maps_of_features_move_what_each_alone_would_move():
 
 
 def test_a_chart_reads_circles_at_any_turn_and_starts_lines_from_data():
-    chart = Chart([True, False], [0.0, -math.inf], [2.0, math.inf]).double()
+    chart = Rescale([True, False], [0.0, -math.inf], [2.0, math.inf]).double()
     x = torch.tensor([[0.5, 10.0], [1.5, 30.0]], dtype=DOUBLE)
     chart.initialize(x)
     z, log_det = chart(x + torch.tensor([4.0, 0.0]))
     torch.testing.assert_close(z, torch.tensor([[-0.5, -1.0], [0.5, 1.0]], dtype=DOUBLE))
     torch.testing.assert_close(log_det, torch.full((2,), -math.log(10.0), dtype=DOUBLE))
     with pytest.raises(ValueError, match="the circle 0"):
-        Chart([True], [-math.inf], [math.inf])
+        Rescale([True], [-math.inf], [math.inf])
 
 
 def test_a_shift_leaves_lines_alone():
@@ -487,7 +487,7 @@ def test_rounding_at_an_end_leads_out_of_no_interval_and_no_circle(dtype):
     width = 5 * torch.rand(200, generator=generator, dtype=DOUBLE) + 0.01
     upper = (lower + width).round(decimals=2)
     for circular in (False, True):
-        chart = Chart([circular] * 200, lower.tolist(), upper.tolist()).to(dtype)
+        chart = Rescale([circular] * 200, lower.tolist(), upper.tolist()).to(dtype)
         ends = torch.stack([lower, upper]).to(dtype)
         assert float(chart(ends)[0].abs().max()) <= 1
         unit = torch.ones(200, dtype=dtype)

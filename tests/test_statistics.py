@@ -9,17 +9,17 @@ from scipy import stats
 
 from flowkit import Flow, coupling_flow, fit, stochastic_flow
 from flowkit.bases import StandardNormal
-from flowkit.energies import DoubleWell, GaussianMixture
 from flowkit.errors import DataError, NonFiniteEnergyError, ShapeError, StochasticFlowError
 from flowkit.statistics import (
     bennett_acceptance_ratio,
     effective_sample_size,
-    flow_mcmc,
     free_energy_profile,
     log_partition,
     pareto_smooth,
     reweighted_mean,
 )
+from flowkit.stochastic import flow_mcmc
+from flowkit.toys import DoubleWell, GaussianMixture
 from flowkit.transforms import Compose, Permutation
 
 SHIFT = 1.0

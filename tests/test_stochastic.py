@@ -22,22 +22,14 @@ from flowkit import (
     stochastic_flow,
 )
 from flowkit.bases import DiagonalNormal, StandardNormal
-from flowkit.energies import (
-    DoubleWell,
-    Energy,
-    GaussianMixture,
-    Interpolation,
-    NegativeLogProb,
-    from_callable,
-)
+from flowkit.energies import Energy, Interpolation, NegativeLogProb, from_callable
 from flowkit.errors import (
+    ArgumentError,
     DataError,
     FlowFileError,
     NonFiniteEnergyError,
-    RecipeError,
     StochasticFlowError,
 )
-from flowkit.paths import AdaptStepSizes, adapt_step_sizes, layers_in_order, sample_paths
 from flowkit.recipes import insert_stochastic_layers
 from flowkit.statistics import (
     bennett_acceptance_ratio,
@@ -46,16 +38,15 @@ from flowkit.statistics import (
     pareto_smooth,
     reweighted_mean,
 )
-from flowkit.transforms import (
-    HMC,
-    MALA,
-    Compose,
-    Coupling,
-    Metropolis,
-    OverdampedLangevin,
-    UnderdampedLangevin,
-    Walk,
+from flowkit.stochastic import HMC, MALA, Metropolis, OverdampedLangevin, UnderdampedLangevin, Walk
+from flowkit.stochastic.paths import (
+    AdaptStepSizes,
+    adapt_step_sizes,
+    layers_in_order,
+    sample_paths,
 )
+from flowkit.toys import DoubleWell, GaussianMixture
+from flowkit.transforms import Compose, Coupling
 
 LOG_Z = 10.293479707
 RIGHT = 0.84430709
@@ -645,7 +636,7 @@ def test_recipes_refuse_what_they_cannot_build():
         ),
         (lambda: insert_stochastic_layers(flow.transform, WELL), "needs a Flow"),
     ):
-        with pytest.raises(RecipeError, match=words):
+        with pytest.raises(ArgumentError, match=words):
             call()
 
 
@@ -719,7 +710,7 @@ def test_layers_in_order_reach_into_views():
 
 
 def test_dequantized_counts_have_paths_too():
-    from flowkit.transforms import Dequantize
+    from flowkit.stochastic import Dequantize
 
     flow = Flow(Compose(Dequantize(2)), StandardNormal(2))
     paths = sample_paths(flow, 5, lambda x: 0.0 * x.sum(-1), generator=generator())
@@ -803,7 +794,7 @@ def test_numbers_that_would_break_a_flow_are_refused():
         ({"learn_fractions": "yes"}, "True or False"),
         ({"step_size": "x"}, "step_size > 0"),
     ):
-        with pytest.raises(RecipeError, match=words):
+        with pytest.raises(ArgumentError, match=words):
             insert_stochastic_layers(plain, WELL, **options)
     places = insert_stochastic_layers(plain, WELL, positions=np.array([0, 2]))
     assert len(places.transform) == len(plain.transform) + 2

@@ -28,14 +28,13 @@ from flowkit import (
 )
 from flowkit.bases import Logistic, Product, StandardNormal, StudentT, Uniform
 from flowkit.conditioners import MLP, MaskedMLP
-from flowkit.errors import DataError, FlowkitError, OutsideError, RecipeError, ShapeError
+from flowkit.errors import ArgumentError, DataError, FlowkitError, OutsideError, ShapeError
+from flowkit.numerics.rounding import next_inside
 from flowkit.recipes import RECIPES
-from flowkit.rounding import next_inside
 from flowkit.scalar import Affine, IntervalSpline, LogisticMixture, RationalQuadraticSpline
 from flowkit.transforms import (
     ActNorm,
     Box,
-    Chart,
     CircularShift,
     Compose,
     Coupling,
@@ -46,6 +45,7 @@ from flowkit.transforms import (
     LULinear,
     MaskedAutoregressive,
     Permutation,
+    Rescale,
     Reshape,
     Squeeze,
     Standardize,
@@ -344,7 +344,7 @@ def test_ends_are_exact_in_the_dtype_of_the_flow(make):
         flow = make().to(dtype)
         low, high = torch.tensor(0.1, dtype=dtype), torch.tensor(0.7, dtype=dtype)
         assert (flow.support.lower.item(), flow.support.upper.item()) == (low, high)
-        closed = isinstance(flow.transform[0], (Box, Chart))
+        closed = isinstance(flow.transform[0], (Box, Rescale))
         ends = torch.stack([low, high]).unsqueeze(-1)
         assert flow.support.check(ends).tolist() == [closed] * 2
         assert flow.log_prob(ends).isfinite().tolist() == [closed] * 2
@@ -640,10 +640,10 @@ def test_recipes_take_ends_and_files_keep_them_exactly(name, tmp_path):
     assert make(lower=None, upper=math.inf).support.upper.tolist() == [math.inf] * 2
     for ends in ({"lower": (1.0,)}, {"upper": "a"}, {"upper": math.nan}, {"lower": True}):
         with pytest.raises(
-            RecipeError, match=r"needs (lower|upper) to be a number, or one for each"
+            ArgumentError, match=r"needs (lower|upper) to be a number, or one for each"
         ):
             make(**ends)
-    with pytest.raises(RecipeError, match="needs lower < upper, got 2.0 and 1.0 for feature 0"):
+    with pytest.raises(ArgumentError, match="needs lower < upper, got 2.0 and 1.0 for feature 0"):
         make(lower=2.0, upper=1.0)
 
 
@@ -660,9 +660,9 @@ def test_smooth_flows_take_half_lines(tmp_path):
         0,
         0,
     ]
-    with pytest.raises(RecipeError, match="needs finite bounds of feature 0, a circle"):
+    with pytest.raises(ArgumentError, match="needs finite bounds of feature 0, a circle"):
         smooth_flow(1, circular=True, bounds=(0.0, math.inf))
-    with pytest.raises(RecipeError, match="needs lower < upper"):
+    with pytest.raises(ArgumentError, match="needs lower < upper"):
         smooth_flow(1, bounds=(1.0, 0.0))
 
 
@@ -677,7 +677,10 @@ def test_smooth_flows_take_half_lines(tmp_path):
             lambda: coupling_flow(2, lower=0.0, upper=1.0, layers=1),
             r"Unconstrain.*strictly between 0 and 1",
         ),
-        (lambda: smooth_flow(2, bounds=(0.0, 1.0), layers=1, **SMALL), r"Chart.*between 0 and 1"),
+        (
+            lambda: smooth_flow(2, bounds=(0.0, 1.0), layers=1, **SMALL),
+            r"Rescale.*between 0 and 1",
+        ),
     ],
 )
 def test_rows_outside_are_named_with_columns_ends_and_remedy(make, message):

@@ -12,10 +12,10 @@ import torch
 
 from flowkit import fit, tail_adaptive_flow
 from flowkit.bases import StudentT
-from flowkit.conditioners import MLP, Grouped
-from flowkit.datasets import HeavyCopula, stock_returns
+from flowkit.conditioners import MLP, GroupedConditioner
+from flowkit.datasets import stock_returns
 from flowkit.errors import DataError, MissingDependencyError, ShapeError
-from flowkit.scalar import ExtremeValue
+from flowkit.scalar import TailTransform
 from flowkit.statistics import (
     expected_shortfall,
     hill_estimate,
@@ -26,6 +26,7 @@ from flowkit.statistics import (
     tail_indices,
     tail_verdict,
 )
+from flowkit.toys import HeavyCopula
 from flowkit.transforms import LULinear, Standardize
 
 N = 10_000
@@ -321,9 +322,9 @@ def test_a_copula_of_wrong_sizes_is_refused(options):
 
 def test_the_extreme_value_map_is_that_of_its_formula():
     left, right = 0.3, 0.7
-    raw = torch.tensor([ExtremeValue.raw(left), ExtremeValue.raw(right)], dtype=torch.float64)
+    raw = torch.tensor([TailTransform.raw(left), TailTransform.raw(right)], dtype=torch.float64)
     z = torch.linspace(-6, 6, 101, dtype=torch.float64)
-    x, log_slope = ExtremeValue().inverse(z, raw)
+    x, log_slope = TailTransform().inverse(z, raw)
     for side, shape in ((-1, left), (1, right)):
         part = side * z >= 0
         power = scipy.special.erfc(side * z[part].numpy() / math.sqrt(2)) ** -shape
@@ -332,20 +333,20 @@ def test_the_extreme_value_map_is_that_of_its_formula():
         law = scipy.stats.genpareto(shape)
         exact = np.log(law.pdf(side * x[part].numpy()) / 2) - scipy.stats.norm.logpdf(z[part])
         assert np.allclose(-log_slope[part], exact, atol=1e-10)
-    back, log_back = ExtremeValue().forward(x, raw)
+    back, log_back = TailTransform().forward(x, raw)
     assert torch.allclose(back, z, atol=1e-12)
     assert torch.allclose(log_back, -log_slope, atol=1e-10)
     zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    value, log_slope = ExtremeValue().forward(zero, raw)
+    value, log_slope = TailTransform().forward(zero, raw)
     (slope,) = torch.autograd.grad(value, zero)
     assert slope.item() == pytest.approx(math.sqrt(math.pi / 2), rel=1e-12)
     assert slope.item() == pytest.approx(log_slope.exp().item(), rel=1e-12)
 
 
 def test_mass_of_a_heavy_tail_made_by_a_map():
-    raw = torch.tensor([ExtremeValue.raw(0.5), ExtremeValue.raw(1.5)], dtype=torch.float64)
+    raw = torch.tensor([TailTransform.raw(0.5), TailTransform.raw(1.5)], dtype=torch.float64)
     s = torch.linspace(-90, 90, 200_001, dtype=torch.float64)
-    z, log_slope = ExtremeValue().forward(s.sinh(), raw)
+    z, log_slope = TailTransform().forward(s.sinh(), raw)
     log_density = log_slope - 0.5 * z.square() - 0.5 * math.log(2 * math.pi)
     mass = torch.trapezoid((log_density + s.cosh().log()).exp(), s)
     assert mass.item() == pytest.approx(1, abs=1e-6)
@@ -368,9 +369,9 @@ def test_a_map_makes_tails_apart():
 
 def test_groups_of_a_conditioner_add_up():
     with pytest.raises(ValueError, match="adding up to the 3 features read"):
-        Grouped(3, 4, reads=(1, 1), moves=(1, 1))
+        GroupedConditioner(3, 4, reads=(1, 1), moves=(1, 1))
     with pytest.raises(ValueError, match="a divisor of the 5 parameters"):
-        Grouped(2, 5, reads=(1, 1), moves=(1, 1))
+        GroupedConditioner(2, 5, reads=(1, 1), moves=(1, 1))
 
 
 def test_tails_of_columns_and_their_confusion():

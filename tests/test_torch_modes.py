@@ -14,16 +14,17 @@ from torch import nn
 
 from flowkit import Flow, ForceMatching, ScoreMatching, coupling_flow, elementwise_flow
 from flowkit.bases import StandardNormal
-from flowkit.conditioners import Matern, StandardizeContext
-from flowkit.datasets import two_moons
+from flowkit.conditioners import StandardizeContext
 from flowkit.dependence import EquicorrelatedBlocks, Spatial
-from flowkit.energies import DoubleWell, NegativeLogProb
+from flowkit.energies import NegativeLogProb
 from flowkit.errors import ShapeError
+from flowkit.kernels import Matern
 from flowkit.molecules import FlowPotential
 from flowkit.recipes import RECIPES
 from flowkit.scalar import Affine, LogisticMixture
-from flowkit.statistics import flow_mcmc
-from flowkit.transforms import MALA, Compose, Coupling, LULinear, OverdampedLangevin
+from flowkit.stochastic import MALA, OverdampedLangevin, flow_mcmc
+from flowkit.toys import DoubleWell, two_moons
+from flowkit.transforms import Compose, Coupling, LULinear
 
 D = torch.float64
 

@@ -12,6 +12,7 @@ from flowkit.bases import DiagonalNormal, StandardNormal, Uniform
 from flowkit.errors import DataError, NotInvertibleError, ShapeError, StochasticFlowError
 from flowkit.flow import Flow
 from flowkit.scalar import Affine, LogisticMixture, RationalQuadraticSpline
+from flowkit.stochastic import Dequantize
 from flowkit.testing.probe import randomize
 from flowkit.transforms import (
     ActNorm,
@@ -21,7 +22,6 @@ from flowkit.transforms import (
     Conv1x1,
     Coupling,
     DenseLinear,
-    Dequantize,
     Elementwise,
     Inverse,
     Log,

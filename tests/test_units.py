@@ -6,18 +6,12 @@ import pytest
 import torch
 
 from flowkit import ForceMatching, PathKL, ReverseKL, coupling_flow, elementwise_flow, fit
-from flowkit.energies import (
-    Conditional,
-    DoubleWell,
-    Energy,
-    Interpolation,
-    NegativeLogProb,
-    from_callable,
-)
+from flowkit.energies import Conditional, Energy, Interpolation, NegativeLogProb, from_callable
 from flowkit.errors import DataError
 from flowkit.molecules import FlowPotential
-from flowkit.statistics import flow_mcmc, log_partition
-from flowkit.transforms import MALA
+from flowkit.statistics import log_partition
+from flowkit.stochastic import MALA, flow_mcmc
+from flowkit.toys import DoubleWell
 
 KT = 2.494  # kJ/mol at 300 K
 STIFFNESS = 7.0  # kJ/mol over the square of the unit of x

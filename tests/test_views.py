@@ -27,7 +27,8 @@ from flowkit.bases import DiagonalNormal, NormalMixture, StandardNormal
 from flowkit.distribution import estimate_kl
 from flowkit.errors import NotInvertibleError, ShapeError, StochasticFlowError
 from flowkit.scalar import Affine
-from flowkit.transforms import Compose, Coupling, Dequantize, Elementwise, LULinear, Standardize
+from flowkit.stochastic import Dequantize
+from flowkit.transforms import Compose, Coupling, Elementwise, LULinear, Standardize
 
 D = torch.float64
 

@@ -41,9 +41,8 @@ import flowkit
 from flowkit import DependentLikelihood, Flow, MaximumLikelihood, coupling_flow
 from flowkit.datasets import heterogeneous_stock_mice
 from flowkit.datasets.mice import Mice
-from flowkit.dependence import FitStrength, Kinship
+from flowkit.dependence import Kinship, LinearMixedModel, UpdateCovariance, rank_normalised
 from flowkit.errors import MissingDependencyError
-from flowkit.statistics import LinearMixedModel, rank_normalised
 
 METHODS = ("raw", "ranked", "flow, independent", "flow, related", "flow of ranks, related")
 LEVELS = (0.05, 1e-3)
@@ -158,7 +157,7 @@ def trained(
     if related is not None:
         structure = Kinship(related, independent=0.5, learn=False)
         objective = DependentLikelihood(structure, mode="exact")
-        callbacks = [FitStrength(structure, rows, every=10)]
+        callbacks = [UpdateCovariance(structure, rows, every=10)]
     torch.manual_seed(seed)
     flowkit.fit(
         flow,

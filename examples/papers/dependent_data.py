@@ -38,7 +38,7 @@ from torch import Tensor
 import flowkit
 from flowkit import DependentLikelihood, Flow, MaximumLikelihood, coupling_flow
 from flowkit.bases import StandardNormal
-from flowkit.dependence import EquicorrelatedBlocks, FitStrength, Kinship, RowCovariance
+from flowkit.dependence import EquicorrelatedBlocks, Kinship, RowCovariance, UpdateCovariance
 from flowkit.scalar import RationalQuadraticSpline
 from flowkit.transforms import Permutation
 
@@ -134,7 +134,7 @@ def score(density: str, steps: int, seed: int, method: str, rows: int) -> Result
             structure = EquicorrelatedBlocks(blocks, rho=0.5, per_block=True)
         elif method == "in turns":
             structure = EquicorrelatedBlocks(blocks, rho=0.5, per_block=True, learn=False)
-            callbacks = [FitStrength(structure, x, every=30)]
+            callbacks = [UpdateCovariance(structure, x, every=30)]
         data["row"] = torch.arange(len(x))
         objective = DependentLikelihood(structure)
     begun = time.process_time()

@@ -38,7 +38,8 @@ from flowkit import (
     StochasticMaximumLikelihood,
     energy_based_flow,
 )
-from flowkit.datasets import dequantize, digits, fashion_mnist
+from flowkit.data import dequantize
+from flowkit.datasets import digits, fashion_mnist
 from flowkit.objectives import Objective
 
 LOSSES = ("likelihood", "stochastic likelihood", "sliced", "denoising", "finite-difference")

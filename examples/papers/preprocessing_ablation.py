@@ -23,7 +23,8 @@ import torch
 
 import flowkit
 from flowkit import AfterPreprocessing, MaximumLikelihood, ScoreMatching, energy_based_flow
-from flowkit.datasets import dequantize, digits
+from flowkit.data import dequantize
+from flowkit.datasets import digits
 
 LOSSES = {
     "likelihood": MaximumLikelihood(),

@@ -29,9 +29,9 @@ import flowkit
 from flowkit import Flow, MaximumLikelihood, ScoreMatching, StochasticMaximumLikelihood
 from flowkit.bases import StandardNormal
 from flowkit.conditioners import MLP
-from flowkit.datasets import TOYS
 from flowkit.objectives import Objective
 from flowkit.scalar import Affine
+from flowkit.toys import TOYS
 from flowkit.transforms import ActNorm, Compose, Coupling, DenseLinear, Transform
 
 TEST_SEED = 1_000_003

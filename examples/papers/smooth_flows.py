@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import flowkit
-from flowkit.datasets import torus_rings
+from flowkit.toys import torus_rings
 
 TEST_SEED = 1_000_003
 #: Weight of the force term beside a nat of likelihood; forces are in 1/rad.

@@ -33,10 +33,11 @@ from torch import Tensor
 import flowkit
 from flowkit import MaximumLikelihood, PathKL, WeightedSum, fit
 from flowkit.datasets import load_photograph
-from flowkit.energies import DoubleWell, Energy, Picture
+from flowkit.energies import Energy
 from flowkit.recipes import insert_stochastic_layers
 from flowkit.scalar import Affine, RationalQuadraticSpline
-from flowkit.transforms import Metropolis
+from flowkit.stochastic import Metropolis
+from flowkit.toys import DoubleWell, Picture
 
 BINS = 30
 REACH = 2.5

@@ -31,9 +31,9 @@ from pathlib import Path
 import torch
 
 import flowkit
-from flowkit.datasets import HeavyCopula
 from flowkit.recipes import tail_adaptive_flow
 from flowkit.statistics import expected_shortfall, tail_area, tail_indices
+from flowkit.toys import HeavyCopula
 
 FLOWS = ("vanilla", "taf", "gtaf", "mtaf", "mtaf-fixed", "ttf", "ttf-fixed", "truth")
 # The large problem: features, heavy ones, degrees of freedom; units, and training rows, by size.

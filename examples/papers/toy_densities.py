@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import flowkit
-from flowkit.datasets import TOYS
+from flowkit.toys import TOYS
 
 #: How far above its floor a toy may end, in nats.
 TOLERANCES = {"sine": 0.05, "swirl": 0.10, "checkerboard": 0.10}

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from flowkit.bases.base import Base
 from flowkit.bases.special import log_normal_survival, normal_quantile
-from flowkit.scalar.affine import soft_clip
-from flowkit.scalar.roots import attach_newton, find_root
+from flowkit.config import register
+from flowkit.numerics.clips import soft_clip
+from flowkit.numerics.roots import attach_newton, find_root
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -21,6 +22,7 @@ def _log_normal(u: Tensor) -> Tensor:
     return -0.5 * u * u - _LOG_SQRT_2PI
 
 
+@register
 class StandardNormal(Base):
     r"""Independent standard normals: :math:`\log p(z) = -\frac12 |z|^2 - \frac D2 \log 2\pi`.
 
@@ -74,6 +76,7 @@ class StandardNormal(Base):
         return -normal_quantile(q)
 
 
+@register
 class DiagonalNormal(Base):
     r"""Independent normals with learned mean and scale, constant or from context.
 
@@ -149,6 +152,7 @@ class DiagonalNormal(Base):
         return mean - log_scale.exp() * normal_quantile(q)
 
 
+@register
 class NormalMixture(Base):
     r"""A learned mixture of K diagonal normals: :math:`p(z) = \sum_k w_k N(z; \mu_k, \sigma_k)`.
 

@@ -11,15 +11,13 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from flowkit.bases.base import Base
-from flowkit.bases.special import (
-    log_one_plus_square,
-    log_student_survival,
-    normal_quantile,
-)
-from flowkit.rounding import clamp_through, next_inside
-from flowkit.scalar.roots import attach_newton, find_root
+from flowkit.bases.special import log_one_plus_square, log_student_survival, normal_quantile
+from flowkit.config import register
+from flowkit.numerics.roots import attach_newton, find_root
+from flowkit.numerics.rounding import clamp_through, next_inside
 
 
+@register
 class Uniform(Base):
     r"""Independent uniforms on [lower, upper]; the base of flows on boxes and tori.
 
@@ -105,6 +103,7 @@ class Uniform(Base):
         return torch.where(inside, z, torch.full_like(z, math.nan))
 
 
+@register
 class Logistic(Base):
     r"""Independent standard logistics, :math:`\log p = \sum_i \log\sigma(z_i) + \log\sigma(-z_i)`.
 
@@ -168,6 +167,7 @@ def _lgamma_step(x: Tensor) -> Tensor:
     return torch.where(large, series, torch.lgamma(small + 0.5) - torch.lgamma(small))
 
 
+@register
 class StudentT(Base):
     r"""Independent Student-t distributions, one number of degrees of freedom a feature.
 

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowkit.bases.base import Base
+from flowkit.config import register
 from flowkit.errors import ShapeError
 
 
+@register
 class Product(Base):
     r"""Independent groups of features, :math:`p(z) = \prod_g p_g(z_g)`.
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from flowkit.cli.console import say
-from flowkit.cli.tables import Table, check_extension, read_table, write_blocks, write_table
-from flowkit.errors import DataError, RecipeError, ShapeError
+from flowkit.data.tables import Table, check_extension, read_table, write_blocks, write_table
+from flowkit.errors import ArgumentError, DataError, ShapeError
 from flowkit.files import check_writable, same_file
 
 _LEAST_ROWS = 10
@@ -28,9 +28,9 @@ _TABLES = {
 
 
 def _fit(options: argparse.Namespace) -> None:
+    from flowkit.data.convert import needs_double, size_and_spread
     from flowkit.io import save
     from flowkit.training import fit
-    from flowkit.training.data import needs_double, size_and_spread
 
     _check_model_output(options.output, options.data)
     chosen = None if options.columns is None else [c.strip() for c in options.columns.split(",")]
@@ -142,11 +142,8 @@ def _score(options: argparse.Namespace) -> None:
 
 def _describe(options: argparse.Namespace) -> None:
     flow, columns, noisy = _load(options.model)
-    recipe = flow.recipe or {}
-    arguments = ", ".join(f"{name}={value!r}" for name, value in recipe["arguments"].items())
     lines = [
         f"file      {options.model}",
-        f"recipe    {recipe['name']}({arguments})",
         f"columns   {_joined(columns)}",
         *([f"integers  {_joined(noisy)}"] if noisy else []),
         f"dtype     {str(flow.dtype).removeprefix('torch.')}",
@@ -187,15 +184,15 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
-            raise RecipeError(f"--set expected NAME=VALUE, got {word!r}")
+            raise ArgumentError(f"--set expected NAME=VALUE, got {word!r}")
         if name in settings:
-            raise RecipeError(f"--set names {name!r} twice")
+            raise ArgumentError(f"--set names {name!r} twice")
         try:
             settings[name] = json.loads(value)
         except ValueError:
             settings[name] = value
         except RecursionError:
-            raise RecipeError(f"--set {name}: the value is nested too deeply") from None
+            raise ArgumentError(f"--set {name}: the value is nested too deeply") from None
     return settings
 
 
@@ -209,12 +206,12 @@ def _build(name: str, columns: int, arguments: dict[str, Any]) -> Any:
             build_for_columns(name, columns, **arguments)
         flow = build_for_columns(name, columns, **arguments)
     except TooLarge as error:
-        raise RecipeError(
+        raise ArgumentError(
             f"{name} cannot be built with {arguments}: it has {error} than the {_MOST_WEIGHTS:,} "
             f"weights and {_MOST_PARTS:,} parts that the command line builds"
         ) from None
     except (RuntimeError, TypeError, RecursionError) as error:
-        raise RecipeError(f"{name} cannot be built with {arguments}: {error}") from error
+        raise ArgumentError(f"{name} cannot be built with {arguments}: {error}") from error
     _check_plain(flow)
     return flow
 
@@ -317,7 +314,7 @@ def _whole_columns(table: Table) -> list[str]:
 
 
 def _repeating_columns(table: Table) -> list[str]:
-    from flowkit.training.columns import repeated_values, some_rows
+    from flowkit.training.inspection import repeated_values, some_rows
 
     some = torch.from_numpy(table.values)[some_rows(*table.values.shape)]
     return [table.columns[column] for column in repeated_values(some)]

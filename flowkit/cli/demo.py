@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowkit.cli.beside import beside
 from flowkit.cli.console import say
-from flowkit.cli.tables import write_table
+from flowkit.data.tables import write_table
 from flowkit.files import check_writable, replacing
 
 if TYPE_CHECKING:

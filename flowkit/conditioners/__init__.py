@@ -1,21 +1,13 @@
 """Networks that emit the parameters of scalar maps."""
 
-from flowkit.conditioners.circular import CircularFeatures, CircularMaskedMLP
-from flowkit.conditioners.context import StandardizeContext
 from flowkit.conditioners.conv import ConvNet
+from flowkit.conditioners.encodings import CircularFeatures, CircularMaskedMLP
 from flowkit.conditioners.fourier import FourierMaskedMLP
-from flowkit.conditioners.grouped import Grouped
+from flowkit.conditioners.grouped import GroupedConditioner
 from flowkit.conditioners.kernel import KernelConditioner, RandomFourierConditioner
-from flowkit.conditioners.kernels import (
-    Kernel,
-    KernelProduct,
-    KernelSum,
-    Matern,
-    RationalQuadratic,
-    SquaredExponential,
-)
 from flowkit.conditioners.masked import AutoregressiveConditioner, MaskedMLP
 from flowkit.conditioners.mlp import ACTIVATIONS, MLP, Conditioner, ResidualMLP
+from flowkit.conditioners.standardize import StandardizeContext
 
 __all__ = [
     "ACTIVATIONS",
@@ -26,16 +18,10 @@ __all__ = [
     "Conditioner",
     "ConvNet",
     "FourierMaskedMLP",
-    "Grouped",
-    "Kernel",
+    "GroupedConditioner",
     "KernelConditioner",
-    "KernelProduct",
-    "KernelSum",
     "MaskedMLP",
-    "Matern",
     "RandomFourierConditioner",
-    "RationalQuadratic",
     "ResidualMLP",
-    "SquaredExponential",
     "StandardizeContext",
 ]

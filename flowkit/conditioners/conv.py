@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.conditioners.mlp import Conditioner
+from flowkit.config import register
 
 
+@register
 class ConvNet(Conditioner):
     """A convolutional network of images, ``(..., in, H, W), (..., context) -> (..., out, H, W)``.
 

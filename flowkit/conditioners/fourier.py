@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit.conditioners.masked import MaskedMLP
+from flowkit.config import register
 
 
+@register
 class FourierMaskedMLP(MaskedMLP):
     r"""A :class:`MaskedMLP` whose first layer also reads sines and cosines of the variables.
 

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.conditioners.mlp import MLP
+from flowkit.config import register
 
 
-class Grouped(nn.Module):
+@register
+class GroupedConditioner(nn.Module):
     """One conditioner a group: it reads the features of its own group and of those before.
 
     In a :class:`flowkit.transforms.Coupling` whose features come in groups, what moves in a group
@@ -31,8 +33,8 @@ class Grouped(nn.Module):
 
     Example:
         >>> import torch
-        >>> from flowkit.conditioners import Grouped
-        >>> net = Grouped(3, 10, reads=(2, 1), moves=(3, 2))
+        >>> from flowkit.conditioners import GroupedConditioner
+        >>> net = GroupedConditioner(3, 10, reads=(2, 1), moves=(3, 2))
         >>> net(torch.randn(5, 3)).shape
         torch.Size([5, 10])
     """
@@ -52,13 +54,13 @@ class Grouped(nn.Module):
         whole = all(type(n) is int and n >= 0 for n in sizes)
         if not whole or len(self.reads) != len(self.moves) or sum(self.reads) != in_features:
             raise ValueError(
-                f"Grouped expected as many sizes >= 0 to read as to move, adding up to the "
+                f"GroupedConditioner expected as many sizes >= 0 to read as to move, adding up to the "
                 f"{in_features} features read; got reads={self.reads} and moves={self.moves}"
             )
         moved = sum(self.moves)
         if not moved or out_features % moved:
             raise ValueError(
-                f"Grouped expected moves that add up to a divisor of the {out_features} "
+                f"GroupedConditioner expected moves that add up to a divisor of the {out_features} "
                 f"parameters, got {self.moves}"
             )
         self._param_size = out_features // moved

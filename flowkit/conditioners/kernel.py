@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.conditioners.kernels import Kernel, SquaredExponential
+from flowkit.config import register
 from flowkit.errors import DataError
+from flowkit.kernels import Kernel, SquaredExponential
 
 _SEED = 0
 
@@ -63,6 +64,7 @@ class _Expansion(nn.Module):
         return out + F.linear(rows, weight, bias)
 
 
+@register
 class KernelConditioner(_Expansion):
     r"""A kernel expansion :math:`\theta(u) = \sum_{j=1}^N k(w_j, u)\, A_j` over auxiliary points.
 
@@ -164,6 +166,7 @@ class KernelConditioner(_Expansion):
         return (self.weights * (gram @ self.weights)).sum()
 
 
+@register
 class RandomFourierConditioner(_Expansion):
     r"""A kernel conditioner whose cost does not grow with the number of points.
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.compiling import is_traced
 from flowkit.conditioners.mlp import Conditioner
-from flowkit.layout import affine_rows, linear
+from flowkit.config import register
+from flowkit.numerics.compiling import is_traced
+from flowkit.numerics.layout import affine_rows, linear
 
 # Turns of the inverse that share their products with what is known before; measured.
 _TURNS = 8
@@ -51,6 +52,7 @@ class AutoregressiveConditioner(Conditioner):
         return torch.cat(values)
 
 
+@register
 class MaskedMLP(AutoregressiveConditioner):
     """A perceptron with masked weights (MADE); variables in their natural order.
 

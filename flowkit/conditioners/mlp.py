@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.layout import linear
-from flowkit.scalar.affine import soft_clip
+from flowkit.config import register
+from flowkit.numerics.clips import soft_clip
+from flowkit.numerics.layout import linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -139,6 +140,7 @@ class Conditioner(nn.Module):
         return layer
 
 
+@register
 class MLP(Conditioner):
     """A multilayer perceptron, ``(..., in_features), (..., context) -> (..., out_features)``.
 
@@ -179,6 +181,7 @@ class MLP(Conditioner):
         return linear(h, self.last.weight, self.last.bias)
 
 
+@register
 class ResidualMLP(Conditioner):
     r"""A residual perceptron: blocks :math:`h \leftarrow h + W_2\, a(W_1\, a(h))`.
 

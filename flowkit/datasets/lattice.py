@@ -20,7 +20,7 @@ class Lattice(NamedTuple):
     r"""Per column, the values :math:`o + k w` with integer k; a width of 0 is a continuous column.
 
     A value stands for the cell :math:`[v - w/2, v + w/2)` around it: the convention of
-    :func:`flowkit.datasets.dequantize`.
+    :func:`flowkit.data.dequantize`.
 
     Attributes:
         width: ``(columns,)``, the distance w between neighbouring values.

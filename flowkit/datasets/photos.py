@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowkit.datasets.dequantize import dequantize
+from flowkit.data.dequantize import dequantize
 from flowkit.errors import DataError, MissingDependencyError
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
@@ -52,7 +52,7 @@ class PhotographColours(NamedTuple):
     def dequantized(self, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the points with uniform noise in (-1/2, 1/2) added to all five columns.
 
-        See :func:`flowkit.datasets.dequantize` for the convention.
+        See :func:`flowkit.data.dequantize` for the convention.
 
         Args:
             seed: Seed of a private generator.

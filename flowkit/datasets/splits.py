@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowkit.datasets.dequantize import dequantize
+from flowkit.data.dequantize import dequantize
 from flowkit.errors import DataError
 
 
@@ -66,7 +66,7 @@ class Splits(NamedTuple):
     def dequantized(self, *, seed: int = 0) -> "Splits":
         """Add uniform noise in (-1/2, 1/2) to every entry of a table of integers.
 
-        See :func:`flowkit.datasets.dequantize` for the convention.
+        See :func:`flowkit.data.dequantize` for the convention.
 
         Args:
             seed: Seed of private generators, one for each part.

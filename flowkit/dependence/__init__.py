@@ -1,5 +1,6 @@
 """Dependence across rows: covariances of relatives, repeats and neighbours."""
 
+from flowkit.dependence.association import Association, LinearMixedModel, rank_normalised
 from flowkit.dependence.base import RowCovariance
 from flowkit.dependence.blocks import EquicorrelatedBlocks
 from flowkit.dependence.dense import (
@@ -9,7 +10,7 @@ from flowkit.dependence.dense import (
     SumOfCovariances,
 )
 from flowkit.dependence.joint import (
-    FitStrength,
+    UpdateCovariance,
     joint_log_prob,
     sample_jointly,
     sample_relatives,
@@ -19,17 +20,20 @@ from flowkit.dependence.structured import StructuredKinship
 from flowkit.dependence.time import AutoregressiveTime
 
 __all__ = [
+    "Association",
     "AutoregressiveTime",
     "EquicorrelatedBlocks",
-    "FitStrength",
+    "UpdateCovariance",
     "GivenCovariance",
     "Kinship",
     "KroneckerCovariance",
+    "LinearMixedModel",
     "RowCovariance",
     "Spatial",
     "StructuredKinship",
     "SumOfCovariances",
     "joint_log_prob",
+    "rank_normalised",
     "sample_jointly",
     "sample_relatives",
 ]

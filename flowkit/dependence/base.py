@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.errors import DataError, ShapeError
-from flowkit.gradients import ordinary
+from flowkit.numerics.gradients import ordinary
 
 # Ends of a share of independence.
 SHARES = (1e-6, 1 - 1e-6)
@@ -84,7 +84,7 @@ class RowCovariance(nn.Module):
         """Set the parameters of C to the largest likelihood of the noise ``u (n, p)``.
 
         One number by Brent's method, several by L-BFGS, at fixed u: no steps to choose. In turns
-        with steps of the flow, :class:`flowkit.dependence.FitStrength` does that.
+        with steps of the flow, :class:`flowkit.dependence.UpdateCovariance` does that.
         """
         parameters = list(self.parameters())
         u = u.detach()

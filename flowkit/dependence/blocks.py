@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.checks import codes
 from flowkit.dependence.base import RowCovariance, raw_of
-from flowkit.shapes import codes
 
 # How close a correlation may come to the ends at which C is singular.
 _MARGIN = 1e-4

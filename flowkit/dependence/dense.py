@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flowkit.conditioners import Kernel
 from flowkit.dependence.base import PartlyIndependent, RowCovariance, by_factor
 from flowkit.errors import DataError
+from flowkit.kernels import Kernel
 
 
 class _Dense(RowCovariance):
@@ -100,7 +100,7 @@ class Spatial(_Dense, PartlyIndependent):
 
     Example:
         >>> import torch
-        >>> from flowkit.conditioners import Matern
+        >>> from flowkit.kernels import Matern
         >>> from flowkit.dependence import Spatial
         >>> C = Spatial(torch.tensor([[0.0], [1.0]]), Matern(1, 0.5, length_scale=1.0), 0.5)
         >>> round(C.matrix()[0, 1].item(), 4)

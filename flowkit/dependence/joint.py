@@ -12,7 +12,7 @@ from flowkit.bases import StandardNormal
 from flowkit.dependence.base import RowCovariance
 from flowkit.errors import DataError
 from flowkit.flow import Flow
-from flowkit.noise import may_draw, redirected, repeatable
+from flowkit.numerics.noise import may_draw, redirected, repeatable
 
 
 def check_flow(flow: Flow, what: str) -> None:
@@ -102,7 +102,7 @@ def joint_log_prob(
     return structure.log_prob(u) + log_det
 
 
-class FitStrength:
+class UpdateCovariance:
     r"""A callback of ``fit`` that sets the strength of a dependence to the likeliest one.
 
     After every so many epochs the parameters of the covariance, such as :math:`\rho` or
@@ -123,14 +123,14 @@ class FitStrength:
     Example:
         >>> import torch
         >>> from flowkit import DependentLikelihood, coupling_flow, fit
-        >>> from flowkit.dependence import EquicorrelatedBlocks, FitStrength
+        >>> from flowkit.dependence import EquicorrelatedBlocks, UpdateCovariance
         >>> truth = EquicorrelatedBlocks(torch.arange(90) // 3, rho=0.6)
         >>> x = truth.sample(2, torch.Generator().manual_seed(0)).detach()
         >>> families = EquicorrelatedBlocks(torch.arange(90) // 3, rho=0.1, learn=False)
         >>> history = fit(
         ...     coupling_flow(2, layers=1), {"x": x, "row": torch.arange(90)},
         ...     DependentLikelihood(families), validation=None, batch_size=90, epochs=3,
-        ...     progress=False, callbacks=[FitStrength(families, x)],
+        ...     progress=False, callbacks=[UpdateCovariance(families, x)],
         ... )
         >>> 0.4 < families.rho.item() < 0.8
         True
@@ -140,11 +140,11 @@ class FitStrength:
         self, structure: RowCovariance, x: Tensor, context: Tensor | None = None, every: int = 1
     ) -> None:
         if type(every) is not int or every < 1:
-            raise DataError(f"FitStrength expected every >= 1, got {every!r}")
+            raise DataError(f"UpdateCovariance expected every >= 1, got {every!r}")
         self.x = torch.as_tensor(x).detach()
         if len(self.x) != structure.rows:
             raise DataError(
-                f"FitStrength expected all {structure.rows} rows of the covariance, in its order, "
+                f"UpdateCovariance expected all {structure.rows} rows of the covariance, in its order, "
                 f"got {len(self.x)}"
             )
         self.context = None if context is None else torch.as_tensor(context).detach()
@@ -152,7 +152,7 @@ class FitStrength:
 
     def __call__(self, flow: Flow, history: Any) -> None:
         """Set the strength, if it is its turn."""
-        check_flow(flow, "FitStrength")
+        check_flow(flow, "UpdateCovariance")
         if history.epochs[-1] % self.every == 0:
             training, like = flow.training, flow.initialized
             x = self.x.to(like.device, flow.dtype or self.x.dtype)

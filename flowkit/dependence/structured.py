@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkit.dependence.base import PartlyIndependent
 from flowkit.errors import DataError
-from flowkit.noise import drawing_from
+from flowkit.numerics.noise import drawing_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

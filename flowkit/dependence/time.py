@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flowkit.checks import codes
 from flowkit.dependence.base import RowCovariance
 from flowkit.errors import DataError
-from flowkit.shapes import codes
 
 # Nearest that two rows of a series may come, as a correlation.
 _NEAREST = 1e-6

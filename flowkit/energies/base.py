@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.checks import as_shape, batch_text, last_axis_remedy
+from flowkit.config import register
 from flowkit.energies.checks import gradient_of, one_number_each
 from flowkit.errors import DataError, NotInvertibleError, ShapeError
-from flowkit.gradients import leaf, ordinary
-from flowkit.noise import drawing_from
-from flowkit.shapes import as_shape, batch_text, last_axis_remedy
+from flowkit.numerics.gradients import leaf, ordinary
+from flowkit.numerics.noise import drawing_from
 
 
 class Energy(nn.Module):
@@ -103,7 +104,7 @@ class Energy(nn.Module):
         """Exact samples ``(*shape, *event)``, where there is a way to draw them."""
         raise NotInvertibleError(
             f"{type(self).__name__} has no exact sampler; remedy: a flow with stochastic layers, "
-            "or flowkit.statistics.flow_mcmc"
+            "or flowkit.stochastic.flow_mcmc"
         )
 
 
@@ -254,6 +255,7 @@ def from_callable(
     return _FromCallable(function, as_shape(event_shape), force, context, float(kT))
 
 
+@register
 class NegativeLogProb(Energy):
     r"""The energy of a normalised density, :math:`u(x) = -\log p(x)`: of a base or a flow, say.
 

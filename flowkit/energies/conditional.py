@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowkit.config import register
 from flowkit.energies.base import Energy
 from flowkit.errors import DataError, ShapeError
 
 
+@register
 class Conditional(Energy):
     r"""The energy of the free coordinates, the others known: :math:`u(x) = U(x, k)`.
 
@@ -30,8 +32,9 @@ class Conditional(Energy):
 
     Example:
         >>> import torch
-        >>> from flowkit.energies import Conditional, DoubleWell
-        >>> from flowkit.transforms import MALA
+        >>> from flowkit.energies import Conditional
+        >>> from flowkit.toys import DoubleWell
+        >>> from flowkit.stochastic import MALA
         >>> second = Conditional(DoubleWell(), [False, True])
         >>> known = torch.tensor([[1.7], [-1.6]])
         >>> x, _ = MALA(second, steps=10)(torch.zeros(2, 1), known)

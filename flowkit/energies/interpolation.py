@@ -8,11 +8,13 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from flowkit.config import register
 from flowkit.energies.base import Energy
 from flowkit.energies.checks import no_gradient, varies
 from flowkit.errors import DataError, ShapeError
 
 
+@register
 class Interpolation(Energy):
     r"""Between two densities, :math:`u_\lambda = (1-\lambda) u_0 + \lambda u_1`.
 
@@ -32,7 +34,8 @@ class Interpolation(Energy):
     Example:
         >>> import torch
         >>> from flowkit.bases import StandardNormal
-        >>> from flowkit.energies import DoubleWell, Interpolation, NegativeLogProb
+        >>> from flowkit.toys import DoubleWell
+        >>> from flowkit.energies import Interpolation, NegativeLogProb
         >>> between = Interpolation(NegativeLogProb(StandardNormal(2)), DoubleWell(), 0.25)
         >>> x = torch.zeros(2)
         >>> torch.allclose(between(x), 0.75 * between.start(x) + 0.25 * between.end(x))

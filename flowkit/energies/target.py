@@ -12,8 +12,8 @@ from torch.distributions import constraints
 
 from flowkit.energies.checks import gradient_of, no_gradient, one_number_each, varies
 from flowkit.errors import DataError
-from flowkit.gradients import leaf, ordinary
-from flowkit.noise import drawing_from
+from flowkit.numerics.gradients import leaf, ordinary
+from flowkit.numerics.noise import drawing_from
 
 # Far enough apart that the logarithm of any density falls by more than 1 from one to the next.
 _RADII = (1e3, 1e6, 1e9, 1e12)
@@ -69,7 +69,7 @@ class Target(nn.Module):
             raise DataError(
                 f"{owner} expected {self.name.removeprefix('the ')} as a function of x, got "
                 f"{function!r}; remedy: for example lambda x: 0.5 * x.square().sum(-1) as energy, "
-                "flowkit.energies.DoubleWell(), or log_prob= with a log-density"
+                "flowkit.toys.DoubleWell(), or log_prob= with a log-density"
             )
         self.owner, self.function = owner, function
         self.differentiated = differentiated

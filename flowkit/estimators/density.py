@@ -16,14 +16,14 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from flowkit.data.convert import needs_double, size_and_spread
 from flowkit.datasets.lattice import Lattice
-from flowkit.errors import DataError, RecipeError
+from flowkit.errors import ArgumentError, DataError
 from flowkit.estimators.rounded import DequantizedLikelihood, cell_log_prob
 from flowkit.flow import Flow
-from flowkit.noise import drawing_from
+from flowkit.numerics.noise import drawing_from
 from flowkit.recipes.registry import build_for_columns
 from flowkit.training import fit
-from flowkit.training.data import needs_double, size_and_spread
 
 _ROWS_AT_ONCE = 8192
 
@@ -53,7 +53,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         dequantize: Width w of the cells to which the data were rounded, in the units of the data:
             one number, or one per column with 0 for columns that were not rounded. ``1`` suits
             integers. A value stands for the cell :math:`[x - w/2, x + w/2)` around it (see
-            :func:`flowkit.datasets.dequantize`): every training step sees :math:`x + u`,
+            :func:`flowkit.data.dequantize`): every training step sees :math:`x + u`,
             :math:`u \sim U[-w/2, w/2)`, drawn anew; scores are averages of the density over the
             cell, and samples are rounded back. Without it, a column with many ties is fitted by
             ever narrower spikes.
@@ -77,7 +77,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         DataError: From ``fit``, if a column is constant or beyond the range of float64, or if an
             argument, the device or the weights cannot be used; also from ``score_samples``, if
             values of a column are not rounded as ``dequantize`` says.
-        RecipeError: From ``fit``, if the recipe or one of its options is unknown or does not fit.
+        ArgumentError: From ``fit``, if the recipe or one of its options is unknown or does not fit.
         ValueError: From ``fit``, ``score_samples`` and ``score``, in scikit-learn's wording, for
             NaN, infinity, text, a single row, or another number of columns than in ``fit``.
         NonFiniteLossError: From ``fit``, if the loss becomes NaN or infinite.
@@ -145,7 +145,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             The estimator itself.
 
         Raises:
-            DataError, RecipeError, ValueError, NonFiniteLossError: See the class.
+            DataError, ArgumentError, ValueError, NonFiniteLossError: See the class.
 
         Example:
             >>> import numpy as np
@@ -329,18 +329,18 @@ class FlowDensity(DensityMixin, BaseEstimator):
     def _build_flow(self, columns: int) -> Flow:
         options = {} if self.options is None else self.options
         if not isinstance(options, Mapping):
-            raise RecipeError(
+            raise ArgumentError(
                 f"FlowDensity expected options to be a dict of arguments of {self.recipe}, or "
                 f"None; got {options!r}"
             )
         for size in {"features", "event_shape"} & set(options):
-            raise RecipeError(
+            raise ArgumentError(
                 f"FlowDensity reads {size} from the columns of X; remedy: leave it out of options"
             )
         flow = build_for_columns(self.recipe, columns, **options)
         if flow.needs_context or flow.stochastic:
             kind = "conditional" if flow.needs_context else "stochastic"
-            raise RecipeError(
+            raise ArgumentError(
                 f"FlowDensity needs a flow with an exact density of X alone; {self.recipe} with "
                 f"options {dict(options)} is {kind}; remedy: train it with flowkit.fit"
             )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowkit.errors import DataError
 from flowkit.flow import Flow
-from flowkit.noise import drawing_from
+from flowkit.numerics.noise import drawing_from
 
 Batch = dict[str, Tensor]
 

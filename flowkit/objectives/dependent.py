@@ -11,7 +11,7 @@ from flowkit.dependence import RowCovariance
 from flowkit.dependence.joint import check_flow, noise_and_log_det
 from flowkit.errors import DataError
 from flowkit.flow import Flow
-from flowkit.noise import drawing_from
+from flowkit.numerics.noise import drawing_from
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
 _MODES = ("exact", "blocks", "pairs")

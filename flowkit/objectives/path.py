@@ -12,7 +12,7 @@ from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_samples
-from flowkit.paths import sample_paths
+from flowkit.stochastic.paths import sample_paths
 
 
 class PathKL(Objective):
@@ -55,7 +55,7 @@ class PathKL(Objective):
     Example:
         >>> import torch
         >>> from flowkit import PathKL, stochastic_flow
-        >>> from flowkit.energies import DoubleWell
+        >>> from flowkit.toys import DoubleWell
         >>> flow = stochastic_flow(2, "double_well", layer="langevin", steps=2)
         >>> loss = PathKL(DoubleWell(), samples=64)(flow, {})
         >>> loss.value.backward()

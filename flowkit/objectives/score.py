@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkit.errors import DataError
 from flowkit.flow import Flow
-from flowkit.gradients import ordinary
+from flowkit.numerics.gradients import ordinary
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
 # What each method reads, and its default.

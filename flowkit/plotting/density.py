@@ -49,7 +49,7 @@ def density_2d(
             has another shape or is NaN, or the samples are not finite rows (n, 2).
 
     Example:
-        >>> from flowkit.datasets import two_moons
+        >>> from flowkit.toys import two_moons
         >>> from flowkit.plotting import density_2d
         >>> toy = two_moons()
         >>> figure = density_2d(toy.log_prob, toy.limits, samples=toy.sample(500), resolution=40)

@@ -5,12 +5,7 @@ estimators use to build a flow by name; a user's own recipe joins it with :func:
 """
 
 from flowkit.recipes.energy_based import energy_based_flow
-from flowkit.recipes.flows import (
-    autoregressive_flow,
-    box_flow,
-    coupling_flow,
-    elementwise_flow,
-)
+from flowkit.recipes.flows import autoregressive_flow, box_flow, coupling_flow, elementwise_flow
 from flowkit.recipes.kernelised import kernelised_flow
 from flowkit.recipes.registry import RECIPES, build, recipe
 from flowkit.recipes.smooth import smooth_flow

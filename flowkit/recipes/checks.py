@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from flowkit.conditioners import ACTIVATIONS
-from flowkit.errors import RecipeError
+from flowkit.errors import ArgumentError
 from flowkit.recipes.registry import choose
 
 
@@ -15,7 +15,7 @@ def check_sizes(name: str, **sizes: Any) -> None:
     for what, value in sizes.items():
         least = 0 if what in ("context", "seed", "waves") else 1
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise RecipeError(
+            raise ArgumentError(
                 f"{name} needs {what} to be a whole number >= {least}, got {value!r}"
             )
 
@@ -24,7 +24,7 @@ def check_flags(name: str, **flags: Any) -> None:
     """True or False, or an error that names the recipe and the argument."""
     for what, value in flags.items():
         if not isinstance(value, bool):
-            raise RecipeError(f"{name} needs {what} to be True or False, got {value!r}")
+            raise ArgumentError(f"{name} needs {what} to be True or False, got {value!r}")
 
 
 def check_ends(
@@ -42,14 +42,16 @@ def check_ends(
             not isinstance(end, (int, float)) or isinstance(end, bool) or math.isnan(end)
             for end in numbers
         ):
-            raise RecipeError(
+            raise ArgumentError(
                 f"{name} needs {what} to be a number, or one for each of {features} feature(s), "
                 f"None or infinite where that side is open; got {given!r}"
             )
         ends.append(tuple(map(float, numbers)))
     for i, (low, high) in enumerate(zip(*ends, strict=True)):
         if not low < high or low == math.inf or high == -math.inf:
-            raise RecipeError(f"{name} needs lower < upper, got {low} and {high} for feature {i}")
+            raise ArgumentError(
+                f"{name} needs lower < upper, got {low} and {high} for feature {i}"
+            )
     return ends[0], ends[1]
 
 
@@ -58,7 +60,7 @@ def check_network(name: str, hidden: Any, activation: Any) -> None:
     choose("activation", activation, ACTIVATIONS)
     widths = hidden if isinstance(hidden, tuple) else ()
     if not widths or any(type(width) is not int or width < 1 for width in widths):
-        raise RecipeError(
+        raise ArgumentError(
             f"{name} needs hidden to be the widths of the hidden layers, at least one and each a "
             f"whole number >= 1, got {hidden!r}; remedy: for example hidden=(64, 64)"
         )

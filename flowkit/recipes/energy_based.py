@@ -10,7 +10,7 @@ from typing import Any
 
 from flowkit.bases import StandardNormal
 from flowkit.conditioners import MLP, ConvNet
-from flowkit.errors import RecipeError
+from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.recipes.checks import check_flags, check_network, check_sizes
 from flowkit.recipes.registry import choose, recipe
@@ -86,7 +86,7 @@ def energy_based_flow(
         activation: That of these networks; score matching needs a smooth one.
 
     Raises:
-        RecipeError: If an argument is out of its range or unknown.
+        ArgumentError: If an argument is out of its range or unknown.
 
     References:
         Chao et al. 2023, arXiv 2305.15267, whose defaults these are, but for the start at the
@@ -106,17 +106,17 @@ def energy_based_flow(
         or not shape
         or any(type(n) is not int or n < 1 for n in shape)
     ):
-        raise RecipeError(f"{name} needs event_shape to be sizes >= 1, got {event_shape!r}")
+        raise ArgumentError(f"{name} needs event_shape to be sizes >= 1, got {event_shape!r}")
     build, per_image, count, widths, slope = choose("architecture", architecture, _ARCHITECTURES)
     if per_image and len(shape) != 3:
-        raise RecipeError(
+        raise ArgumentError(
             f"{name}({architecture!r}) needs images (channels, height, width), got {shape}; "
             "remedy: 'dense' or 'coupling'"
         )
     own = {"scales": scales, "negative_slope": negative_slope, "kernel": kernel, "hidden": hidden}
     for option, value in own.items():
         if value is not None and architecture not in _READ_BY[option]:
-            raise RecipeError(
+            raise ArgumentError(
                 f"{name}({architecture!r}) reads no {option}; that is for "
                 f"{' and '.join(map(repr, _READ_BY[option]))}"
             )
@@ -155,7 +155,7 @@ def _ends(bounds: Any) -> tuple[float, float]:
         isinstance(b, (int, float)) and not isinstance(b, bool) for b in bounds
     )
     if not numbers or len(bounds) != 2 or not -math.inf < bounds[0] < bounds[1] < math.inf:
-        raise RecipeError(
+        raise ArgumentError(
             "energy_based_flow needs bounds to be two finite numbers, lower < upper, or None; got "
             f"{bounds!r}"
         )
@@ -170,7 +170,7 @@ def _halvings(name: str, shape: tuple[int, ...], architecture: str, scales: Any)
         possible += 1
     most = possible if squeezes_first else possible + 1
     if most < 1:
-        raise RecipeError(
+        raise ArgumentError(
             f"{name}({architecture!r}) needs images that can be halved, got {shape[1]} x "
             f"{shape[2]} pixels; remedy: 'dense' or 'conv'"
         )
@@ -178,7 +178,7 @@ def _halvings(name: str, shape: tuple[int, ...], architecture: str, scales: Any)
         scales = min(2 if squeezes_first else 3, most)
     check_sizes(name, scales=scales)
     if scales > most:
-        raise RecipeError(
+        raise ArgumentError(
             f"{name}({architecture!r}) needs scales <= {most} for {shape[1]} x {shape[2]} pixels, "
             f"which can be halved {possible} times; got {scales}"
         )
@@ -197,7 +197,7 @@ def _coupling(
 ) -> list[Transform]:
     (size,) = shape
     if size < 2:
-        raise RecipeError(
+        raise ArgumentError(
             "energy_based_flow('coupling') needs events of 2 numbers or more, got 1 feature(s); "
             "remedy: elementwise_flow"
         )

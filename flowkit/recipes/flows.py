@@ -9,14 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from flowkit.bases import (
-    Base,
-    Logistic,
-    NormalMixture,
-    StandardNormal,
-    StudentT,
-    Uniform,
-)
+from flowkit.bases import Base, Logistic, NormalMixture, StandardNormal, StudentT, Uniform
 from flowkit.conditioners import (
     MLP,
     AutoregressiveConditioner,
@@ -25,16 +18,16 @@ from flowkit.conditioners import (
     ResidualMLP,
     StandardizeContext,
 )
-from flowkit.errors import RecipeError
+from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.recipes.checks import check_ends, check_flags, check_network, check_sizes
 from flowkit.recipes.registry import choose, recipe
 from flowkit.scalar import (
     Affine,
     IntervalSpline,
-    LineSmoothMixture,
     LogisticMixture,
     RationalQuadraticSpline,
+    RealSmoothMixture,
     ScalarMap,
 )
 from flowkit.transforms import (
@@ -54,7 +47,7 @@ from flowkit.transforms import (
 _SCALARS: dict[str, Callable[[], ScalarMap]] = {
     "affine": Affine,
     "mixture": LogisticMixture,
-    "smooth": LineSmoothMixture,
+    "smooth": RealSmoothMixture,
     "spline": RationalQuadraticSpline,
 }
 _BASES: dict[str, Callable[[int], Base]] = {
@@ -156,7 +149,7 @@ def coupling_flow(
         seed: Seed of the permutations.
 
     Raises:
-        RecipeError: If an argument is out of its range or unknown.
+        ArgumentError: If an argument is out of its range or unknown.
 
     References:
         Dinh et al. 2017, arXiv 1605.08803; Durkan et al. 2019, arXiv 1906.04032.
@@ -211,7 +204,7 @@ def autoregressive_flow(
     :func:`coupling_flow` for the other arguments.
 
     Raises:
-        RecipeError: If an argument is out of its range or unknown.
+        ArgumentError: If an argument is out of its range or unknown.
 
     References:
         Papamakarios et al. 2017, arXiv 1705.07057; Durkan et al. 2019, arXiv 1906.04032.
@@ -257,7 +250,7 @@ def elementwise_flow(
     layer is an affine map and the scalar map; see :func:`coupling_flow` for the arguments.
 
     Raises:
-        RecipeError: If an argument is out of its range or unknown.
+        ArgumentError: If an argument is out of its range or unknown.
 
     Example:
         >>> import torch
@@ -283,7 +276,7 @@ def _sides(lower: Any, upper: Any, features: Any) -> tuple[tuple[float, ...], tu
     listed = [ends for ends in (lower, upper) if isinstance(ends, tuple)]
     if features is None:
         if not listed:
-            raise RecipeError(
+            raise ArgumentError(
                 f"box_flow got one number for each end, lower={lower!r} and upper={upper!r}, and "
                 "cannot know for how many features; remedy: lists with one end a feature, or "
                 "features=..."
@@ -292,7 +285,7 @@ def _sides(lower: Any, upper: Any, features: Any) -> tuple[tuple[float, ...], tu
     check_sizes("box_flow", features=features)
     for ends in listed:
         if len(ends) != features:
-            raise RecipeError(
+            raise ArgumentError(
                 "box_flow needs one lower and one upper end for each feature; it got "
                 f"{len(ends)} for {features} feature(s)"
             )
@@ -337,7 +330,7 @@ def box_flow(
         seed: Seed of the waves.
 
     Raises:
-        RecipeError: If an argument is out of its range or unknown.
+        ArgumentError: If an argument is out of its range or unknown.
 
     References:
         Durkan et al. 2019, arXiv 1906.04032; Tancik et al. 2020, arXiv 2006.10739.

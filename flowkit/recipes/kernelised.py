@@ -6,17 +6,10 @@ import functools
 from collections.abc import Callable, Sequence
 
 from flowkit.bases import StandardNormal
-from flowkit.conditioners import (
-    Kernel,
-    KernelConditioner,
-    Matern,
-    RandomFourierConditioner,
-    RationalQuadratic,
-    SquaredExponential,
-    StandardizeContext,
-)
-from flowkit.errors import RecipeError
+from flowkit.conditioners import KernelConditioner, RandomFourierConditioner, StandardizeContext
+from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
+from flowkit.kernels import Kernel, Matern, RationalQuadratic, SquaredExponential
 from flowkit.recipes.checks import check_flags, check_sizes
 from flowkit.recipes.flows import half, mixing, named_scalar, unconstrained
 from flowkit.recipes.registry import choose, recipe
@@ -94,7 +87,7 @@ def kernelised_flow(
         seed: Seed of the permutations and of the frequencies.
 
     Raises:
-        RecipeError: If an argument is out of its range or unknown.
+        ArgumentError: If an argument is out of its range or unknown.
 
     References:
         English, Kirchler, Lippert 2024, Kernelised Normalising Flows, arXiv 2307.14839.
@@ -110,7 +103,7 @@ def kernelised_flow(
     check_sizes(name, features=features, context=context, layers=layers, points=points, seed=seed)
     check_flags(name, mean=mean, learn_points=learn_points, standardize=standardize)
     if features + context < 2:
-        raise RecipeError(
+        raise ArgumentError(
             f"{name} needs at least 2 features, or context to read, got 1 feature(s); remedy: "
             "elementwise_flow"
         )

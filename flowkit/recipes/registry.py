@@ -12,33 +12,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-import flowkit.energies
 import flowkit.scalar
-from flowkit.energies import Energy
-from flowkit.errors import RecipeError
+from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.scalar import ScalarMap
 
 RECIPES: dict[str, Callable[..., Flow]] = {}
 
-# What a recipe's arguments may be besides plain values: where it is found, and what it is.
-_ROOMS: dict[str, tuple[Any, type]] = {
-    "scalar": (flowkit.scalar, ScalarMap),
-    "energy": (flowkit.energies, Energy),
-}
-_WORDS = {"scalar": "scalar map", "energy": "energy"}
-
 
 def recipe(function: Callable[..., Flow]) -> Callable[..., Flow]:
-    """Register a function that builds a flow, and let its flows remember how they were built.
+    """Register a function that builds a flow.
 
     The function gets plain Python values: numbers of NumPy and tensors of one number become
-    numbers, and arrays, lists and ranges become tuples. A flow built with anything that is neither
-    JSON nor a scalar map or an energy of flowkit (a module, a callable) works, but cannot be
-    saved as a flow file.
+    numbers, and arrays, lists and ranges become tuples.
 
     Raises:
-        RecipeError: From the registered function, if an argument is unknown or missing, or
+        ArgumentError: From the registered function, if an argument is unknown or missing, or
             building fails with a ``ValueError`` or ``TypeError``.
 
     Example:
@@ -49,8 +38,8 @@ def recipe(function: Callable[..., Flow]) -> Callable[..., Flow]:
         >>> @recipe
         ... def linear_flow(features: int) -> Flow:
         ...     return Flow(LULinear(features), StandardNormal(features))
-        >>> linear_flow(2).recipe
-        {'name': 'linear_flow', 'arguments': {'features': 2}}
+        >>> linear_flow(2).event_shape
+        (2,)
         >>> del RECIPES["linear_flow"]
     """
     signature = inspect.signature(function)
@@ -62,11 +51,10 @@ def recipe(function: Callable[..., Flow]) -> Callable[..., Flow]:
         try:
             bound.arguments = {key: as_python(value) for key, value in bound.arguments.items()}
             flow = function(*bound.args, **bound.kwargs)
-        except RecipeError:
+        except ArgumentError:
             raise
         except (TypeError, ValueError) as error:
-            raise RecipeError(f"{name} cannot be built: {error}") from error
-        flow.recipe = _describe(name, bound.arguments)
+            raise ArgumentError(f"{name} cannot be built: {error}") from error
         return flow
 
     RECIPES[name] = build_flow
@@ -77,7 +65,7 @@ def build(name: str, **arguments: Any) -> Flow:
     """Build a flow by the name of its recipe, with arguments as JSON gives them.
 
     Raises:
-        RecipeError: If the name or an argument is unknown, or an argument is out of its range.
+        ArgumentError: If the name or an argument is unknown, or an argument is out of its range.
 
     Example:
         >>> from flowkit.recipes import build
@@ -86,10 +74,10 @@ def build(name: str, **arguments: Any) -> Flow:
         >>> build("coupling_fow", features=2)
         Traceback (most recent call last):
         ...
-        flowkit.errors.RecipeError: unknown recipe 'coupling_fow'; did you mean 'coupling_flow'?
+        flowkit.errors.ArgumentError: unknown recipe 'coupling_fow'; did you mean 'coupling_flow'?
     """
     builder = choose("recipe", name, RECIPES)
-    return builder(**{key: _decode(value) for key, value in arguments.items()})
+    return builder(**arguments)
 
 
 def build_for_columns(name: str, columns: int, **arguments: Any) -> Flow:
@@ -98,7 +86,7 @@ def build_for_columns(name: str, columns: int, **arguments: Any) -> Flow:
     A recipe that counts its tail indices takes one number here, for all columns.
 
     Raises:
-        RecipeError: As :func:`build`, and if the flow is not one of such rows.
+        ArgumentError: As :func:`build`, and if the flow is not one of such rows.
 
     Example:
         >>> from flowkit.recipes.registry import build_for_columns
@@ -115,7 +103,7 @@ def build_for_columns(name: str, columns: int, **arguments: Any) -> Flow:
         arguments["tails"] = (arguments["tails"],) * columns
     flow = build(name, **arguments)
     if flow.event_shape != (columns,):
-        raise RecipeError(
+        raise ArgumentError(
             f"{name} with {arguments} makes a flow of events {flow.event_shape}, but there are "
             f"{columns} columns"
         )
@@ -126,10 +114,10 @@ def choose(kind: str, name: Any, table: dict[str, Any]) -> Any:
     """The entry of ``table`` called ``name``.
 
     Raises:
-        RecipeError: If there is none; says which name may have been meant.
+        ArgumentError: If there is none; says which name may have been meant.
     """
     if not isinstance(name, str) or name not in table:
-        raise RecipeError(f"unknown {kind} {name!r}; {_suggest(name, table)}")
+        raise ArgumentError(f"unknown {kind} {name!r}; {_suggest(name, table)}")
     return table[name]
 
 
@@ -149,7 +137,7 @@ def _bind(
         known = signature.parameters
         for argument in kwargs:
             if argument not in known:
-                raise RecipeError(
+                raise ArgumentError(
                     f"{name} has no argument {argument!r}; {_suggest(argument, known)}"
                 ) from None
         missing = [
@@ -158,8 +146,8 @@ def _bind(
             if known[key].default is inspect.Parameter.empty and key not in kwargs
         ]
         if missing:
-            raise RecipeError(f"{name} needs the argument(s) {', '.join(missing)}") from None
-        raise RecipeError(f"{name}: {error}") from None
+            raise ArgumentError(f"{name} needs the argument(s) {', '.join(missing)}") from None
+        raise ArgumentError(f"{name}: {error}") from None
 
 
 def as_python(value: Any) -> Any:
@@ -185,51 +173,3 @@ def _options(scalar: Any) -> dict[str, Any]:
 
 def _option_names(scalar: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(scalar) if field.init]
-
-
-def _describe(name: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """The call as JSON; ``None`` where an argument has no JSON."""
-    try:
-        return {"name": name, "arguments": {k: _encode(v) for k, v in arguments.items()}}
-    except TypeError:
-        return None
-
-
-def _encode(value: Any) -> Any:
-    """A value from ``as_python`` as JSON, or a TypeError."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, tuple):
-        return [_encode(item) for item in value]
-    kind = type(value)
-    if isinstance(value, Energy):
-        ours = getattr(flowkit.energies, kind.__name__, None) is kind
-        room, options = "energy", value.options if ours else None
-    else:
-        room, options = "scalar", _options(value) if _is_ours(value) else None
-    if options is None:
-        raise TypeError(f"no JSON for {kind.__name__}")
-    encoded = {key: _encode(option) for key, option in options.items()}
-    return {room: kind.__name__, "options": encoded}
-
-
-def _decode(value: Any) -> Any:
-    """Undo ``_encode``."""
-    if isinstance(value, list):
-        return tuple(_decode(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    room = "energy" if "energy" in value else "scalar"
-    name, options = str(value.get(room)), value.get("options")
-    module, parent = _ROOMS[room]
-    cls = getattr(module, name, None) if name in module.__all__ else None
-    if not (isinstance(cls, type) and issubclass(cls, parent) and isinstance(options, dict)):
-        raise RecipeError(f"unknown {_WORDS[room]} {name!r} in a recipe")
-    fields = list(inspect.signature(cls).parameters)
-    for option in options:
-        if option not in fields:
-            raise RecipeError(f"{name} has no option {option!r}; {_suggest(option, fields)}")
-    try:
-        return cls(**{key: _decode(option) for key, option in options.items()})
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{name} cannot be built with {options}: {error}") from error

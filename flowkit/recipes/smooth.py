@@ -11,7 +11,7 @@ import numpy as np
 
 from flowkit.bases import Base, Product, StandardNormal, Uniform
 from flowkit.conditioners import MLP, CircularFeatures, CircularMaskedMLP, StandardizeContext
-from flowkit.errors import RecipeError
+from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.recipes.checks import check_ends, check_network, check_sizes
 from flowkit.recipes.registry import choose, recipe
@@ -19,19 +19,19 @@ from flowkit.scalar import (
     CircularSmoothMixture,
     CircularSpline,
     IntervalSpline,
-    LineSmoothMixture,
     PerFeature,
     RationalQuadraticSpline,
+    RealSmoothMixture,
     ScalarMap,
     SmoothMixture,
 )
 from flowkit.transforms import (
-    Chart,
     CircularShift,
     Compose,
     Coupling,
     Elementwise,
     MaskedAutoregressive,
+    Rescale,
     Transform,
     Unconstrain,
 )
@@ -41,7 +41,7 @@ _PRODUCTS: dict[str, Callable[[int], tuple[ScalarMap, ScalarMap, ScalarMap]]] = 
     "smooth": lambda components: (
         CircularSmoothMixture(components, lower=-1.0, upper=1.0),
         SmoothMixture(components, lower=-1.0, upper=1.0),
-        LineSmoothMixture(components),
+        RealSmoothMixture(components),
     ),
     "spline": lambda components: (
         CircularSpline(components, lower=-1.0, upper=1.0),
@@ -62,7 +62,7 @@ def _places(
         or len(circular) != features
         or any(c not in (0, 1) for c in circular)
     ):
-        raise RecipeError(
+        raise ArgumentError(
             f"smooth_flow needs circular to be one boolean for each of {features} features, or "
             f"one for all, got {circular!r}"
         )
@@ -71,14 +71,14 @@ def _places(
     elif isinstance(bounds, tuple) and len(bounds) == 2 and all(_is_number(b) for b in bounds):
         bounds = (bounds,) * features
     if not isinstance(bounds, tuple) or len(bounds) != features:
-        raise RecipeError(
+        raise ArgumentError(
             f"smooth_flow needs bounds to be one pair (lower, upper) or None for each of "
             f"{features} features, or one pair for all, got {bounds!r}"
         )
     ends = []
     for i, (turns, pair) in enumerate(zip(circular, bounds, strict=True)):
         if pair is None and turns:
-            raise RecipeError(
+            raise ArgumentError(
                 f"smooth_flow needs bounds (lower, upper) for feature {i}, a circle; got None"
             )
         if pair is not None and not (
@@ -86,7 +86,7 @@ def _places(
             and len(pair) == 2
             and all(b is None or _is_number(b) for b in pair)
         ):
-            raise RecipeError(
+            raise ArgumentError(
                 f"smooth_flow needs bounds of feature {i} as (lower, upper) or None, got {pair!r}"
             )
         low, high = (None, None) if pair is None else pair
@@ -95,7 +95,7 @@ def _places(
     lower, upper = check_ends("smooth_flow", lows, highs, features)
     for i, (turns, low, high) in enumerate(zip(circular, lower, upper, strict=True)):
         if turns and not math.isfinite(high - low):
-            raise RecipeError(
+            raise ArgumentError(
                 f"smooth_flow needs finite bounds of feature {i}, a circle; got ({low}, {high})"
             )
     return tuple(bool(c) for c in circular), lower, upper
@@ -146,7 +146,7 @@ def smooth_flow(
         seed: Seed of the halves or orders.
 
     Raises:
-        RecipeError: If an argument is out of its range or unknown.
+        ArgumentError: If an argument is out of its range or unknown.
 
     References:
         Köhler, Krämer and Noé 2021, Smooth Normalizing Flows, arXiv 2110.00351; Rezende et al.
@@ -167,7 +167,7 @@ def smooth_flow(
     check_network("smooth_flow", hidden, activation)
     choose("structure", structure, {"coupling": None, "autoregressive": None})
     if scalar == "smooth" and activation in ("elu", "relu"):
-        raise RecipeError(
+        raise ArgumentError(
             "smooth_flow needs an activation with derivatives of every order, got "
             f"{activation!r}; remedy: gelu, silu, softplus or tanh, or scalar='spline'"
         )
@@ -195,7 +195,7 @@ def smooth_flow(
         [open_ if s else end for s, end in zip(straight, side, strict=True)]
         for side, open_ in ((lower, -math.inf), (upper, math.inf))
     )
-    stack.append(Chart(around, *ends))
+    stack.append(Rescale(around, *ends))
     shuffled = np.random.default_rng(seed).permutation(features).tolist()
     for i in range(layers):
         if any(around):

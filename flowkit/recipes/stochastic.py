@@ -11,27 +11,24 @@ import torch
 
 from flowkit.bases import Base, StandardNormal
 from flowkit.conditioners import MLP
-from flowkit.energies import TOYS, Energy, Interpolation, NegativeLogProb, as_energy
+from flowkit.energies import Energy, Interpolation, NegativeLogProb, as_energy
 from flowkit.energies.target import Target
-from flowkit.errors import DataError, RecipeError
+from flowkit.errors import ArgumentError, DataError
 from flowkit.flow import Flow
 from flowkit.recipes.checks import check_flags, check_network, check_sizes
 from flowkit.recipes.flows import named_scalar
 from flowkit.recipes.registry import as_python, choose, recipe
 from flowkit.scalar import ScalarMap
-from flowkit.transforms import (
+from flowkit.stochastic import (
     HMC,
     MALA,
-    Compose,
-    Coupling,
-    Elementwise,
-    MaskedAutoregressive,
     Metropolis,
     OverdampedLangevin,
     StochasticTransform,
-    Transform,
     UnderdampedLangevin,
 )
+from flowkit.toys.energies import TOYS
+from flowkit.transforms import Compose, Coupling, Elementwise, MaskedAutoregressive, Transform
 
 _LAYERS: dict[str, Callable[..., StochasticTransform]] = {
     "hmc": HMC,
@@ -55,7 +52,7 @@ def _fractions(name: str, given: Any, default: list[float]) -> list[float | None
         )
     )
     if not fits or all(f is None for f in given):
-        raise RecipeError(
+        raise ArgumentError(
             f"{name} needs fractions as {len(default)} numbers in [0, 1] or None for no layer, "
             f"with one number at least; got {given!r}"
         )
@@ -81,7 +78,7 @@ def _target(name: str, energy: Any, base: Base, context: int) -> Energy:
     if isinstance(energy, str):
         energy = choose("energy", energy, TOYS)(*base.event_shape)
     if not isinstance(energy, Energy) and not callable(energy):
-        raise RecipeError(
+        raise ArgumentError(
             f"{name} needs energy as an Energy, a function of x, or one of "
             f"{', '.join(sorted(TOYS))}; got {energy!r}"
         )
@@ -117,7 +114,7 @@ def stochastic_flow(
     :math:`u_\lambda = (1 - \lambda) u_0 + \lambda u` between base and target. Block i of n has
     :math:`\lambda = i / n`, so that the last layer walks on the target. With ``scalar=None``
     there are no couplings: annealed importance sampling, and with ``resample=`` of
-    :func:`flowkit.paths.sample_paths` a sequential Monte Carlo sampler.
+    :func:`flowkit.stochastic.paths.sample_paths` a sequential Monte Carlo sampler.
 
     Args:
         features: Number of features D.
@@ -139,7 +136,7 @@ def stochastic_flow(
         seed: Seed of the halves.
 
     Raises:
-        RecipeError: If an argument is out of its range or unknown.
+        ArgumentError: If an argument is out of its range or unknown.
 
     References:
         Wu, Köhler, Noé 2020, Stochastic Normalizing Flows, arXiv 2002.06707.
@@ -147,7 +144,7 @@ def stochastic_flow(
     Example:
         >>> import torch
         >>> from flowkit import stochastic_flow
-        >>> from flowkit.energies import DoubleWell
+        >>> from flowkit.toys import DoubleWell
         >>> flow = stochastic_flow(2, "double_well")
         >>> x, log_weight = flow.sample_with_log_weight(100, DoubleWell())
         >>> x.shape, log_weight.shape, flow.stochastic
@@ -215,11 +212,11 @@ def insert_stochastic_layers(
         The new flow. It cannot be saved as a file: keep its ``state_dict``.
 
     Raises:
-        RecipeError: If an argument is out of its range or unknown.
+        ArgumentError: If an argument is out of its range or unknown.
 
     Example:
         >>> from flowkit import coupling_flow
-        >>> from flowkit.energies import DoubleWell
+        >>> from flowkit.toys import DoubleWell
         >>> from flowkit.recipes import insert_stochastic_layers
         >>> flow = coupling_flow(2, layers=2, scalar="affine")
         >>> longer = insert_stochastic_layers(flow, DoubleWell(), layer="langevin", steps=5)
@@ -228,7 +225,7 @@ def insert_stochastic_layers(
     """
     name = "insert_stochastic_layers"
     if not isinstance(flow, Flow) or not isinstance(flow.transform, Compose):
-        raise RecipeError(
+        raise ArgumentError(
             f"{name} needs a Flow whose transform is a Compose, got {type(flow).__name__}"
         )
     layers: list[Any] = list(flow.transform.transforms)
@@ -244,7 +241,7 @@ def insert_stochastic_layers(
         or any(type(p) is not int or not 0 <= p <= len(layers) for p in places)
         or len(set(places)) < len(places)
     ):
-        raise RecipeError(
+        raise ArgumentError(
             f"{name} needs positions as different whole numbers from 0 to {len(layers)}, got "
             f"{positions!r}"
         )
@@ -257,7 +254,7 @@ def insert_stochastic_layers(
     start = NegativeLogProb(flow.base, flow.base.context_size)
     target = _target(name, energy, flow.base, flow.transform.context_size)
     if target.context_size and flow.embedding is not None:
-        raise RecipeError(
+        raise ArgumentError(
             f"{name} cannot give a context to the energy of a flow that embeds its context; "
             "remedy: an energy without context, or a flow with standardize=False"
         )
@@ -267,7 +264,7 @@ def insert_stochastic_layers(
             try:
                 chain = _chain(layer, start, target, share, learn_fractions, steps, step_size)
             except DataError as error:
-                raise RecipeError(f"{name} cannot be built: {error}") from error
+                raise ArgumentError(f"{name} cannot be built: {error}") from error
             stack.append(chain)
         stack += layers[i : i + 1]
     longer = Flow(Compose(*stack), flow.base, flow.embedding)

@@ -12,19 +12,13 @@ import numpy as np
 import torch
 
 from flowkit.bases import Base, Product, StandardNormal, StudentT
-from flowkit.conditioners import MLP, Grouped, MaskedMLP, StandardizeContext
-from flowkit.errors import RecipeError
+from flowkit.conditioners import MLP, GroupedConditioner, MaskedMLP, StandardizeContext
+from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.recipes.checks import check_network, check_sizes
 from flowkit.recipes.flows import unconstrained
 from flowkit.recipes.registry import choose, recipe
-from flowkit.scalar import (
-    Affine,
-    ExtremeValue,
-    PerFeature,
-    RationalQuadraticSpline,
-    ScalarMap,
-)
+from flowkit.scalar import Affine, PerFeature, RationalQuadraticSpline, ScalarMap, TailTransform
 from flowkit.transforms import (
     Compose,
     Coupling,
@@ -102,7 +96,7 @@ def tail_adaptive_flow(
         One group; all have the same Student-t, learned from 50 degrees of freedom.
     ``"ttf"``
         One group on a normal base, and last, towards the data, a
-        :class:`flowkit.scalar.ExtremeValue` for every heavy feature, with a shape for its left and
+        :class:`flowkit.scalar.TailTransform` for every heavy feature, with a shape for its left and
         one for its right tail, learned from their start.
         Layers that stretch the normal tails by a factor a turn an index :math:`1 / \xi` into
         :math:`1 / (\xi a^2)`, so that the index of the flow is learned in any case.
@@ -134,7 +128,7 @@ def tail_adaptive_flow(
         seed: Seed of the permutations.
 
     Raises:
-        RecipeError: If an argument is out of its range or unknown.
+        ArgumentError: If an argument is out of its range or unknown.
 
     References:
         Laszkiewicz, Lederer, Fischer 2022, arXiv 2206.10311; Jaini et al. 2020, arXiv 1907.04481,
@@ -155,7 +149,7 @@ def tail_adaptive_flow(
     coupled = choose("kind", kind, _KINDS)
     features = len(sides)
     if coupled and features + context < 2:
-        raise RecipeError(
+        raise ArgumentError(
             f"{name} needs at least 2 features to couple, or context to read, got 1 feature(s); "
             "remedy: kind='autoregressive'"
         )
@@ -204,7 +198,7 @@ def _sides(name: str, tails: Any) -> list[tuple[float, float]]:
     pairs = [t if isinstance(t, tuple) else (t, t) for t in given]
     sides = [tuple(_index(t) for t in pair) for pair in pairs]
     if not sides or any(len(pair) != 2 or math.isnan(sum(pair)) for pair in sides):
-        raise RecipeError(
+        raise ArgumentError(
             f"{name} needs tails to be one tail index > 0 a feature, or a pair of them for its "
             f"left and right tail, infinite or None where the tail is light; got {tails!r}"
         )
@@ -213,9 +207,9 @@ def _sides(name: str, tails: Any) -> list[tuple[float, float]]:
 
 def _tails(sides: list[tuple[float, float]], light: int, learned: bool) -> Elementwise:
     """Generalised Pareto tails to normal ones; light features first, moved by lines."""
-    maps = (*[Affine()] * light, *[ExtremeValue()] * len(sides))
+    maps = (*[Affine()] * light, *[TailTransform()] * len(sides))
     layer = Elementwise(len(maps), PerFeature(maps))
-    starts = [[ExtremeValue.raw(1 / index) for index in pair] for pair in sides]
+    starts = [[TailTransform.raw(1 / index) for index in pair] for pair in sides]
     (params,) = layer.parameters()
     with torch.no_grad():
         params[light:] = torch.tensor(starts).to(params)
@@ -237,7 +231,7 @@ def _coupling(
     moves = [sum(mask[a:b]) for a, b in itertools.pairwise(ends)]
     reads = [b - a - m for (a, b), m in zip(itertools.pairwise(ends), moves, strict=True)]
     net = functools.partial(MLP, **options)
-    grouped = functools.partial(Grouped, reads=reads, moves=moves, conditioner=net)
+    grouped = functools.partial(GroupedConditioner, reads=reads, moves=moves, conditioner=net)
     return Coupling(mask, scalar, grouped, context)
 
 

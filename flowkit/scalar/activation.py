@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flowkit.config import register
 from flowkit.scalar.base import ScalarMap
 
 
+@register
 @dataclass(frozen=True)
 class SmoothLeakyReLU(ScalarMap):
     r""":math:`y = \alpha x + (1 - \alpha)\, \mathrm{softplus}(x)`, infinitely differentiable.

@@ -7,28 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowkit.config import register
+from flowkit.numerics.clips import soft_clip
 from flowkit.scalar.base import ScalarMap
 
 
-def soft_clip(x: Tensor, limit: float | None) -> Tensor:
-    r"""Squash into :math:`(-c, c)` by :math:`x / (1 + v \tanh 2 v)`, with :math:`v = x / c`.
-
-    It has slope one and derivatives of every order at the origin, where :math:`x / (1 + |v|)`,
-    which it is far out, has none from the second on. ``limit=None`` returns ``x`` itself.
-
-    Example:
-        >>> import torch
-        >>> soft_clip(torch.tensor([0.0, 1.0, 10.0, 1e6]), 10.0)
-        tensor([0.0000, 0.9806, 5.0916, 9.9999])
-    """
-    if limit is None:
-        return x
-    return x / torch.addcmul(x.new_ones(()), x, torch.tanh(x * (2 / limit)), value=1 / limit)
-
-
+@register
 @dataclass(frozen=True)
 class Affine(ScalarMap):
-    r""":math:`y = x\, e^{s} + t`, with s the :func:`soft_clip` of a at :math:`s_{max}`.
+    r""":math:`y = x\, e^{s} + t`, with s the :func:`flowkit.numerics.clips.soft_clip` of a at :math:`s_{max}`.
 
     Two parameters per scalar: the shift ``t`` and the raw log-scale ``a``. The soft clip keeps a
     scale between :math:`e^{-s_{max}}` and :math:`e^{s_{max}}`, so that deep stacks stay finite.

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowkit.scalar.roots import attach_newton, expand_bracket, find_root_by_newton
+from flowkit.numerics.roots import attach_newton, expand_bracket, find_root_by_newton
 
 
 class ScalarMap:

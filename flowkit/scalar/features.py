@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from flowkit.config import register
 from flowkit.errors import ShapeError
 from flowkit.scalar.base import ScalarMap
 
 
+@register
 @dataclass(frozen=True)
 class PerFeature(ScalarMap):
     """A map of its own for every feature, where features live on lines, intervals or circles.

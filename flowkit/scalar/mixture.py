@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowkit.scalar.affine import soft_clip
+from flowkit.config import register
+from flowkit.numerics.clips import soft_clip
+from flowkit.numerics.roots import find_root_by_newton
 from flowkit.scalar.base import ScalarMap
-from flowkit.scalar.roots import find_root_by_newton
 
 
+@register
 @dataclass(frozen=True)
 class LogisticMixture(ScalarMap):
     r""":math:`y = \mathrm{logit} F(x)`, :math:`F(x) = \sum_k w_k \sigma((x - m_k) / s_k)`.

@@ -14,8 +14,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from flowkit.config import register
+from flowkit.numerics.roots import find_root_in_bins
 from flowkit.scalar.base import ScalarMap
-from flowkit.scalar.roots import find_root_in_bins
 
 
 def least_shape(exponent: float) -> float:
@@ -126,6 +127,7 @@ class _Residual:
         return value, slope.sum(0) + floor
 
 
+@register
 @dataclass(frozen=True)
 class SmoothMixture(ScalarMap):
     r"""A mixture of smooth steps of [lower, upper] onto itself, infinitely differentiable.
@@ -141,7 +143,7 @@ class SmoothMixture(ScalarMap):
     the step, from the least with one maximum on. The slope is never below ``min_density``. Beyond
     the interval the map goes on smoothly. Zero parameters are near the identity.
 
-    The inverse is a search (:func:`flowkit.scalar.find_root_in_bins`) and two Newton steps that
+    The inverse is a search (:func:`flowkit.numerics.roots.find_root_in_bins`) and two Newton steps that
     carry derivatives up to third order.
 
     Args:
@@ -291,8 +293,9 @@ class SmoothMixture(ScalarMap):
         return (self.lower + width * x).reshape(shape), slope.log().reshape(shape)
 
 
+@register
 @dataclass(frozen=True)
-class LineSmoothMixture(SmoothMixture):
+class RealSmoothMixture(SmoothMixture):
     r"""A smooth mixture on the whole line, with straight tails: a spline's place, without kinks.
 
     The map of :class:`SmoothMixture` with bumps that lie inside [lower, upper]: inverse widths
@@ -301,7 +304,7 @@ class LineSmoothMixture(SmoothMixture):
 
     Example:
         >>> import torch
-        >>> f = LineSmoothMixture(components=4)
+        >>> f = RealSmoothMixture(components=4)
         >>> y, log_slope = f.forward(torch.tensor([6.0, 7.0]), torch.zeros(f.param_size))
         >>> log_slope.exp(), y[1] - y[0]
         (tensor([0.5005, 0.5005]), tensor(0.5005))
@@ -333,6 +336,7 @@ class LineSmoothMixture(SmoothMixture):
         return moved
 
 
+@register
 @dataclass(frozen=True)
 class CircularSmoothMixture(SmoothMixture):
     r"""A smooth mixture on a circle: derivatives of every order agree where its ends meet.

@@ -14,7 +14,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from flowkit.scalar.affine import soft_clip
+from flowkit.config import register
+from flowkit.numerics.clips import soft_clip
 from flowkit.scalar.base import ScalarMap
 
 
@@ -265,6 +266,7 @@ class _Spline(ScalarMap):
         return self._apply(y, params, inverse=True)
 
 
+@register
 @dataclass(frozen=True)
 class RationalQuadraticSpline(_Spline):
     r"""Monotone rational-quadratic spline on :math:`[-b, b]`, the identity outside.
@@ -284,7 +286,7 @@ class RationalQuadraticSpline(_Spline):
         \log s_k &= \mathrm{clip}\bigl(c_k + \sigma(b_{k-1}) - \sigma(a_{k-1})
             + \sigma(b_k) - \sigma(a_k)\bigr),
 
-    where clip is :func:`~flowkit.scalar.soft_clip` at ``-log(min_slope)``. A raw slope of zero
+    where clip is :func:`~flowkit.numerics.clips.soft_clip` at ``-log(min_slope)``. A raw slope of zero
     thus follows the bins around the knot, and no parameters, however extreme, spoil the inverse.
 
     Args:
@@ -339,6 +341,7 @@ class RationalQuadraticSpline(_Spline):
         return torch.where((excess != 0) | (out >= self.bound), value, out)
 
 
+@register
 @dataclass(frozen=True)
 class IntervalSpline(_Spline):
     r"""Monotone rational-quadratic spline of :math:`[lower, upper]` onto itself, all slopes free.
@@ -389,6 +392,7 @@ class IntervalSpline(_Spline):
         return torch.addcmul(kept, value - inside, log_slope.exp())
 
 
+@register
 @dataclass(frozen=True)
 class CircularSpline(IntervalSpline):
     r"""Rational-quadratic spline of a circle: equal slopes where the ends of the interval meet.

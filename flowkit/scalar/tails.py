@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowkit.config import register
+from flowkit.numerics.roots import attach_newton
 from flowkit.scalar.base import ScalarMap
-from flowkit.scalar.roots import attach_newton
 
 _HALF_LOG_2_OVER_PI = 0.5 * math.log(2 / math.pi)
 # A shape stays above this, so that it can be divided by.
@@ -65,8 +66,9 @@ def _log_growth(growth: Tensor) -> tuple[Tensor, Tensor]:
     return log_slope + torch.relu(growth - furthest) * math.exp(-far), log_slope
 
 
+@register
 @dataclass(frozen=True)
-class ExtremeValue(ScalarMap):
+class TailTransform(ScalarMap):
     r"""Generalised Pareto tails to normal ones, with a shape for each side.
 
     From noise to data, :math:`x = \frac{s}{\xi_s}\left[\mathrm{erfc}(|z| / \sqrt2)^{-\xi_s} -
@@ -90,9 +92,9 @@ class ExtremeValue(ScalarMap):
 
     Example:
         >>> import torch
-        >>> from flowkit.scalar import ExtremeValue
-        >>> raw = torch.tensor([ExtremeValue.raw(0.5), ExtremeValue.raw(0.25)])
-        >>> z, _ = ExtremeValue().forward(torch.tensor([-1e4, 0.0, 1e4]), raw)
+        >>> from flowkit.scalar import TailTransform
+        >>> raw = torch.tensor([TailTransform.raw(0.5), TailTransform.raw(0.25)])
+        >>> z, _ = TailTransform().forward(torch.tensor([-1e4, 0.0, 1e4]), raw)
         >>> [round(v, 2) for v in z.tolist()]
         [-5.49, 0.0, 7.62]
     """
@@ -110,8 +112,8 @@ class ExtremeValue(ScalarMap):
         """The parameter of a shape, which is 1 / tail index; at least 0.002.
 
         Example:
-            >>> from flowkit.scalar import ExtremeValue
-            >>> round(ExtremeValue.raw(0.5), 3)
+            >>> from flowkit.scalar import TailTransform
+            >>> round(TailTransform.raw(0.5), 3)
             -0.435
         """
         above = max(shape, 2 * _LEAST_SHAPE) - _LEAST_SHAPE

@@ -1,7 +1,5 @@
 """Numbers about samples and models."""
 
-from flowkit.statistics.association import Association, LinearMixedModel, rank_normalised
-from flowkit.statistics.mcmc import Chains, flow_mcmc
 from flowkit.statistics.tail_distances import expected_shortfall, tail_area
 from flowkit.statistics.tails import (
     TailEstimate,
@@ -26,25 +24,20 @@ from flowkit.statistics.weights import (
 )
 
 __all__ = [
-    "Association",
-    "Chains",
     "Estimate",
     "FreeEnergyProfile",
-    "LinearMixedModel",
     "SmoothedWeights",
     "TailEstimate",
     "TailVerdict",
     "bennett_acceptance_ratio",
     "effective_sample_size",
     "expected_shortfall",
-    "flow_mcmc",
     "free_energy_profile",
     "hill_estimate",
     "kernel_estimate",
     "log_partition",
     "moment_estimate",
     "pareto_smooth",
-    "rank_normalised",
     "reweighted_mean",
     "tail_area",
     "tail_confusion",

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from flowkit.checks import as_array
 from flowkit.errors import DataError
-from flowkit.shapes import as_array
 
 # What turns a tail into a right one.
 SIDES = {"both": np.abs, "right": np.positive, "left": np.negative}

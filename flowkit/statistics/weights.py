@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowkit.errors import DataError, ShapeError
-from flowkit.estimates import Estimate
+from flowkit.statistics.estimates import Estimate
 
 _FEW = 25
 

@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.conditioners import StandardizeContext
+from flowkit.data.convert import as_rows, check_finite
+from flowkit.data.groups import part_of, split_parts
+from flowkit.data.sources import Part, Rows
 from flowkit.errors import DataError, OutsideError
 from flowkit.flow import Flow
-from flowkit.noise import drawing_from
+from flowkit.numerics.noise import drawing_from
 from flowkit.objectives import MaximumLikelihood, Objective
 from flowkit.training.checkpoint import prepare_path
-from flowkit.training.columns import ties, turns
-from flowkit.training.data import as_rows, check_finite
-from flowkit.training.groups import part_of, split_parts
 from flowkit.training.history import History
+from flowkit.training.inspection import ties, turns
 from flowkit.training.keys import check_keys
+from flowkit.training.loop import Callback, Run, Step
 from flowkit.training.optimizers import DEFAULT_LR, Scheduler
 from flowkit.training.output import output
 from flowkit.training.randomness import Randomness
-from flowkit.training.rows import Part, Rows
-from flowkit.training.run import Callback, Run, Step
 from flowkit.training.state import StateBefore
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def fit(
             at step ``n + 1``. Buffers and parameters that are not trained are not averaged.
         compile: Whether to compile the step with ``torch.compile``: ``True``, ``False``, or
             ``"auto"``, which compiles long fits by maximum likelihood in one process, where it
-            pays (:func:`flowkit.compiling.worth_compiling`: tens of thousands of steps). Without
+            pays (:func:`flowkit.numerics.compiling.worth_compiling`: tens of thousands of steps). Without
             a C++ compiler the fit warns once and goes on uncompiled.
         fabric: A ``lightning_fabric.Fabric``: devices, precision, strategy. One device by default.
             Mixed precision lowers the inner layers; data stay as they are. ``"64-true"`` leaves

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flowkit.objectives import Loss
 
 if TYPE_CHECKING:
-    from flowkit.training.run import Run
+    from flowkit.training.loop import Run
 
 _SECONDS_BETWEEN_LINES = 30.0
 _LINES_A_FIT = 10

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from flowkit.bases import Base
+from flowkit.data.sources import MappedRows, Part, TensorRows
 from flowkit.dependence import RowCovariance
 from flowkit.energies import Energy
-from flowkit.noise import drawing_from, lending_global, may_draw
+from flowkit.numerics.noise import drawing_from, lending_global, may_draw
 from flowkit.objectives import Objective
 from flowkit.scalar import ScalarMap
-from flowkit.training.rows import MappedRows, Part, TensorRows
 from flowkit.transforms import Transform
 
 # What draws by its contract from a generator that it is given, if at all.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from flowkit.config import register
 from flowkit.errors import ShapeError
 from flowkit.scalar import ScalarMap, SmoothLeakyReLU
 from flowkit.transforms.base import Transform
 
 
+@register
 class Activation(Transform):
     """A scalar map without parameters, at every number of an event of any shape.
 

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from flowkit.conditioners import AutoregressiveConditioner, MaskedMLP
-from flowkit.layout import features_first, features_last
+from flowkit.config import register
+from flowkit.numerics.layout import features_first, features_last
+from flowkit.numerics.roots import look
 from flowkit.scalar import Affine, PerFeature, RationalQuadraticSpline, ScalarMap
-from flowkit.scalar.roots import look
 from flowkit.transforms.base import Transform
 from flowkit.transforms.permute import check_order
 from flowkit.transforms.region import Region, ends_stay, keep_ends
 
 
+@register
 class MaskedAutoregressive(Transform):
     r"""Move feature i by a scalar map whose parameters the features before i give.
 

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from flowkit.config import register
 from flowkit.errors import NotInvertibleError, ShapeError
 from flowkit.transforms.base import Inverse, Transform
 from flowkit.transforms.region import Region
 from flowkit.transforms.reversible import run_reversibly
 
 
+@register
 class Compose(Transform):
     r"""Apply transforms in turn, from data to noise: :math:`z = t_n(\dots t_1(x))`.
 

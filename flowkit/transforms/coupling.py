@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.conditioners import MLP, ConvNet
+from flowkit.config import register
 from flowkit.errors import ShapeError
-from flowkit.layout import features_first, features_last
+from flowkit.numerics.layout import features_first, features_last
 from flowkit.scalar import RationalQuadraticSpline, ScalarMap
 from flowkit.transforms.base import Transform
 from flowkit.transforms.region import Region, ends_stay, keep_ends
 
 
+@register
 class Coupling(Transform):
     r"""Move the features under the mask by a scalar map whose parameters the others give.
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from flowkit.checks import not_positive
+from flowkit.config import register
 from flowkit.errors import NotInvertibleError
-from flowkit.rounding import clamp_through, next_inside
-from flowkit.shapes import not_positive
+from flowkit.numerics.rounding import clamp_through, next_inside
 from flowkit.transforms.base import Transform
 from flowkit.transforms.normalize import _moments
 from flowkit.transforms.region import Region
@@ -34,6 +35,7 @@ def _from_cube(z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return torch.where(z.abs() <= 1, clamp_through(x, lower, upper), x)
 
 
+@register
 class Box(Transform):
     r"""A box onto the cube :math:`[-1, 1]^D`: :math:`z = 2 (x - l) / (u - l) - 1`.
 
@@ -121,7 +123,7 @@ def _as_circular(name: str, circular: Sequence[bool], features: int) -> list[boo
     return [bool(c) for c in circular]
 
 
-def _refuse_circles(layer: Chart | CircularShift) -> None:
+def _refuse_circles(layer: Rescale | CircularShift) -> None:
     if any(layer.circular):
         raise NotInvertibleError(
             f"{layer.label} turns circles, where there is no first point for a distribution "
@@ -129,7 +131,8 @@ def _refuse_circles(layer: Chart | CircularShift) -> None:
         )
 
 
-class Chart(Transform):
+@register
+class Rescale(Transform):
     r"""Circles, intervals and lines, brought to [-1, 1] and to unit scale.
 
     A circle or an interval [l, u] becomes :math:`z = 2 (x - l) / (u - l) - 1`; ``x`` on a circle
@@ -151,8 +154,8 @@ class Chart(Transform):
 
     Example:
         >>> import torch
-        >>> from flowkit.transforms import Chart
-        >>> chart = Chart([True, False, False], [0.0, 0.0, -torch.inf], [1.0, 4.0, torch.inf])
+        >>> from flowkit.transforms import Rescale
+        >>> chart = Rescale([True, False, False], [0.0, 0.0, -torch.inf], [1.0, 4.0, torch.inf])
         >>> chart(torch.tensor([1.75, 1.0, 5.0]))[0]
         tensor([ 0.5000, -0.5000,  5.0000])
     """
@@ -170,13 +173,13 @@ class Chart(Transform):
         lower, upper = [float(a) for a in lower], [float(b) for b in upper]
         if len(lower) != len(upper) or not lower:
             raise ValueError(
-                f"Chart needs one lower and one upper end a feature, got {lower} and {upper}"
+                f"Rescale needs one lower and one upper end a feature, got {lower} and {upper}"
             )
-        circular = _as_circular("Chart", circular, len(lower))
+        circular = _as_circular("Rescale", circular, len(lower))
         for i, (turns, a, b) in enumerate(zip(circular, lower, upper, strict=True)):
             if not a < b or math.isinf(a) != math.isinf(b) or (turns and math.isinf(a)):
                 raise ValueError(
-                    "Chart needs lower < upper, both finite or, for a line, both infinite; got "
+                    "Rescale needs lower < upper, both finite or, for a line, both infinite; got "
                     f"{a} and {b} for {'the circle' if turns else 'feature'} {i}"
                 )
         super().__init__((len(circular),))
@@ -265,6 +268,7 @@ class Chart(Transform):
         return x, -self._log_det(z)
 
 
+@register
 class CircularShift(Transform):
     r"""Turn circles by learned angles: :math:`z = l + ((x + \varphi - l) \bmod P)`.
 

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.conditioners import MLP
-from flowkit.layout import features_first, features_last
+from flowkit.config import register
+from flowkit.numerics.layout import features_first, features_last
 from flowkit.scalar import RationalQuadraticSpline, ScalarMap
 from flowkit.transforms.base import Transform
 from flowkit.transforms.region import Region, ends_stay, keep_ends
 
 
+@register
 class Elementwise(Transform):
     r"""Move every feature on its own: :math:`z_i = f(x_i; \theta_i)`.
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkit.checks import as_shape
+from flowkit.config import register
 from flowkit.errors import ShapeError
-from flowkit.layout import linear
-from flowkit.shapes import as_shape
+from flowkit.numerics.layout import linear
 from flowkit.transforms.base import Transform, at_least_single, full_precision
 from flowkit.transforms.region import Region
 
@@ -66,6 +67,7 @@ def _sign_of_scalar(matrix: Tensor) -> Tensor:
     return torch.sign(matrix[0, 0])
 
 
+@register
 class DenseLinear(_Linear):
     """An unconstrained matrix and a bias; the determinant costs O(D^3). Starts at the identity.
 
@@ -100,6 +102,7 @@ class DenseLinear(_Linear):
         return torch.linalg.solve(at_least_single(self.weight), columns)
 
 
+@register
 class TriangularLinear(_Linear):
     """A lower-triangular matrix with a positive diagonal, and a bias. Starts at the identity.
 
@@ -141,6 +144,7 @@ class TriangularLinear(_Linear):
         return torch.linalg.solve_triangular(weight, columns, upper=False)
 
 
+@register
 class LULinear(_Linear):
     r"""A matrix held as :math:`W = L U`, L with unit and U with positive diagonal, and a bias.
 
@@ -202,6 +206,7 @@ class LULinear(_Linear):
         return torch.linalg.solve_triangular(upper, columns, upper=True)
 
 
+@register
 class OrthogonalLinear(_Linear):
     r"""An orthogonal matrix, a product of Householder reflections, and a bias; keeps volumes.
 
@@ -261,6 +266,7 @@ class OrthogonalLinear(_Linear):
         return at_least_single(self.weight_matrix()).mT @ columns
 
 
+@register
 class Conv1x1(Transform):
     r"""The same linear layer at every pixel of ``(channels, height, width)``: a 1 x 1 convolution.
 
@@ -306,6 +312,7 @@ class Conv1x1(Transform):
         return self._at_every_pixel(self.linear.unnormalized, x)
 
 
+@register
 class Conv2d(Transform):
     r"""A convolution of ``(channels, height, width)`` with zero padding, as one linear map.
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowkit.checks import not_positive
+from flowkit.config import register
 from flowkit.errors import DataError
-from flowkit.shapes import not_positive
 from flowkit.transforms.base import Transform, at_least_single, full_precision
 from flowkit.transforms.region import Region
 
@@ -40,6 +41,7 @@ def _moments(
     return mean, scale
 
 
+@register
 class Standardize(Transform):
     r""":math:`z = (x - \mu) / \sigma` with constants, set once from data by ``initialize``.
 
@@ -94,6 +96,7 @@ class Standardize(Transform):
         return z * self.scale + self.mean, self.scale.log().sum().expand(z.shape[:-1])
 
 
+@register
 class Whiten(Transform):
     r""":math:`z = L^{-1} (x - \mu)`, where :math:`L L^T` is the covariance of the data.
 
@@ -181,6 +184,7 @@ class Whiten(Transform):
             return rows.reshape(z.shape).to(z.dtype) + self.mean, -self._log_det(z)
 
 
+@register
 class ActNorm(Transform):
     r""":math:`z = (x - b)\, e^{-s}` with learned b and s, one pair a feature or channel.
 

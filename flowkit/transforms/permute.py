@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit.config import register
 from flowkit.errors import ShapeError
-from flowkit.layout import features_last
+from flowkit.numerics.layout import features_last
 from flowkit.transforms.base import Transform
 from flowkit.transforms.region import Region
 
@@ -23,6 +24,7 @@ def check_order(order: Sequence[int] | Tensor, features: int | None = None) -> l
     return listed
 
 
+@register
 class Permutation(Transform):
     r"""Reorder the features: :math:`z_i = x_{p_i}`. The order is saved with the weights.
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from flowkit.checks import as_shape
+from flowkit.config import register
 from flowkit.errors import ShapeError, StochasticFlowError
-from flowkit.shapes import as_shape
 from flowkit.transforms.base import Transform
 from flowkit.transforms.region import Region
 
@@ -24,6 +25,7 @@ def _image_shape(name: str, event_shape: Sequence[int]) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
+@register
 class Reshape(Transform):
     """The same numbers in another shape, in order; by default in one row.
 
@@ -79,6 +81,7 @@ class Reshape(Transform):
         return self._to(z, self.noise_ndim, self.event_shape)
 
 
+@register
 class Squeeze(Transform):
     r"""Every block of f x f pixels as :math:`f^2` channels of one pixel.
 
@@ -140,6 +143,7 @@ class Squeeze(Transform):
         return blocks.flatten(-2, -1).flatten(-3, -2), z.new_zeros(z.shape[:-3])
 
 
+@register
 class FactorOut(Transform):
     r"""Let the later channels of an image leave as noise, and map the earlier ones further.
 

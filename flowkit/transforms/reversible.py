@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowkit.compiling import is_traced
 from flowkit.errors import NotInvertibleError
+from flowkit.numerics.compiling import is_traced
 from flowkit.transforms.base import Transform
 from flowkit.transforms.coupling import Coupling
 

@@ -14,14 +14,16 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from flowkit.config import register
 from flowkit.errors import OutsideError
-from flowkit.rounding import clamp_through, next_inside
+from flowkit.numerics.rounding import clamp_through, next_inside
 from flowkit.transforms.base import Transform
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHOWN = 5
 
 
+@register
 class Unconstrain(Transform):
     r"""Every feature from its domain onto the line: the first layer for bounded data.
 
@@ -152,6 +154,7 @@ class Unconstrain(Transform):
         return clamp_through(x, least, most), log_slope.sum(-1)
 
 
+@register
 class Logit(Unconstrain):
     r"""The interval (lower, upper) onto the line: :math:`z = \log(x - l) - \log(u - x)`.
 
@@ -190,6 +193,7 @@ class Logit(Unconstrain):
         super().__init__(lows, highs)
 
 
+@register
 class Log(Unconstrain):
     r"""The half-line (lower, inf) onto the line: :math:`z = \log(x - l)`.
 

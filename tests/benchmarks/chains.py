@@ -18,8 +18,9 @@ from torch import Tensor
 
 import flowkit
 from flowkit import stochastic_flow
-from flowkit.energies import DoubleWell, Energy, GaussianMixture
-from flowkit.layout import features_first, features_last
+from flowkit.energies import Energy
+from flowkit.numerics.layout import features_first, features_last
+from flowkit.toys import DoubleWell, GaussianMixture
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "chains.md"
 ROWS, LAYERS, STEPS = 50_000, 40, 5

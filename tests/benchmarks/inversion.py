@@ -17,12 +17,7 @@ import torch
 from torch import Tensor
 
 import flowkit
-from flowkit.scalar import (
-    CircularSmoothMixture,
-    LineSmoothMixture,
-    SmoothMixture,
-    smooth,
-)
+from flowkit.scalar import CircularSmoothMixture, RealSmoothMixture, SmoothMixture, smooth
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "inversion.md"
 SHAPE = (4096, 32)
@@ -115,7 +110,7 @@ def main() -> None:
     ]  # fmt: skip
     rows = []
     with torch.no_grad():
-        for kind in (SmoothMixture, LineSmoothMixture, CircularSmoothMixture):
+        for kind in (SmoothMixture, RealSmoothMixture, CircularSmoothMixture):
             for dtype, tolerance in (
                 (torch.float32, 1e-6), (torch.float64, 1e-6), (torch.float64, 1e-12),
             ):  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 
 from flowkit.cli import main
 from flowkit.cli.demo import demo
-from flowkit.cli.tables import Table, read_table
+from flowkit.data.tables import Table, read_table
 from flowkit.datasets import PhotographColours
 from flowkit.io import load
 

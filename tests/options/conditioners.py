@@ -15,16 +15,14 @@ from flowkit.conditioners import (
     CircularMaskedMLP,
     ConvNet,
     FourierMaskedMLP,
-    Grouped,
+    GroupedConditioner,
     KernelConditioner,
     MaskedMLP,
-    Matern,
     RandomFourierConditioner,
-    RationalQuadratic,
     ResidualMLP,
-    SquaredExponential,
 )
 from flowkit.conditioners.mlp import Conditioner
+from flowkit.kernels import Matern, RationalQuadratic, SquaredExponential
 
 from .harness import differs, falls, number_of_parameters, of, rises
 from .parts import C, D, X, network, reads_context, small, stirred
@@ -102,8 +100,8 @@ del shared["input_clip"]
 clip = differs(1.0, 5.0, using={"circular": (False, True)})
 of(CircularMaskedMLP, circular_masked, **shared, **{**ROUND, "clip": clip})
 of(
-    Grouped,
-    lambda **o: number_of_parameters(Grouped(2, 4, (1, 1), (1, 1), **o)),
+    GroupedConditioner,
+    lambda **o: number_of_parameters(GroupedConditioner(2, 4, (1, 1), (1, 1), **o)),
     conditioner=falls(small),
     context=rises(1, 2),
 )
@@ -173,9 +171,9 @@ masked = stirred(MaskedMLP(2, 3, 1, **tiny))
 reads_context(masked, X, "forward")
 reads_context(stirred(ConvNet(2, 3, 1, **tiny)), IMAGE, "forward")
 reads_context(stirred(CircularFeatures(2, 3, 1, circular=(True, False))), X, "forward")
-reads_context(stirred(Grouped(2, 4, (1, 1), (1, 1), small, context=1)), X, "forward")
+reads_context(stirred(GroupedConditioner(2, 4, (1, 1), (1, 1), small, context=1)), X, "forward")
 expanding = partial(KernelConditioner, points=4)
-reads_context(Grouped(2, 4, (1, 1), (1, 1), expanding, context=1), X, "initialize")
+reads_context(GroupedConditioner(2, 4, (1, 1), (1, 1), expanding, context=1), X, "initialize")
 for net in (expanding(2, 3, 1), RandomFourierConditioner(2, 3, 1, frequencies=4)):
     reads_context(stirred(net), X, "forward", "initialize")
 

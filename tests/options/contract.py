@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.bases import StandardNormal, Uniform
-from flowkit.energies import DoubleWell
 from flowkit.errors import ContractError
 from flowkit.scalar import Affine
+from flowkit.stochastic import Metropolis
 from flowkit.testing import check_scalar, check_transform
 from flowkit.testing.points import expect_one_sided_derivatives, expect_second_derivatives
 from flowkit.testing.probe import Probe
-from flowkit.transforms import Box, Coupling, DenseLinear, Metropolis, Transform
+from flowkit.toys import DoubleWell
+from flowkit.transforms import Box, Coupling, DenseLinear, Transform
 
 from .harness import differs, of, seeds, shows
 from .parts import C, D, X, rows, small, stirred

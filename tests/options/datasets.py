@@ -10,21 +10,16 @@ from unittest import mock
 
 import torch
 
-from flowkit import datasets
-from flowkit.datasets import (
-    HeavyCopula,
-    dequantize,
-    photograph_colours,
-    photograph_patches,
-    stock_returns,
-    two_moons,
-)
+from flowkit import toys
+from flowkit.data import dequantize
+from flowkit.datasets import photograph_colours, photograph_patches, stock_returns
 from flowkit.datasets.images import fashion_mnist
 from flowkit.datasets.mice import heterogeneous_stock_mice
 from flowkit.datasets.photos import PhotographColours
 from flowkit.datasets.splits import Splits, split_rows
-from flowkit.datasets.torus import TorusRings
-from flowkit.datasets.toy import Toy
+from flowkit.toys import HeavyCopula, two_moons
+from flowkit.toys.base import Toy
+from flowkit.toys.torus import TorusRings
 
 from .harness import differs, falls, of, rises, seeds
 from .parts import folder
@@ -41,7 +36,7 @@ toy = two_moons()
 SHAPES = ("checkerboard", "sine", "swirl", "two_moons", "two_spirals", "rings")
 OTHERS = ("eight_gaussians", "multimodal10", "torus_rings")
 every = [
-    random(lambda name=name, **o: getattr(datasets, name)().sample(9, **o))
+    random(lambda name=name, **o: getattr(toys, name)().sample(9, **o))
     for name in (*SHAPES, *OTHERS)
 ]
 of(
@@ -50,13 +45,13 @@ of(
     **{option: tuple(cases[option] for cases in every) for option in ("seed", "dtype")},
 )
 for shape in SHAPES:
-    make = getattr(datasets, shape)
+    make = getattr(toys, shape)
     of(make, lambda make=make, **o: make(**o).sample(200), noise=differs(0.2, 0.5))
     if shape == "rings":
         of(make, lambda make=make, **o: make(**o).sample(200), radii=differs((1.0,), (1.0, 2.0)))
 of(
-    datasets.eight_gaussians,
-    lambda **o: datasets.eight_gaussians(**o).sample(200).std(),
+    toys.eight_gaussians,
+    lambda **o: toys.eight_gaussians(**o).sample(200).std(),
     radius=rises(5.0, 6.0),
     noise=rises(1.0, 2.0),
 )
@@ -90,7 +85,7 @@ of(PhotographColours.dequantized, None, **random(lambda **o: points.dequantized(
 of(PhotographColours, lambda **o: PhotographColours(COUNTS, 2, 2, **o), columns=differs(("a",)))
 of(photograph_colours, lambda **o: photograph_colours(**o).points, name=differs("flower.jpg"))
 for name in ("breast_cancer", "diabetes", "digits", "magic", "wine"):
-    of(getattr(datasets, name), None, **random(getattr(datasets, name)))
+    of(getattr(toys, name), None, **random(getattr(datasets, name)))
 
 
 def patches(**options: Any) -> Any:

@@ -11,21 +11,21 @@ from torch import Tensor
 
 from flowkit import DependentLikelihood, Flow
 from flowkit.bases import StandardNormal
-from flowkit.conditioners import Matern
 from flowkit.dependence import (
     AutoregressiveTime,
     EquicorrelatedBlocks,
-    FitStrength,
     Kinship,
     Spatial,
     StructuredKinship,
     SumOfCovariances,
+    UpdateCovariance,
     joint_log_prob,
     sample_jointly,
     sample_relatives,
 )
 from flowkit.dependence.base import RowCovariance
 from flowkit.dependence.joint import noise_and_log_det
+from flowkit.kernels import Matern
 from flowkit.transforms import DenseLinear
 
 from .harness import Fresh, differs, draws, falls, number_of_parameters, of, rises, same
@@ -116,12 +116,12 @@ def strength(epoch: int, **options: Any) -> Tensor:
     own = EquicorrelatedBlocks(BLOCKS, rho=0.1)
     flow = conditional() if "context" in options else NORMAL
     alike = X[[0, 0, 1, 1, 2, 2]] + 0.3 * rows(6, 2, 1)
-    FitStrength(own, alike, **options)(flow, SimpleNamespace(epochs=[epoch]))
+    UpdateCovariance(own, alike, **options)(flow, SimpleNamespace(epochs=[epoch]))
     return own.rho.detach()
 
 
 of(
-    FitStrength,
+    UpdateCovariance,
     lambda **o: strength(3, **o),
     context=differs(5 * D, base=C),
     every=differs(2),

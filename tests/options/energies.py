@@ -11,19 +11,15 @@ from torch import Tensor
 from flowkit.bases import StandardNormal
 from flowkit.energies import (
     Conditional,
-    DoubleWell,
     Energy,
-    Funnel,
-    GaussianMixture,
     Interpolation,
     NegativeLogProb,
-    Picture,
-    Ring,
     as_energy,
     from_callable,
 )
 from flowkit.energies.checks import gradient_of, no_gradient, one_number_each
 from flowkit.energies.target import Target
+from flowkit.toys import DoubleWell, Funnel, GaussianMixture, Picture, Ring
 
 from .harness import differs, draws, falls, number_of_parameters, of, rises, shows
 from .parts import (

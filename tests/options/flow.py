@@ -14,12 +14,13 @@ from torch import nn
 import flowkit
 from flowkit import Flow, coupling_flow, stochastic_flow
 from flowkit.distribution import FlowDistribution, estimate_kl, flow_distribution
-from flowkit.energies import DoubleWell, from_callable
+from flowkit.energies import from_callable
 from flowkit.io import load, save
-from flowkit.layout import features_first, features_last
 from flowkit.molecules import FlowPotential
-from flowkit.noise import may_draw
-from flowkit.paths import (
+from flowkit.numerics.layout import features_first, features_last
+from flowkit.numerics.noise import may_draw
+from flowkit.stochastic import Dequantize
+from flowkit.stochastic.paths import (
     AdaptStepSizes,
     LayerReport,
     Paths,
@@ -27,7 +28,8 @@ from flowkit.paths import (
     layers_in_order,
     sample_paths,
 )
-from flowkit.transforms import Compose, Dequantize, Log, Standardize
+from flowkit.toys import DoubleWell
+from flowkit.transforms import Compose, Log, Standardize
 
 from .harness import differs, draws, falls, of, rises, same, shows
 from .parts import (

@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from flowkit.errors import ConversionError
 from flowkit.interop.nflows import from_nflows
 from flowkit.interop.nflows.layers import OnFeatures
-from flowkit.interop.nflows.nets import (
-    CouplingNet,
-    HeldMADE,
-    HeldNet,
-    MaskedNet,
-    ZeroNet,
-)
+from flowkit.interop.nflows.nets import CouplingNet, HeldMADE, HeldNet, MaskedNet, ZeroNet
 from flowkit.scalar import Affine
 from flowkit.transforms import Coupling, Elementwise, MaskedAutoregressive
 

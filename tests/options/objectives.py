@@ -22,10 +22,11 @@ from flowkit import (
     stochastic_flow,
 )
 from flowkit.bases import StandardNormal
-from flowkit.energies import DoubleWell
 from flowkit.objectives import Loss, Objective
 from flowkit.objectives.base import Batch
-from flowkit.transforms import Compose, DenseLinear, Dequantize, Logit, Standardize
+from flowkit.stochastic import Dequantize
+from flowkit.toys import DoubleWell
+from flowkit.transforms import Compose, DenseLinear, Logit, Standardize
 
 from .harness import Fresh, differs, draws, falls, of, rises, same
 from .parts import UNIT, X, plain, rows, spring, stirred, targets

@@ -20,12 +20,13 @@ from flowkit import (
     stochastic_flow,
     tail_adaptive_flow,
 )
-from flowkit.conditioners import MLP, Matern
-from flowkit.energies import DoubleWell
+from flowkit.conditioners import MLP
+from flowkit.kernels import Matern
 from flowkit.recipes import build, insert_stochastic_layers
 from flowkit.recipes.checks import check_flags, check_sizes
 from flowkit.recipes.registry import build_for_columns
 from flowkit.scalar import Affine
+from flowkit.toys import DoubleWell
 
 from .harness import differs, falls, number_of_parameters, of, rises, shows
 from .parts import UNIT, X, message, rows, stirred

@@ -13,18 +13,18 @@ from flowkit.interop.nflows.scalars import (
     SoftplusIntervalSpline,
     SoftplusSpline,
 )
+from flowkit.numerics.roots import attach_newton, find_root, find_root_in_bins
 from flowkit.scalar import (
     Affine,
     CircularSmoothMixture,
     CircularSpline,
     IntervalSpline,
-    LineSmoothMixture,
     LogisticMixture,
     RationalQuadraticSpline,
+    RealSmoothMixture,
     SmoothLeakyReLU,
     SmoothMixture,
 )
-from flowkit.scalar.roots import attach_newton, find_root, find_root_in_bins
 from flowkit.scalar.smooth import smooth_step
 
 from .harness import Expectation, differs, falls, of, rises, same
@@ -129,7 +129,7 @@ def undone(make: Any) -> Any:
     return see
 
 
-for kind in (SmoothMixture, LineSmoothMixture, CircularSmoothMixture):
+for kind in (SmoothMixture, RealSmoothMixture, CircularSmoothMixture):
     of(
         kind,
         at(kind, 3.0),

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit.dependence import LinearMixedModel
 from flowkit.energies import from_callable
 from flowkit.statistics import (
-    LinearMixedModel,
     bennett_acceptance_ratio,
     expected_shortfall,
-    flow_mcmc,
     free_energy_profile,
     hill_estimate,
     kernel_estimate,
@@ -22,6 +21,7 @@ from flowkit.statistics import (
     tail_indices,
     tail_verdict,
 )
+from flowkit.stochastic import flow_mcmc
 
 from .harness import differs, draws, of, rises, same
 from .parts import conditional, plain, rows, targets

@@ -23,7 +23,6 @@ from flowkit.scalar import Affine
 from flowkit.support import Support
 from flowkit.transforms import (
     Box,
-    Chart,
     CircularShift,
     Compose,
     Coupling,
@@ -33,6 +32,7 @@ from flowkit.transforms import (
     Inverse,
     MaskedAutoregressive,
     Permutation,
+    Rescale,
     Reshape,
     Squeeze,
     Standardize,
@@ -128,7 +128,7 @@ turning = CircularShift(3, circular=[True, False, False])
 for layer, expected in (
     (Standardize(3), same(True)),
     (turning, same(True)),
-    (Chart([True, False, False], [-9.0] * 3, [9.0] * 3), same(True)),
+    (Rescale([True, False, False], [-9.0] * 3, [9.0] * 3), same(True)),
     (Permutation([1, 2, 0]), differs(True)),
     (Inverse(Permutation([1, 2, 0])), differs(True)),
     (Compose(Permutation([1, 2, 0]), turning), differs(True)),

@@ -23,14 +23,14 @@ from flowkit import (
     ScoreMatching,
     fit,
 )
+from flowkit.data.convert import as_rows, check_finite
+from flowkit.data.sources import DatasetRows, MappedRows, TensorRows
 from flowkit.training import repeated_splits
-from flowkit.training.columns import Inspection
-from flowkit.training.data import as_rows, check_finite
-from flowkit.training.diagnose import non_finite_error
+from flowkit.training.inspection import Inspection
 from flowkit.training.keys import Watched
+from flowkit.training.nonfinite import non_finite_error
 from flowkit.training.optimizers import choose_optimizer
 from flowkit.training.output import Bar, Lines, Silent
-from flowkit.training.rows import DatasetRows, MappedRows, TensorRows
 
 from .harness import differs, falls, of, rises, same, seeds, shows
 from .parts import folder, message, plain, rows, state
@@ -94,7 +94,7 @@ def halving(optimizer: Any, total: int) -> Any:
 def compiled(**options: Any) -> Any:
     """Weights, and how often the step was compiled; the compiler itself is left out."""
     with (
-        mock.patch("flowkit.training.run.can_compile", return_value=True),
+        mock.patch("flowkit.training.loop.can_compile", return_value=True),
         mock.patch("torch.compile", side_effect=lambda module: module) as compiler,
     ):
         return weights(**options), compiler.call_count

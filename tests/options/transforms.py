@@ -10,23 +10,29 @@ import torch
 from torch import Tensor
 
 from flowkit.conditioners import ConvNet, KernelConditioner, MaskedMLP
-from flowkit.energies import DoubleWell, from_callable
+from flowkit.energies import from_callable
 from flowkit.errors import ShapeError
 from flowkit.scalar import Affine, RationalQuadraticSpline, SmoothLeakyReLU
-from flowkit.transforms import (
+from flowkit.stochastic import (
     HMC,
     MALA,
+    Dequantize,
+    Metropolis,
+    OverdampedLangevin,
+    UnderdampedLangevin,
+)
+from flowkit.stochastic.base import EnergyTransform, StochasticTransform, Walk
+from flowkit.toys import DoubleWell
+from flowkit.transforms import (
     Activation,
     ActNorm,
     Box,
-    Chart,
     CircularShift,
     Compose,
     Conv1x1,
     Conv2d,
     Coupling,
     DenseLinear,
-    Dequantize,
     Elementwise,
     FactorOut,
     Inverse,
@@ -34,19 +40,16 @@ from flowkit.transforms import (
     Logit,
     LULinear,
     MaskedAutoregressive,
-    Metropolis,
     OrthogonalLinear,
-    OverdampedLangevin,
     Permutation,
+    Rescale,
     Reshape,
     Squeeze,
     Standardize,
     Transform,
-    UnderdampedLangevin,
     Whiten,
 )
 from flowkit.transforms.permute import check_order
-from flowkit.transforms.stochastic import EnergyTransform, StochasticTransform, Walk
 
 from .harness import (
     Expectation,
@@ -133,7 +136,7 @@ for layer in (
     Activation(),
     ActNorm(2),
     Box([-9.0] * 2, [9.0] * 2),
-    Chart([True, False], [-9.0, -torch.inf], [9.0, torch.inf]),
+    Rescale([True, False], [-9.0, -torch.inf], [9.0, torch.inf]),
     CircularShift(2),
     Log(2, lower=-9.0),
     Logit(2, -9.0, 9.0),
@@ -144,7 +147,7 @@ for layer in (
     DenseLinear(2),
 ):
     ignores_context(layer, X, *WAYS)
-for layer in (ActNorm(2), Chart([True, False], [-9.0, -torch.inf], [9.0, torch.inf])):
+for layer in (ActNorm(2), Rescale([True, False], [-9.0, -torch.inf], [9.0, torch.inf])):
     ignores_context(layer, X, "initialize")
 for layer in (Standardize(2), Whiten(2)):
     ignores_context(layer, X, "initialize")

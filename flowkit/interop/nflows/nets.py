@@ -16,13 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit.conditioners import ACTIVATIONS, MLP, AutoregressiveConditioner, MaskedMLP
-from flowkit.interop.nflows.scalars import (
-    SigmoidAffine,
-    SoftplusIntervalSpline,
-    SoftplusSpline,
-)
-from flowkit.layout import features_first
-from flowkit.scalar import Affine, IntervalSpline, RationalQuadraticSpline, ScalarMap, soft_clip
+from flowkit.interop.nflows.scalars import SigmoidAffine, SoftplusIntervalSpline, SoftplusSpline
+from flowkit.numerics.clips import soft_clip
+from flowkit.numerics.layout import features_first
+from flowkit.scalar import Affine, IntervalSpline, RationalQuadraticSpline, ScalarMap
 from flowkit.transforms import Coupling, Elementwise, MaskedAutoregressive
 
 _NAMES: dict[Any, str] = {f: name for name, f in ACTIVATIONS.items()}

@@ -32,7 +32,8 @@ from flowkit.interop.nflows.scalars import (
     SoftplusIntervalSpline,
     SoftplusSpline,
 )
-from flowkit.scalar import Affine, IntervalSpline, RationalQuadraticSpline, ScalarMap, soft_clip
+from flowkit.numerics.clips import soft_clip
+from flowkit.scalar import Affine, IntervalSpline, RationalQuadraticSpline, ScalarMap
 from flowkit.transforms import (
     ActNorm,
     Compose,

@@ -1,0 +1,457 @@
+"""Every check of an argument, in one wording: *owner expected name as ..., got ...; remedy: ...*.
+
+A check returns the argument in plain Python (an ``int``, a ``float``, a tuple), so that numbers of
+NumPy, tensors with one element, lists and ranges are accepted wherever a number or a sequence is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowkit.errors import ArgumentError, DataError, ShapeError
+
+T = TypeVar("T")
+
+#: The most elements that one tensor of a layer may have: 4 GiB in single precision.
+MAX_ELEMENTS = 2**30
+
+
+def fail(owner: str, name: str, expected: str, value: Any, remedy: str = "") -> ArgumentError:
+    """Return the error of an argument, to be raised.
+
+    Example:
+        >>> fail("MLP", "hidden", "integers >= 1", [0], "hidden=(64, 64)")
+        ArgumentError('MLP expected hidden as integers >= 1, got [0]; remedy: hidden=(64, 64)')
+    """
+    text = f"{owner} expected {name} as {expected}, got {shown(value)}"
+    return ArgumentError(f"{text}; remedy: {remedy}" if remedy else text)
+
+
+def shown(value: Any) -> str:
+    """A value in a message: short, and with the shape of what is long.
+
+    Example:
+        >>> shown(2.5), shown(np.zeros((3, 2)))
+        ('2.5', 'an array of shape (3, 2)')
+    """
+    if isinstance(value, Tensor) and value.ndim:
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"an array of shape {value.shape}"
+    if isinstance(value, (Tensor, np.generic)):
+        value = value.item()
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:90]}... ({type(value).__name__})"
+
+
+def _within(
+    least: float | None, above: float | None, most: float | None, below: float | None
+) -> str:
+    limits = ((">=", least), (">", above), ("<=", most), ("<", below))
+    return " and ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer of Python, NumPy or torch; booleans are not."""
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, Tensor) and value.ndim):
+        return False
+    if isinstance(value, Tensor) and value.dtype == torch.bool:
+        return False
+    try:
+        operator.index(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def integer(
+    owner: str,
+    name: str,
+    value: Any,
+    *,
+    least: int | None = None,
+    most: int | None = MAX_ELEMENTS,
+    remedy: str = "",
+) -> int:
+    """Check an integer, by default one that may be the size of something.
+
+    Example:
+        >>> integer("coupling_flow", "layers", np.int64(3), least=1)
+        3
+        >>> integer("coupling_flow", "layers", 2.5, least=1)
+        Traceback (most recent call last):
+        ...
+        flowkit.errors.ArgumentError: coupling_flow expected layers as an integer >= 1, got 2.5
+    """
+    known = is_integer(value)
+    number = operator.index(value) if known else 0
+    too_large = known and most is not None and number > most
+    if not known or too_large or (least is not None and number < least):
+        limit = most if too_large else None
+        words = " ".join(("an integer", _within(least, None, limit, None))).strip()
+        raise fail(owner, name, words, value, remedy)
+    return number
+
+
+def number(
+    owner: str,
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    finite: bool = True,
+    remedy: str = "",
+) -> float:
+    """Check a real number, finite unless ``finite=False``; NaN and booleans are none.
+
+    Example:
+        >>> number("Affine", "max_log_scale", 5, above=0)
+        5.0
+        >>> number("Affine", "max_log_scale", -1.0, above=0)
+        Traceback (most recent call last):
+        ...
+        flowkit.errors.ArgumentError: Affine expected max_log_scale as a finite number > 0, got -1.0
+    """
+    real = as_float(value)
+    if (
+        math.isnan(real)
+        or (finite and math.isinf(real))
+        or (least is not None and real < least)
+        or (above is not None and real <= above)
+        or (most is not None and real > most)
+        or (below is not None and real >= below)
+    ):
+        kind = "a finite number" if finite else "a number"
+        words = " ".join((kind, _within(least, above, most, below))).strip()
+        raise fail(owner, name, words, value, remedy)
+    return real
+
+
+def as_float(value: Any) -> float:
+    """A real number of Python, NumPy or torch as a float; NaN for everything else."""
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
+        value, (int, float, np.integer, np.floating)
+    ):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def flag(owner: str, name: str, value: Any) -> bool:
+    """Check a boolean.
+
+    Example:
+        >>> flag("coupling_flow", "standardize", 1)
+        Traceback (most recent call last):
+        ...
+        flowkit.errors.ArgumentError: coupling_flow expected standardize as True or False, got 1
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise fail(owner, name, "True or False", value)
+    return bool(value)
+
+
+def flags(owner: str, name: str, values: Any, length: int | None = None) -> tuple[bool, ...]:
+    """Check a sequence of booleans, or of 0 and 1: one per feature, say.
+
+    Example:
+        >>> flags("Coupling", "mask", [0, 1])
+        (False, True)
+    """
+    given = as_list(values)
+    if (
+        given is None
+        or (length is not None and len(given) != length)
+        or not all(
+            isinstance(v, (bool, np.bool_)) or (is_integer(v) and v in (0, 1)) for v in given
+        )
+    ):
+        count = "booleans" if length is None else f"{length} boolean(s)"
+        raise fail(owner, name, f"a sequence of {count}", values)
+    return tuple(bool(v) for v in given)
+
+
+def choice(owner: str, name: str, value: Any, known: Collection[str]) -> Any:
+    """Check a name; of a mapping the entry is returned, of another collection the name.
+
+    Example:
+        >>> choice("coupling_flow", "base", "norml", {"normal": 1, "logistic": 2})
+        Traceback (most recent call last):
+        ...
+        flowkit.errors.ArgumentError: coupling_flow expected base as one of 'logistic', 'normal', \
+got 'norml'; remedy: did you mean 'normal'?
+    """
+    if not isinstance(value, str) or value not in known:
+        close = (
+            difflib.get_close_matches(value, list(known), n=1) if isinstance(value, str) else []
+        )
+        remedy = f"did you mean {close[0]!r}?" if close else ""
+        names = ", ".join(repr(known_name) for known_name in sorted(known))
+        raise fail(owner, name, f"one of {names}", value, remedy)
+    return known[value] if isinstance(known, Mapping) else value
+
+
+def instance(owner: str, name: str, value: Any, kind: type[T], remedy: str = "") -> T:
+    """Check the class of an object.
+
+    Example:
+        >>> instance("Flow", "base", "normal", dict)
+        Traceback (most recent call last):
+        ...
+        flowkit.errors.ArgumentError: Flow expected base as a dict, got 'normal'
+    """
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise fail(owner, name, f"{article} {kind.__name__}", value, remedy)
+    return value
+
+
+def function(owner: str, name: str, value: Any, remedy: str = "") -> Any:
+    """Check that something can be called."""
+    if not callable(value):
+        raise fail(owner, name, "a function", value, remedy)
+    return value
+
+
+def as_list(values: Any) -> list[Any] | None:
+    """A sequence, array or one-dimensional tensor as a list; ``None`` for everything else."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    if isinstance(values, np.ndarray):
+        return values.tolist() if values.ndim == 1 else None
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        return None
+    return list(values)
+
+
+def integers(
+    owner: str,
+    name: str,
+    values: Any,
+    *,
+    least: int | None = None,
+    length: int | None = None,
+    remedy: str = "",
+) -> tuple[int, ...]:
+    """Check a sequence of integers: widths of layers, or places of features.
+
+    Example:
+        >>> integers("MLP", "hidden", [64, 64], least=1)
+        (64, 64)
+    """
+    given = as_list(values)
+    if (
+        given is None
+        or (length is not None and len(given) != length)
+        or not all(is_integer(v) and -MAX_ELEMENTS <= v <= MAX_ELEMENTS for v in given)
+        or (least is not None and any(v < least for v in given))
+    ):
+        count = "integers" if length is None else f"{length} integer(s)"
+        words = " ".join((f"a sequence of {count}", _within(least, None, None, None))).strip()
+        raise fail(owner, name, words, values, remedy)
+    return tuple(operator.index(v) for v in given)
+
+
+def widths(owner: str, name: str, values: Any) -> tuple[int, ...]:
+    """Check the widths of hidden layers: at least one, each an integer >= 1."""
+    found = integers(owner, name, values, least=1, remedy=f"for example {name}=(64, 64)")
+    if not found:
+        raise fail(owner, name, "one width or more", values, f"for example {name}=(64, 64)")
+    return found
+
+
+def numbers(
+    owner: str,
+    name: str,
+    values: Any,
+    length: int,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    finite: bool = True,
+    remedy: str = "",
+) -> tuple[float, ...]:
+    """Check one number for all features, or a sequence with one per feature.
+
+    Example:
+        >>> numbers("Standardize", "scale", 2, 3, above=0)
+        (2.0, 2.0, 2.0)
+    """
+    given = as_list(values)
+    listed = [values] * length if given is None else given
+    reals = [as_float(v) for v in listed]
+    if len(reals) != length or any(
+        math.isnan(v)
+        or (finite and math.isinf(v))
+        or (least is not None and v < least)
+        or (above is not None and v <= above)
+        for v in reals
+    ):
+        kind = "finite number" if finite else "number"
+        limits = _within(least, above, None, None)
+        words = f"a {kind} {limits}".strip() + f", or one for each of {length} feature(s)"
+        raise fail(owner, name, words, values, remedy)
+    return tuple(reals)
+
+
+def bounds(
+    owner: str, lower: Any, upper: Any, features: int | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Check the lower and upper ends of features, infinite where there is none.
+
+    Example:
+        >>> bounds("coupling_flow", 0, [1, None])
+        ((0.0, 0.0), (1.0, inf))
+    """
+    if features is None:
+        listed = [ends for ends in map(as_list, (lower, upper)) if ends is not None]
+        if not listed:
+            words = "a sequence with one number per feature"
+            raise fail(owner, "lower or upper", words, lower, "features=...")
+        features = len(listed[0])
+    pairs = []
+    for name, given, none in (("lower", lower, -math.inf), ("upper", upper, math.inf)):
+        ends = as_list(given)
+        filled = none if given is None else given
+        if ends is not None:
+            filled = [none if end is None else end for end in ends]
+        remedy = "None or infinity for an open side"
+        pairs.append(numbers(owner, name, filled, features, finite=False, remedy=remedy))
+    for i, (low, high) in enumerate(zip(*pairs, strict=True)):
+        if not low < high or low == math.inf or high == -math.inf:
+            raise ArgumentError(
+                f"{owner} expected lower < upper, got {low} and {high} for feature {i}"
+            )
+    return pairs[0], pairs[1]
+
+
+def permutation(owner: str, name: str, values: Any, length: int | None = None) -> list[int]:
+    """Check a permutation of ``range(length)``.
+
+    Example:
+        >>> permutation("Permutation", "order", [2, 0, 1])
+        [2, 0, 1]
+    """
+    given = as_list(values)
+    count = len(given or []) if length is None else length
+    if given is None or not all(map(is_integer, given)) or sorted(given) != list(range(count)):
+        raise fail(owner, name, f"a permutation of the integers from 0 to {count - 1}", values)
+    return [operator.index(v) for v in given]
+
+
+def elements(owner: str, *sizes: int) -> int:
+    """Refuse a tensor that would have more than :data:`MAX_ELEMENTS` elements, before it is made.
+
+    Example:
+        >>> elements("LULinear", 10**6, 10**6)
+        Traceback (most recent call last):
+        ...
+        flowkit.errors.ArgumentError: LULinear would hold a tensor of 1000000 x 1000000 numbers, \
+expected at most 1073741824; remedy: smaller sizes
+    """
+    count = math.prod(sizes)
+    if count > MAX_ELEMENTS:
+        raise ArgumentError(
+            f"{owner} would hold a tensor of {' x '.join(map(str, sizes))} numbers, expected at "
+            f"most {MAX_ELEMENTS}; remedy: smaller sizes"
+        )
+    return count
+
+
+def event_shape(owner: str, value: Any, name: str = "event_shape") -> tuple[int, ...]:
+    """Check the shape of an event: an integer, or a sequence of them, all >= 1.
+
+    Example:
+        >>> event_shape("smooth_flow", 3), event_shape("glow_flow", [1, 8, 8])
+        ((3,), (1, 8, 8))
+    """
+    given = [value] if is_integer(value) else as_list(value)
+    if not given or not all(is_integer(n) and 1 <= n <= MAX_ELEMENTS for n in given):
+        raise fail(owner, name, "an integer or a sequence of integers, all >= 1", value)
+    shape = tuple(operator.index(n) for n in given)
+    elements(owner, *shape)
+    return shape
+
+
+def not_positive(name: str, values: Tensor) -> str | None:
+    """Say that stored numbers are not all above 0; None if they are.
+
+    Example:
+        >>> import torch
+        >>> not_positive("scale", torch.tensor([1.0, -2.0]))
+        'scale holds -2, expected numbers above 0'
+    """
+    least = float(values.min()) if values.numel() else 1.0
+    return None if least > 0 else f"{name} holds {least:g}, expected numbers above 0"
+
+
+def as_shape(shape: Any) -> tuple[int, ...]:
+    """A sample shape: an integer or a sequence of integers, which may be 0.
+
+    Example:
+        >>> as_shape(3), as_shape([2, 3])
+        ((3,), (2, 3))
+    """
+    try:
+        size = tuple(
+            operator.index(n) for n in (shape if isinstance(shape, (tuple, list)) else (shape,))
+        )
+    except TypeError:
+        size = (-1,)
+    if any(n < 0 for n in size):
+        raise ShapeError(f"expected a number or shape of sizes >= 0, got {shape!r}")
+    return size
+
+
+def codes(names: Any, what: str) -> np.ndarray:
+    """Names as integers from 0, in the order of the names.
+
+    Example:
+        >>> codes(["b", "a", "b"], "family")
+        array([1, 0, 1])
+    """
+    array = np.asarray(names.detach().cpu() if hasattr(names, "detach") else names)
+    flat = array.reshape(-1) if array.shape[1:] == (1,) else array
+    if flat.ndim != 1 or not len(flat):
+        raise DataError(f"{what} expected one name per row, got an array of {array.shape}")
+    if any(value is None or value != value for value in flat.tolist()):
+        raise DataError(
+            f"{what} expected a name for every row, got missing ones; remedy: a name of its own "
+            "for each such row, or leave it out"
+        )
+    return np.unique(flat, return_inverse=True)[1].astype(np.int64)
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Numbers as an array in float64; one without dimensions of NaN where they are none."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.array(np.nan)
+
+
+def batch_text(event_shape: tuple[int | None, ...]) -> str:
+    """Write an event shape for a message: ``(..., 3, *)``."""
+    return "(" + ", ".join(["...", *("*" if n is None else str(n) for n in event_shape)]) + ")"
+
+
+def last_axis_remedy(name: str, value: Any, event_shape: tuple[int | None, ...]) -> str:
+    """The remedy for a tensor that lacks the last axis of length one, or nothing."""
+    if not isinstance(value, Tensor) or event_shape != (1,):
+        return ""
+    return f"; remedy: {name}.unsqueeze(-1), if it holds one number each"

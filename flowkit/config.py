@@ -1,0 +1,391 @@
+"""Descriptions of parts: the call that makes an object as JSON, and the object from the JSON.
+
+A class or function takes part by the decorator :func:`register`. Registered classes remember the
+arguments of their constructor; :func:`describe` writes them down, for an object and everything
+that it was made of, and :func:`build` makes the same object again, with new weights. A description
+names nothing but what is registered, so that reading one runs no other code.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowkit.errors import DescriptionError, FlowkitError
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_PACKAGE = __name__.partition(".")[0]
+_KNOWN: dict[str, Callable[..., Any]] = {}
+# Modules of torch that a network may be made of, with the arguments to read from their attributes.
+_OF_TORCH: dict[str, tuple[str, ...]] = {
+    "Embedding": ("num_embeddings", "embedding_dim"),
+    "Flatten": ("start_dim", "end_dim"),
+    "Identity": (),
+    "Linear": ("in_features", "out_features"),
+    "ReLU": (),
+    "Sequential": (),
+    "SiLU": (),
+    "Tanh": (),
+}
+
+
+def register(part: T) -> T:
+    """Let objects of a class, or a function, be described by name: a decorator.
+
+    The name is the place where the class is defined, so that a file that uses it can be read
+    wherever this place can be imported.
+
+    Args:
+        part: A class whose constructor takes what :func:`describe` can write down, or a function,
+            such as one that makes a network or computes an energy.
+
+    Returns:
+        The same class or function.
+
+    Raises:
+        DescriptionError: If it is defined within a function, where no name leads to it.
+
+    Example:
+        >>> import flowkit
+        >>> from flowkit.config import build, describe
+        >>> from flowkit.transforms import Transform
+        >>> @flowkit.register
+        ... class Double(Transform):
+        ...     def __init__(self, features):
+        ...         super().__init__((features,))
+        ...     def forward(self, x, context=None, generator=None):
+        ...         return 2 * x, x.new_full(x.shape[:-1], x.shape[-1] * 0.6931)
+        >>> build(describe(Double(3))).event_shape
+        (3,)
+    """
+    name = name_of(part)
+    if "<locals>" in name:
+        raise DescriptionError(
+            f"register expected a class or function of a module, got {name}, which no name leads "
+            "to; remedy: define it at the top of a module"
+        )
+    if isinstance(part, type) and not dataclasses.is_dataclass(part):
+        _record(part)
+    _KNOWN[name] = part
+    return part
+
+
+def name_of(part: Callable[..., Any]) -> str:
+    """The name in descriptions: of flowkit's own parts without the module inside the package."""
+    module = part.__module__
+    if module.startswith(f"{_PACKAGE}."):
+        module = ".".join(module.split(".")[:2])
+    return f"{module}.{part.__qualname__}"
+
+
+def _record(cls: type) -> None:
+    """Make the constructor remember its arguments, and what it left behind."""
+    original = cls.__init__  # type: ignore[misc]
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if "_arguments" in vars(self):  # the constructor of a subclass is running
+            original(self, *args, **kwargs)
+            return
+        vars(self)["_arguments"] = (
+            tuple(map(_kept, args)),
+            {k: _kept(v) for k, v in kwargs.items()},
+        )
+        original(self, *args, **kwargs)
+        vars(self)["_settings"] = _settings(self)
+
+    cls.__init__ = __init__  # type: ignore[misc]
+
+
+def _kept(value: Any) -> Any:
+    """A list as it is now, since its owner may change it."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    """Public attributes that are plain values, and the classes of child modules."""
+    settings = {
+        name: value
+        for name, value in vars(part).items()
+        if not name.startswith("_") and name != "training" and _is_plain(value)
+    }
+    children = part.named_children() if isinstance(part, nn.Module) else ()
+    return settings | {name: type(child) for name, child in children}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def describe(part: Any) -> dict[str, Any]:
+    """Write down how a part is made, as JSON: its class, its arguments, and those of its parts.
+
+    Weights are not in it; they are in ``part.state_dict()``. Parameters that are frozen
+    (``requires_grad`` is false) are listed.
+
+    Args:
+        part: An object of a registered class: a flow, a layer, a base, a scalar map, an energy.
+
+    Returns:
+        A dictionary of JSON values, for :func:`build`.
+
+    Raises:
+        DescriptionError: If its class, or what it was made of, is not registered, or it was
+            changed after it was made.
+
+    Example:
+        >>> from flowkit.config import describe
+        >>> from flowkit.transforms import Permutation
+        >>> describe(Permutation([1, 0]))
+        {'class': 'flowkit.transforms.Permutation', 'arguments': {'order': [1, 0]}}
+    """
+    description: dict[str, Any] = _Writer().write(part)
+    if isinstance(part, nn.Module):
+        frozen = [name for name, p in part.named_parameters() if not p.requires_grad]
+        if frozen:
+            description["frozen"] = frozen
+    return description
+
+
+class _Writer:
+    """Values as JSON; a module that is met again is written as the number of its first place."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, int] = {}
+
+    def write(self, value: Any, where: str = "") -> Any:
+        if isinstance(value, (np.generic, Tensor)) and value.ndim == 0:
+            value = value.item() if not isinstance(value, Tensor) or not value.is_meta else value
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, (list, tuple, range)):
+            return [self.write(item, where) for item in value]
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {"dict": {key: self.write(item, where) for key, item in value.items()}}
+        if isinstance(value, (np.ndarray, Tensor)):
+            return _write_array(value)
+        if isinstance(value, functools.partial):
+            arguments = _bound(value.func, value.args, value.keywords)
+            return {"partial": self._name(value.func, where), **self._written(arguments, where)}
+        if isinstance(value, type) or inspect.isroutine(value):
+            return {"partial": self._name(value, where), "arguments": {}}
+        return self._part(value, where)
+
+    def _written(self, arguments: dict[str, Any], where: str) -> dict[str, Any]:
+        return {
+            "arguments": {
+                name: self.write(item, f"{where}.{name}" if where else name)
+                for name, item in arguments.items()
+            }
+        }
+
+    def _part(self, part: Any, where: str) -> dict[str, Any]:
+        if isinstance(part, nn.Module):
+            if id(part) in self.seen:
+                return {"shared": self.seen[id(part)]}
+            self.seen[id(part)] = len(self.seen)
+        kind = type(part)
+        if kind.__module__.startswith("torch.nn.modules.") and kind.__name__ in _OF_TORCH:
+            arguments: dict[str, Any] = {
+                name: getattr(part, name) for name in _OF_TORCH[kind.__name__]
+            }
+            if isinstance(part, nn.Linear):
+                arguments["bias"] = part.bias is not None
+            if isinstance(part, nn.Sequential):
+                arguments["args"] = list(part)
+            return {"class": f"torch.nn.{kind.__name__}", **self._written(arguments, where)}
+        name = self._name(kind, where)
+        if dataclasses.is_dataclass(part):
+            fields = (field.name for field in dataclasses.fields(part) if field.init)
+            return {"class": name, **self._written({f: getattr(part, f) for f in fields}, where)}
+        if "_arguments" not in vars(part):
+            raise DescriptionError(f"{name} was made without its constructor: {where or 'part'}")
+        args, kwargs = part._arguments
+        _require_unchanged(part, (*args, *kwargs.values()), where)
+        return {"class": name, **self._written(_bound(kind, args, kwargs), where)}
+
+    def _name(self, part: Any, where: str) -> str:
+        name = name_of(part) if hasattr(part, "__qualname__") else type(part).__qualname__
+        if _KNOWN.get(name) is not part:
+            place = f" (argument {where})" if where else ""
+            raise DescriptionError(
+                f"{name}{place} is not registered, so no description can name it; remedy: put "
+                "@flowkit.register above its definition, at the top of a module"
+            )
+        return name
+
+
+def _bound(part: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> dict[str, Any]:
+    """Arguments by their names, the values of a ``*args`` under its name."""
+    bound = inspect.signature(part).bind_partial(*args, **kwargs)
+    kinds = bound.signature.parameters
+    arguments: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if kinds[name].kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(value)
+        else:
+            arguments[name] = value
+    return arguments
+
+
+def _modules_in(value: Any) -> Iterator[nn.Module]:
+    if isinstance(value, nn.Module):
+        yield from value.modules()
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _modules_in(item)
+
+
+def _require_unchanged(part: Any, arguments: tuple[Any, ...], where: str) -> None:
+    """Refuse a part that is no longer what its constructor made."""
+    now, then = _settings(part), part._settings
+    for name in now | then:
+        if not _equal(now.get(name), then.get(name)):
+            raise DescriptionError(
+                f"{where or type(part).__name__} was changed after it was made: {name} is "
+                f"{now.get(name)}, expected {then.get(name)}; remedy: make it with this argument"
+            )
+    if isinstance(part, nn.Module):
+        members = set(map(id, part.modules()))
+        for module in _modules_in(arguments):
+            owns = module._parameters or module._buffers
+            if owns and id(module) not in members:
+                raise DescriptionError(
+                    f"{where or type(part).__name__} was changed after it was made: it holds no "
+                    f"longer the {type(module).__name__} that it was made of; remedy: make it with "
+                    "the new one"
+                )
+
+
+def _equal(left: Any, right: Any) -> bool:
+    both_nan = isinstance(left, float) and isinstance(right, float) and left != left
+    return bool(left == right) or (both_nan and math.isnan(right))
+
+
+def _write_array(value: np.ndarray | Tensor) -> dict[str, Any]:
+    kind = "tensor" if isinstance(value, Tensor) else "array"
+    array = value.detach().cpu().contiguous().numpy() if isinstance(value, Tensor) else value
+    if array.dtype.kind not in "biuf":
+        raise DescriptionError(f"an array of {array.dtype} has no description; remedy: numbers")
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {kind: data, "dtype": array.dtype.str, "shape": list(array.shape)}
+
+
+def build(description: dict[str, Any]) -> Any:
+    """Make a part from its description, with weights as its constructor draws them.
+
+    Args:
+        description: What :func:`describe` returned, or its JSON read again.
+
+    Raises:
+        DescriptionError: If it names what is not registered, or is no description.
+        FlowkitError: From a constructor, for arguments out of their range.
+
+    Example:
+        >>> from flowkit.config import build
+        >>> build({"class": "flowkit.bases.StandardNormal", "arguments": {"features": 2}})
+        StandardNormal()
+    """
+    part = _Reader().read(description)
+    frozen = description.get("frozen", ())
+    if isinstance(part, nn.Module):
+        for name, parameter in part.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+    return part
+
+
+class _Reader:
+    """Undo :class:`_Writer`."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def read(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(self.read(item) for item in value)
+        if not isinstance(value, dict):
+            return value
+        if "dict" in value:
+            return {key: self.read(item) for key, item in value["dict"].items()}
+        if "tensor" in value or "array" in value:
+            return _read_array(value)
+        if "shared" in value:
+            return self.seen[value["shared"]]
+        place = len(self.seen)
+        is_part = "class" in value
+        part = _find(value["class"] if is_part else value.get("partial"))
+        is_module = isinstance(part, type) and issubclass(part, nn.Module)
+        if is_part and is_module:
+            self.seen.append(None)
+        arguments = {key: self.read(item) for key, item in value.get("arguments", {}).items()}
+        if not is_part:
+            return functools.partial(part, **arguments) if arguments else part
+        made = _call(part, arguments)
+        if is_module:
+            self.seen[place] = made
+        return made
+
+
+def _call(part: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """Call with arguments by name, those of a ``*args`` by their places."""
+    args: list[Any] = []
+    kinds = inspect.signature(part).parameters
+    rest = next((n for n, p in kinds.items() if p.kind is inspect.Parameter.VAR_POSITIONAL), None)
+    if rest in arguments:
+        before = list(kinds)[: list(kinds).index(rest)]
+        args = [arguments[name] for name in before] + list(arguments[rest])
+        arguments = {k: v for k, v in arguments.items() if k != rest and k not in before}
+    try:
+        return part(*args, **arguments)
+    except FlowkitError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise DescriptionError(f"{name_of(part)} cannot be built: {error}") from error
+
+
+def _find(name: Any) -> Callable[..., Any]:
+    """The registered class or function of this name."""
+    if not isinstance(name, str):
+        raise DescriptionError(f"expected the name of a registered class, got {name!r}")
+    module, _, short = name.rpartition(".")
+    if module == "torch.nn" and short in _OF_TORCH:
+        return getattr(nn, short)  # type: ignore[no-any-return]
+    package, _, inner = module.partition(".")
+    if name not in _KNOWN and package == _PACKAGE and inner.isidentifier():
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+    if name not in _KNOWN:
+        raise DescriptionError(
+            f"{name} is not registered; remedy: import {module or name} first, where the class is "
+            "defined with @flowkit.register above it"
+        )
+    return _KNOWN[name]
+
+
+def _read_array(value: dict[str, Any]) -> np.ndarray | Tensor:
+    kind = "tensor" if "tensor" in value else "array"
+    try:
+        dtype = np.dtype(value["dtype"])
+        if dtype.kind not in "biuf":
+            raise ValueError(f"dtype {dtype}")
+        data = np.frombuffer(base64.b64decode(value[kind], validate=True), dtype)
+        array = data.reshape(value["shape"]).copy()
+    except (KeyError, TypeError, ValueError) as error:
+        raise DescriptionError(f"the description of an array is damaged: {error}") from None
+    return torch.from_numpy(array) if kind == "tensor" else array

@@ -1,0 +1,338 @@
+"""Conversion of arrays, frames, tensors, datasets and files to rows, or a DataError."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Mapping
+from numbers import Number
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from flowkit.checks import codes
+from flowkit.data.files import in_file, read_rows
+from flowkit.data.order import Order, shuffled
+from flowkit.data.sources import (
+    DatasetRows,
+    MappedRows,
+    Rows,
+    TensorRows,
+    as_dtype,
+    dense_and_real,
+)
+from flowkit.errors import DataError
+from flowkit.training.inspection import inspect, some_rows
+
+# Rounding to float32 would be seen in a column whose spread is at most this part of its size.
+_SINGLE_SPREAD = 1e-3
+# As if of so many numbers each: items may take long to read.
+_ITEMS_AT_MOST = 8000
+
+
+def columns_of(values: Any) -> list[str]:
+    """Names of the columns of a frame."""
+    return [str(c) for c in getattr(values, "columns", [])]
+
+
+def as_numbers(values: Any, name: str) -> Tensor:
+    """Convert an array, frame, list or tensor of numbers to a tensor of the dtype that they have.
+
+    Raises:
+        DataError: If there is text, or nothing at all.
+
+    Example:
+        >>> as_numbers([[1, 2], [3, 4]], "x")
+        tensor([[1, 2],
+                [3, 4]])
+    """
+    if columns_of(values) and hasattr(values, "iloc"):
+        values = _frame_to_array(values, name)
+    if not isinstance(values, Tensor):
+        values = _array_to_tensor(values, name)
+    values = dense_and_real(values, name)
+    if values.ndim < 1 or values.numel() == 0:
+        raise DataError(
+            f"{name} is empty: its shape is {tuple(values.shape)}; remedy: at least two rows"
+        )
+    return values.detach()
+
+
+def _frame_to_array(frame: Any, name: str) -> np.ndarray:
+    """Columns of numbers, also where they are stored as objects; gaps become NaN."""
+    text = [
+        str(column)
+        for i, (column, kind) in enumerate(frame.dtypes.items())
+        if getattr(kind, "kind", "O") not in "fiub"
+        and not all(
+            isinstance(value, Number) and not isinstance(value, complex)
+            for value in frame.iloc[:, i].dropna()
+        )
+    ]
+    if text:
+        raise DataError(
+            f"{name}: column(s) {', '.join(map(repr, text))} do not hold numbers; remedy: "
+            "drop them or encode them as numbers"
+        )
+    return frame.to_numpy(dtype=float, na_value=np.nan)
+
+
+def _array_to_tensor(values: Any, name: str) -> Tensor:
+    if hasattr(values, "toarray"):
+        raise DataError(
+            f"{name} expected a dense array, got a sparse {type(values).__name__}; remedy: "
+            f"{name}.toarray()"
+        )
+    if isinstance(values, np.ma.MaskedArray):
+        _check_numeric(values.dtype, name)
+        values = np.ma.filled(values.astype(float), np.nan)
+    try:
+        if isinstance(values, (list, tuple)) and any(isinstance(v, Tensor) for v in values):
+            return torch.stack([torch.as_tensor(value).detach() for value in values])
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(
+            f"{name}: no array can be made of this {type(values).__name__}; rows may have "
+            f"different lengths ({error}); remedy: one array or tensor of numbers"
+        ) from None
+    _check_numeric(array.dtype, name)
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def _check_numeric(dtype: np.dtype, name: str) -> None:
+    if dtype.kind not in "fiubc" or (dtype.kind == "f" and dtype.itemsize > 8):
+        raise DataError(
+            f"{name} expected numbers, got an array of dtype {dtype}; remedy: encode text as "
+            "numbers, and convert with array.astype(float)"
+        )
+
+
+def size_and_spread(values: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Largest absolute value of every column, or 1 if that is 0, and the spread relative to it.
+
+    Args:
+        values: ``(rows, columns)``.
+        width: ``(columns,)``, the width of the noise that will be added to each; 0 for none.
+    """
+    size = np.maximum(np.abs(values).max(0), width)
+    size = np.where(size > 0, size, 1.0)
+    return size, np.hypot((values / size).std(0), width / size)
+
+
+def needs_double(size: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Which columns, by :func:`size_and_spread`, lose digits in float32 or near its range.
+
+    Example:
+        >>> import numpy as np
+        >>> table = np.array([[1.0, 20260101.0], [2.0, 20260102.0]])
+        >>> needs_double(*size_and_spread(table, np.zeros(2)))
+        array([False,  True])
+    """
+    return (spread <= _SINGLE_SPREAD) | (size <= 1e-15) | (size >= 1e15)
+
+
+def check_finite(
+    tensor: Tensor, name: str, columns: list[str] | None = None, numbers: Tensor | None = None
+) -> None:
+    """Raise a DataError that names rows and columns with NaN or infinite values.
+
+    Args:
+        tensor: One row an event.
+        name: What it is.
+        columns: Names of its columns.
+        numbers: Row numbers in the data; 0, 1, ... by default.
+    """
+    bad = ~torch.isfinite(tensor)
+    if not bool(bad.any()):
+        return
+    flat = bad.reshape(len(bad), -1)
+    rows, where = flat.any(1).nonzero().flatten().cpu(), flat.any(0).nonzero().flatten().tolist()
+    named = [columns[i] if columns else i for i in where[:5]]
+    first = (rows if numbers is None else numbers[rows])[:5].tolist()
+    raise DataError(
+        f"{name} has NaN or infinite values in {len(rows)} of {len(bad)} rows (first rows: "
+        f"{first}; columns: {named}); remedy: drop these rows or fill the gaps"
+    )
+
+
+def as_rows(
+    data: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    event_shape: tuple[int, ...],
+    *,
+    context: int | None = 0,
+    labels: Collection[str] = (),
+) -> Rows:
+    """Make rows of whatever the user has.
+
+    Args:
+        data: An array, frame, list or tensor of events; a dict of them with the keys ``x``,
+            ``context``, ``weight`` and what the objective reads; a Dataset; a ``np.memmap``, or
+            the path of an ``.npy`` file, which is read batch by batch.
+        dtype: Floating-point dtype of the batches.
+        device: Where the batches go.
+        event_shape: Shape of one event of ``x``.
+        context: How many numbers a context has; 0 for any number, ``None`` for any shape.
+        labels: Names of arrays whose integers and booleans stay what they are.
+
+    Raises:
+        DataError: If the data cannot be used; the message says what to do.
+    """
+    if isinstance(data, (Dataset, DataLoader)):
+        return _rows_of_dataset(data, dtype, device, event_shape, context, labels)
+    named = dict(data) if isinstance(data, Mapping) else {"x": data}
+    if not named:
+        raise DataError("data is an empty dict; remedy: a dict with the key x")
+    named = {
+        name: _open(value) if isinstance(value, (str, os.PathLike)) else value
+        for name, value in named.items()
+    }
+    if "group" in named:
+        # Counted from zero: names may be texts, or numbers with more digits than the dtype has.
+        named["group"] = codes(named["group"], "group")
+    mapped = {
+        name: in_file(value)
+        for name, value in named.items()
+        if _is_mapped(value) and _can_be_read(value, name)
+    }
+    numbers = {k: as_numbers(v, k) for k, v in named.items() if k not in mapped}
+    shapes = {name: tuple(value.shape) for name, value in (mapped | numbers).items()}
+    _check_shapes(shapes, event_shape, context, mapped="x" in mapped)
+    lengths = {name: shape[0] for name, shape in shapes.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"expected one row an event in every array, got lengths {lengths}")
+    tensors = {k: as_dtype(v, dtype, k in labels) for k, v in numbers.items()}
+    columns = {name: columns_of(named[name]) for name in numbers}
+    for name, value in tensors.items():
+        check_finite(value, name, columns[name])
+    some = {k: v[some_rows(len(v), v[0].numel())] for k, v in numbers.items()}
+    for name, array in mapped.items():
+        index = some_rows(len(array), int(np.prod(array.shape[1:])))
+        some[name] = torch.from_numpy(read_rows(array, index.numpy()))
+    seen = inspect(some, dtype, columns)
+    if not mapped:
+        return TensorRows(tensors, device, seen)
+    arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
+    return MappedRows(mapped | arrays, dtype, device, labels, seen)
+
+
+def _rows_of_dataset(
+    data: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    event_shape: tuple[int, ...],
+    context: int | None,
+    labels: Collection[str],
+) -> DatasetRows:
+    if isinstance(data, DataLoader):
+        own = "" if data.collate_fn is default_collate else ", whose items are collated by torch"
+        raise DataError(
+            "expected rows that can be split, shuffled and read again by their numbers, got a "
+            f"DataLoader; remedy: loader.dataset, here a {type(data.dataset).__name__}{own}, and "
+            f"batch_size={data.batch_size or 256}"
+        )
+    if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        raise DataError(
+            "expected a map-style dataset, with __len__ and __getitem__, got "
+            f"{type(data).__name__}; remedy: for example torch.stack(list(dataset))"
+        )
+    rows = DatasetRows(data, dtype, device, labels)
+    if len(rows) < 1:
+        raise DataError("the dataset is empty; remedy: at least two items")
+    shapes = {name: tuple(v.shape) for name, v in rows.items(torch.tensor([0])).items()}
+    _check_shapes(shapes, event_shape, context)
+    rows.seen = inspect(rows.items(some_rows(len(rows), _ITEMS_AT_MOST)), dtype, {})
+    return rows
+
+
+def _is_mapped(value: Any) -> bool:
+    return isinstance(value, np.memmap) and getattr(value, "_mmap", None) is not None
+
+
+def _can_be_read(array: np.memmap, name: str) -> bool:
+    """True, or an error."""
+    _check_numeric(array.dtype, name)
+    if array.dtype.kind == "c" or array.size == 0:
+        raise DataError(
+            f"{name} expected rows of real numbers, got dtype {array.dtype} and shape "
+            f"{array.shape}; remedy: another file"
+        )
+    return True
+
+
+def _open(path: str | os.PathLike[str]) -> np.ndarray:
+    if Path(path).suffix != ".npy":
+        raise DataError(
+            f"expected the path of an .npy file, got {path}; remedy: read it into an array or a "
+            "frame first"
+        )
+    if not Path(path).is_file():
+        raise DataError(f"no file at {path}; remedy: the path of an existing .npy file")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(
+            f"{path} cannot be memory-mapped as an array of numbers ({error}); remedy: write it "
+            "with numpy.save from an array of floats"
+        ) from None
+
+
+def _check_shapes(
+    shapes: dict[str, tuple[int, ...]],
+    event_shape: tuple[int, ...],
+    context: int | None,
+    mapped: bool = False,
+) -> None:
+    if "x" in shapes:
+        got = shapes["x"]
+        if got[1:] != event_shape:
+            wanted = ", ".join(["rows", *map(str, event_shape)])
+            hint = ""
+            if event_shape == (1,) and len(got) == 1:
+                x = "numpy.load(path, mmap_mode='r')" if mapped else "x"
+                hint = f"; remedy: {x}.reshape(-1, 1)"
+            raise DataError(f"x expected shape ({wanted}), as the flow has it; got {got}{hint}")
+    if "weight" in shapes and len(shapes["weight"]) != 1:
+        raise DataError(
+            f"weight expected shape (rows,), got {shapes['weight']}; remedy: weight.reshape(-1), "
+            "if it holds one number per row"
+        )
+    got = shapes.get("context", ())
+    if got and context is not None and (len(got) != 2 or context not in (0, got[1])):
+        if len(got) == 1 and context < 2:
+            remedy = "context.reshape(-1, 1), if it holds one number per row"
+        elif len(got) > 2 and context in (0, math.prod(got[1:])):
+            remedy = "context.flatten(1), or Flow(transform, base, embedding=net) with a network"
+        elif len(got) > 2:
+            remedy = "Flow(transform, base, embedding=net) with a network that reads such contexts"
+        else:
+            size = got[1] if len(got) == 2 else 1
+            remedy = f"a flow with context={size}, or contexts of {context} numbers"
+        raise DataError(
+            f"context expected shape (rows, {context or 'C'}), got {got}; remedy: {remedy}"
+        )
+
+
+def split(rows: int, fraction: float, seed: int) -> tuple[Order, Order]:
+    """Random training and validation rows.
+
+    Raises:
+        DataError: If the fraction is not in [0, 1) or there are fewer than two rows.
+
+    Example:
+        >>> train, held_out = split(10, 0.2, seed=0)
+        >>> len(train), len(held_out)
+        (8, 2)
+    """
+    if not 0 <= fraction < 1:
+        raise DataError(f"validation expected a fraction in [0, 1), got {fraction}")
+    if rows < 2:
+        raise DataError(f"fit needs at least 2 rows, got {rows}")
+    held = min(max(1, round(fraction * rows)), rows - 1) if fraction > 0 else 0
+    order = shuffled(rows, seed)
+    return Order(rows - held, lambda places: order.at(places + held)), Order(held, order.at)

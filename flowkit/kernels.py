@@ -1,0 +1,341 @@
+"""Kernels: positive-definite functions of two points, with length-scales that are learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowkit.config import register
+
+# Below this t, Matern kernels are their series: differences of nearly equal numbers, which the
+# derivatives of the closed form are, would lose as many digits twice as 1 / t has.
+_NEAR = 0.03
+# So many terms of the series are right to 1e-16 there.
+_TERMS = 8
+# Logarithm of the factor, up or down, that a length-scale can go from its start.
+_REACH = math.log(20.0)
+
+
+class Kernel(nn.Module):
+    """A kernel ``k(x, y)`` of points with some features; ``+`` and ``*`` combine kernels.
+
+    Args:
+        features: Number of features d.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        if type(features) is not int or features < 1:
+            raise ValueError(f"{type(self).__name__} needs features >= 1, got {features!r}")
+        self.features = features
+
+    @property
+    def smoothness(self) -> float:
+        """Number of continuous derivatives, also where two points coincide."""
+        return math.inf
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``k(x_i, y_j)``, ``(..., n, m)``, of ``(..., n, d)`` and ``(m, d)``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward(x, y)")
+
+    def initialize(self, x: Tensor) -> None:
+        """Start length-scales from points ``(n, d)``."""
+
+    def frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Draws ``(count, d)`` from the spectral density, for length-scales of one."""
+        raise ValueError(f"{type(self).__name__} has no spectral density to draw from")
+
+    def waves(self, x: Tensor, omega: Tensor) -> Tensor:
+        """Random features ``(..., 2 m)`` of ``(..., d)`` by frequencies ``(m, d)``."""
+        raise ValueError(f"{type(self).__name__} has no spectral density to draw from")
+
+    def __add__(self, other: Kernel) -> Kernel:
+        return KernelSum(self, other)
+
+    def __mul__(self, other: Kernel) -> Kernel:
+        return KernelProduct(self, other)
+
+
+class _Stationary(Kernel):
+    r"""A function of :math:`r^2 = \sum_a (x_a - y_a)^2 / \ell_a^2`, times a learned variance.
+
+    Args:
+        features: Number of features d.
+        length_scale: Where the length-scales start, one number or one a feature;
+            :math:`\sqrt d` by default, and ``initialize`` sets them by the median distance of the
+            data then. Each stays within a twentieth and twenty times of one.
+        learn: Whether length-scales and variance are learned.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        length_scale: float | Sequence[float] | None = None,
+        learn: bool = True,
+    ) -> None:
+        super().__init__(features)
+        self._from_data = length_scale is None
+        start = math.sqrt(features) if length_scale is None else length_scale
+        scales = list(start) if isinstance(start, Sequence) else [start] * features
+        if len(scales) != features or not all(0 < s < math.inf for s in scales):
+            raise ValueError(
+                f"{type(self).__name__} needs one length_scale > 0, or one for each of {features} "
+                f"features, got {length_scale!r}"
+            )
+        self.register_buffer("start", torch.tensor(scales))
+        # The logarithm of the factor from the start, before it is bounded, and of the variance.
+        self.raw_scales = nn.Parameter(torch.zeros(features), requires_grad=learn)
+        self.log_variance = nn.Parameter(torch.zeros(()), requires_grad=learn)
+
+    @property
+    def length_scales(self) -> Tensor:
+        """The length-scales, ``(features,)``."""
+        return self.get_buffer("start") * (_REACH * torch.tanh(self.raw_scales / _REACH)).exp()
+
+    def initialize(self, x: Tensor) -> None:
+        """Start the length-scales at the median distance of points, over the root of two."""
+        if not self._from_data or len(x) < 2:
+            return
+        rows = x[:1000].double()
+        distance = torch.pdist(rows).median()
+        # One distance for all: a feature that hardly varies says hardly anything.
+        if distance > 0:
+            self.get_buffer("start").fill_(float(distance) / math.sqrt(2))
+
+    def _variance(self, x: Tensor) -> Tensor:
+        return self.log_variance.exp().to(x.dtype)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        # Beyond, squares of distances would overflow and make NaN of a kernel that is zero.
+        limit = torch.finfo(x.dtype).max ** 0.25
+        return (x / self.length_scales.to(x.dtype)).clamp(-limit, limit)
+
+    def waves(self, x: Tensor, omega: Tensor) -> Tensor:
+        """Cosines and sines, the products of which are the kernel on average."""
+        angles = self._scaled(x) @ omega.mT.to(x.dtype)
+        waves = torch.cat([angles.cos(), angles.sin()], -1)
+        return waves * (self._variance(x) / len(omega)).sqrt()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the kernel of every pair."""
+        return self._variance(x) * self._shape(self._scaled(x), self._scaled(y.to(x.dtype)))
+
+    def _shape(self, a: Tensor, b: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def _square_distance(a: Tensor, b: Tensor) -> Tensor:
+    """By one product of matrices, about the mean of b; to rounding, which may be below zero.
+
+    Not clamped: at coincident points that would take the curvature away.
+    """
+    centre = b.mean(-2).detach()
+    a, b = a - centre, b - centre
+    return a.square().sum(-1, keepdim=True) + b.square().sum(-1) - 2 * a @ b.mT
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """By differences: the root of a product's rounding would be no small error near zero."""
+    square = (a.unsqueeze(-2) - b).square().sum(-1)
+    apart = square > 0
+    return torch.where(apart, torch.where(apart, square, 1).sqrt(), 0)
+
+
+def _series(nu: float, square: Tensor) -> Tensor:
+    """A Matern kernel of a small :math:`t^2`, twice differentiable also at zero.
+
+    Terms with odd powers of t, from the third on, are what limits the derivatives there.
+    """
+    powers = {1.5: (1.0, 1.0), 2.5: (1.0, 1.0, 1 / 3)}[nu]
+    # Of (1 + t + t^2 / 3) exp(-t), by the product of the two series.
+    terms = [
+        sum(c * (-1.0) ** (n - i) / math.factorial(n - i) for i, c in enumerate(powers) if i <= n)
+        for n in range(_TERMS)
+    ]
+    # Rounding may have led below zero, where the odd terms have no root.
+    positive = square > torch.finfo(square.dtype).eps ** 2
+    t = torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
+    even = terms[0] + square * (terms[2] + square * (terms[4] + square * terms[6]))
+    return even + square * t * (terms[3] + square * (terms[5] + square * terms[7]))
+
+
+@register
+class SquaredExponential(_Stationary):
+    r""":math:`k = \sigma^2 e^{-r^2 / 2}`; see the arguments of :class:`Matern`.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.kernels import SquaredExponential
+        >>> k = SquaredExponential(1, length_scale=1.0)
+        >>> k(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0]])).detach()
+        tensor([[1.0000],
+                [0.6065]])
+    """
+
+    def _shape(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(-0.5 * _square_distance(a, b))
+
+    def frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Normal draws."""
+        return torch.from_numpy(rng.standard_normal((count, self.features)))
+
+
+@register
+class Matern(_Stationary):
+    r"""Matérn kernels of three smoothnesses, with :math:`t = \sqrt{2 \nu}\, r`.
+
+    :math:`k = \sigma^2 e^{-t}` for :math:`\nu = 1/2`, :math:`\sigma^2 (1 + t)\, e^{-t}` for 3/2
+    and :math:`\sigma^2 (1 + t + t^2 / 3)\, e^{-t}` for 5/2. The variance :math:`\sigma^2` starts
+    at one. At coincident points the gradient is zero, also for 1/2, which has a kink there; second
+    derivatives are :math:`-3 / \ell^2` for 3/2 and :math:`-5 / (3 \ell^2)` for 5/2, times the
+    variance. The kernel 1/2 costs memory for every feature of every pair.
+
+    Args:
+        features: Number of features d.
+        nu: 0.5, 1.5 or 2.5.
+        length_scale: Where the length-scales start, one number or one a feature; by default
+            :math:`\sqrt d` and, with ``initialize``, the median distance of the data over the root
+            of two. Each stays between a twentieth and twenty times its start.
+        learn: Whether length-scales and variance are learned.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    References:
+        Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, chapter 4.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.kernels import Matern
+        >>> k = Matern(2, nu=1.5) + Matern(2, nu=0.5)
+        >>> k(torch.zeros(3, 2), torch.zeros(4, 2)).shape
+        torch.Size([3, 4])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        nu: float = 2.5,
+        length_scale: float | Sequence[float] | None = None,
+        learn: bool = True,
+    ) -> None:
+        super().__init__(features, length_scale, learn)
+        if nu not in (0.5, 1.5, 2.5):
+            raise ValueError(f"Matern needs nu to be 0.5, 1.5 or 2.5, got {nu!r}")
+        self.nu = float(nu)
+
+    @property
+    def smoothness(self) -> float:
+        r"""One less than :math:`2 \nu`."""
+        return 2 * self.nu - 1
+
+    def _shape(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.nu == 0.5:
+            return torch.exp(-_distance(a, b))
+        square = 2 * self.nu * _square_distance(a, b)
+        near = square < _NEAR**2
+        t = torch.where(near, 1, square).sqrt()
+        power = 1 + t if self.nu == 1.5 else 1 + t + t.square() / 3
+        series = _series(self.nu, torch.where(near, square, 0))
+        return torch.where(near, series, power * torch.exp(-t))
+
+    def frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
+        r"""Draws of a multivariate t with :math:`2 \nu` degrees of freedom."""
+        normal = rng.standard_normal((count, self.features))
+        spread = np.sqrt(rng.chisquare(2 * self.nu, (count, 1)) / (2 * self.nu))
+        return torch.from_numpy(normal / spread)
+
+
+@register
+class RationalQuadratic(_Stationary):
+    r""":math:`k = \sigma^2 (1 + r^2 / (2 \alpha))^{-\alpha}`: squared exponentials of many scales.
+
+    Args:
+        features: Number of features d.
+        alpha: The start of :math:`\alpha`, which is learned as the logarithm of a factor.
+        length_scale: See :class:`Matern`.
+        learn: See :class:`Matern`; also for :math:`\alpha`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.kernels import RationalQuadratic
+        >>> RationalQuadratic(1)(torch.zeros(1, 1), torch.ones(1, 1)).detach()
+        tensor([[0.6667]])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        alpha: float = 1.0,
+        length_scale: float | Sequence[float] | None = None,
+        learn: bool = True,
+    ) -> None:
+        super().__init__(features, length_scale, learn)
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"RationalQuadratic needs alpha > 0, got {alpha!r}")
+        self.register_buffer("start_alpha", torch.tensor(float(alpha)))
+        self.raw_alpha = nn.Parameter(torch.zeros(()), requires_grad=learn)
+
+    def _shape(self, a: Tensor, b: Tensor) -> Tensor:
+        alpha = (self.get_buffer("start_alpha") * self.raw_alpha.exp()).to(a.dtype)
+        return torch.exp(-alpha * torch.log1p(_square_distance(a, b) / (2 * alpha)))
+
+
+class _Pair(Kernel):
+    def __init__(self, first: Kernel, second: Kernel) -> None:
+        super().__init__(first.features)
+        if first.features != second.features:
+            raise ValueError(
+                f"{type(self).__name__} needs kernels of the same features, got {first.features} "
+                f"and {second.features}"
+            )
+        self.parts = nn.ModuleList([first, second])
+
+    @property
+    def smoothness(self) -> float:
+        """That of the rougher one."""
+        return min(part.smoothness for part in self.parts)  # type: ignore[type-var, return-value]
+
+    def initialize(self, x: Tensor) -> None:
+        """Start both."""
+        for part in self.parts:
+            part.initialize(x)  # type: ignore[operator]
+
+
+@register
+class KernelSum(_Pair):
+    """The sum of two kernels, ``k1 + k2``.
+
+    Example:
+        >>> from flowkit.kernels import Matern, SquaredExponential
+        >>> type(SquaredExponential(2) + Matern(2)).__name__
+        'KernelSum'
+    """
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the sum for every pair."""
+        first, second = self.parts
+        return first(x, y) + second(x, y)
+
+
+@register
+class KernelProduct(_Pair):
+    """The product of two kernels, ``k1 * k2``.
+
+    Example:
+        >>> from flowkit.kernels import Matern, SquaredExponential
+        >>> type(SquaredExponential(2) * Matern(2)).__name__
+        'KernelProduct'
+    """
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the product for every pair."""
+        first, second = self.parts
+        return first(x, y) * second(x, y)

@@ -1,0 +1,1 @@
+"""Numerical ground: layout, root search, clips, gradients, noise, rounding and compiling."""

@@ -1,0 +1,334 @@
+"""Paths through a flow, layer by layer: weights, acceptance, resampling and step sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flowkit.checks import as_shape
+from flowkit.energies.target import Target
+from flowkit.errors import DataError
+from flowkit.stochastic.base import EnergyTransform
+from flowkit.stochastic.metropolis import MetropolisTransform
+from flowkit.transforms import Compose, Inverse, Transform
+
+if TYPE_CHECKING:
+    from flowkit.flow import Flow
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened in one layer, over all rows.
+
+    Attributes:
+        label: The layer's name.
+        acceptance: Mean fraction of proposals that were accepted; ``None`` without proposals.
+        nonfinite: Number of proposals whose energy was not finite; ``None`` without proposals.
+        effective: Effective sample size over the number of rows, where it was computed.
+        resampled: Whether rows were resampled after the layer.
+    """
+
+    label: str
+    acceptance: Tensor | None = None
+    nonfinite: Tensor | None = None
+    effective: Tensor | None = None
+    resampled: bool = False
+
+    def __str__(self) -> str:
+        parts = [] if self.acceptance is None else [f"accepted {self.acceptance.item():.3f}"]
+        if self.nonfinite is not None:
+            parts.append(f"not finite {int(self.nonfinite.item())}")
+        if self.effective is not None:
+            parts.append(f"effective {self.effective.item():.3f}")
+        if self.resampled:
+            parts.append("resampled")
+        return f"{self.label:<36}" + ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Samples at the end of paths through a flow; ``print`` it for a line a layer.
+
+    Attributes:
+        x: ``(*shape, *context_batch, *event)``.
+        log_weight: Logarithms of the importance weights, ``(*shape, *context_batch)``.
+        layers: One report for every stochastic layer, from noise to data.
+        log_choice: Log-probability of all decisions on a path, if it was asked for.
+    """
+
+    x: Tensor
+    log_weight: Tensor
+    layers: tuple[LayerReport, ...]
+    log_choice: Tensor | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.layers)) or "no stochastic layer"
+
+    @property
+    def acceptance(self) -> Tensor | None:
+        """Mean acceptance over all layers with proposals; ``None`` if there are none."""
+        rates = [layer.acceptance for layer in self.layers if layer.acceptance is not None]
+        return torch.stack(rates).mean() if rates else None
+
+
+def layers_in_order(
+    transform: Transform, inverse: bool = False
+) -> Iterator[tuple[Transform, bool]]:
+    """Every layer of a transform in the order of application, and whether it is inverted.
+
+    Example:
+        >>> from flowkit.stochastic.paths import layers_in_order
+        >>> from flowkit.transforms import Compose, Log, Permutation
+        >>> stack = Compose(Log(2), Compose(Permutation([1, 0]), Log(2).inv))
+        >>> [(t.label, turned) for t, turned in layers_in_order(stack, inverse=True)]
+        [('Log(features=2)', False), ('Permutation(features=2)', True), ('Log(features=2)', True)]
+    """
+    if isinstance(transform, Compose):
+        order = list(transform.transforms)
+        for layer in reversed(order) if inverse else order:
+            yield from layers_in_order(layer, inverse)  # type: ignore[arg-type]
+    elif isinstance(transform, Inverse):
+        yield from layers_in_order(transform.transform, not inverse)
+    else:
+        yield transform, inverse
+
+
+def sample_paths(
+    flow: Flow,
+    shape: int | tuple[int, ...],
+    energy: Target | Callable[..., Tensor] | None = None,
+    context: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    log_prob: Callable[..., Tensor] | None = None,
+    resample: float | None = None,
+    choices: bool = False,
+) -> Paths:
+    r"""Draw paths from noise to data with their importance weights for a target.
+
+    .. math:: \log w = -u(x) - \log p_Z(z) + \sum_t \log\frac{\tilde q_t}{q_t}, \qquad
+              E[w] = Z = \int e^{-u(x)} dx, \quad E[w\, O(x)] / E[w] = E_{e^{-u}/Z}[O]
+
+    where a deterministic layer contributes its log-determinant. Both hold for any layers, trained
+    or not, so long as every path back from the target ends where the base has density: a bounded
+    base needs layers that stay inside. Without learned layers this is annealed importance
+    sampling (Neal 2001); with ``resample`` it is a sequential Monte Carlo sampler (Del Moral et
+    al. 2006): wherever after a layer with an energy the effective sample size has fallen below
+    that fraction of the rows, rows are drawn anew in proportion to their weights for that energy,
+    by systematic resampling, and go on with equal ones. The mean of w stays an unbiased estimate
+    of Z, but rows are then no longer independent: repeat the run for its error.
+
+    Args:
+        flow: Any flow with an inverse.
+        shape: Number or shape of samples.
+        energy: The dimensionless energy u of the target, ``energy(x) -> (*batch,)``;
+            ``energy(x, context)`` if a context is given.
+        context: ``(*b, C)``: each context gets ``shape`` samples.
+        generator: Source of randomness.
+        log_prob: The log-density of the target up to a constant, instead of ``energy``.
+        resample: Threshold in (0, 1]; ``None`` for none. For one shape number and no context.
+        choices: Whether to compute the log-probability of decisions.
+
+    Returns:
+        The :class:`Paths`; with gradients where they are enabled. An infinite energy of a sample
+        gives it a weight of zero.
+
+    Raises:
+        DataError: If there is not exactly one of ``energy`` and ``log_prob``, it is no function
+            or returns something else than one number a sample; if the threshold is out of its
+            range.
+        NonFiniteEnergyError: If a layer starts where its energy is not finite.
+
+    References:
+        Wu, Köhler, Noé 2020, arXiv 2002.06707; Neal 2001, Stat. Comput. 11, 125,
+        arXiv physics/9803008; Del Moral, Doucet, Jasra 2006, J. R. Stat. Soc. B 68, 411.
+
+    Example:
+        >>> import torch
+        >>> from flowkit import stochastic_flow
+        >>> from flowkit.toys import DoubleWell
+        >>> from flowkit.stochastic.paths import sample_paths
+        >>> annealing = stochastic_flow(2, "double_well", blocks=10, scalar=None, steps=5)
+        >>> with torch.no_grad():
+        ...     paths = sample_paths(
+        ...         annealing, 1000, DoubleWell(), generator=torch.Generator().manual_seed(0)
+        ...     )
+        >>> log_z = torch.logsumexp(paths.log_weight, 0) - torch.log(torch.tensor(1000.0))
+        >>> bool((log_z - DoubleWell().log_normalizer()).abs() < 0.3), len(paths.layers)
+        (True, 10)
+    """
+    target = Target.of("sample_paths", energy, log_prob)
+    size = as_shape(shape)
+    if resample is not None:
+        number = isinstance(resample, (int, float)) and not isinstance(resample, bool)
+        if not number or not 0 < resample <= 1:
+            raise DataError(f"resample expected a number in (0, 1] or None, got {resample!r}")
+        if len(size) != 1 or context is not None:
+            raise DataError(
+                f"resampling expected one number of samples and no context, got shape {size} and "
+                f"{'no' if context is None else 'a'} context; remedy: one call a context"
+            )
+        if not any(isinstance(layer, EnergyTransform) for layer in flow.transform.modules()):
+            raise DataError(
+                "resampling expected a flow with a layer that has an energy, after which rows "
+                "are drawn anew, got none; remedy: resample=None, or a stochastic_flow"
+            )
+        if choices:
+            raise DataError(
+                "resampling is a decision without a log-probability; remedy: choices=False"
+            )
+    embedded = flow._embed_unless_unread(context)
+    x = flow.base.sample(size, embedded, generator)
+    log_weight = -flow.base.log_prob(x, embedded)
+    log_choice, reports = torch.zeros_like(log_weight), []
+    for layer, inverse in layers_in_order(flow.transform, inverse=True):
+        if not layer.stochastic:
+            x, log_det = (layer.inverse if inverse else layer)(x, embedded)
+            log_weight = log_weight + log_det
+            continue
+        walk = layer.walk(x, embedded, generator, inverse=inverse, choices=choices)  # type: ignore[operator]
+        x, log_weight = walk.value, log_weight + walk.log_ratio
+        if walk.log_choice is not None:
+            log_choice = log_choice + walk.log_choice
+        effective, low = None, False
+        if resample is not None and isinstance(layer, EnergyTransform):
+            here = layer.energy(x)
+            effective = _effective(log_weight - here)
+            low = bool(effective < resample)
+            if low:
+                which, level = _systematic(log_weight - here, generator)
+                x, log_weight = x[which], level + here[which]
+        reports.append(
+            LayerReport(
+                layer.label,
+                None if walk.acceptance is None else walk.acceptance.mean(),
+                None if walk.nonfinite is None else walk.nonfinite.sum(),
+                effective,
+                low,
+            )
+        )
+    value = target(flow, x, context, generator)
+    return Paths(x, log_weight - value, tuple(reports), log_choice if choices else None)
+
+
+def adapt_step_sizes(
+    flow: Flow,
+    rows: int = 1024,
+    context: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    target: float | None = None,
+    rounds: int = 20,
+) -> tuple[LayerReport, ...]:
+    r"""Fit the step size of every Metropolis layer to its acceptance, in place.
+
+    From noise to data, each layer gets the rows that reach it, walks them ``rounds`` times, and
+    moves :math:`\log \sigma \leftarrow \log \sigma + 3 r^{-0.6} (\bar a - a^*)` after round r
+    (Robbins and Monro 1951). Step sizes of a coordinate keep their ratios. Weights are exact for
+    any step size, so long as it does not depend on the rows that are weighted: adapt first, then
+    sample.
+
+    Args:
+        flow: A flow; other layers than Metropolis, MALA and HMC are left alone.
+        rows: Number of rows.
+        context: ``(*b, C)``.
+        generator: Source of randomness.
+        target: Wanted acceptance in (0, 1); by default that of each layer's class: 0.3, 0.574 and
+            0.651 for Metropolis, MALA and HMC.
+        rounds: Number of rounds a layer.
+
+    Returns:
+        A report a layer, with the acceptance that it has come to.
+
+    Raises:
+        DataError: If an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from flowkit import stochastic_flow
+        >>> from flowkit.stochastic.paths import adapt_step_sizes
+        >>> flow = stochastic_flow(2, "double_well", blocks=2, scalar=None, step_size=5.0)
+        >>> reports = adapt_step_sizes(flow, generator=torch.Generator().manual_seed(0))
+        >>> all(abs(report.acceptance - 0.3) < 0.05 for report in reports)
+        True
+    """
+    for name, value, least in (("rows", rows, 1), ("rounds", rounds, 0)):
+        if type(value) is not int or value < least:
+            raise DataError(
+                f"adapt_step_sizes expected {name} as a whole number >= {least}, got {value!r}"
+            )
+    if target is not None and not 0 < float(target) < 1:
+        raise DataError(f"adapt_step_sizes expected target in (0, 1) or None, got {target!r}")
+    reports = []
+    with torch.no_grad():
+        embedded = flow.embed(context)
+        x = flow.base.sample((rows,), embedded, generator)
+        for layer, inverse in layers_in_order(flow.transform, inverse=True):
+            if not layer.stochastic:
+                x = (layer.inverse if inverse else layer)(x, embedded)[0]
+                continue
+            if isinstance(layer, MetropolisTransform):
+                wanted = layer.target_acceptance if target is None else float(target)
+                for i in range(rounds):
+                    rate = layer.walk(x, embedded, generator).acceptance.mean()  # type: ignore[union-attr]
+                    layer.log_step_size += 3.0 * (i + 1) ** -0.6 * (rate - wanted)
+            walk = layer.walk(x, embedded, generator, inverse=inverse)  # type: ignore[operator]
+            x = walk.value
+            if isinstance(layer, MetropolisTransform):
+                reports.append(
+                    LayerReport(layer.label, walk.acceptance.mean(), walk.nonfinite.sum())
+                )
+    return tuple(reports)
+
+
+class AdaptStepSizes:
+    """A callback of :func:`flowkit.fit` that calls :func:`adapt_step_sizes` every few epochs.
+
+    Args:
+        every: Number of epochs between calls.
+        **options: Passed on.
+
+    Example:
+        >>> from flowkit import PathKL, fit, stochastic_flow
+        >>> from flowkit.toys import DoubleWell
+        >>> from flowkit.stochastic.paths import AdaptStepSizes
+        >>> flow = stochastic_flow(2, "double_well", blocks=1, steps=2)
+        >>> callbacks = [AdaptStepSizes(rows=256, rounds=5)]
+        >>> objective = PathKL(DoubleWell(), samples=32)
+        >>> history = fit(flow, None, objective, steps=2, progress=False, callbacks=callbacks)
+    """
+
+    def __init__(self, every: int = 1, **options: Any) -> None:
+        if type(every) is not int or every < 1:
+            raise DataError(f"AdaptStepSizes expected every as a whole number >= 1, got {every!r}")
+        self.every = every
+        self.options = options
+
+    def __call__(self, flow: Flow, history: Any) -> bool:
+        """Adapt where the epoch is a multiple of ``every``; never stop the fit."""
+        if len(history.train) % self.every == 0:
+            adapt_step_sizes(flow, **self.options)
+        return False
+
+
+def _effective(log_weight: Tensor) -> Tensor:
+    """Effective sample size over the number of rows."""
+    log_weight = log_weight.detach().double()
+    total, squares = torch.logsumexp(log_weight, 0), torch.logsumexp(2 * log_weight, 0)
+    return torch.exp(2 * total - squares) / len(log_weight)
+
+
+def _systematic(log_weight: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Indices of systematic resampling, and the logarithm of the mean weight."""
+    n = len(log_weight)
+    exact = log_weight.detach().double()
+    edges = torch.softmax(exact, 0).cumsum(0)
+    start = torch.rand((), generator=generator, dtype=exact.dtype, device=exact.device)
+    points = (torch.arange(n, dtype=exact.dtype, device=exact.device) + start) / n
+    which = torch.searchsorted(edges, points * edges[-1]).clamp(max=n - 1)
+    return which, (torch.logsumexp(exact, 0) - math.log(n)).to(log_weight.dtype)

@@ -1,0 +1,213 @@
+"""Light and heavy margins joined by a normal copula, with the exact density and entropy."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from numbers import Real
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowkit.errors import DataError
+from flowkit.toys.base import Toy
+
+# Widest margin of the quadratures and tables, in scales of its widest component.
+_REACH = {"normal": 12.0, "t": 1e9}
+_POINTS = 40_001
+
+
+class _Margin:
+    """A mixture of normals, or of Student-t distributions of one number of degrees of freedom."""
+
+    def __init__(self, places: np.ndarray, scales: np.ndarray, df: float | None) -> None:
+        from scipy import stats
+
+        self.places, self.scales, self.df = places, scales, df
+        self.law = stats.norm if df is None else stats.t(df)
+        reach = _REACH["normal" if df is None else "t"] * scales.max()
+        # Steps that grow with the distance, for tails of any length.
+        side = np.sinh(np.linspace(-1, 1, _POINTS) * np.arcsinh(reach))
+        self.grid = places.mean() + side
+
+    def _log_mean(self, values: np.ndarray) -> np.ndarray:
+        from scipy import special
+
+        average: np.ndarray = special.logsumexp(values, -1) - np.log(len(self.places))
+        return average
+
+    def _standard(self, x: np.ndarray) -> np.ndarray:
+        return (x[..., None] - self.places) / self.scales
+
+    def log_pdf(self, x: np.ndarray) -> np.ndarray:
+        """Logarithm of the density."""
+        return self._log_mean(self.law.logpdf(self._standard(x)) - np.log(self.scales))
+
+    def log_slope(self, x: np.ndarray) -> np.ndarray:
+        """Derivative of the logarithm of the density."""
+        from scipy import special
+
+        z = self._standard(x)
+        each = -z if self.df is None else -(self.df + 1) * z / (self.df + z**2)
+        shares = special.softmax(self.law.logpdf(z) - np.log(self.scales), -1)
+        slope: np.ndarray = (shares * each / self.scales).sum(-1)
+        return slope
+
+    def normal_score(self, x: np.ndarray) -> np.ndarray:
+        """The standard normal number with as much below it; from the nearer tail."""
+        from scipy import special
+
+        z = self._standard(x)
+        below, above = self._log_mean(self.law.logcdf(z)), self._log_mean(self.law.logsf(z))
+        nearer = special.ndtri_exp(np.minimum(below, above))
+        score: np.ndarray = np.where(below < above, nearer, -nearer)
+        return score
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """Normal scores of the grid."""
+        return self.normal_score(self.grid)
+
+    def from_normal(self, s: np.ndarray) -> np.ndarray:
+        """Undo ``normal_score``: by the table, and Newton steps."""
+        inside = np.isfinite(self.table)
+        x = np.interp(s, self.table[inside], self.grid[inside])
+        for _ in range(4):
+            x = x - (self.normal_score(x) - s) * np.exp(_log_normal(s) - self.log_pdf(x))
+        return x
+
+    @cached_property
+    def entropy(self) -> float:
+        log_p = self.log_pdf(self.grid)
+        values = -np.exp(log_p) * log_p
+        return float(np.sum(0.5 * (values[1:] + values[:-1]) * np.diff(self.grid)))
+
+
+def _log_normal(s: np.ndarray) -> np.ndarray:
+    return -0.5 * s**2 - 0.5 * np.log(2 * np.pi)
+
+
+class HeavyCopula(Toy):
+    r"""Margins of normal mixtures and heavy-tailed t mixtures under a normal copula.
+
+    With :math:`s_i = \Phi^{-1}(F_i(x_i))` and the correlation matrix R,
+
+    .. math:: \log p(x) = \sum_i \log p_i(x_i) - \tfrac12 \log|R|
+              - \tfrac12 s^T (R^{-1} - I)\, s .
+
+    The last ``heavy`` features are mixtures of two t distributions, all others mixtures of one to
+    three normals. Places are drawn from U(-4, 4), scales from U(1, 2), and 2D pairs, drawn with
+    replacement, are correlated by 0.25; where that is no correlation matrix, as it may happen for
+    many features, R is one near it.
+
+    Args:
+        features: Number of features D.
+        heavy: Number of heavy-tailed features.
+        df: Their degrees of freedom, which are their tail index; at least 1 and finite.
+        seed: Seed of places, scales and correlations.
+
+    Raises:
+        DataError: If an argument is out of its range.
+
+    References:
+        Laszkiewicz, Lederer, Fischer 2022, arXiv 2206.10311, section 5, for the design.
+
+    Example:
+        >>> from flowkit.toys import HeavyCopula
+        >>> toy = HeavyCopula(8, heavy=4, df=2.0)
+        >>> x = toy.sample(2000)
+        >>> bool((-toy.log_prob(x).mean() - toy.entropy).abs() < 0.5)
+        True
+    """
+
+    name = "heavy_copula"
+
+    def __init__(self, features: int = 8, heavy: int = 1, df: float = 2.0, seed: int = 0) -> None:
+        whole = all(type(n) is int for n in (features, heavy, seed))
+        real = isinstance(df, Real) and 1 <= df < math.inf
+        if not whole or not real or features < 2 or not 0 <= heavy <= features or seed < 0:
+            raise DataError(
+                "HeavyCopula expected features >= 2, heavy from 0 to features, 1 <= df < inf and "
+                f"seed >= 0; got {features!r}, {heavy!r}, {df!r} and {seed!r}"
+            )
+        self.features, self.heavy, self.df = features, heavy, float(df)
+        rng = np.random.default_rng(seed)
+        counts = [1] * (features // 4) + [2] * (features // 8) + [3] * (features // 8)
+        counts = [*counts, *[2] * features][: features - heavy] + [2] * heavy
+        self._margins = [
+            _Margin(
+                rng.uniform(-4, 4, count),
+                rng.uniform(1, 2, count),
+                self.df if i >= features - heavy else None,
+            )
+            for i, count in enumerate(counts)
+        ]
+        matrix = np.eye(features)
+        for _ in range(2 * features):
+            j, k = rng.choice(features, 2, replace=False)
+            matrix[j, k] = matrix[k, j] = 0.25
+        values, vectors = np.linalg.eigh(matrix)
+        matrix = (vectors * np.maximum(values, 0.05)) @ vectors.T
+        scale = np.sqrt(np.diag(matrix))
+        self.correlation = matrix / np.outer(scale, scale)
+
+    @property
+    def tails(self) -> list[float | None]:
+        """The tail index of each feature, ``None`` where it is light."""
+        light = self.features - self.heavy
+        return [None] * light + [self.df] * self.heavy
+
+    @cached_property
+    def entropy(self) -> float:
+        r"""The sum of the margins' entropies and :math:`\frac12 \log|R|`."""
+        half = 0.5 * np.linalg.slogdet(self.correlation)[1]
+        return float(sum(m.entropy for m in self._margins) + half)
+
+    def _columns(self, x: Tensor) -> np.ndarray:
+        self._check(x)
+        return x.detach().cpu().double().numpy()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Exact log-density; by NumPy, without a graph (:meth:`score` has the gradient).
+
+        Args:
+            x: Tensor (..., features).
+
+        Returns:
+            Tensor (...) in nats.
+
+        Raises:
+            DataError: If the last dimension of x is not the number of features.
+
+        Example:
+            >>> import torch
+            >>> from flowkit.toys import HeavyCopula
+            >>> HeavyCopula(4).log_prob(torch.zeros(5, 4)).shape
+            torch.Size([5])
+        """
+        rows = self._columns(x)
+        columns = list(zip(self._margins, np.moveaxis(rows, -1, 0), strict=True))
+        s = np.stack([margin.normal_score(column) for margin, column in columns], -1)
+        margins = np.sum([margin.log_pdf(column) for margin, column in columns], 0)
+        excess = np.linalg.inv(self.correlation) - np.eye(self.features)
+        copula = -0.5 * np.linalg.slogdet(self.correlation)[1] - 0.5 * ((s @ excess) * s).sum(-1)
+        return torch.as_tensor(margins + copula).to(x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Return the exact score; see :meth:`flowkit.toys.Toy.score`."""
+        rows = self._columns(x)
+        s = np.stack([m.normal_score(rows[..., i]) for i, m in enumerate(self._margins)], -1)
+        pull = s @ (np.linalg.inv(self.correlation) - np.eye(self.features))
+        columns = [
+            m.log_slope(rows[..., i])
+            - pull[..., i] * np.exp(m.log_pdf(rows[..., i]) - _log_normal(s[..., i]))
+            for i, m in enumerate(self._margins)
+        ]
+        return torch.as_tensor(np.stack(columns, -1)).to(x)
+
+    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
+        z = torch.randn(n, self.features, generator=generator, dtype=torch.float64).numpy()
+        s = z @ np.linalg.cholesky(self.correlation).T
+        columns = [m.from_normal(s[:, i]) for i, m in enumerate(self._margins)]
+        return torch.from_numpy(np.stack(columns, -1))

@@ -1,0 +1,136 @@
+"""A grey picture as a density in the plane."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowkit.checks import as_array, as_shape
+from flowkit.config import register
+from flowkit.energies.base import Energy
+from flowkit.errors import DataError
+
+
+@register
+class Picture(Energy):
+    r"""The energy of a picture, :math:`u(x) = -\log \rho(x) + \frac k2 d(x)^2`.
+
+    The heights of the pixels stand at their centres; between four of them :math:`\rho` is
+    bilinear, and so continuous. Outside of the outermost centres it keeps the height of the
+    nearest point inside, and a spring of stiffness k pulls back over the distance d. The longer
+    side reaches from -1 to 1, with the first row of the picture on top.
+
+    Args:
+        heights: ``(rows, columns)``, every one above 0, in any unit: the density that is wanted.
+            Of a photograph, for example ``darkness = 1 - grey / 255`` with some background.
+        stiffness: The spring's k, in kT a unit of area.
+
+    Raises:
+        DataError: If the picture is not of two dimensions with at least two rows and columns, or a
+            height is not a finite number above 0.
+
+    References:
+        Wu, Köhler and Noé 2020, arXiv 2002.06707, section 4, for densities of pictures.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from flowkit.toys import Picture
+        >>> picture = Picture(np.array([[1.0, 2.0, 1.0], [1.0, 4.0, 1.0], [1.0, 2.0, 1.0]]))
+        >>> round(picture(torch.zeros(2)).exp().item(), 4), round(picture.log_normalizer(), 4)
+        (0.25, 2.0951)
+    """
+
+    heights: Tensor
+
+    def __init__(self, heights: Any, stiffness: float = 1e4) -> None:
+        array = as_array(heights)
+        if array.ndim != 2 or min(array.shape) < 2:
+            raise DataError(
+                f"Picture expected heights (rows, columns), at least 2 x 2, got {array.shape}; "
+                "remedy: a colour picture becomes grey by picture.mean(-1)"
+            )
+        if not (np.isfinite(array).all() and (array > 0).all()):
+            raise DataError(
+                "Picture expected finite heights > 0, got values from "
+                f"{array.min()} to {array.max()}; remedy: add some background"
+            )
+        if isinstance(stiffness, bool) or not 0 < stiffness < math.inf:
+            raise DataError(f"Picture expected stiffness as a number > 0, got {stiffness!r}")
+        super().__init__((2,))
+        self.stiffness = float(stiffness)
+        rows, columns = array.shape
+        self.pixel = 2 / (max(rows, columns) - 1)
+        # The first row of the buffer is the lowest, so that indices grow with x.
+        flipped = torch.as_tensor(array[::-1].copy()).to(torch.get_default_dtype())
+        self.register_buffer("heights", flipped, persistent=False)
+
+    @property
+    def half_sizes(self) -> tuple[float, float]:
+        """Where the outermost pixels stand: the largest coordinates inside, across and up."""
+        rows, columns = self.heights.shape
+        return 0.5 * self.pixel * (columns - 1), 0.5 * self.pixel * (rows - 1)
+
+    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The energy in kT."""
+        rows, columns = self.heights.shape
+        half = self.half_sizes
+        u, v = x[..., 0], x[..., 1]
+        inside_u, inside_v = u.clamp(-half[0], half[0]), v.clamp(-half[1], half[1])
+        across, up = (inside_u + half[0]) / self.pixel, (inside_v + half[1]) / self.pixel
+        # NaN has no pixel; it comes out as NaN through the spring below.
+        i = across.detach().nan_to_num(0.0).floor().clamp(0, columns - 2)
+        j = up.detach().nan_to_num(0.0).floor().clamp(0, rows - 2)
+        s, t = across - i, up - j
+        corner = (j * columns + i).long()
+        flat = self.heights.flatten().to(x.dtype)
+        low = torch.lerp(flat[corner], flat[corner + 1], s)
+        high = torch.lerp(flat[corner + columns], flat[corner + columns + 1], s)
+        distance = (u - inside_u).square() + (v - inside_v).square()
+        return 0.5 * self.stiffness * distance - torch.lerp(low, high, t).log()
+
+    def log_normalizer(self) -> float:
+        r""":math:`\log Z`, exactly: the bilinear inside, and the Gaussian margins."""
+        h = self.heights.double()
+        edge = 0.5 * math.sqrt(2 * math.pi / self.stiffness)
+        across = 0.5 * self.pixel * (h[:, 1:] + h[:, :-1]).sum(1) + edge * (h[:, 0] + h[:, -1])
+        total = 0.5 * self.pixel * (across[1:] + across[:-1]).sum() + edge * (
+            across[0] + across[-1]
+        )
+        return math.log(total.item())
+
+    def sample(
+        self, shape: int | tuple[int, ...] = (), generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Exact samples ``(*shape, 2)``, margins included."""
+        shape = as_shape(shape)
+        h = self.heights.double()
+        rows, columns = h.shape
+        edge = 0.5 * math.sqrt(2 * math.pi / self.stiffness)
+        # A bilinear height is a sum of tents around pixels, and each tent is a product of two.
+        weight_x = h.new_full((columns,), self.pixel)
+        weight_y = h.new_full((rows,), self.pixel)
+        for weight in (weight_x, weight_y):
+            weight[0] = weight[-1] = 0.5 * self.pixel + edge
+        mass = (h * weight_y.unsqueeze(1) * weight_x).flatten().cumsum(0)
+        draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": h.device}
+        which = torch.searchsorted(mass, torch.rand(shape, **draw) * mass[-1])
+        which = which.clamp(max=len(mass) - 1)
+        coordinates = []
+        for index, size, half in (
+            (which % columns, columns, self.half_sizes[0]),
+            (which // columns, rows, self.half_sizes[1]),
+        ):
+            tent = torch.rand(shape, **draw) - torch.rand(shape, **draw)
+            centre = index * self.pixel - half
+            # At the outermost pixels half a tent stands inside and half a bell outside.
+            outer = (index == 0) | (index == size - 1)
+            sign = torch.where(index == 0, -1.0, 1.0)
+            bell = torch.randn(shape, **draw).abs() / math.sqrt(self.stiffness)
+            beyond = torch.rand(shape, **draw) < edge / (0.5 * self.pixel + edge)
+            rim = torch.where(beyond, sign * bell, -sign * self.pixel * tent.abs())
+            coordinates.append(centre + torch.where(outer, rim, self.pixel * tent))
+        return torch.stack(coordinates, -1).to(self.heights)

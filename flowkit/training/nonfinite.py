@@ -1,0 +1,121 @@
+"""What to say when a loss is not finite: which rows, which layer, and what helps there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowkit.errors import FlowkitError, NonFiniteLossError
+from flowkit.flow import Flow
+from flowkit.numerics.noise import drawing_from
+from flowkit.objectives import Objective
+from flowkit.training.gradients import owner_of
+from flowkit.transforms import Compose, Transform
+
+_TRAINING = "look for outliers in these rows, a lower lr, or clip"
+_OUTSIDE = "leave these rows out, or widen the domain, in the units of the data"
+
+
+@torch.no_grad()
+def non_finite_error(
+    flow: Flow,
+    objective: Objective,
+    batch: dict[str, Tensor],
+    index: Tensor | None,
+    head: str,
+    data: str = "the data",
+) -> NonFiniteLossError:
+    """Make the error: look for bad data, bad weights, the first bad layer, then the objective.
+
+    Args:
+        flow: The flow, with the weights that gave the loss.
+        objective: The objective, which is asked last.
+        batch: The batch.
+        index: Row numbers of the batch in the data.
+        head: What became not finite, and when.
+        data: What the rows are of: ``"the data"``, ``"the validation data"``.
+    """
+    numbers = index if index is not None else torch.arange(len(next(iter(batch.values()), [])))
+    for name, tensor in batch.items():
+        bad = ~torch.isfinite(tensor.reshape(len(tensor), -1)).all(1)
+        if bool(bad.any()):
+            rows = numbers[bad.cpu()][:5].tolist()
+            return NonFiniteLossError(
+                f"{head}: {name} holds NaN or infinite values in row(s) {rows} of {data}; "
+                "remedy: drop these rows or fill the gaps"
+            )
+    for name, parameter in flow.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            return NonFiniteLossError(
+                f"{head}: the parameter {name}{owner_of(flow, name)} is not finite; remedy: a "
+                "lower lr, or clip"
+            )
+    found = _first_bad_layer(flow, batch["x"], batch.get("context")) if "x" in batch else None
+    if found is None:
+        return NonFiniteLossError(f"{head}: {_of_the_objective(flow, objective, batch)}")
+    where, at, remedy = found
+    text = f"; row(s) {numbers[at.cpu()][:5].tolist()} of {data}" if len(at) else ""
+    return NonFiniteLossError(f"{head}{text}; {where}; remedy: {remedy}")
+
+
+def _of_the_objective(flow: Flow, objective: Objective, batch: dict[str, Tensor]) -> str:
+    """What the objective finds, with its remedy."""
+    name = type(objective).__name__
+    try:
+        with drawing_from(torch.Generator().manual_seed(0)):
+            found = objective.fault(flow, batch)
+    except FlowkitError as error:
+        found = str(error)
+    begin = "every layer and the base are finite, so the objective is at fault: "
+    if found is not None:
+        return (begin if "x" in batch else "") + found
+    if "x" not in batch:
+        return (
+            f"{name} was given no data, and finds nothing wrong at other samples of the flow; "
+            "remedy: a lower lr, clip, or more samples a step"
+        )
+    return f"{begin}{name}; remedy: look at what it computes from these rows, a lower lr, or clip"
+
+
+def _first_bad_layer(
+    flow: Flow, x: Tensor, context: Tensor | None
+) -> tuple[str, Tensor, str] | None:
+    """The first layer whose output or log-determinant is not finite, its rows, and a remedy."""
+    try:
+        x, context = flow._prepare(x, context)
+    except FlowkitError as error:
+        return str(error), x.new_empty(0).long(), "data of the shape and dtype of the flow"
+    whole = flow.transform
+    layers: list[Transform] = (
+        [whole[i] for i in range(len(whole))] if isinstance(whole, Compose) else [whole]
+    )
+    outputs = []
+    for number, layer in enumerate(layers):
+        given = x
+        x, log_det = layer(x, context)
+        outputs.append(x)
+        bad = ~(torch.isfinite(x.reshape(len(x), -1)).all(1) & torch.isfinite(log_det))
+        if bool(bad.any()):
+            place = f"the first layer at fault is number {number}, {layer.label}"
+            outside = bad & ~layer.domain.check(given)
+            if bool(outside.any()):
+                place += ", whose domain these rows are outside of"
+                return place, outside.nonzero().flatten(), _OUTSIDE
+            return place, bad.nonzero().flatten(), _TRAINING
+    density = flow.base.log_prob(x, context)
+    rows = (~torch.isfinite(density)).nonzero().flatten()
+    if not len(rows):
+        return None
+    base = f"the base {type(flow.base).__name__} is at fault"
+    # Layers of constant slope, such as Box, leave it to the base to have no density there.
+    # (By what leaves them: of a circle all is read, modulo a turn.)
+    for number, (layer, out) in enumerate(zip(layers, outputs, strict=True)):
+        outside = ~layer.codomain.check(out[rows])
+        if bool(outside.any()):
+            place = f"{base}, beyond the domain of number {number}, {layer.label}"
+            return place, rows[outside], _OUTSIDE
+    zero = (density == -torch.inf).nonzero().flatten()
+    if len(zero) and not bool(flow.base.support.check(x[zero]).all()):
+        remedy = "leave these rows out, or a base whose support holds them: StandardNormal"
+        return f"{base}, whose support these rows are outside of", zero, remedy
+    return base, rows, _TRAINING
