@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
 
-from flowkit.datasets import eight_gaussians, two_moons, wine  # noqa: E402
+from flowkit.datasets import wine  # noqa: E402
+from flowkit.toys import eight_gaussians, two_moons  # noqa: E402
 from flowkit.errors import DataError  # noqa: E402
 from flowkit.plotting import (
     # noqa: E402

@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 
-from flowkit import toys
+from flowkit import datasets, toys
 from flowkit.data import dequantize
 from flowkit.datasets import photograph_colours, photograph_patches, stock_returns
 from flowkit.datasets.images import fashion_mnist
@@ -85,7 +85,7 @@ of(PhotographColours.dequantized, None, **random(lambda **o: points.dequantized(
 of(PhotographColours, lambda **o: PhotographColours(COUNTS, 2, 2, **o), columns=differs(("a",)))
 of(photograph_colours, lambda **o: photograph_colours(**o).points, name=differs("flower.jpg"))
 for name in ("breast_cancer", "diabetes", "digits", "magic", "wine"):
-    of(getattr(toys, name), None, **random(getattr(datasets, name)))
+    of(getattr(datasets, name), None, **random(getattr(datasets, name)))
 
 
 def patches(**options: Any) -> Any:
