@@ -28,7 +28,7 @@ _TABLES = {
 
 
 def _fit(options: argparse.Namespace) -> None:
-    from flowkit.data.convert import needs_double, size_and_spread
+    from flowkit.data.precision import needs_double, size_and_spread
     from flowkit.io import save
     from flowkit.training import fit
 

@@ -28,8 +28,6 @@ from flowkit.data.sources import (
 from flowkit.errors import DataError
 from flowkit.training.inspection import inspect, some_rows
 
-# Rounding to float32 would be seen in a column whose spread is at most this part of its size.
-_SINGLE_SPREAD = 1e-3
 # As if of so many numbers each: items may take long to read.
 _ITEMS_AT_MOST = 8000
 
@@ -109,30 +107,6 @@ def _check_numeric(dtype: np.dtype, name: str) -> None:
             f"{name} expected numbers, got an array of dtype {dtype}; remedy: encode text as "
             "numbers, and convert with array.astype(float)"
         )
-
-
-def size_and_spread(values: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Largest absolute value of every column, or 1 if that is 0, and the spread relative to it.
-
-    Args:
-        values: ``(rows, columns)``.
-        width: ``(columns,)``, the width of the noise that will be added to each; 0 for none.
-    """
-    size = np.maximum(np.abs(values).max(0), width)
-    size = np.where(size > 0, size, 1.0)
-    return size, np.hypot((values / size).std(0), width / size)
-
-
-def needs_double(size: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Which columns, by :func:`size_and_spread`, lose digits in float32 or near its range.
-
-    Example:
-        >>> import numpy as np
-        >>> table = np.array([[1.0, 20260101.0], [2.0, 20260102.0]])
-        >>> needs_double(*size_and_spread(table, np.zeros(2)))
-        array([False,  True])
-    """
-    return (spread <= _SINGLE_SPREAD) | (size <= 1e-15) | (size >= 1e15)
 
 
 def check_finite(

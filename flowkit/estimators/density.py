@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from flowkit.data.convert import needs_double, size_and_spread
+from flowkit.data.precision import cell_widths, choose_dtype
 from flowkit.datasets.lattice import Lattice
 from flowkit.errors import ArgumentError, DataError
 from flowkit.estimators.rounded import DequantizedLikelihood, cell_log_prob
@@ -159,13 +159,14 @@ class FlowDensity(DensityMixin, BaseEstimator):
         """
         X = validate_data(self, _unmasked(X), dtype=np.float64, ensure_min_samples=2)
         self._check_validation()
-        width = self._cell_widths(X.shape[1])
+        width = cell_widths("FlowDensity", self.dequantize, X.shape[1])
         weight = _check_weight(sample_weight, len(X))
         if weight is not None:
             X, weight = X[weight > 0], weight[weight > 0]
         self.lattice_ = Lattice.of(X, width)
-        self.lattice_.check(X, "FlowDensity with dequantize", self._names(X.shape[1]))
-        dtype = self._choose_dtype(X, width)
+        names = self._names(X.shape[1])
+        self.lattice_.check(X, "FlowDensity with dequantize", names)
+        dtype = choose_dtype(X, width, names)
         fabric = _fabric_on(self.device)
         seed = _seed_from(self.random_state)
         with drawing_from(torch.Generator().manual_seed(seed)):
@@ -290,41 +291,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
                 "which takes validation data"
             )
 
-    def _cell_widths(self, columns: int) -> np.ndarray:
-        """Widths of the rounding cells, one per column."""
-        given = 0.0 if self.dequantize is None else self.dequantize
-        try:
-            width = np.asarray(given, dtype=np.float64)
-        except (TypeError, ValueError):
-            width = np.array(np.nan)
-        if width.shape not in ((), (columns,)) or not np.all((width >= 0) & np.isfinite(width)):
-            raise DataError(
-                f"FlowDensity expected dequantize to be None, a width >= 0, or {columns} of them, "
-                f"one per column of X; got {self.dequantize!r}"
-            )
-        return np.broadcast_to(width, (columns,)).copy()
-
-    def _choose_dtype(self, X: np.ndarray, width: np.ndarray) -> torch.dtype:
-        """The dtype to train in; refuses columns that have no density."""
-        size, spread = size_and_spread(X, width)
-        self._refuse(
-            spread <= 1e-10,
-            "are constant, so they have no density; remedy: drop them, or set dequantize to the "
-            "width to which they were rounded",
-        )
-        self._refuse(
-            (size < 1e-100) | (size > 1e100),
-            "hold numbers whose squares leave the range of float64; remedy: change their units",
-        )
-        return torch.float64 if needs_double(size, spread).any() else torch.float32
-
     def _names(self, columns: int) -> list[Any]:
         return getattr(self, "feature_names_in_", np.arange(columns)).tolist()
-
-    def _refuse(self, wrong: np.ndarray, why: str) -> None:
-        if wrong.any():
-            names = np.asarray(self._names(len(wrong)), dtype=object)[wrong].tolist()
-            raise DataError(f"column(s) {', '.join(map(repr, names))} of X {why}")
 
     def _build_flow(self, columns: int) -> Flow:
         options = {} if self.options is None else self.options
