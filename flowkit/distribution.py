@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 
+from flowkit import checks
 from flowkit.checks import batch_text, last_axis_remedy
+from flowkit.density import Density
 from flowkit.errors import NotInvertibleError, ShapeError
-from flowkit.statistics.estimates import Estimate, check_number, mean_of
+from flowkit.statistics.estimates import Estimate, mean_of
 from flowkit.support import Support
-
-if TYPE_CHECKING:
-    from flowkit.flow import Flow
 
 # Samples per member of the batch behind a mean or variance, and their seed.
 _MOMENT_SAMPLES = 10_000
@@ -58,7 +57,10 @@ class FlowDistribution(Distribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(
-        self, flow: Flow, context: Tensor | None = None, batch_shape: tuple[int, ...] | None = None
+        self,
+        flow: Density,
+        context: Tensor | None = None,
+        batch_shape: tuple[int, ...] | None = None,
     ) -> None:
         if context is None and flow.needs_context:
             raise ShapeError(
@@ -227,7 +229,8 @@ def estimate_kl(
         generator: Source of randomness; torch's own distributions only draw from the global one.
 
     Raises:
-        ShapeError: If the events differ in shape, or n is not an integer of 2 or more.
+        ArgumentError: If n is not an integer of 2 or more.
+        ShapeError: If the events differ in shape.
 
     Example:
         >>> import torch
@@ -240,7 +243,7 @@ def estimate_kl(
         >>> bool((value - 1).abs() < 4 * error), bool(error < 0.03)
         (True, True)
     """
-    check_number("estimate_kl", n)
+    n = checks.integer("estimate_kl", "n", n, least=2, remedy="for example n=10_000")
     if p.event_shape != q.event_shape:
         raise ShapeError(
             f"a divergence needs two distributions of the same events, got {tuple(p.event_shape)} "
@@ -279,7 +282,7 @@ def _pyro_class() -> type[FlowDistribution]:
 
 
 def flow_distribution(
-    flow: Flow, context: Tensor | None = None, batch_shape: tuple[int, ...] | None = None
+    flow: Density, context: Tensor | None = None, batch_shape: tuple[int, ...] | None = None
 ) -> FlowDistribution:
     """Return the ``torch.distributions`` view of a flow, also Pyro's if Pyro is imported.
 

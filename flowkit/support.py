@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to, transforms
 
+from flowkit.density import Density
 from flowkit.errors import NotInvertibleError
 from flowkit.transforms.region import Region
-
-if TYPE_CHECKING:
-    from flowkit.flow import Flow
 
 
 class Support(constraints.independent):
@@ -45,7 +42,7 @@ class Support(constraints.independent):
         (tensor([1., 2.]), tensor([ True, False]))
     """
 
-    def __init__(self, flow: Flow, context: Tensor | None = None) -> None:
+    def __init__(self, flow: Density, context: Tensor | None = None) -> None:
         self.flow, self.context = flow, context
         region = flow.region(context)
         self.lower = None if region is None else region.lower

@@ -368,3 +368,25 @@ def test_without_a_compiler_a_flow_stays_as_it_is(monkeypatch):
     with pytest.warns(UserWarning, match="needs a C\\+\\+ compiler"):
         flow.compile()
     assert flow.log_prob(torch.zeros(3, 2)).shape == (3,)
+
+
+def test_samples_and_their_log_prob_carry_gradients_only_by_rsample(conditional):
+    context = torch.randn(3, 2).double()
+    drawn = conditional.rsample_and_log_prob(5, context, torch.Generator().manual_seed(0))
+    plain = conditional.sample_and_log_prob(5, context, torch.Generator().manual_seed(0))
+    for with_graph, without in zip(drawn, plain, strict=True):
+        assert with_graph.requires_grad
+        assert not without.requires_grad
+        assert torch.equal(with_graph, without)
+
+
+def test_the_repr_names_event_context_and_layers_and_repeats_none():
+    flow = coupling_flow(3, layers=4, context=2, hidden=(8,))
+    text = repr(flow)
+    assert text.splitlines()[0].startswith("Flow: events (3,), context 2, float32")
+    assert "4 x [Permutation(features=3)" in text
+    assert text.count("Coupling") == 1
+    assert len(text) < 400
+    page = flow._repr_html_()
+    assert page.count("<tr>") == len(flow.summary().splitlines())
+    assert f"{sum(p.numel() for p in flow.parameters()):,}" in page

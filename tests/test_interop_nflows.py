@@ -456,7 +456,7 @@ def test_conditional_flowkit_flows_score_alike(double):
     embedding = StandardizeContext(C)
     embedding.initialize(5 + 3 * torch.randn(100, C))
     layers = Compose(LULinear(D), Coupling(MOVED, Affine(), small_mlp, C))
-    ours = randomised(Flow(layers, DiagonalNormal(D, C), embedding))
+    ours = randomised(Flow(layers, DiagonalNormal(D, C), embedding=embedding))
     context = 5 + 3 * torch.randn(ROWS, C)
     theirs = to_nflows(ours)
     same_flow(theirs, ours, context)

@@ -42,11 +42,11 @@ from flowkit.stochastic import HMC, MALA, Metropolis, OverdampedLangevin, Underd
 from flowkit.stochastic.paths import (
     AdaptStepSizes,
     adapt_step_sizes,
-    layers_in_order,
     sample_paths,
 )
 from flowkit.toys import DoubleWell, GaussianMixture
 from flowkit.transforms import Compose, Coupling
+from flowkit.transforms.compose import layers_in_order
 
 LOG_Z = 10.293479707
 RIGHT = 0.84430709

@@ -400,7 +400,7 @@ UNCONDITIONAL = {
     "to_data": lambda f, x, c: f.to_data(x, c),
     "sample": lambda f, x, c: f.sample(2, c),
     "rsample": lambda f, x, c: f.rsample(2, c),
-    "sample_and_log_prob": lambda f, x, c: f.sample_and_log_prob(2, c),
+    "sample_and_log_prob": lambda f, x, c: f.rsample_and_log_prob(2, c),
     "log_normalizer": lambda f, x, c: f.log_normalizer(c),
     "entropy": lambda f, x, c: f.entropy(8, c),
     "cdf": lambda f, x, c: f.cdf(x, c),

@@ -94,7 +94,7 @@ class ReverseKL(Objective):
                 "base, such as StandardNormal"
             )
         if self.estimator == "reparam":
-            x, log_q = flow.sample_and_log_prob(self.samples, context, generator)
+            x, log_q = flow.rsample_and_log_prob(self.samples, context, generator)
         else:
             x = flow.rsample(self.samples, context, generator)
             fixed = {name: p.detach() for name, p in flow.named_parameters()}

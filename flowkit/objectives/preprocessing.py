@@ -100,7 +100,7 @@ class AfterPreprocessing(Objective):
                     f"AfterPreprocessing expected layers without parameters, got {layer.label}; "
                     "remedy: fewer layers"
                 )
-        inner = Flow(Compose(*rest), flow.base, flow.embedding)  # type: ignore[arg-type]
+        inner = Flow(Compose(*rest), flow.base, embedding=flow.embedding)  # type: ignore[arg-type]
         if "x" in batch:
             context = batch.get("context")
             with torch.no_grad():

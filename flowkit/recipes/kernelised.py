@@ -139,4 +139,4 @@ def kernelised_flow(
         else:
             stack.append(Coupling(half(features, linear, i), chosen, net, context))
     embedding = StandardizeContext(context) if context and standardize else None
-    return Flow(Compose(*stack), StandardNormal(features), embedding)
+    return Flow(Compose(*stack), StandardNormal(features), embedding=embedding)

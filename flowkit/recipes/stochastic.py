@@ -267,6 +267,6 @@ def insert_stochastic_layers(
                 raise ArgumentError(f"{name} cannot be built: {error}") from error
             stack.append(chain)
         stack += layers[i : i + 1]
-    longer = Flow(Compose(*stack), flow.base, flow.embedding)
+    longer = Flow(Compose(*stack), flow.base, embedding=flow.embedding)
     longer.initialized.copy_(flow.initialized)
     return longer

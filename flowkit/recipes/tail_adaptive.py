@@ -181,7 +181,7 @@ def tail_adaptive_flow(
             net = functools.partial(MaskedMLP, **options)
             stack.append(MaskedAutoregressive(features, maps, net, context))
     embedding = StandardizeContext(context) if context else None
-    return Flow(Compose(*stack), base, embedding)
+    return Flow(Compose(*stack), base, embedding=embedding)
 
 
 def _index(tail: Any) -> float:

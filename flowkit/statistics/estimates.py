@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flowkit.errors import ShapeError
-
 
 class Estimate(NamedTuple):
     """A number with its standard error; of weights (:mod:`flowkit.statistics`) in float64."""
@@ -29,11 +27,3 @@ def mean_of(terms: Tensor) -> Estimate:
     # Not torch.var, which warns of an empty batch.
     variance = (terms - value).detach().square().sum(0) / (len(terms) - 1)
     return Estimate(value, (variance / len(terms)).sqrt())
-
-
-def check_number(what: str, n: int) -> None:
-    """Refuse a number of samples from which no standard error follows."""
-    if not isinstance(n, int) or isinstance(n, bool) or n < 2:
-        raise ShapeError(
-            f"{what} expected n as an integer >= 2, got {n!r}; remedy: for example n=10_000"
-        )

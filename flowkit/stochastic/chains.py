@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from flowkit.density import Density
 from flowkit.energies.target import Target
 from flowkit.errors import DataError, NonFiniteEnergyError, StochasticFlowError
 from flowkit.numerics.gradients import ordinary
 from flowkit.numerics.noise import drawing_from, lending_global, redirected
-
-if TYPE_CHECKING:
-    from flowkit.flow import Flow
+from flowkit.stochastic.paths import sample_paths
 
 
 class Chains(NamedTuple):
@@ -33,7 +32,7 @@ class Chains(NamedTuple):
 
 
 def flow_mcmc(
-    flow: Flow,
+    flow: Density,
     energy: Callable[..., Tensor] | None = None,
     steps: int = 1000,
     *,
@@ -116,7 +115,7 @@ def flow_mcmc(
 
 @torch.no_grad()
 def _independence(
-    flow: Flow,
+    flow: Density,
     target: Target,
     steps: int,
     chains: int,
@@ -125,7 +124,8 @@ def _independence(
     generator: torch.Generator | None,
 ) -> Chains:
     total = warmup + steps
-    x, log_weight = flow.sample_with_log_weight((total + 1, chains), target, context, generator)
+    paths = sample_paths(flow, (total + 1, chains), target, context, generator)
+    x, log_weight = paths.x.contiguous(), paths.log_weight
     finite = log_weight.isfinite()
     log_weight = torch.where(finite, log_weight, -torch.inf).double()
     uniform = torch.empty_like(log_weight).uniform_(generator=generator)
@@ -152,7 +152,7 @@ def _independence(
 
 
 def _neutra(
-    flow: Flow,
+    flow: Density,
     target: Target,
     steps: int,
     chains: int,

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowkit.checks import as_shape
+from flowkit.density import Density
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.stochastic.base import EnergyTransform
 from flowkit.stochastic.metropolis import MetropolisTransform
-from flowkit.transforms import Compose, Inverse, Transform
-
-if TYPE_CHECKING:
-    from flowkit.flow import Flow
+from flowkit.transforms.compose import layers_in_order
 
 
 @dataclass(frozen=True)
@@ -76,30 +74,8 @@ class Paths:
         return torch.stack(rates).mean() if rates else None
 
 
-def layers_in_order(
-    transform: Transform, inverse: bool = False
-) -> Iterator[tuple[Transform, bool]]:
-    """Every layer of a transform in the order of application, and whether it is inverted.
-
-    Example:
-        >>> from flowkit.stochastic.paths import layers_in_order
-        >>> from flowkit.transforms import Compose, Log, Permutation
-        >>> stack = Compose(Log(2), Compose(Permutation([1, 0]), Log(2).inv))
-        >>> [(t.label, turned) for t, turned in layers_in_order(stack, inverse=True)]
-        [('Log(features=2)', False), ('Permutation(features=2)', True), ('Log(features=2)', True)]
-    """
-    if isinstance(transform, Compose):
-        order = list(transform.transforms)
-        for layer in reversed(order) if inverse else order:
-            yield from layers_in_order(layer, inverse)  # type: ignore[arg-type]
-    elif isinstance(transform, Inverse):
-        yield from layers_in_order(transform.transform, not inverse)
-    else:
-        yield transform, inverse
-
-
 def sample_paths(
-    flow: Flow,
+    flow: Density,
     shape: int | tuple[int, ...],
     energy: Target | Callable[..., Tensor] | None = None,
     context: Tensor | None = None,
@@ -217,7 +193,7 @@ def sample_paths(
 
 
 def adapt_step_sizes(
-    flow: Flow,
+    flow: Density,
     rows: int = 1024,
     context: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -309,7 +285,7 @@ class AdaptStepSizes:
         self.every = every
         self.options = options
 
-    def __call__(self, flow: Flow, history: Any) -> bool:
+    def __call__(self, flow: Density, history: Any) -> bool:
         """Adapt where the epoch is a multiple of ``every``; never stop the fit."""
         if len(history.train) % self.every == 0:
             adapt_step_sizes(flow, **self.options)

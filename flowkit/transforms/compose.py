@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -258,3 +258,25 @@ def _has_inverse(transform: Transform) -> bool:
         return _has_inverse(transform.transform)
     kind = type(transform)
     return kind.forward is not Transform.forward and kind.inverse is not Transform.inverse
+
+
+def layers_in_order(
+    transform: Transform, inverse: bool = False
+) -> Iterator[tuple[Transform, bool]]:
+    """Iterate over all layers in the order of application, each with whether it is inverted.
+
+    Example:
+        >>> from flowkit.transforms import Compose, Log, Permutation
+        >>> from flowkit.transforms.compose import layers_in_order
+        >>> stack = Compose(Log(2), Compose(Permutation([1, 0]), Log(2).inv))
+        >>> [(t.label, inverted) for t, inverted in layers_in_order(stack, inverse=True)]
+        [('Log(features=2)', False), ('Permutation(features=2)', True), ('Log(features=2)', True)]
+    """
+    if isinstance(transform, Compose):
+        order = list(transform.transforms)
+        for layer in reversed(order) if inverse else order:
+            yield from layers_in_order(layer, inverse)  # type: ignore[arg-type]
+    elif isinstance(transform, Inverse):
+        yield from layers_in_order(transform.transform, not inverse)
+    else:
+        yield transform, inverse

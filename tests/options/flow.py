@@ -25,11 +25,11 @@ from flowkit.stochastic.paths import (
     LayerReport,
     Paths,
     adapt_step_sizes,
-    layers_in_order,
     sample_paths,
 )
 from flowkit.toys import DoubleWell
 from flowkit.transforms import Compose, Log, Standardize
+from flowkit.transforms.compose import layers_in_order
 
 from .harness import differs, draws, falls, of, rises, same, shows
 from .parts import (
@@ -92,7 +92,7 @@ of(
     embedding=differs(nn.Tanh(), nn.Softplus()),
 )
 drawn = {"context": C}
-for method in (Flow.sample, Flow.rsample, Flow.sample_and_log_prob):
+for method in (Flow.sample, Flow.rsample, Flow.sample_and_log_prob, Flow.rsample_and_log_prob):
     of(
         method,
         lambda method=method, **o: method(FLOW, **{**drawn, **o}),

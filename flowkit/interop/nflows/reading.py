@@ -193,7 +193,7 @@ class _Reader:
         transform = self.transform(source._transform)
         base = self._base(source._distribution, transform).to(self.like)
         check_base(source._distribution, base, self.like)
-        flow = Flow(transform, base, embedding)
+        flow = Flow(transform, base, embedding=embedding)
         # A trained flow never starts again from data; an ActNorm that saw none yet still does.
         flow.initialized.fill_(not any(isinstance(m, ActNorm) for m in flow.modules()))
         return flow
