@@ -25,7 +25,7 @@ from torch.distributions import (
 from flowkit import Flow, coupling_flow, elementwise_flow
 from flowkit.bases import DiagonalNormal, NormalMixture, StandardNormal
 from flowkit.distribution import estimate_kl
-from flowkit.errors import NotInvertibleError, ShapeError, StochasticFlowError
+from flowkit.errors import ArgumentError, NotInvertibleError, ShapeError, StochasticFlowError
 from flowkit.scalar import Affine
 from flowkit.stochastic import Dequantize
 from flowkit.transforms import Compose, Coupling, Elementwise, LULinear, Standardize
