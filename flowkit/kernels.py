@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flowkit import checks
 from flowkit.config import register
+from flowkit.errors import ArgumentError, ShapeError
 
 # Below this t, Matern kernels are their series: differences of nearly equal numbers, which the
 # derivatives of the closed form are, would lose as many digits twice as 1 / t has.
@@ -23,20 +26,30 @@ _REACH = math.log(20.0)
 class Kernel(nn.Module):
     """A kernel ``k(x, y)`` of points with some features; ``+`` and ``*`` combine kernels.
 
+    A kernel made without ``features`` is the argument of a conditioner, which gives it the number
+    of features that it reads.
+
     Args:
         features: Number of features d.
+
+    Raises:
+        ArgumentError: If it is not an integer >= 1.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int | None = None) -> None:
         super().__init__()
-        if type(features) is not int or features < 1:
-            raise ValueError(f"{type(self).__name__} needs features >= 1, got {features!r}")
+        if features is not None:
+            checks.integer(type(self).__name__, "features", features, least=1)
         self.features = features
 
     @property
     def smoothness(self) -> float:
         """Number of continuous derivatives, also where two points coincide."""
         return math.inf
+
+    def with_features(self, features: int) -> Kernel:
+        """The same kernel with a number of features: a new one, unless it has one already."""
+        raise NotImplementedError(f"{type(self).__name__} does not define with_features(features)")
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``k(x_i, y_j)``, ``(..., n, m)``, of ``(..., n, d)`` and ``(m, d)``."""
@@ -45,13 +58,17 @@ class Kernel(nn.Module):
     def initialize(self, x: Tensor) -> None:
         """Start length-scales from points ``(n, d)``."""
 
-    def frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
+    def draw_frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
         """Draws ``(count, d)`` from the spectral density, for length-scales of one."""
-        raise ValueError(f"{type(self).__name__} has no spectral density to draw from")
+        raise self._no_density()
 
-    def waves(self, x: Tensor, omega: Tensor) -> Tensor:
+    def random_features(self, x: Tensor, frequencies: Tensor) -> Tensor:
         """Random features ``(..., 2 m)`` of ``(..., d)`` by frequencies ``(m, d)``."""
-        raise ValueError(f"{type(self).__name__} has no spectral density to draw from")
+        raise self._no_density()
+
+    def _no_density(self) -> ArgumentError:
+        words = "a kernel with a spectral density: SquaredExponential or Matern"
+        return checks.fail("RandomFourierConditioner", "kernel", words, self)
 
     def __add__(self, other: Kernel) -> Kernel:
         return KernelSum(self, other)
@@ -63,45 +80,48 @@ class Kernel(nn.Module):
 class _Stationary(Kernel):
     r"""A function of :math:`r^2 = \sum_a (x_a - y_a)^2 / \ell_a^2`, times a learned variance.
 
-    Args:
-        features: Number of features d.
-        length_scale: Where the length-scales start, one number or one a feature;
-            :math:`\sqrt d` by default, and ``initialize`` sets them by the median distance of the
-            data then. Each stays within a twentieth and twenty times of one.
-        learn: Whether length-scales and variance are learned.
+    The arguments are those of :class:`Matern`.
     """
 
     def __init__(
         self,
-        features: int,
+        features: int | None = None,
+        *,
         length_scale: float | Sequence[float] | None = None,
         learn: bool = True,
     ) -> None:
         super().__init__(features)
-        self._from_data = length_scale is None
-        start = math.sqrt(features) if length_scale is None else length_scale
-        scales = list(start) if isinstance(start, Sequence) else [start] * features
-        if len(scales) != features or not all(0 < s < math.inf for s in scales):
-            raise ValueError(
-                f"{type(self).__name__} needs one length_scale > 0, or one for each of {features} "
-                f"features, got {length_scale!r}"
-            )
+        self._options: dict[str, Any] = {"length_scale": length_scale, "learn": learn}
+        name = type(self).__name__
+        checks.flag(name, "learn", learn)
+        given = checks.as_list(length_scale)
+        start = math.sqrt(features or 1) if length_scale is None else length_scale
+        count = features or (1 if given is None else len(given))
+        scales = checks.numbers(name, "length_scale", start, count, above=0)
+        if features is None:
+            return
         self.register_buffer("start", torch.tensor(scales))
         # The logarithm of the factor from the start, before it is bounded, and of the variance.
         self.raw_scales = nn.Parameter(torch.zeros(features), requires_grad=learn)
         self.log_variance = nn.Parameter(torch.zeros(()), requires_grad=learn)
 
+    def with_features(self, features: int) -> Kernel:
+        """The same kernel with a number of features: a new one, unless it has one already."""
+        return self if self.features else type(self)(features, **self._options)
+
     @property
     def length_scales(self) -> Tensor:
         """The length-scales, ``(features,)``."""
+        if self.features is None:
+            name = type(self).__name__
+            raise ShapeError(f"{name} expected a number of features first, as {name}(3) has")
         return self.get_buffer("start") * (_REACH * torch.tanh(self.raw_scales / _REACH)).exp()
 
     def initialize(self, x: Tensor) -> None:
         """Start the length-scales at the median distance of points, over the root of two."""
-        if not self._from_data or len(x) < 2:
+        if self._options["length_scale"] is not None or len(x) < 2:
             return
-        rows = x[:1000].double()
-        distance = torch.pdist(rows).median()
+        distance = torch.pdist(x[:1000].double()).median()
         # One distance for all: a feature that hardly varies says hardly anything.
         if distance > 0:
             self.get_buffer("start").fill_(float(distance) / math.sqrt(2))
@@ -114,15 +134,16 @@ class _Stationary(Kernel):
         limit = torch.finfo(x.dtype).max ** 0.25
         return (x / self.length_scales.to(x.dtype)).clamp(-limit, limit)
 
-    def waves(self, x: Tensor, omega: Tensor) -> Tensor:
+    def random_features(self, x: Tensor, frequencies: Tensor) -> Tensor:
         """Cosines and sines, the products of which are the kernel on average."""
-        angles = self._scaled(x) @ omega.mT.to(x.dtype)
+        angles = self._scaled(x) @ frequencies.mT.to(x.dtype)
         waves = torch.cat([angles.cos(), angles.sin()], -1)
-        return waves * (self._variance(x) / len(omega)).sqrt()
+        return waves * (self._variance(x) / len(frequencies)).sqrt()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the kernel of every pair."""
-        return self._variance(x) * self._shape(self._scaled(x), self._scaled(y.to(x.dtype)))
+        values = self._shape(self._scaled(x), self._scaled(y.to(x.dtype)))
+        return self._variance(x) * values
 
     def _shape(self, a: Tensor, b: Tensor) -> Tensor:
         raise NotImplementedError
@@ -179,7 +200,7 @@ class SquaredExponential(_Stationary):
     def _shape(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.exp(-0.5 * _square_distance(a, b))
 
-    def frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
+    def draw_frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
         """Normal draws."""
         return torch.from_numpy(rng.standard_normal((count, self.features)))
 
@@ -195,15 +216,16 @@ class Matern(_Stationary):
     variance. The kernel 1/2 costs memory for every feature of every pair.
 
     Args:
-        features: Number of features d.
+        features: Number of features d; a kernel without one is for the argument ``kernel=`` of a
+            conditioner.
         nu: 0.5, 1.5 or 2.5.
-        length_scale: Where the length-scales start, one number or one a feature; by default
+        length_scale: Where the length-scales start, one number or one per feature; by default
             :math:`\sqrt d` and, with ``initialize``, the median distance of the data over the root
             of two. Each stays between a twentieth and twenty times its start.
         learn: Whether length-scales and variance are learned.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
 
     References:
         Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, chapter 4.
@@ -211,22 +233,24 @@ class Matern(_Stationary):
     Example:
         >>> import torch
         >>> from flowkit.kernels import Matern
-        >>> k = Matern(2, nu=1.5) + Matern(2, nu=0.5)
+        >>> k = Matern(2, nu=1.5) + Matern(nu=0.5)
         >>> k(torch.zeros(3, 2), torch.zeros(4, 2)).shape
         torch.Size([3, 4])
     """
 
     def __init__(
         self,
-        features: int,
+        features: int | None = None,
+        *,
         nu: float = 2.5,
         length_scale: float | Sequence[float] | None = None,
         learn: bool = True,
     ) -> None:
-        super().__init__(features, length_scale, learn)
-        if nu not in (0.5, 1.5, 2.5):
-            raise ValueError(f"Matern needs nu to be 0.5, 1.5 or 2.5, got {nu!r}")
-        self.nu = float(nu)
+        super().__init__(features, length_scale=length_scale, learn=learn)
+        self.nu = checks.number("Matern", "nu", nu)
+        if self.nu not in (0.5, 1.5, 2.5):
+            raise checks.fail("Matern", "nu", "0.5, 1.5 or 2.5", nu)
+        self._options["nu"] = self.nu
 
     @property
     def smoothness(self) -> float:
@@ -243,7 +267,7 @@ class Matern(_Stationary):
         series = _series(self.nu, torch.where(near, square, 0))
         return torch.where(near, series, power * torch.exp(-t))
 
-    def frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
+    def draw_frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
         r"""Draws of a multivariate t with :math:`2 \nu` degrees of freedom."""
         normal = rng.standard_normal((count, self.features))
         spread = np.sqrt(rng.chisquare(2 * self.nu, (count, 1)) / (2 * self.nu))
@@ -255,13 +279,13 @@ class RationalQuadratic(_Stationary):
     r""":math:`k = \sigma^2 (1 + r^2 / (2 \alpha))^{-\alpha}`: squared exponentials of many scales.
 
     Args:
-        features: Number of features d.
+        features: See :class:`Matern`.
         alpha: The start of :math:`\alpha`, which is learned as the logarithm of a factor.
         length_scale: See :class:`Matern`.
         learn: See :class:`Matern`; also for :math:`\alpha`.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
 
     Example:
         >>> import torch
@@ -272,16 +296,18 @@ class RationalQuadratic(_Stationary):
 
     def __init__(
         self,
-        features: int,
+        features: int | None = None,
+        *,
         alpha: float = 1.0,
         length_scale: float | Sequence[float] | None = None,
         learn: bool = True,
     ) -> None:
-        super().__init__(features, length_scale, learn)
-        if not 0 < alpha < math.inf:
-            raise ValueError(f"RationalQuadratic needs alpha > 0, got {alpha!r}")
-        self.register_buffer("start_alpha", torch.tensor(float(alpha)))
-        self.raw_alpha = nn.Parameter(torch.zeros(()), requires_grad=learn)
+        super().__init__(features, length_scale=length_scale, learn=learn)
+        start = checks.number("RationalQuadratic", "alpha", alpha, above=0)
+        self._options["alpha"] = start
+        if features is not None:
+            self.register_buffer("start_alpha", torch.tensor(start))
+            self.raw_alpha = nn.Parameter(torch.zeros(()), requires_grad=learn)
 
     def _shape(self, a: Tensor, b: Tensor) -> Tensor:
         alpha = (self.get_buffer("start_alpha") * self.raw_alpha.exp()).to(a.dtype)
@@ -290,13 +316,23 @@ class RationalQuadratic(_Stationary):
 
 class _Pair(Kernel):
     def __init__(self, first: Kernel, second: Kernel) -> None:
-        super().__init__(first.features)
-        if first.features != second.features:
-            raise ValueError(
-                f"{type(self).__name__} needs kernels of the same features, got {first.features} "
-                f"and {second.features}"
-            )
-        self.parts = nn.ModuleList([first, second])
+        parts = {"first": first, "second": second}
+        for name, part in parts.items():
+            checks.instance(type(self).__name__, name, part, Kernel)  # type: ignore[type-abstract]
+        features = first.features or second.features
+        if features is not None:
+            parts = {name: part.with_features(features) for name, part in parts.items()}
+            if any(part.features != features for part in parts.values()):
+                words = f"a kernel of {features} feature(s), like the first one"
+                raise checks.fail(type(self).__name__, "second", words, second)
+        super().__init__(features)
+        self.parts = nn.ModuleList(parts.values())
+
+    def with_features(self, features: int) -> Kernel:
+        """The same kernels with a number of features."""
+        if self.features:
+            return self
+        return type(self)(*(part.with_features(features) for part in self.parts))  # type: ignore[operator]
 
     @property
     def smoothness(self) -> float:

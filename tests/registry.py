@@ -26,10 +26,10 @@ from flowkit.bases import (
 )
 from flowkit.conditioners import (
     MLP,
-    CircularFeatures,
-    CircularMaskedMLP,
+    AsinhEncoding,
+    CircularEncoding,
     ConvNet,
-    FourierMaskedMLP,
+    FourierEncoding,
     GroupedConditioner,
     KernelConditioner,
     MaskedMLP,
@@ -120,11 +120,11 @@ SCALARS: dict[str, ScalarMap] = {
 mlp = partial(MLP, hidden=(6, 6))
 residual = partial(ResidualMLP, hidden=(6, 6))
 masked = partial(MaskedMLP, hidden=(7, 6))
-asinh = partial(MaskedMLP, hidden=(7, 6), input_clip="asinh")
+asinh = partial(MaskedMLP, hidden=(7, 6), encoding=AsinhEncoding())
 kernel = partial(KernelConditioner, points=4)
 few = partial(MaskedMLP, hidden=(3, 2))
 convolutional = partial(ConvNet, hidden=(4, 3))
-fourier = partial(FourierMaskedMLP, hidden=(7, 6), waves=2, highest=3.0)
+fourier = partial(MaskedMLP, hidden=(7, 6), encoding=FourierEncoding(2, max_frequency=3.0))
 
 STRUCTURES: dict[str, Callable[[ScalarMap], Transform]] = {
     "elementwise-2": lambda s: Elementwise(2, s),
@@ -203,10 +203,10 @@ def _products(structure: str) -> Transform:
         )
     )
     if structure == "autoregressive":
-        net = partial(CircularMaskedMLP, hidden=(7, 6), circular=[False, True, False])
+        net = partial(masked, encoding=CircularEncoding([False, True, False]))
         layer: Transform = MaskedAutoregressive(3, maps, net, context=1, order=[2, 0, 1])
     else:
-        net = partial(CircularFeatures, circular=[True], conditioner=mlp)
+        net = partial(mlp, encoding=CircularEncoding([True]))
         layer = Coupling([False, True, True], maps, net, context=1)
     shift = partial(CircularShift, 3, -1.0, 1.0, circular)
     return Compose(Rescale(circular, *ends), shift(), layer, shift())
@@ -296,7 +296,7 @@ CASES: list[Case] = [
         lambda: Coupling(
             [0, 1, 0, 1, 1],
             SCALARS["spline"],
-            partial(GroupedConditioner, reads=(1, 1), moves=(1, 2), conditioner=mlp),
+            partial(GroupedConditioner, conditioning=(1, 1), transformed=(1, 2), conditioner=mlp),
             context=1,
         ),
     ),
@@ -305,7 +305,7 @@ CASES: list[Case] = [
         lambda: Coupling(
             [1, 1, 0, 1],
             Affine(),
-            partial(GroupedConditioner, reads=(0, 1), moves=(1, 2), conditioner=mlp),
+            partial(GroupedConditioner, conditioning=(0, 1), transformed=(1, 2), conditioner=mlp),
         ),
     ),
     Case("coupling-3-of-kernels", lambda: Coupling([0, 1, 1], Affine(), kernel)),
@@ -317,30 +317,30 @@ CASES: list[Case] = [
             partial(
                 KernelConditioner,
                 points=5,
-                kernel=lambda d: Matern(d, 0.5) * SquaredExponential(d) + RationalQuadratic(d),
-                mean=True,
+                kernel=Matern(nu=0.5) * SquaredExponential() + RationalQuadratic(),
+                linear_term=True,
             ),
             context=2,
         ),
     ),
     Case(
         "coupling-2-of-kernels-kept",
-        lambda: Coupling([0, 1], Affine(), partial(kernel, learn_points=False, kernel=Matern)),
+        lambda: Coupling([0, 1], Affine(), partial(kernel, learn_points=False, kernel=Matern())),
     ),
     Case(
         "elementwise-1-context-of-kernels",
-        lambda: Elementwise(1, Affine(), 2, partial(kernel, kernel=partial(Matern, nu=1.5))),
+        lambda: Elementwise(1, Affine(), 2, partial(kernel, kernel=Matern(nu=1.5))),
     ),
     Case(
         "coupling-3-of-random-fourier-features",
-        lambda: Coupling([0, 1, 0], Affine(), partial(RandomFourierConditioner, frequencies=4)),
+        lambda: Coupling([0, 1, 0], Affine(), partial(RandomFourierConditioner, n_frequencies=4)),
     ),
     Case(
         "coupling-2-context-of-random-fourier-features",
         lambda: Coupling(
             [0, 1],
             Affine(),
-            partial(RandomFourierConditioner, frequencies=4, kernel=Matern, mean=True),
+            partial(RandomFourierConditioner, n_frequencies=4, kernel=Matern(), linear_term=True),
             context=1,
         ),
     ),

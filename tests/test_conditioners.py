@@ -8,7 +8,9 @@ import torch
 from flowkit.conditioners import (
     MLP,
     AutoregressiveConditioner,
-    FourierMaskedMLP,
+    CircularEncoding,
+    ClipEncoding,
+    FourierEncoding,
     MaskedMLP,
     ResidualMLP,
 )
@@ -45,8 +47,11 @@ NETS = {
     "two a variable": partial(MaskedMLP, hidden=(40, 40)),
     "fewer than variables": partial(MaskedMLP, hidden=(7, 5)),
     "a bottleneck": partial(MaskedMLP, hidden=(30, 3, 30), activation="tanh"),
-    "one unit": partial(MaskedMLP, hidden=(1,), input_clip=None),
-    "waves": partial(FourierMaskedMLP, hidden=(9, 12), waves=3, highest=3.0),
+    "one unit": partial(MaskedMLP, hidden=(1,), encoding=ClipEncoding(bound=None)),
+    "waves": partial(
+        MaskedMLP, hidden=(9, 12), encoding=FourierEncoding(3, max_frequency=3.0, seed=0)
+    ),
+    "circular": partial(MaskedMLP, hidden=(9, 12), encoding=CircularEncoding()),
 }
 
 
@@ -93,6 +98,6 @@ def test_variables_that_no_unit_tells_apart_are_solved_together():
 
 
 def test_no_full_pass_is_made_to_unroll(monkeypatch):
-    for kind in (MaskedMLP, FourierMaskedMLP):
-        monkeypatch.setattr(kind, "forward", lambda *_: pytest.fail("a full pass"))
-        kind(5, 2).unroll(lambda z, params: z, torch.zeros(5, 3))
+    monkeypatch.setattr(MaskedMLP, "forward", lambda *_: pytest.fail("a full pass"))
+    for encoding in (None, FourierEncoding(2), CircularEncoding([True, False, True, True, False])):
+        MaskedMLP(5, 2, encoding=encoding).unroll(lambda z, params: z, torch.zeros(5, 3))

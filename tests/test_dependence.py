@@ -51,7 +51,7 @@ STRUCTURES = {
     "operator": lambda: StructuredKinship(DenseLinearOperator(relationship()), independent=0.3),
     "given": lambda: GivenCovariance(0.3 * torch.eye(N).double() + 0.7 * relationship()),
     "time": lambda: AutoregressiveTime([3.0, 1.0, 0.5, 2.0, 7.0, 1.5], list("ababab"), tau=2.0),
-    "space": lambda: Spatial(normal(N, 2, seed=3), Matern(2, 1.5, length_scale=1.0), 0.2),
+    "space": lambda: Spatial(normal(N, 2, seed=3), Matern(2, nu=1.5, length_scale=1.0), 0.2),
     "sum": lambda: SumOfCovariances(
         EquicorrelatedBlocks([0, 0, 1, 2, 2, 2], rho=0.4),
         Kinship(relationship(), independent=0.3),

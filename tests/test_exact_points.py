@@ -11,7 +11,7 @@ from registry import SCALARS
 from torch.autograd import grad
 from torch.autograd.functional import jacobian
 
-from flowkit.conditioners import MLP
+from flowkit.conditioners import MLP, ClipEncoding
 from flowkit.errors import ContractError
 from flowkit.kernels import Matern
 from flowkit.numerics.clips import soft_clip
@@ -227,7 +227,7 @@ def test_the_clip_has_the_derivatives_of_its_series_at_zero():
 @pytest.mark.parametrize("activation", ["gelu", "silu", "softplus", "tanh"])
 def test_a_conditioner_has_one_second_derivative_at_zero(activation):
     torch.manual_seed(0)
-    net = MLP(1, 1, hidden=(8,), activation=activation, input_clip=0.5).double()
+    net = MLP(1, 1, hidden=(8,), activation=activation, encoding=ClipEncoding(bound=0.5)).double()
     torch.nn.init.normal_(net.last.weight)
     sides = [derivatives(lambda x: net(x.reshape(1))[0], x, 2)[1] for x in (-1e-7, 0.0, 1e-7)]
     # Where the clip has a kink, they differ by 8 times the first derivative.
@@ -235,7 +235,7 @@ def test_a_conditioner_has_one_second_derivative_at_zero(activation):
 
 
 def test_softplus_of_a_conditioner_has_no_step():
-    net = MLP(1, 1, hidden=(1,), activation="softplus", input_clip=None).double()
+    net = MLP(1, 1, hidden=(1,), activation="softplus", encoding=ClipEncoding(bound=None)).double()
     for x in (19.9, 20.0, 20.1, 39.9, 40.1):
         exact = float(mpmath.log1p(mpmath.exp(x)))
         assert net._act(torch.tensor(x, dtype=DOUBLE)).item() == pytest.approx(exact, rel=1e-15)
@@ -244,7 +244,7 @@ def test_softplus_of_a_conditioner_has_no_step():
 @pytest.mark.parametrize("nu", [1.5, 2.5])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 3e-5), (DOUBLE, 1e-9)])
 def test_matern_kernels_have_the_derivatives_of_theory_where_points_meet(nu, dtype, bound):
-    kernel = Matern(1, nu, length_scale=0.5).to(dtype)
+    kernel = Matern(1, nu=nu, length_scale=0.5).to(dtype)
     rate = math.sqrt(2 * nu) / 0.5
     for distance in (0.0, 1e-9, 1e-6, 1e-4, 3e-3, 8.6e-3, 8.7e-3, 0.01, 0.1, 1.0):
         x = torch.tensor([[distance]], dtype=dtype, requires_grad=True)
@@ -262,11 +262,11 @@ def test_matern_kernels_have_the_derivatives_of_theory_where_points_meet(nu, dty
 
 
 def test_the_matern_kernel_with_a_kink_has_a_finite_gradient_at_it():
-    kernel = Matern(2, 0.5).double()
+    kernel = Matern(2, nu=0.5).double()
     x = torch.zeros(3, 2, dtype=DOUBLE, requires_grad=True)
     (gradient,) = grad(kernel(x, torch.zeros(4, 2, dtype=DOUBLE)).sum(), x)
     assert bool((gradient == 0).all())
-    assert [Matern(1, nu).smoothness for nu in (0.5, 1.5, 2.5)] == [0, 2, 4]
+    assert [Matern(1, nu=nu).smoothness for nu in (0.5, 1.5, 2.5)] == [0, 2, 4]
 
 
 def test_joints_are_knots_and_ends():

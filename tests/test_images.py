@@ -135,7 +135,7 @@ def test_couplings_are_of_vectors_or_images():
 
 
 def test_an_even_kernel_of_a_conditioner_is_refused():
-    with pytest.raises(ValueError, match="odd kernel"):
+    with pytest.raises(ValueError, match="an odd integer"):
         ConvNet(2, 3, kernel=2)
 
 
@@ -158,7 +158,7 @@ def test_channels_move_as_features_of_one_pixel_do():
 
 
 def _one_pixel(a, b, context=0):
-    return ConvNet(a, b, context, hidden=(128, 128), kernel=1)
+    return ConvNet(a, b, context=context, hidden=(128, 128), kernel=1)
 
 
 @pytest.mark.parametrize("architecture", ["dense", "conv", "glow", "coupling"])

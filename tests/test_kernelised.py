@@ -1,6 +1,7 @@
 """Kernels against scikit-learn, expansions against algebra, and flows of them on little data."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from flowkit import KernelNorm, MaximumLikelihood, WeightedSum, coupling_flow, f
 from flowkit.bases import StandardNormal
 from flowkit.conditioners import GroupedConditioner, KernelConditioner, RandomFourierConditioner
 from flowkit.datasets import breast_cancer
-from flowkit.errors import DataError
+from flowkit.errors import ArgumentError, DataError
 from flowkit.kernels import Matern, RationalQuadratic, SquaredExponential
 from flowkit.scalar import Affine
 from flowkit.toys import two_moons
@@ -22,7 +23,7 @@ KERNELS = {
     "squared exponential": (SquaredExponential, lambda s: reference.RBF(s)),
     **{
         f"matern {nu}": (
-            lambda d, nu=nu, **options: Matern(d, nu, **options),
+            lambda d, nu=nu, **options: Matern(d, nu=nu, **options),
             lambda s, nu=nu: reference.Matern(s, nu=nu),
         )
         for nu in (0.5, 1.5, 2.5)
@@ -48,11 +49,10 @@ def test_kernels_are_those_of_scikit_learn(name):
 
 def test_sums_and_products_of_kernels_are_those_of_scikit_learn():
     x, y = normal(20, 2), normal(10, 2, seed=1)
-    one = lambda d: Matern(d, 1.5, length_scale=0.75)  # noqa: E731
-    two = lambda d: RationalQuadratic(d, alpha=0.5, length_scale=1.25)  # noqa: E731
+    one, two = Matern(nu=1.5, length_scale=0.75), RationalQuadratic(alpha=0.5, length_scale=1.25)
     a, b = reference.Matern(0.75, nu=1.5), reference.RationalQuadratic(1.25, 0.5)
-    for ours, theirs in ((one(2) + two(2), a + b), (one(2) * two(2), a * b)):
-        values = ours.double()(x, y).detach().numpy()
+    for ours, theirs in ((one + two, a + b), (one * two, a * b)):
+        values = ours.with_features(2).double()(x, y).detach().numpy()
         assert np.abs(values - theirs(x.numpy(), y.numpy())).max() < 1e-10
 
 
@@ -66,8 +66,8 @@ def test_length_scales_stay_within_their_bounds():
 
 @pytest.mark.parametrize("nu", [0.5, 1.5, 2.5, None])
 def test_gradients_are_right_and_finite_at_coincident_points(nu):
-    make = SquaredExponential if nu is None else lambda d: Matern(d, nu)
-    net = KernelConditioner(2, 3, points=4, kernel=make).double()
+    kernel = SquaredExponential() if nu is None else Matern(nu=nu)
+    net = KernelConditioner(2, 3, points=4, kernel=kernel).double()
     torch.manual_seed(0)
     torch.nn.init.normal_(net.weights)
     x = normal(5, 2, seed=5)
@@ -90,7 +90,7 @@ def test_gradients_are_right_and_finite_at_coincident_points(nu):
         assert torch.allclose(gradients[0][0], slopes.detach(), atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [SquaredExponential, lambda d: Matern(d, 1.5), Matern])
+@pytest.mark.parametrize("make", [SquaredExponential, partial(Matern, nu=1.5), Matern])
 def test_curvature_is_right_at_coincident_points_and_far_from_the_origin(make):
     d, scale, twice = 3, 2.0, torch.func.jacrev
     kernel = make(d).double()
@@ -139,7 +139,7 @@ def test_a_new_flow_is_its_base():
 
 def test_expansions_interpolate_and_represent():
     x, targets = normal(50, 2), normal(50, 3, seed=1)
-    rough = lambda d: Matern(d, 1.5)  # noqa: E731
+    rough = Matern(nu=1.5)
     net = KernelConditioner(2, 3, points=50, kernel=rough, learn_points=False).double()
     net.initialize(x)
     assert torch.equal(net.points, x)
@@ -152,7 +152,7 @@ def test_expansions_interpolate_and_represent():
     # data vanishes on the data. What is left of it has there the same values, so that the flow
     # has the same likelihood, and a smaller norm.
     layer = Coupling(
-        [0, 0, 1], Affine(), lambda i, o, context: KernelConditioner(i, o, points=80, kernel=rough)
+        [0, 0, 1], Affine(), partial(KernelConditioner, points=80, kernel=rough)
     ).double()
     wide = layer.conditioner
     torch.manual_seed(1)
@@ -173,15 +173,13 @@ def test_expansions_interpolate_and_represent():
 
 
 def test_far_from_the_data_a_layer_is_the_identity():
-    for make, far in ((SquaredExponential, 1e3), (lambda d: Matern(d, 0.5), 1e3)):
-        layer = Coupling(
-            [0, 1], Affine(), lambda i, o, context, m=make: KernelConditioner(i, o, kernel=m)
-        ).double()
+    for kernel, far in ((SquaredExponential(), 1e3), (Matern(nu=0.5), 1e3)):
+        layer = Coupling([0, 1], Affine(), partial(KernelConditioner, kernel=kernel)).double()
         torch.nn.init.normal_(layer.conditioner.weights)
         x = torch.tensor([[far, 2.0], [-far, -1.0]], dtype=torch.float64)
         assert (layer(x)[0] - x).abs().max() < 1e-12
     # The functions of matern 1/2 die out like exp(-r / l).
-    net = KernelConditioner(1, 1, kernel=lambda d: Matern(d, 0.5, length_scale=2.0)).double()
+    net = KernelConditioner(1, 1, kernel=Matern(nu=0.5, length_scale=2.0)).double()
     torch.nn.init.normal_(net.weights)
     values = net(torch.tensor([[20.0], [22.0]], dtype=torch.float64)).flatten()
     assert (values[1] / values[0]).item() == pytest.approx(math.exp(-1), rel=1e-9)
@@ -202,9 +200,8 @@ def test_points_start_from_data_as_they_reach_their_layer():
     more = KernelConditioner(2, 1, points=100)
     more.initialize(x[:, :2].float())
     assert len(more.points.unique(dim=0)) == 100
-    grouped = GroupedConditioner(
-        2, 2, (1, 1), (1, 1), lambda i, o, context: KernelConditioner(i, o, points=40)
-    )
+    points = partial(KernelConditioner, points=40)
+    grouped = GroupedConditioner(2, 2, conditioning=(1, 1), transformed=(1, 1), conditioner=points)
     grouped.initialize(x[:, :2].float())
     assert (grouped.nets[0].points.min() - x[:, 0].min()).abs() < 1e-6
 
@@ -218,17 +215,16 @@ def test_fits_start_points_from_context_too():
     assert points.mean().abs() < 1
 
 
-@pytest.mark.parametrize("make", [SquaredExponential, lambda d: Matern(d, 1.5)])
-def test_random_features_have_the_error_that_is_stated(make):
-    kernel = lambda d: make(d)  # noqa: E731
+@pytest.mark.parametrize("kernel", [SquaredExponential(), Matern(nu=1.5)])
+def test_random_features_have_the_error_that_is_stated(kernel):
     m, repeats = 50, 400
     delta = torch.tensor([[0.4, -0.7]], dtype=torch.float64)
     zero = torch.zeros(1, 2, dtype=torch.float64)
     estimates = []
     for seed in range(repeats):
-        net = RandomFourierConditioner(2, 1, frequencies=m, kernel=kernel, seed=seed).double()
+        net = RandomFourierConditioner(2, 1, n_frequencies=m, kernel=kernel, seed=seed).double()
         # Frequencies are kept in single precision.
-        waves = [net.kernel.waves(v, net.omega) for v in (zero, delta)]
+        waves = [net.kernel.random_features(v, net.frequencies) for v in (zero, delta)]
         estimates.append((waves[0] @ waves[1].mT).item())
     exact = net.kernel(zero, delta).item()
     twice = net.kernel(zero, 2 * delta).item()
@@ -242,9 +238,9 @@ def test_random_features_stand_in_for_many_points():
     torch.manual_seed(0)
     points = KernelConditioner(2, 1, points=3000, learn_points=False).double()
     torch.nn.init.normal_(points.weights, std=0.05)
-    waves = RandomFourierConditioner(2, 1, frequencies=20_000).double()
+    waves = RandomFourierConditioner(2, 1, n_frequencies=20_000).double()
     waves.weights.data = (
-        waves.kernel.waves(points.points, waves.omega).mT @ points.weights
+        waves.kernel.random_features(points.points, waves.frequencies).mT @ points.weights
     ).detach()
     x = normal(200, 2)
     error = (points(x) - waves(x)).detach().std()
@@ -334,20 +330,23 @@ def test_little_data_of_moons():
     ("call", "message"),
     [
         (lambda: KernelConditioner(0, 2), "nothing to read"),
-        (lambda: KernelConditioner(1, 2, points=0), "points >= 1"),
-        (lambda: KernelConditioner(2, 2, kernel=lambda d: Matern(1)), "kernels of 2 features"),
-        (lambda: KernelConditioner(2, 2, kernel=lambda d: None), "kernels of 2 features"),
+        (lambda: KernelConditioner(1, 2, points=0), "points as an integer >= 1"),
+        (lambda: KernelConditioner(2, 2, kernel=Matern(1)), "a kernel of 2 features"),
+        (lambda: KernelConditioner(2, 2, kernel=Matern), "kernel as a Kernel, got <class"),
         (lambda: RandomFourierConditioner(0, 2), "nothing to read"),
-        (lambda: RandomFourierConditioner(1, 2, frequencies=0), "frequencies >= 1"),
-        (lambda: RandomFourierConditioner(1, 2, kernel=RationalQuadratic), "no spectral density"),
-        (lambda: Matern(2, nu=1.0), "nu to be 0.5, 1.5 or 2.5"),
-        (lambda: Matern(0), "features >= 1"),
-        (lambda: SquaredExponential(2, length_scale=[1.0]), "one for each of 2 features"),
-        (lambda: SquaredExponential(2, length_scale=-1.0), "length_scale > 0"),
-        (lambda: RationalQuadratic(2, alpha=0.0), "alpha > 0"),
-        (lambda: Matern(2) + Matern(3), "of the same features, got 2 and 3"),
+        (lambda: RandomFourierConditioner(1, 2, n_frequencies=0), "n_frequencies as an integer"),
+        (
+            lambda: RandomFourierConditioner(1, 2, kernel=RationalQuadratic()),
+            "with a spectral density",
+        ),
+        (lambda: Matern(2, nu=1.0), "nu as 0.5, 1.5 or 2.5"),
+        (lambda: Matern(0), "features as an integer >= 1"),
+        (lambda: SquaredExponential(2, length_scale=[1.0]), "one for each of 2 feature"),
+        (lambda: SquaredExponential(2, length_scale=-1.0), "length_scale as a finite number > 0"),
+        (lambda: RationalQuadratic(2, alpha=0.0), "alpha as a finite number > 0"),
+        (lambda: Matern(2) + Matern(3), "second as a kernel of 2 feature"),
     ],
 )
 def test_what_cannot_be_a_kernel_is_named(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         call()

@@ -12,9 +12,9 @@ import torch
 
 from flowkit import fit, tail_adaptive_flow
 from flowkit.bases import StudentT
-from flowkit.conditioners import MLP, GroupedConditioner
+from flowkit.conditioners import MLP, AsinhEncoding, ClipEncoding, GroupedConditioner
 from flowkit.datasets import stock_returns
-from flowkit.errors import DataError, MissingDependencyError, ShapeError
+from flowkit.errors import ArgumentError, DataError, MissingDependencyError, ShapeError
 from flowkit.scalar import TailTransform
 from flowkit.statistics import (
     expected_shortfall,
@@ -265,14 +265,14 @@ def test_robust_standardisation_knows_no_outliers():
 
 
 def test_a_conditioner_reads_asinh_of_heavy_tails():
-    net = MLP(1, 1, hidden=(4,), input_clip="asinh")
+    net = MLP(1, 1, hidden=(4,), encoding=AsinhEncoding())
     torch.nn.init.normal_(net.last.weight)
-    plain = MLP(1, 1, hidden=(4,), input_clip=None)
+    plain = MLP(1, 1, hidden=(4,), encoding=ClipEncoding(bound=None))
     plain.load_state_dict(net.state_dict())
     x = torch.tensor([[1e8], [-3.0]])
     assert torch.equal(net(x), plain(torch.asinh(x)))
-    with pytest.raises(ValueError, match="'asinh' or None, got 'tanh'"):
-        MLP(1, 1, input_clip="tanh")
+    with pytest.raises(ArgumentError, match="encoding as an Encoding, got 'asinh'"):
+        MLP(1, 1, encoding="asinh")
 
 
 def test_the_copula_is_what_it_says():
@@ -368,10 +368,10 @@ def test_a_map_makes_tails_apart():
 
 
 def test_groups_of_a_conditioner_add_up():
-    with pytest.raises(ValueError, match="adding up to the 3 features read"):
-        GroupedConditioner(3, 4, reads=(1, 1), moves=(1, 1))
-    with pytest.raises(ValueError, match="a divisor of the 5 parameters"):
-        GroupedConditioner(2, 5, reads=(1, 1), moves=(1, 1))
+    with pytest.raises(ArgumentError, match="add up to the 3 features read"):
+        GroupedConditioner(3, 4, conditioning=(1, 1), transformed=(1, 1))
+    with pytest.raises(ArgumentError, match="a divisor of the 5 parameters"):
+        GroupedConditioner(2, 5, conditioning=(1, 1), transformed=(1, 1))
 
 
 def test_tails_of_columns_and_their_confusion():

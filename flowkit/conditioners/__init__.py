@@ -1,23 +1,28 @@
 """Networks that emit the parameters of scalar maps."""
 
+from flowkit.conditioners.base import AutoregressiveConditioner, Conditioner
 from flowkit.conditioners.conv import ConvNet
-from flowkit.conditioners.encodings import CircularFeatures, CircularMaskedMLP
-from flowkit.conditioners.fourier import FourierMaskedMLP
+from flowkit.conditioners.encodings import (
+    AsinhEncoding,
+    CircularEncoding,
+    ClipEncoding,
+    FourierEncoding,
+)
 from flowkit.conditioners.grouped import GroupedConditioner
 from flowkit.conditioners.kernel import KernelConditioner, RandomFourierConditioner
-from flowkit.conditioners.masked import AutoregressiveConditioner, MaskedMLP
-from flowkit.conditioners.mlp import ACTIVATIONS, MLP, Conditioner, ResidualMLP
+from flowkit.conditioners.masked import MaskedMLP
+from flowkit.conditioners.mlp import MLP, ResidualMLP
 from flowkit.conditioners.standardize import StandardizeContext
 
 __all__ = [
-    "ACTIVATIONS",
     "MLP",
+    "AsinhEncoding",
     "AutoregressiveConditioner",
-    "CircularFeatures",
-    "CircularMaskedMLP",
+    "CircularEncoding",
+    "ClipEncoding",
     "Conditioner",
     "ConvNet",
-    "FourierMaskedMLP",
+    "FourierEncoding",
     "GroupedConditioner",
     "KernelConditioner",
     "MaskedMLP",

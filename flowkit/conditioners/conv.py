@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from flowkit.conditioners.mlp import Conditioner
+from flowkit import checks
+from flowkit.conditioners.encodings import Encoding
+from flowkit.conditioners.mlp import Layered
 from flowkit.config import register
 
 
 @register
-class ConvNet(Conditioner):
+class ConvNet(Layered):
     """A convolutional network of images, ``(..., in, H, W), (..., context) -> (..., out, H, W)``.
 
     The first and the last convolution have a kernel of ``kernel`` x ``kernel`` pixels, those
     between see one pixel, as in Glow. Context is read at every pixel. The last layer starts at
-    zero, so a flow starts at the identity.
+    zero, so that a flow starts at the identity.
 
     Args:
         in_features: Number of channels read.
         out_features: Number of channels emitted.
         context: Number of context features.
         hidden: Numbers of channels of the hidden layers.
-        activation: See :class:`Conditioner`.
-        input_clip: See :class:`Conditioner`.
-        kernel: Side of the outer kernels, an odd number.
+        activation: See :class:`MLP`.
+        encoding: How channels are read; see :class:`Conditioner`.
+        kernel: Side of the outer kernels in pixels, an odd number.
 
     Raises:
-        ValueError: If there is nothing to read, or an option is unknown.
+        ArgumentError: If there is nothing to read, or an argument is out of its range.
 
     References:
         Kingma and Dhariwal 2018, Glow, arXiv 1807.03039.
@@ -44,34 +46,42 @@ class ConvNet(Conditioner):
         self,
         in_features: int,
         out_features: int,
+        *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
         activation: str = "silu",
-        input_clip: float | str | None = 10.0,
+        encoding: Encoding | None = None,
         kernel: int = 3,
     ) -> None:
-        super().__init__(in_features, out_features, context, hidden, activation, input_clip)
-        if type(kernel) is not int or kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"ConvNet needs an odd kernel >= 1, got {kernel!r}")
-        sizes = (in_features + context, *self.hidden)
-        sides = (kernel, *(1,) * (len(self.hidden) - 1))
-        self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, side, padding=side // 2)
-            for a, b, side in zip(sizes[:-1], sizes[1:], sides, strict=True)
-        )
-        for layer in self.layers:
+        super().__init__(in_features, out_features, context=context, encoding=encoding)
+        self._set_layers(hidden, activation)
+        side = checks.integer("ConvNet", "kernel", kernel, least=1)
+        if side % 2 == 0:
+            raise checks.fail("ConvNet", "kernel", "an odd integer", kernel)
+        width = self.hidden[0]
+        self.layers = nn.ModuleList([self._convolution(self.columns, width, side)])
+        self.layers += [self._convolution(a, b, 1) for a, b in itertools.pairwise(self.hidden)]
+        columns = self._column_weights()
+        for i, layer in enumerate(self.layers):
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type]
-        self.last = nn.Conv2d(sizes[-1], out_features, kernel, padding=kernel // 2)
+            if i == 0:
+                share = (columns * len(columns) / columns.sum()).sqrt()
+                layer.weight.data *= share.view(-1, 1, 1)  # type: ignore[operator]
+        self.last = self._convolution(self.hidden[-1], self.out_features, side)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+
+    def _convolution(self, inputs: int, outputs: int, side: int) -> nn.Conv2d:
+        checks.elements("ConvNet", inputs, outputs, side, side)
+        return nn.Conv2d(inputs, outputs, side, padding=side // 2)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features, H, W)`` raw parameters."""
         batch, pixels = x.shape[:-3], x.shape[-2:]
-        if self.context_size and context is not None:
-            everywhere = context.unsqueeze(-1).unsqueeze(-1)
-            x = torch.cat([x, everywhere.expand(*everywhere.shape[:-2], *pixels)], -3)
-        h = self._clip(x).reshape(-1, x.shape[-3], *pixels)
+        if context is not None:
+            context = context.unsqueeze(-1).unsqueeze(-1).expand(*context.shape, *pixels)
+        h = self._read(x, context, -3)
+        h = h.reshape(-1, h.shape[-3], *pixels)
         for layer in self.layers:
             h = self._act_on_new(layer(h))
         return self.last(h).reshape(*batch, self.out_features, *pixels)

@@ -1,162 +1,293 @@
-"""Conditioners that read circles as points of the plane, and everything smoothly."""
+"""Encodings: how a network reads its features, chosen by the argument ``encoding=``.
+
+An encoding turns features into columns for the first layer. It keeps no tensors, so that one
+object serves every layer; what it needs for a number of features, the network stores.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from flowkit.conditioners.masked import MaskedMLP
-from flowkit.conditioners.mlp import MLP
+from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.clips import soft_clip
+from flowkit.numerics.noise import numpy_generator
 
 
-def _check(name: str, circular: Sequence[bool], features: int, period: float) -> list[bool]:
-    if len(circular) != features or any(c not in (0, 1) for c in circular):
-        raise ValueError(
-            f"{name} needs circular to be one boolean for each of {features} features, got "
-            f"{list(circular)}"
-        )
-    if not 0 < period < math.inf:
-        raise ValueError(f"{name} needs a finite period > 0, got {period}")
-    return [bool(c) for c in circular]
+class Encoding:
+    """Base class of encodings: every feature becomes one column or more, in order.
+
+    The columns of a feature read that feature and, if the encoding mixes features, others; for
+    autoregressive networks only others before it.
+    """
+
+    def clip(self, x: Tensor) -> Tensor:
+        """Bound numbers one by one: features that are read as they are, and the context."""
+        raise NotImplementedError(f"{type(self).__name__} does not define clip(x)")
+
+    def sizes(self, features: int) -> tuple[int, ...]:
+        """Number of columns per feature."""
+        return (1,) * features
+
+    def weights(self, features: int) -> list[float]:
+        """Share of each column in the variance of the first layer's initial weights."""
+        return [1.0] * sum(self.sizes(features))
+
+    def constants(self, features: int, causal: bool) -> Tensor | None:
+        """A tensor for :meth:`encode`; ``None`` where ``encode`` is :meth:`clip`.
+
+        With ``causal`` no column of a feature may read a later feature.
+        """
+        return None
+
+    def encode(self, x: Tensor, constants: Tensor | None) -> Tensor:
+        """Columns ``(..., columns)`` of ``x (..., features)``."""
+        return self.clip(x)
+
+    def encode_next(self, known: list[Tensor], constants: Tensor | None, start: int) -> Tensor:
+        """Columns ``(columns, batch)`` of the last features known, from number ``start`` on.
+
+        Args:
+            known: Features ``(n, batch)`` in pieces, the last piece new.
+            constants: As for :meth:`encode`.
+            start: Number of features before the last piece.
+        """
+        return self.clip(known[-1])
+
+    def take(self, features: Sequence[int]) -> Encoding:
+        """The encoding of some of the features."""
+        return self
 
 
 @register
-class CircularFeatures(nn.Module):
-    r"""A conditioner that reads a circular feature as :math:`(\cos\varphi, \sin\varphi)`.
+@dataclass(frozen=True)
+class ClipEncoding(Encoding):
+    """Read features as they are, soft-clipped: what networks do without ``encoding=``.
 
-    What it emits is then a smooth function on the circle. Other features and the context are
-    clipped by :func:`flowkit.numerics.clips.soft_clip`, which has derivatives of every order, as forces
-    need it. Choose a smooth activation for the network, too.
+    The clip, :func:`flowkit.numerics.clips.soft_clip`, keeps the inverse of a flow accurate far
+    from the data.
 
     Args:
-        in_features: Number of features read.
-        out_features: Number of parameters emitted.
-        context: Number of context features.
-        circular: One boolean a feature read.
-        period: Length of a turn.
-        clip: Bound of everything that is not circular.
-        conditioner: Factory of the network, which takes ``input_clip``.
+        bound: Bound of what is read, in the units of the features; ``None`` for no clip.
 
     Raises:
-        ValueError: If there is not one boolean a feature, or the period is not positive.
+        ArgumentError: If the bound is not positive.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.conditioners import MLP, ClipEncoding
+        >>> MLP(3, 4, encoding=ClipEncoding(bound=100.0))(torch.randn(5, 3)).shape
+        torch.Size([5, 4])
+    """
+
+    bound: float | None = field(default=10.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.bound is not None:
+            checks.number(type(self).__name__, "bound", self.bound, above=0)
+
+    def clip(self, x: Tensor) -> Tensor:
+        """Soft-clip at the bound."""
+        return soft_clip(x, self.bound)
+
+
+@register
+@dataclass(frozen=True)
+class AsinhEncoding(Encoding):
+    """Read the inverse hyperbolic sine of features, for heavy tails.
+
+    It grows like a logarithm, so that it tells large numbers apart, which a clip does not.
+
+    Example:
+        >>> import torch
+        >>> from flowkit.conditioners import MLP, AsinhEncoding
+        >>> MLP(3, 4, encoding=AsinhEncoding())(1e6 * torch.randn(5, 3)).shape
+        torch.Size([5, 4])
+    """
+
+    def clip(self, x: Tensor) -> Tensor:
+        """The inverse hyperbolic sine."""
+        return torch.asinh(x)
+
+
+@register
+@dataclass(frozen=True)
+class CircularEncoding(ClipEncoding):
+    r"""Read periodic features as :math:`(\sin\varphi, \cos\varphi)`, others soft-clipped.
+
+    What a network emits is then periodic, and as smooth as its activation.
+
+    Args:
+        circular: One boolean per feature, true where it is periodic; ``True`` for all.
+        period: Length of the period.
+        bound: Bound of the soft clip of everything that is not periodic; ``None`` for no clip.
+
+    Raises:
+        ArgumentError: If an argument is out of its range, or the number of booleans is not that
+            of the features.
 
     References:
         Köhler, Krämer and Noé 2021, arXiv 2110.00351.
 
     Example:
         >>> import torch
-        >>> net = CircularFeatures(2, 4, circular=[True, False], period=1.0)
+        >>> from flowkit.conditioners import MLP, CircularEncoding
+        >>> net = MLP(2, 4, encoding=CircularEncoding([True, False], period=1.0))
+        >>> torch.nn.init.normal_(net.last.weight).shape
+        torch.Size([4, 128])
         >>> x = torch.tensor([[0.25, 3.0], [1.25, 3.0]])
-        >>> torch.allclose(*net(x))
+        >>> torch.allclose(*net(x), atol=1e-5)
         True
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        context: int = 0,
-        *,
-        circular: Sequence[bool],
-        period: float = 2.0,
-        clip: float = 10.0,
-        conditioner: Callable[..., nn.Module] = MLP,
-    ) -> None:
-        super().__init__()
-        self.circular = _check("CircularFeatures", circular, in_features, period)
-        self.rate, self.clip = 2 * math.pi / period, clip
-        around = [i for i, c in enumerate(self.circular) if c]
-        straight = [i for i, c in enumerate(self.circular) if not c]
-        self.register_buffer("around", torch.tensor(around, dtype=torch.long), False)
-        self.register_buffer("straight", torch.tensor(straight, dtype=torch.long), False)
-        self.network = conditioner(
-            in_features + len(around), out_features, context=context, input_clip=None
-        )
+    circular: Sequence[bool] | bool = True
+    _: KW_ONLY
+    period: float = 2.0
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return ``(..., out_features)`` raw parameters."""
-        angles = self.rate * x.index_select(-1, self.get_buffer("around"))
-        others = soft_clip(x.index_select(-1, self.get_buffer("straight")), self.clip)
-        if context is not None:
-            context = soft_clip(context, self.clip)
-        return self.network(torch.cat([others, angles.cos(), angles.sin()], -1), context)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        if not isinstance(self.circular, bool):
+            object.__setattr__(self, "circular", checks.flags(name, "circular", self.circular))
+        checks.number(name, "period", self.period, above=0)
+
+    def _first(self, features: int) -> Sequence[bool]:
+        if isinstance(self.circular, bool):
+            return (self.circular,) * features
+        return self.circular[:features]
+
+    def sizes(self, features: int) -> tuple[int, ...]:
+        """Two where a feature is periodic, else one."""
+        return tuple(2 if c else 1 for c in self._first(features))
+
+    def constants(self, features: int, causal: bool) -> Tensor:
+        """Feature and kind of every column: 0 as it is, 1 its sine, 2 its cosine."""
+        if not isinstance(self.circular, bool):
+            checks.flags(type(self).__name__, "circular", self.circular, features)
+        kinds = [(1, 2) if c else (0,) for c in self._first(features)]
+        columns = [(i, kind) for i, of_one in enumerate(kinds) for kind in of_one]
+        return torch.tensor(columns, dtype=torch.long).reshape(-1, 2).T.contiguous()
+
+    def _columns(self, x: Tensor, places: Tensor, kinds: Tensor) -> Tensor:
+        x = x.index_select(-1, places)
+        angles = x * (2 * math.pi / self.period)
+        around = torch.where(kinds == 1, angles.sin(), angles.cos())
+        return torch.where(kinds == 0, self.clip(x), around)
+
+    def encode(self, x: Tensor, constants: Tensor | None) -> Tensor:
+        """Sine and cosine of periodic features, others clipped."""
+        return self._columns(x, *constants)  # type: ignore[misc]
+
+    def encode_next(self, known: list[Tensor], constants: Tensor | None, start: int) -> Tensor:
+        """Those of the last piece alone."""
+        first = sum(self.sizes(start))
+        columns = slice(first, sum(self.sizes(start + len(known[-1]))))
+        places, kinds = constants[:, columns]  # type: ignore[index]
+        return self._columns(known[-1].mT, places - start, kinds).mT
+
+    def take(self, features: Sequence[int]) -> CircularEncoding:
+        """The encoding of some of the features."""
+        if isinstance(self.circular, bool):
+            return self
+        circular = [self.circular[i] for i in features]
+        return CircularEncoding(circular, period=self.period, bound=self.bound)
 
 
 @register
-class CircularMaskedMLP(MaskedMLP):
-    r"""A :class:`MaskedMLP` that reads a circular variable as :math:`(\cos\varphi, \sin\varphi)`.
+@dataclass(frozen=True)
+class FourierEncoding(ClipEncoding):
+    r"""Read features and sines and cosines of them, for densities with fine detail.
 
-    See :class:`CircularFeatures` for the arguments, and :class:`MaskedMLP` for the others.
+    For every feature there are ``n_frequencies`` vectors :math:`\omega` over the features,
+    uniform in direction and log-uniform in length between 1 and ``max_frequency``; in
+    autoregressive networks over the features up to this one. Read are :math:`x`,
+    :math:`\sin(\omega \cdot x)` and :math:`\cos(\omega \cdot x)`. Networks learn slow variation
+    first; these columns give them the fast one, such as the edges of a photograph. Made for few
+    features on an interval of length about 2.
+
+    Args:
+        n_frequencies: Number of frequencies per feature.
+        max_frequency: Largest angular frequency, in radians per unit of the features.
+        seed: Seed of the frequencies; by default they come from torch's global random state.
+        bound: Bound of the soft clip of everything read; ``None`` for no clip.
 
     Raises:
-        ValueError: If there is not one boolean a variable, or the period is not positive.
+        ArgumentError: If an argument is out of its range.
+
+    References:
+        Tancik et al. 2020, Fourier features, arXiv 2006.10739.
 
     Example:
         >>> import torch
-        >>> net = CircularMaskedMLP(2, 3, circular=[True, False], period=1.0)
-        >>> x = torch.tensor([[0.25, 3.0], [1.25, 3.0]])
-        >>> torch.allclose(*net(x))
-        True
+        >>> from flowkit.conditioners import FourierEncoding, MaskedMLP
+        >>> net = MaskedMLP(3, 2, hidden=(16,), encoding=FourierEncoding(4))
+        >>> net(torch.randn(5, 3)).shape
+        torch.Size([5, 3, 2])
     """
 
-    around: Tensor
-    cosine_mask: Tensor
+    n_frequencies: int = 32
+    _: KW_ONLY
+    max_frequency: float = 40.0
+    seed: int | None = None
 
-    def __init__(
-        self,
-        in_features: int,
-        param_size: int,
-        context: int = 0,
-        hidden: Sequence[int] = (128, 128),
-        activation: str = "silu",
-        *,
-        circular: Sequence[bool],
-        period: float = 2.0,
-        clip: float = 10.0,
-    ) -> None:
-        super().__init__(in_features, param_size, context, hidden, activation, None)
-        circular = _check("CircularMaskedMLP", circular, in_features, period)
-        self.rate, self.clip = 2 * math.pi / period, clip
-        self.register_buffer("around", torch.tensor(circular), persistent=False)
-        self.register_buffer("cosine_mask", self.get_buffer("mask_0") * self.around, False)
-        self.from_cosines: nn.Linear | None = None
-        if any(circular):
-            reads = self.get_buffer("mask_0").sum(-1) + self.cosine_mask.sum(-1) + context
-            layers = [self.layers[0], nn.Linear(in_features, self.hidden[0], bias=False)]
-            layers += [self.from_context] if self.from_context is not None else []
-            for layer in layers:
-                self._start_hidden(layer, reads)  # type: ignore[arg-type]
-            self.from_cosines = layers[1]  # type: ignore[assignment]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        checks.integer(name, "n_frequencies", self.n_frequencies, least=1)
+        checks.number(name, "max_frequency", self.max_frequency, least=1)
+        if self.seed is not None:
+            checks.integer(name, "seed", self.seed, least=0, most=None)
 
-    def _encode(self, x: Tensor, around: Tensor) -> tuple[Tensor, Tensor]:
-        """Sines of circles and clipped others, and cosines of circles and zeros."""
-        angles = self.rate * x
-        first = torch.where(around, angles.sin(), self._clip(x))
-        return first, torch.where(around, angles.cos(), torch.zeros_like(x))
+    def sizes(self, features: int) -> tuple[int, ...]:
+        """The feature itself, sines and cosines."""
+        return (1 + 2 * self.n_frequencies,) * features
 
-    def _clip(self, x: Tensor) -> Tensor:
-        return soft_clip(x, self.clip)
+    def weights(self, features: int) -> list[float]:
+        """A twelfth of the feature's own for its sines, and as much for its cosines."""
+        waves = [1 / (12 * self.n_frequencies)] * (2 * self.n_frequencies)
+        return [1.0, *waves] * features
 
-    def _first(self, x: Tensor, context: Tensor | None) -> Tensor:
-        first, cosines = self._encode(x, self.around)
-        h = F.linear(first, *self._masked(0, self.layers[0]))
-        if self.from_cosines is not None:
-            h = h + F.linear(cosines, self.from_cosines.weight * self.cosine_mask)
-        return self._with_context(h, context)
+    def constants(self, features: int, causal: bool) -> Tensor:
+        """The frequencies, ``(features * n_frequencies, features)``."""
+        count = self.n_frequencies
+        checks.elements(type(self).__name__, features, count, features)
+        rng = numpy_generator(self.seed)
+        draws = rng.standard_normal((features, count, features))
+        if causal:
+            draws *= np.tri(features)[:, None, :]
+        draws *= self.max_frequency ** rng.random((features, count, 1)) / np.linalg.norm(
+            draws, axis=-1, keepdims=True
+        )
+        frequencies = torch.from_numpy(draws.reshape(features * count, features))
+        return frequencies.to(torch.get_default_dtype())
 
-    def _columns(self) -> Tensor:
-        if self.from_cosines is None:
-            return super()._columns()
-        return torch.stack([super()._columns(), self.from_cosines.weight], -1).flatten(1)
+    def _columns(self, x: Tensor, angles: Tensor) -> Tensor:
+        angles = angles.unflatten(-1, (x.shape[-1], self.n_frequencies))
+        return torch.cat([x.unsqueeze(-1), angles.sin(), angles.cos()], -1).flatten(-2)
 
-    def _rows_to_read(self, known: list[Tensor], start: int, stop: int) -> Tensor:
-        if self.from_cosines is None:
-            return super()._rows_to_read(known, start, stop)
-        around = self.around[start:stop].unsqueeze(-1)
-        return torch.stack(self._encode(known[-1], around), 1).flatten(0, 1)
+    def encode(self, x: Tensor, constants: Tensor | None) -> Tensor:
+        """Every feature, its sines and its cosines."""
+        x = self.clip(x)
+        return self._columns(x, F.linear(x, constants))  # type: ignore[arg-type]
+
+    def encode_next(self, known: list[Tensor], constants: Tensor | None, start: int) -> Tensor:
+        """Those of the last piece, which read all that is known."""
+        x = self.clip(torch.cat(known).mT)
+        stop, count = x.shape[-1], self.n_frequencies
+        frequencies = constants[start * count : stop * count, :stop]  # type: ignore[index]
+        return self._columns(x[..., start:], F.linear(x, frequencies)).mT
+
+
+def encoding_or_clip(owner: str, encoding: Any, bound: float | None) -> Encoding:
+    """The encoding given; without one, a soft clip."""
+    if encoding is None:
+        return ClipEncoding(bound=bound)
+    return checks.instance(owner, "encoding", encoding, Encoding, "for example AsinhEncoding()")

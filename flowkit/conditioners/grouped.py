@@ -7,34 +7,38 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkit import checks
+from flowkit.conditioners.encodings import Encoding
 from flowkit.conditioners.mlp import MLP
 from flowkit.config import register
 
 
 @register
 class GroupedConditioner(nn.Module):
-    """One conditioner a group: it reads the features of its own group and of those before.
+    """One conditioner per group of features, which reads its own group and those before.
 
-    In a :class:`flowkit.transforms.Coupling` whose features come in groups, what moves in a group
-    then depends on no later one, to exact zeros in the Jacobian. A group that has nothing to read
-    gets parameters of its own.
+    In a :class:`flowkit.transforms.Coupling` whose features come in groups, the transformed
+    features of a group then depend on no later group: these entries of the Jacobian are exactly
+    zero. A group that has nothing to read gets parameters of its own.
 
     Args:
         in_features: Number of features read.
-        out_features: Number of parameters emitted, ``(param_size, moved features)`` in a row.
-        reads: Number of features read, a group.
-        moves: Number of features moved, a group.
+        out_features: Number of parameters emitted, read as ``(param_size, transformed features)``.
+        conditioning: Number of features read, per group.
+        transformed: Number of features transformed, per group.
+        context: Number of context features, read by all.
         conditioner: Factory ``(in_features, out_features, context=...) -> nn.Module``, called for
             every group.
-        context: Number of context features, read by all.
+        encoding: How features are read; each group's conditioner gets it for the features that it
+            reads. See :class:`Conditioner`.
 
     Raises:
-        ValueError: If the groups do not add up.
+        ArgumentError: If the groups do not add up.
 
     Example:
         >>> import torch
         >>> from flowkit.conditioners import GroupedConditioner
-        >>> net = GroupedConditioner(3, 10, reads=(2, 1), moves=(3, 2))
+        >>> net = GroupedConditioner(3, 10, conditioning=(2, 1), transformed=(3, 2))
         >>> net(torch.randn(5, 3)).shape
         torch.Size([5, 10])
     """
@@ -43,40 +47,41 @@ class GroupedConditioner(nn.Module):
         self,
         in_features: int,
         out_features: int,
-        reads: Sequence[int],
-        moves: Sequence[int],
-        conditioner: Callable[..., nn.Module] = MLP,
+        *,
+        conditioning: Sequence[int],
+        transformed: Sequence[int],
         context: int = 0,
+        conditioner: Callable[..., nn.Module] = MLP,
+        encoding: Encoding | None = None,
     ) -> None:
         super().__init__()
-        self.reads, self.moves = tuple(reads), tuple(moves)
-        sizes = (*self.reads, *self.moves)
-        whole = all(type(n) is int and n >= 0 for n in sizes)
-        if not whole or len(self.reads) != len(self.moves) or sum(self.reads) != in_features:
-            raise ValueError(
-                f"GroupedConditioner expected as many sizes >= 0 to read as to move, adding up to the "
-                f"{in_features} features read; got reads={self.reads} and moves={self.moves}"
-            )
-        moved = sum(self.moves)
-        if not moved or out_features % moved:
-            raise ValueError(
-                f"GroupedConditioner expected moves that add up to a divisor of the {out_features} "
-                f"parameters, got {self.moves}"
-            )
-        self._param_size = out_features // moved
+        name = type(self).__name__
+        read = checks.integers(name, "conditioning", conditioning, least=0)
+        sizes = checks.integers(name, "transformed", transformed, least=0, length=len(read))
+        checks.integer(name, "in_features", in_features, least=0)
+        checks.integer(name, "out_features", out_features, least=0)
+        checks.integer(name, "context", context, least=0)
+        if sum(read) != in_features:
+            words = f"sizes that add up to the {in_features} features read"
+            raise checks.fail(name, "conditioning", words, conditioning)
+        if not sum(sizes) or out_features % sum(sizes):
+            words = f"sizes that add up to a divisor of the {out_features} parameters"
+            raise checks.fail(name, "transformed", words, transformed)
+        self._param_size = out_features // sum(sizes)
         self.nets = nn.ModuleList()
         self.own = nn.ParameterList()
-        # Of each group that moves something: features to read, to move, and where its net is.
+        # Of each group that transforms something: features to read, to transform, and its part.
         self._plan: list[tuple[int, int, int, bool]] = []
-        for group, size in enumerate(self.moves):
-            known = sum(self.reads[: group + 1])
+        for group, size in enumerate(sizes):
+            known = sum(read[: group + 1])
             if not size:
                 continue
             out = size * self._param_size
             nets: nn.ModuleList | nn.ParameterList = self.nets if known + context else self.own
             self._plan.append((known, size, len(nets), bool(known + context)))
             if known + context:
-                self.nets.append(conditioner(known, out, context=context))
+                how = {} if encoding is None else {"encoding": encoding.take(range(known))}
+                self.nets.append(conditioner(known, out, context=context, **how))
             else:
                 self.own.append(nn.Parameter(torch.zeros(out)))
 

@@ -3,65 +3,63 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowkit import checks
+from flowkit.conditioners.base import Conditioner, linear
+from flowkit.conditioners.encodings import Encoding
 from flowkit.config import register
 from flowkit.errors import DataError
 from flowkit.kernels import Kernel, SquaredExponential
+from flowkit.numerics.noise import numpy_generator
 
 _SEED = 0
 
 
-class _Expansion(nn.Module):
+class _Expansion(Conditioner):
     """What both share: a kernel of features and context, and an affine function beside it."""
+
+    _bound: ClassVar[float | None] = None
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
+        *,
         context: int,
-        kernel: Callable[[int], Kernel],
-        mean: bool,
+        kernel: Kernel | None,
+        linear_term: bool,
+        encoding: Encoding | None,
     ) -> None:
-        super().__init__()
-        name, features = type(self).__name__, in_features + context
-        if features < 1:
-            raise ValueError(
-                f"{name} has nothing to read: in_features + context must be at least 1; "
-                "parameters that depend on nothing belong into Elementwise"
-            )
-        self.in_features, self.out_features, self.context_size = in_features, out_features, context
-        self.kernel = kernel(features)
-        if not isinstance(self.kernel, Kernel) or self.kernel.features != features:
-            raise ValueError(
-                f"{name} needs a factory of kernels of {features} features, got {self.kernel!r} "
-                "from it"
-            )
-        self.mean = nn.Linear(features, out_features) if mean else None
-        if self.mean is not None:
-            nn.init.zeros_(self.mean.weight)
-            nn.init.zeros_(self.mean.bias)
+        super().__init__(in_features, out_features, context=context, encoding=encoding)
+        name = type(self).__name__
+        chosen = SquaredExponential() if kernel is None else kernel
+        remedy = "for example Matern(nu=1.5)"
+        chosen = checks.instance(name, "kernel", chosen, Kernel, remedy)  # type: ignore[type-abstract]
+        if chosen.features not in (None, self.columns):
+            raise checks.fail(name, "kernel", f"a kernel of {self.columns} features", kernel)
+        self.kernel = chosen.with_features(self.columns)
+        self.linear: nn.Linear | None = None
+        if checks.flag(name, "linear_term", linear_term):
+            self.linear = linear(name, self.columns, self.out_features)
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
 
-    def extra_repr(self) -> str:
-        """Sizes, for printing."""
-        return f"{self.in_features} -> {self.out_features}, context={self.context_size}"
+    def _read(self, x: Tensor, context: Tensor | None, dim: int = -1) -> Tensor:
+        if context is not None:
+            context = context.expand(*x.shape[:-1], -1)
+        return super()._read(x, context, dim)
 
-    def _read(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """Features, and the context next to them where it is read."""
-        if not self.context_size or context is None:
-            return x
-        return torch.cat([x, context.expand(*x.shape[:-1], -1)], -1)
-
-    def _with_mean(self, out: Tensor, rows: Tensor) -> Tensor:
-        if self.mean is None:
+    def _add_linear(self, out: Tensor, read: Tensor) -> Tensor:
+        if self.linear is None:
             return out
-        weight, bias = self.mean.weight.to(rows.dtype), self.mean.bias.to(rows.dtype)
-        return out + F.linear(rows, weight, bias)
+        weight, bias = self.linear.weight.to(read.dtype), self.linear.bias.to(read.dtype)
+        return out + F.linear(read, weight, bias)
 
 
 @register
@@ -70,14 +68,15 @@ class KernelConditioner(_Expansion):
 
     Few parameters and smooth functions, for little data. Far from all points a kernel vanishes,
     and with it every parameter: the layer goes back to the start of its scalar map, which is the
-    identity. Linear layers between, or ``mean``, have to bring the scale. Weights A start at zero.
+    identity. Linear layers between, or ``linear_term``, have to bring the scale. Weights A start
+    at zero.
 
-    By ``initialize``, which the first fit calls, points become random rows of the data as they
-    reach the layer. With a point on every row that the layer reads, some function of this form
-    has the best likelihood of all in the space (the representer). Points stay where they are put,
-    or are learned; so where layers before are trained, what the layer reads moves away from them.
+    By ``initialize``, which the first fit calls, points become random samples of the data as they
+    reach the layer. With a point on every sample, some function of this form has the best
+    likelihood of all in the space (the representer theorem). Points stay where they are put, or
+    are learned; where layers before are trained, what this one reads moves away from them.
 
-    A row costs :math:`O(N d)`. From some thousand points on
+    A sample costs :math:`O(N d)`. From some thousand points on
     :class:`RandomFourierConditioner` is cheaper.
 
     Args:
@@ -85,13 +84,16 @@ class KernelConditioner(_Expansion):
         out_features: Number of parameters emitted.
         context: Number of context features; points have them, too.
         points: Number of auxiliary points N.
-        kernel: Factory ``features -> Kernel``, such as :class:`SquaredExponential` or
-            ``lambda d: Matern(d, 0.5) + RationalQuadratic(d)``.
-        mean: Whether an affine function, started at zero, is added.
-        learn_points: Whether points are learned, or kept where ``initialize`` puts them.
+        kernel: A kernel, such as ``Matern(nu=0.5) + RationalQuadratic()``, which gets its number
+            of features here; :class:`flowkit.kernels.SquaredExponential` by default.
+        linear_term: Whether an affine function, started at zero, is added.
+        learn_points: Whether points are learned, or stay where ``initialize`` puts them.
+        encoding: How features are read before the kernel; as they are by default. With a
+            :class:`CircularEncoding` the kernel is periodic.
 
     Raises:
-        ValueError: If there is nothing to read, no point, or the kernel has other features.
+        ArgumentError: If there is nothing to read, an argument is out of its range, or the kernel
+            has another number of features.
 
     References:
         English, Kirchler, Lippert 2024, Kernelised Normalising Flows, arXiv 2307.14839.
@@ -110,21 +112,31 @@ class KernelConditioner(_Expansion):
         self,
         in_features: int,
         out_features: int,
+        *,
         context: int = 0,
         points: int = 150,
-        kernel: Callable[[int], Kernel] = SquaredExponential,
-        mean: bool = False,
+        kernel: Kernel | None = None,
+        linear_term: bool = False,
         learn_points: bool = True,
+        encoding: Encoding | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, context, kernel, mean)
-        if type(points) is not int or points < 1:
-            raise ValueError(f"KernelConditioner needs points >= 1, got {points!r}")
-        start = torch.randn(points, in_features + context)
-        if learn_points:
+        super().__init__(
+            in_features,
+            out_features,
+            context=context,
+            kernel=kernel,
+            linear_term=linear_term,
+            encoding=encoding,
+        )
+        name = type(self).__name__
+        checks.integer(name, "points", points, least=1)
+        checks.elements(name, points, max(self.columns, self.out_features))
+        start = torch.randn(points, self.columns)
+        if checks.flag(name, "learn_points", learn_points):
             self.points = nn.Parameter(start)
         else:
             self.register_buffer("points", start)
-        self.weights = nn.Parameter(torch.zeros(points, out_features))
+        self.weights = nn.Parameter(torch.zeros(points, self.out_features))
 
     def extra_repr(self) -> str:
         """Sizes, for printing."""
@@ -132,33 +144,36 @@ class KernelConditioner(_Expansion):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Put the points on random rows of the data, and start the kernel from them.
+        """Put the points on random samples, and start the kernel from them.
 
-        With fewer rows than points, rows are taken again, a hundredth of a deviation apart.
+        With fewer samples than points, samples are taken again, a hundredth of a standard
+        deviation apart.
+
+        Raises:
+            DataError: If there are no samples.
         """
-        rows = self._read(x, context)
-        rows = rows.reshape(-1, rows.shape[-1])
-        if not len(rows):
-            raise DataError("KernelConditioner.initialize expected at least one row, got none")
+        samples = self._read(x, context)
+        samples = samples.reshape(-1, samples.shape[-1])
+        if not len(samples):
+            raise DataError("KernelConditioner.initialize expected at least one sample, got none")
         count = len(self.points)
         rng = np.random.default_rng(_SEED)
-        rounds = math.ceil(count / len(rows))
-        order = np.concatenate([rng.permutation(len(rows)) for _ in range(rounds)])[:count]
-        # All rows in their order, where there is one point for each.
-        order = np.sort(order) if count == len(rows) else order
-        chosen = rows[torch.from_numpy(order).to(rows.device)].to(self.points.dtype)
+        rounds = math.ceil(count / len(samples))
+        order = np.concatenate([rng.permutation(len(samples)) for _ in range(rounds)])[:count]
+        # All samples in their order, where there is one point for each.
+        order = np.sort(order) if count == len(samples) else order
+        chosen = samples[torch.from_numpy(order).to(samples.device)].to(self.points.dtype)
         noise = torch.from_numpy(rng.standard_normal(chosen.shape)).to(chosen)
-        again = torch.arange(count, device=chosen.device).unsqueeze(-1) >= len(rows)
+        again = torch.arange(count, device=chosen.device).unsqueeze(-1) >= len(samples)
         chosen = chosen + 0.01 * again * noise * chosen.std(0, correction=0)
         self.points.copy_(chosen)
         self.kernel.initialize(self.points)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
-        rows = self._read(x, context)
-        near = self.kernel(rows, self.points)
-        out = near @ self.weights.to(x.dtype)
-        return self._with_mean(out, rows)
+        read = self._read(x, context)
+        out = self.kernel(read, self.points) @ self.weights.to(x.dtype)
+        return self._add_linear(out, read)
 
     def squared_norm(self) -> Tensor:
         r"""The squared norm in the space, :math:`\mathrm{tr}\, A^T K_{WW} A`."""
@@ -184,15 +199,16 @@ class RandomFourierConditioner(_Expansion):
         in_features: Number of features read.
         out_features: Number of parameters emitted.
         context: Number of context features.
-        frequencies: Number of frequencies m; there are twice as many weights a parameter.
-        kernel: Factory ``features -> Kernel`` of a kernel with a spectral density:
-            :class:`SquaredExponential` or :class:`Matern`.
-        mean: Whether an affine function, started at zero, is added.
-        seed: Seed of the frequencies.
+        n_frequencies: Number of frequencies m; there are twice as many weights per parameter.
+        kernel: A kernel with a spectral density, :class:`flowkit.kernels.SquaredExponential`,
+            which is the default, or :class:`flowkit.kernels.Matern`.
+        linear_term: Whether an affine function, started at zero, is added.
+        encoding: See :class:`KernelConditioner`.
+        seed: Seed of the frequencies; by default they come from torch's global random state.
 
     Raises:
-        ValueError: If there is nothing to read, no frequency, or the kernel has no spectral
-            density.
+        ArgumentError: If there is nothing to read, an argument is out of its range, or the kernel
+            has no spectral density.
 
     References:
         Rahimi and Recht 2007, Random Features for Large-Scale Kernel Machines.
@@ -200,46 +216,56 @@ class RandomFourierConditioner(_Expansion):
     Example:
         >>> import torch
         >>> from flowkit.conditioners import RandomFourierConditioner
-        >>> RandomFourierConditioner(3, 4, frequencies=64)(torch.randn(5, 3)).shape
+        >>> RandomFourierConditioner(3, 4, n_frequencies=64)(torch.randn(5, 3)).shape
         torch.Size([5, 4])
     """
 
-    omega: Tensor
+    frequencies: Tensor
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
+        *,
         context: int = 0,
-        frequencies: int = 256,
-        kernel: Callable[[int], Kernel] = SquaredExponential,
-        mean: bool = False,
-        seed: int = 0,
+        n_frequencies: int = 256,
+        kernel: Kernel | None = None,
+        linear_term: bool = False,
+        encoding: Encoding | None = None,
+        seed: int | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, context, kernel, mean)
-        if type(frequencies) is not int or frequencies < 1:
-            raise ValueError(
-                f"RandomFourierConditioner needs frequencies >= 1, got {frequencies!r}"
-            )
-        omega = self.kernel.frequencies(frequencies, np.random.default_rng(seed))
-        self.register_buffer("omega", omega.to(torch.get_default_dtype()))
-        self.weights = nn.Parameter(torch.zeros(2 * frequencies, out_features))
+        super().__init__(
+            in_features,
+            out_features,
+            context=context,
+            kernel=kernel,
+            linear_term=linear_term,
+            encoding=encoding,
+        )
+        name = type(self).__name__
+        checks.integer(name, "n_frequencies", n_frequencies, least=1)
+        checks.elements(name, n_frequencies, max(self.columns, 2 * self.out_features))
+        if seed is not None:
+            checks.integer(name, "seed", seed, least=0, most=None)
+        frequencies = self.kernel.draw_frequencies(n_frequencies, numpy_generator(seed))
+        self.register_buffer("frequencies", frequencies.to(torch.get_default_dtype()))
+        self.weights = nn.Parameter(torch.zeros(2 * n_frequencies, self.out_features))
 
     def extra_repr(self) -> str:
         """Sizes, for printing."""
-        return f"{super().extra_repr()}, frequencies={len(self.omega)}"
+        return f"{super().extra_repr()}, n_frequencies={len(self.frequencies)}"
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Start the length-scales from the data."""
-        rows = self._read(x, context)
-        self.kernel.initialize(rows.reshape(-1, rows.shape[-1]))
+        read = self._read(x, context)
+        self.kernel.initialize(read.reshape(-1, read.shape[-1]))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
-        rows = self._read(x, context)
-        out = self.kernel.waves(rows, self.omega) @ self.weights.to(x.dtype)
-        return self._with_mean(out, rows)
+        read = self._read(x, context)
+        out = self.kernel.random_features(read, self.frequencies) @ self.weights.to(x.dtype)
+        return self._add_linear(out, read)
 
     def squared_norm(self) -> Tensor:
         r"""The squared norm in the space of the features, :math:`\mathrm{tr}\, A^T A`."""

@@ -1,4 +1,4 @@
-"""The masked perceptron of autoregressive flows, and its inverse, variable by variable."""
+"""The masked perceptron of autoregressive flows, and its inverse, token by token."""
 
 from __future__ import annotations
 
@@ -11,63 +11,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.conditioners.mlp import Conditioner
+from flowkit import checks
+from flowkit.conditioners.base import AutoregressiveConditioner, linear
+from flowkit.conditioners.encodings import Encoding
+from flowkit.conditioners.mlp import Layered
 from flowkit.config import register
 from flowkit.numerics.compiling import is_traced
-from flowkit.numerics.layout import affine_rows, linear
+from flowkit.numerics.layout import affine_rows
+from flowkit.numerics.layout import linear as apply_linear
 
-# Turns of the inverse that share their products with what is known before; measured.
-_TURNS = 8
-
-
-class AutoregressiveConditioner(Conditioner):
-    """A conditioner whose parameters for variable ``i`` read only the variables before ``i``.
-
-    ``forward`` returns ``(..., features, param_size)``. :meth:`unroll` serves the inverse; the one
-    here works for every subclass at the cost of one full pass a variable.
-    """
-
-    def unroll(
-        self,
-        solve: Callable[[Tensor, Tensor], Tensor],
-        z: Tensor,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """Build ``x`` from ``z``, some ``k`` variables at a time; variables are rows here.
-
-        Args:
-            solve: Given ``z (k, batch)`` of the variables whose turn it is and their parameters
-                ``(k, batch, param_size)``, returns their ``x (k, batch)``.
-            z: What ``x`` is made from, ``(features, batch)``.
-            context: ``(batch, context)`` or ``None``.
-
-        Returns:
-            ``x``, ``(features, batch)``.
-        """
-        values: list[Tensor] = []
-        for i in range(self.in_features):
-            known = torch.cat([*values, torch.zeros_like(z[i:])])
-            params = self(known.mT, context)[:, i]
-            values.append(solve(z[i : i + 1], params.unsqueeze(0)))
-        return torch.cat(values)
+# Steps of the inverse that share their products with what is known before; measured.
+_STEPS = 8
 
 
 @register
-class MaskedMLP(AutoregressiveConditioner):
-    """A perceptron with masked weights (MADE); variables in their natural order.
+class MaskedMLP(Layered, AutoregressiveConditioner):
+    """A perceptron with masked weights (MADE), ``(..., features) -> (..., features, param_size)``.
 
-    The last layer emits the first parameter of all variables, then the second, and so on, as
-    scalar maps like to read them. Hidden units are sorted by degree, the number of leading
-    variables that they may read. What a new variable changes is then one slice of every layer, and
-    :meth:`unroll` costs one forward pass altogether instead of one a variable.
+    The parameters of a feature read the features of the tokens before its own. The last layer
+    emits the first parameter of all features, then the second, and so on, as scalar maps like to
+    read them. Hidden units are sorted by degree, the number of leading tokens that they may read.
+    What a new token changes is then one slice of every layer, and :meth:`unroll` costs one forward
+    pass altogether instead of one per token.
 
     Args:
-        in_features: Number of variables D.
-        param_size: Parameters a variable.
+        features: Number of features.
+        param_size: Number of parameters per feature.
+        block: Number of features per token; tokens are causal among each other, and no feature
+            reads another one of its token.
         context: Number of context features, read by all units.
         hidden: Widths of the hidden layers.
-        activation: See :class:`flowkit.conditioners.Conditioner`.
-        input_clip: See :class:`flowkit.conditioners.Conditioner`.
+        activation: See :class:`MLP`.
+        encoding: How features are read; see :class:`Conditioner`.
+
+    Raises:
+        ArgumentError: If an argument is out of its range.
 
     References:
         Germain et al. 2015, MADE, arXiv 1502.03509.
@@ -80,75 +58,64 @@ class MaskedMLP(AutoregressiveConditioner):
 
     def __init__(
         self,
-        in_features: int,
+        features: int,
         param_size: int,
+        *,
+        block: int = 1,
         context: int = 0,
         hidden: Sequence[int] = (128, 128),
         activation: str = "silu",
-        input_clip: float | str | None = 10.0,
+        encoding: Encoding | None = None,
     ) -> None:
-        out_features = in_features * param_size
-        super().__init__(in_features, out_features, context, hidden, activation, input_clip)
-        self.param_size = param_size
-        sizes = (in_features, *self.hidden)
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
-        self.from_context = nn.Linear(context, sizes[1], bias=False) if context else None
-        self.last = self._start_at_zero(nn.Linear(sizes[-1], out_features))
+        super().__init__(features, param_size, block=block, context=context, encoding=encoding)
+        self._set_layers(hidden, activation)
+        name, sizes = type(self).__name__, self.encoding.sizes(self.in_features)
+        widths = (sum(sizes), *self.hidden)
+        self.layers = nn.ModuleList(linear(name, a, b) for a, b in itertools.pairwise(widths))
+        context = self.context_size
+        checks.elements(name, context, widths[1])
+        self.from_context = nn.Linear(context, widths[1], bias=False) if context else None
+        self.last = self._start_at_zero(linear(name, widths[-1], self.out_features))
 
-        # A unit of degree m reads the first m variables; degree 0 reads the context alone.
-        lowest = 0 if context or in_features == 1 else 1
-        span = in_features - lowest
-        degrees = [np.arange(1, in_features + 1)]
-        degrees += [lowest + np.arange(h) * span // h for h in self.hidden]
-        reach = np.tile(np.arange(in_features), param_size)
+        # A unit of degree m reads the first m tokens; degree 0 reads the context alone.
+        tokens = self.in_features // self.block
+        lowest = 0 if context or tokens == 1 else 1
+        token = np.arange(self.in_features) // self.block
+        degrees = [(1 + token).repeat(sizes)]
+        degrees += [lowest + np.arange(h) * (tokens - lowest) // h for h in self.hidden]
+        reach = np.tile(token, self.param_size)
+        columns = self._column_weights()[: widths[0]]
         for i, (before, after) in enumerate(zip(degrees, [*degrees[1:], reach], strict=True)):
             mask = torch.tensor(before <= after[:, None]).to(self.last.weight.dtype)
             self.register_buffer(f"mask_{i}", mask, persistent=False)
             if i < len(self.layers):
-                reads = mask.sum(-1) + (context if i == 0 else 0)
-                self._start_hidden(self.layers[i], reads)  # type: ignore[arg-type]
+                weights = columns if i == 0 else torch.ones(mask.shape[-1])
+                reads = mask @ weights + (context if i == 0 else 0)
+                self._start_hidden(self.layers[i], reads, weights)  # type: ignore[arg-type]
                 if i == 0 and self.from_context is not None:
                     self._start_hidden(self.from_context, reads)
-        # A turn starts at every variable before which hidden units become known. Counted up to
-        # each turn: the variables, then the units of each hidden layer.
+        # A step starts at every token before which hidden units become known. Counted up to each
+        # step: the features, the columns that they are read by, the units of each hidden layer.
         starts = sorted({0}.union(*(d.tolist() for d in degrees[1:])))
-        self._known = [[*starts, in_features]]
+        self._starts = [self.block * t for t in (*starts, tokens)]
+        counted = np.cumsum([0, *sizes])
+        self._known = [[int(counted[i]) for i in self._starts]]
         self._known += [[0, *np.searchsorted(d, starts, "right").tolist()] for d in degrees[1:]]
 
     def _masked(self, i: int, layer: nn.Module) -> tuple[Tensor, Tensor]:
         """Weight and bias of a layer."""
         return layer.weight * getattr(self, f"mask_{i}"), layer.bias  # type: ignore[return-value]
 
-    def _first(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """What the first hidden units read, before the activation."""
-        h = F.linear(self._clip(x), *self._masked(0, self.layers[0]))
-        return self._with_context(h, context)
-
-    def _with_context(self, h: Tensor, context: Tensor | None) -> Tensor:
-        if self.from_context is None or context is None:
-            return h
-        return h + self.from_context(self._clip(context))
-
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., features, param_size)`` raw parameters."""
-        h = self._act_on_new(self._first(x, context))
+        h = F.linear(self._encode(x), *self._masked(0, self.layers[0]))
+        if self.from_context is not None and context is not None:
+            h = h + self.from_context(self.encoding.clip(context))
+        h = self._act_on_new(h)
         for i, layer in enumerate(self.layers[1:], start=1):
             h = self._act_on_new(F.linear(h, *self._masked(i, layer)))
-        out = linear(h, *self._masked(len(self.layers), self.last))
+        out = apply_linear(h, *self._masked(len(self.layers), self.last))
         return out.unflatten(-1, (self.param_size, self.in_features)).transpose(-1, -2)
-
-    def _columns(self) -> Tensor:
-        """Weights of the first layer, all that it reads of one variable before the next."""
-        return self.layers[0].weight  # type: ignore[return-value]
-
-    def _rows_to_read(self, known: list[Tensor], start: int, stop: int) -> Tensor:
-        """What the first layer reads of variables ``start:stop``, the last of those known.
-
-        Rows are in the order of :meth:`_columns`.
-        """
-        return self._clip(known[-1])
 
     def unroll(
         self,
@@ -156,40 +123,37 @@ class MaskedMLP(AutoregressiveConditioner):
         z: Tensor,
         context: Tensor | None = None,
     ) -> Tensor:
-        """Build ``x`` variable by variable; each hidden unit is computed once.
+        """Build ``x`` token by token; each hidden unit is computed once.
 
-        Variables that no hidden unit tells apart take one turn together. A few turns make a block:
-        what they read from before the block is one product of matrices a layer.
+        Tokens that no hidden unit tells apart are solved in one step. A few steps make a group:
+        what they read from before the group is one product of matrices per layer.
         """
-        per_variable = self._columns().shape[-1] // self.in_features
-        variables, counts = self._known[0], [list(c) for c in self._known]
-        counts[0] = [n * per_variable for n in variables]
-        counts.append([n * self.param_size for n in variables])
-        by_variable = (self.param_size, self.in_features)
+        features, counts = self._starts, [*self._known]
+        counts.append([n * self.param_size for n in features])
+        by_feature = (self.param_size, self.in_features)
         linears = [cast(nn.Linear, layer) for layer in self.layers]
         layers: list[tuple[Tensor, Tensor]] = [
-            (self._columns(), linears[0].bias.unsqueeze(-1)),
-            *((linear.weight, linear.bias.unsqueeze(-1)) for linear in linears[1:]),
+            *((layer.weight, layer.bias.unsqueeze(-1)) for layer in linears),
             (
-                self.last.weight.unflatten(0, by_variable).transpose(0, 1).flatten(0, 1),
-                self.last.bias.unflatten(0, by_variable).mT.reshape(-1, 1),
+                self.last.weight.unflatten(0, by_feature).transpose(0, 1).flatten(0, 1),
+                self.last.bias.unflatten(0, by_feature).mT.reshape(-1, 1),
             ),
         ]
         if self.from_context is not None and context is not None:
-            read = self.from_context(self._clip(context))
+            read = self.from_context(self.encoding.clip(context))
             layers[0] = (layers[0][0], layers[0][1] + read.mT)
 
         values: list[Tensor] = []
         reads = [_Rows(z, c) for c in counts[:-1]]
-        waiting = z.split([j - i for i, j in itertools.pairwise(variables)])
-        for first in range(0, len(variables) - 1, _TURNS):
-            last = min(first + _TURNS, len(variables) - 1)
+        waiting = z.split([j - i for i, j in itertools.pairwise(features)])
+        for first in range(0, len(features) - 1, _STEPS):
+            last = min(first + _STEPS, len(features) - 1)
             before, inside = [], []
             for (weight, bias), read, rows in zip(layers, reads, counts[1:], strict=True):
-                block = slice(rows[first], rows[last])
-                old, new, _ = weight[block].tensor_split(read.starts(first, last), -1)
+                group = slice(rows[first], rows[last])
+                old, new, _ = weight[group].tensor_split(read.starts(first, last), -1)
                 sizes = [j - i for i, j in itertools.pairwise(rows[first : last + 1])]
-                before.append(affine_rows(bias[block], old, read.get(0, first)).split(sizes))
+                before.append(affine_rows(bias[group], old, read.get(0, first)).split(sizes))
                 inside.append(new.split(sizes))
             for t in range(first, last):
                 h = waiting[t]
@@ -201,16 +165,17 @@ class MaskedMLP(AutoregressiveConditioner):
                     h = affine_rows(before[depth][t - first], inside[depth][t - first], known)
                 params = h.reshape(len(waiting[t]), self.param_size, z.shape[-1]).mT
                 values.append(solve(waiting[t], params))
-                reads[0].put(t, self._rows_to_read(values, variables[t], variables[t + 1]))
+                constants = self.encoding_constants
+                reads[0].put(t, self.encoding.encode_next(values, constants, features[t]))
         return torch.cat(values)
 
 
 class _Rows:
-    """What a layer reads, as it becomes known turn by turn; zero until then.
+    """What a layer reads, as it becomes known step by step; zero until then.
 
     Args:
         like: Gives dtype, device and batch, ``(..., batch)``.
-        counts: Rows known before each turn, and at the end.
+        counts: Numbers of rows known before each step, and at the end.
     """
 
     def __init__(self, like: Tensor, counts: list[int]) -> None:
@@ -221,18 +186,18 @@ class _Rows:
         self.written = not (torch.is_grad_enabled() or is_traced())
 
     def starts(self, first: int, last: int) -> list[int]:
-        """The rows at which two turns start."""
+        """The rows at which two steps start."""
         return [self.counts[first], self.counts[last]]
 
-    def put(self, turn: int, rows: Tensor) -> None:
-        """Set what a turn made known."""
+    def put(self, step: int, rows: Tensor) -> None:
+        """Set what a step made known."""
         if self.written:
-            self.parts[turn].copy_(rows)
+            self.parts[step].copy_(rows)
         else:
-            self.parts[turn] = rows
+            self.parts[step] = rows
 
     def get(self, first: int, last: int) -> Tensor:
-        """The rows of the turns from ``first`` up to ``last``."""
+        """The rows of the steps from ``first`` up to ``last``."""
         if self.written:
             return self.all[self.counts[first] : self.counts[last]]
         return torch.cat(self.parts[first:last]) if last > first else self.all[:0]

@@ -1,12 +1,8 @@
-"""Networks that read features and context and emit the parameters of scalar maps.
-
-A conditioner factory is any callable ``factory(in_features, out_features, context=...)`` that
-returns a module with ``forward(x, context)``; the classes here are such factories. All of them
-soft-clip what they read, which keeps the inverse of a flow accurate far from the data.
-"""
+"""Perceptrons, plain and residual, and what all networks of layers share."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowkit import checks
+from flowkit.conditioners.base import Conditioner, linear
+from flowkit.conditioners.encodings import Encoding
 from flowkit.config import register
-from flowkit.numerics.clips import soft_clip
-from flowkit.numerics.layout import linear
+from flowkit.numerics.layout import linear as apply_linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -29,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
-# The same in place of a tensor that nothing else reads. The way back of the others needs what
+# The same in place of a tensor that nothing else reads. The gradient of the others needs what
 # they read.
 _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,
@@ -38,52 +36,20 @@ _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Conditioner(nn.Module):
-    """What conditioners share: the soft clip of the input, the activation, the last layer's start.
+class Layered(Conditioner):
+    """What networks of hidden layers share: widths, activation and initial weights.
 
-    Args:
-        in_features: Number of features read.
-        out_features: Number of parameters emitted.
-        context: Number of context features.
-        hidden: Widths of the hidden layers.
-        activation: One of ``elu``, ``gelu``, ``relu``, ``silu``, ``softplus``, ``tanh``.
-        input_clip: Soft-clip bound of everything read, in the units of the input; ``"asinh"`` to
-            read its asinh instead, which still tells large numbers apart, for heavy tails;
-            ``None`` for neither.
+    Called by the constructors of subclasses after that of their conditioner.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        context: int = 0,
-        hidden: Sequence[int] = (128, 128),
-        activation: str = "silu",
-        input_clip: float | str | None = 10.0,
-    ) -> None:
-        super().__init__()
-        if in_features + context < 1:
-            raise ValueError(
-                f"{type(self).__name__} has nothing to read: in_features + context must be at "
-                "least 1; parameters that depend on nothing belong into Elementwise"
-            )
-        if not hidden or min(hidden) < 1:
-            raise ValueError(f"{type(self).__name__} needs hidden widths >= 1, got {hidden}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"unknown activation {activation!r}: choose from {', '.join(sorted(ACTIVATIONS))}"
-            )
-        if isinstance(input_clip, str) and input_clip != "asinh":
-            raise ValueError(
-                f"{type(self).__name__} needs input_clip as a number, 'asinh' or None, got "
-                f"{input_clip!r}"
-            )
-        self.in_features = in_features
-        self.out_features = out_features
-        self.context_size = context
-        self.hidden = tuple(hidden)
+    hidden: tuple[int, ...]
+    activation: str
+
+    def _set_layers(self, hidden: Sequence[int], activation: str) -> None:
+        name = type(self).__name__
+        self.hidden = checks.widths(name, "hidden", hidden)
         self.activation = activation
-        self.input_clip = input_clip
+        checks.choice(name, "activation", activation, ACTIVATIONS)
 
     @property
     def smoothness(self) -> float:
@@ -92,10 +58,7 @@ class Conditioner(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes and options, for printing."""
-        return (
-            f"{self.in_features} -> {self.out_features}, context={self.context_size}, "
-            f"hidden={self.hidden}, activation={self.activation!r}"
-        )
+        return f"{super().extra_repr()}, hidden={self.hidden}, activation={self.activation!r}"
 
     def _act(self, x: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](x)
@@ -107,30 +70,37 @@ class Conditioner(nn.Module):
             return self._act(x)
         return _IN_PLACE.get(self.activation, ACTIVATIONS[self.activation])(x)
 
-    def _read(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """Features and context side by side, soft-clipped."""
-        if self.context_size and context is not None:
-            x = torch.cat([x, context], -1)
-        return self._clip(x)
-
-    def _clip(self, x: Tensor) -> Tensor:
-        """Bound what is read."""
-        if isinstance(self.input_clip, str):
-            return torch.asinh(x)
-        return soft_clip(x, self.input_clip)
+    def _column_weights(self) -> Tensor:
+        """Shares of the columns read in the variance of the first layer's weights."""
+        return torch.tensor([*self.encoding.weights(self.in_features), *[1.0] * self.context_size])
 
     @staticmethod
-    def _start_hidden(layer: nn.Linear, reads: Tensor | None = None) -> nn.Linear:
-        """Weights of variance 2 / (inputs read), ``reads`` a unit: signals keep their size.
+    def _start_hidden(
+        layer: nn.Linear, reads: Tensor | None = None, columns: Tensor | None = None
+    ) -> nn.Linear:
+        """Weights of variance 2 / (inputs read), so that signals keep their size.
 
         Torch's own start has a sixth of that variance, and less where a mask removes inputs; the
         zero last layer then sees almost nothing and learns slowly (He et al., arXiv 1502.01852).
+
+        Args:
+            layer: The layer.
+            reads: Number of inputs that each unit reads, weighted by ``columns``; all by default.
+            columns: Weights of the inputs in that number.
         """
         nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
-        if reads is not None:
-            with torch.no_grad():
+        with torch.no_grad():
+            if reads is not None:
                 layer.weight *= (layer.in_features / reads.clamp(min=1)).sqrt().unsqueeze(-1)
+            if columns is not None:
+                layer.weight *= columns.sqrt()
         return layer
+
+    def _first_layer(self, width: int) -> nn.Linear:
+        """The layer that reads the columns of :meth:`_read`."""
+        columns = self._column_weights()
+        layer = linear(type(self).__name__, self.columns, width)
+        return self._start_hidden(layer, columns.sum(), columns)
 
     @staticmethod
     def _start_at_zero(layer: nn.Linear) -> nn.Linear:
@@ -141,14 +111,21 @@ class Conditioner(nn.Module):
 
 
 @register
-class MLP(Conditioner):
+class MLP(Layered):
     """A multilayer perceptron, ``(..., in_features), (..., context) -> (..., out_features)``.
 
-    The last layer starts at zero, so a flow starts at the identity. See :class:`Conditioner` for
-    the arguments.
+    The last layer starts at zero, so that a flow starts at the identity.
+
+    Args:
+        in_features: Number of features read.
+        out_features: Number of parameters emitted.
+        context: Number of context features.
+        hidden: Widths of the hidden layers.
+        activation: One of ``elu``, ``gelu``, ``relu``, ``silu``, ``softplus``, ``tanh``.
+        encoding: How features are read; see :class:`Conditioner`.
 
     Raises:
-        ValueError: If there is nothing to read, or an option is unknown.
+        ArgumentError: If there is nothing to read, or an argument is out of its range.
 
     Example:
         >>> import torch
@@ -161,35 +138,45 @@ class MLP(Conditioner):
         self,
         in_features: int,
         out_features: int,
+        *,
         context: int = 0,
         hidden: Sequence[int] = (128, 128),
         activation: str = "silu",
-        input_clip: float | str | None = 10.0,
+        encoding: Encoding | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, context, hidden, activation, input_clip)
-        sizes = (in_features + context, *self.hidden)
-        self.layers = nn.ModuleList(
-            self._start_hidden(nn.Linear(a, b)) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
-        self.last = self._start_at_zero(nn.Linear(sizes[-1], out_features))
+        super().__init__(in_features, out_features, context=context, encoding=encoding)
+        self._set_layers(hidden, activation)
+        name = type(self).__name__
+        self.layers = nn.ModuleList([self._first_layer(self.hidden[0])])
+        for a, b in itertools.pairwise(self.hidden):
+            self.layers.append(self._start_hidden(linear(name, a, b)))
+        self.last = self._start_at_zero(linear(name, self.hidden[-1], self.out_features))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
         h = self._read(x, context)
         for layer in self.layers:
             h = self._act_on_new(layer(h))
-        return linear(h, self.last.weight, self.last.bias)
+        return apply_linear(h, self.last.weight, self.last.bias)
 
 
 @register
-class ResidualMLP(Conditioner):
+class ResidualMLP(Layered):
     r"""A residual perceptron: blocks :math:`h \leftarrow h + W_2\, a(W_1\, a(h))`.
 
-    ``hidden`` must repeat one width, once a block; each block's second layer starts at zero. See
-    :class:`Conditioner` for the other arguments.
+    The second layer of every block and the last layer start at zero.
+
+    Args:
+        in_features: Number of features read.
+        out_features: Number of parameters emitted.
+        context: Number of context features.
+        hidden: Widths of the blocks, which must be equal.
+        activation: See :class:`MLP`.
+        encoding: How features are read; see :class:`Conditioner`.
 
     Raises:
-        ValueError: If the widths differ, there is nothing to read, or an option is unknown.
+        ArgumentError: If the widths differ, there is nothing to read, or an argument is out of
+            its range.
 
     Example:
         >>> import torch
@@ -201,27 +188,29 @@ class ResidualMLP(Conditioner):
         self,
         in_features: int,
         out_features: int,
+        *,
         context: int = 0,
         hidden: Sequence[int] = (128, 128),
         activation: str = "silu",
-        input_clip: float | str | None = 10.0,
+        encoding: Encoding | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, context, hidden, activation, input_clip)
-        width = self.hidden[0]
+        super().__init__(in_features, out_features, context=context, encoding=encoding)
+        self._set_layers(hidden, activation)
+        name, width = type(self).__name__, self.hidden[0]
         if set(self.hidden) != {width}:
-            raise ValueError(f"ResidualMLP needs one width for all blocks, got hidden={hidden}")
-        self.first = self._start_hidden(nn.Linear(in_features + context, width))
+            raise checks.fail(name, "hidden", "one width for all blocks", hidden)
+        self.first = self._first_layer(width)
         self.inner = nn.ModuleList(
-            self._start_hidden(nn.Linear(width, width)) for _ in self.hidden
+            self._start_hidden(linear(name, width, width)) for _ in self.hidden
         )
         self.outer = nn.ModuleList(
-            self._start_at_zero(nn.Linear(width, width)) for _ in self.hidden
+            self._start_at_zero(linear(name, width, width)) for _ in self.hidden
         )
-        self.last = self._start_at_zero(nn.Linear(width, out_features))
+        self.last = self._start_at_zero(linear(name, width, self.out_features))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
         h = self.first(self._read(x, context))
         for inner, outer in zip(self.inner, self.outer, strict=True):
             h = h + outer(self._act(inner(self._act(h))))
-        return linear(self._act(h), self.last.weight, self.last.bias)
+        return apply_linear(self._act(h), self.last.weight, self.last.bias)

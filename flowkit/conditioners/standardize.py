@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flowkit.checks import not_positive
+from flowkit import checks
 from flowkit.config import register
 
 
@@ -20,6 +20,9 @@ class StandardizeContext(nn.Module):
     Args:
         features: Number of context features.
 
+    Raises:
+        ArgumentError: If it is not an integer >= 1.
+
     Example:
         >>> import torch
         >>> embed = StandardizeContext(1)
@@ -33,21 +36,21 @@ class StandardizeContext(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.features = features
+        self.features = checks.integer("StandardizeContext", "features", features, least=1)
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
 
     @torch.no_grad()
     def initialize(self, context: Tensor) -> None:
         """Set mean and scale from the training context ``(..., features)``."""
-        rows = context.reshape(-1, self.features).double()
-        mean, scale = rows.mean(0), rows.std(0, unbiased=False)
+        samples = context.reshape(-1, self.features).double()
+        mean, scale = samples.mean(0), samples.std(0, unbiased=False)
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(scale > 1e-8 * mean.abs(), scale, torch.ones_like(scale)))
 
     def stored_fault(self) -> str | None:
         """Say what is wrong with stored numbers; files are checked by it."""
-        return not_positive("scale", self.scale)
+        return checks.not_positive("scale", self.scale)
 
     def forward(self, context: Tensor) -> Tensor:
         """Return the standardised context, of the same shape."""

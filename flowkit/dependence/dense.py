@@ -91,7 +91,7 @@ class Spatial(_Dense, PartlyIndependent):
 
     Args:
         places: ``(n, d)`` coordinates.
-        kernel: A kernel of d features, such as ``Matern(2, 1.5)``; its variance is left out.
+        kernel: A kernel of d features, such as ``Matern(2, nu=1.5)``; its variance is left out.
         independent: Where the share :math:`\lambda` starts, between 0 and 1.
         learn: Whether the share is learned; the kernel's length-scales say that themselves.
 
@@ -102,7 +102,7 @@ class Spatial(_Dense, PartlyIndependent):
         >>> import torch
         >>> from flowkit.kernels import Matern
         >>> from flowkit.dependence import Spatial
-        >>> C = Spatial(torch.tensor([[0.0], [1.0]]), Matern(1, 0.5, length_scale=1.0), 0.5)
+        >>> C = Spatial(torch.tensor([[0.0], [1.0]]), Matern(1, nu=0.5, length_scale=1.0), 0.5)
         >>> round(C.matrix()[0, 1].item(), 4)
         0.1839
     """

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -216,3 +217,16 @@ def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     # One run of memory: filling a strided tensor is ten times slower.
     noise = x.new_empty(x.shape[-1], *x.shape[:-1]).normal_(generator=generator)
     return features_last(noise)
+
+
+def numpy_generator(seed: int | None) -> np.random.Generator:
+    """A generator of NumPy from a seed; without one, from the random state of torch.
+
+    Example:
+        >>> import torch
+        >>> int(numpy_generator(0).integers(10)) == int(numpy_generator(0).integers(10))
+        True
+    """
+    if seed is None:
+        seed = int(torch.randint(2**62, (), device="cpu"))
+    return np.random.default_rng(seed)

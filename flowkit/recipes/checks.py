@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from flowkit.conditioners import ACTIVATIONS
+from flowkit.conditioners.mlp import ACTIVATIONS
 from flowkit.errors import ArgumentError
 from flowkit.recipes.registry import choose
 

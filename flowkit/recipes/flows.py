@@ -13,7 +13,7 @@ from flowkit.bases import Base, Logistic, NormalMixture, StandardNormal, Student
 from flowkit.conditioners import (
     MLP,
     AutoregressiveConditioner,
-    FourierMaskedMLP,
+    FourierEncoding,
     MaskedMLP,
     ResidualMLP,
     StandardizeContext,
@@ -324,7 +324,7 @@ def box_flow(
         hidden: Widths of the hidden layers of every conditioner.
         activation: See :class:`flowkit.conditioners.Conditioner`.
         waves: If not 0, conditioners also read this many waves a feature, which resolve fine
-            detail in few dimensions: see :class:`flowkit.conditioners.FourierMaskedMLP`.
+            detail in few dimensions: see :class:`flowkit.conditioners.FourierEncoding`.
         highest: Largest frequency of the waves, in radians a half side of the box.
         order: Order of the features in the first layer, the first one first; natural by default.
         seed: Seed of the waves.
@@ -355,10 +355,8 @@ def box_flow(
             MaskedMLP, hidden=hidden, activation=activation
         )
         if waves:
-            factory = functools.partial(
-                FourierMaskedMLP, hidden=hidden, activation=activation, waves=waves,
-                highest=highest, seed=seed + i,
-            )  # fmt: skip
+            encoding = FourierEncoding(waves, max_frequency=highest, seed=seed + i)
+            factory = functools.partial(factory, encoding=encoding)
         turned = first[::-1] if i % 2 else first
         stack.append(MaskedAutoregressive(features, scalar, factory, context, turned))
     embedding = StandardizeContext(context) if context else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from operator import add
 
 from flowkit.bases import StandardNormal
 from flowkit.conditioners import KernelConditioner, RandomFourierConditioner, StandardizeContext
@@ -16,7 +17,7 @@ from flowkit.recipes.registry import choose, recipe
 from flowkit.scalar import ScalarMap
 from flowkit.transforms import Compose, Coupling, Elementwise, Standardize
 
-_KERNELS: dict[str, Callable[[int], Kernel]] = {
+_KERNELS: dict[str, Callable[[], Kernel]] = {
     "squared-exponential": SquaredExponential,
     "matern-1/2": functools.partial(Matern, nu=0.5),
     "matern-3/2": functools.partial(Matern, nu=1.5),
@@ -25,12 +26,10 @@ _KERNELS: dict[str, Callable[[int], Kernel]] = {
 }
 
 
-def _named(name: str) -> Callable[[int], Kernel]:
+def _named(name: str) -> Kernel:
     """One kernel, or a sum of some: ``"matern-5/2 + rational-quadratic"``."""
-    factories = [choose("kernel", part.strip(), _KERNELS) for part in name.split("+")]
-    if len(factories) == 1:
-        return factories[0]
-    return lambda features: functools.reduce(lambda a, b: a + b, (f(features) for f in factories))
+    parts = [choose("kernel", part.strip(), _KERNELS)() for part in name.split("+")]
+    return functools.reduce(add, parts)
 
 
 @recipe
@@ -39,7 +38,7 @@ def kernelised_flow(
     context: int = 0,
     layers: int = 8,
     points: int = 150,
-    kernel: str | Callable[[int], Kernel] = "matern-3/2",
+    kernel: str | Kernel = "matern-3/2",
     scalar: str | ScalarMap = "affine",
     linear: str | None = "lu",
     mean: bool = False,
@@ -65,8 +64,8 @@ def kernelised_flow(
         layers: Number of coupling layers.
         points: Number of auxiliary points a layer.
         kernel: ``"squared-exponential"``, ``"matern-1/2"``, ``"matern-3/2"``, ``"matern-5/2"``,
-            ``"rational-quadratic"``, a sum of such as ``"matern-1/2 + matern-5/2"``, or a factory
-            ``features -> Kernel``, which cannot be saved by name.
+            ``"rational-quadratic"``, a sum of such as ``"matern-1/2 + matern-5/2"``, or a
+            kernel without a number of features, such as ``Matern(nu=1.5) * RationalQuadratic()``.
         scalar: ``"affine"``, ``"spline"``, ``"mixture"``, or a scalar map.
         linear: What mixes the features between layers: ``"lu"``, ``"orthogonal"``,
             ``"permutation"``, or ``None``, where the two halves alternate.
@@ -109,7 +108,7 @@ def kernelised_flow(
         )
     chosen = named_scalar(scalar)
     alone = None if elementwise is None else named_scalar(elementwise)
-    factory = _named(kernel) if isinstance(kernel, str) else kernel
+    chosen_kernel = _named(kernel) if isinstance(kernel, str) else kernel
     stack = unconstrained(name, features, lower, upper)
     stack += [Standardize(features)] if standardize else []
     for i in range(layers):
@@ -118,17 +117,17 @@ def kernelised_flow(
             net = functools.partial(
                 KernelConditioner,
                 points=points,
-                kernel=factory,
-                mean=mean,
+                kernel=chosen_kernel,
+                linear_term=mean,
                 learn_points=learn_points,
             )
         else:
             check_sizes(name, frequencies=frequencies)
             net = functools.partial(
                 RandomFourierConditioner,
-                frequencies=frequencies,
-                kernel=factory,
-                mean=mean,
+                n_frequencies=frequencies,
+                kernel=chosen_kernel,
+                linear_term=mean,
                 seed=seed + i,
             )
         stack += mixing(linear, features, seed + i)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flowkit.bases import Base, Product, StandardNormal, Uniform
-from flowkit.conditioners import MLP, CircularFeatures, CircularMaskedMLP, StandardizeContext
+from flowkit.conditioners import MLP, CircularEncoding, MaskedMLP, StandardizeContext
 from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.recipes.checks import check_ends, check_network, check_sizes
@@ -203,8 +203,8 @@ def smooth_flow(
         if structure == "autoregressive":
             order = shuffled[:: -1 if i % 2 else 1]
             masked = functools.partial(
-                CircularMaskedMLP, hidden=hidden, activation=activation,
-                circular=[around[j] for j in order],
+                MaskedMLP, hidden=hidden, activation=activation,
+                encoding=CircularEncoding([around[j] for j in order]),
             )  # fmt: skip
             stack.append(MaskedAutoregressive(features, maps, masked, context, order))
             continue
@@ -212,8 +212,7 @@ def smooth_flow(
         moved = set(shuffled[i % 2 :: 2] if features > 1 else [0])
         read = [around[j] for j in range(features) if j not in moved]
         net = functools.partial(
-            CircularFeatures, circular=read,
-            conditioner=functools.partial(MLP, hidden=hidden, activation=activation),
+            MLP, hidden=hidden, activation=activation, encoding=CircularEncoding(read)
         )  # fmt: skip
         if features == 1:
             stack.append(Elementwise(1, maps, context, net))

@@ -12,7 +12,13 @@ import numpy as np
 import torch
 
 from flowkit.bases import Base, Product, StandardNormal, StudentT
-from flowkit.conditioners import MLP, GroupedConditioner, MaskedMLP, StandardizeContext
+from flowkit.conditioners import (
+    MLP,
+    AsinhEncoding,
+    GroupedConditioner,
+    MaskedMLP,
+    StandardizeContext,
+)
 from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.recipes.checks import check_network, check_sizes
@@ -166,7 +172,8 @@ def tail_adaptive_flow(
         base = StudentT(features, _START_DF[variant], chosen.learned, chosen.shared)
     rng = np.random.default_rng(seed)
     maps = scalar if isinstance(scalar, ScalarMap) else choose("scalar map", scalar, _SCALARS)()
-    options: dict[str, Any] = {"hidden": hidden, "activation": activation, "input_clip": "asinh"}
+    options: dict[str, Any] = {"hidden": hidden, "activation": activation}
+    options["encoding"] = AsinhEncoding()
     stack = unconstrained(name, features, lower, upper)
     stack += [Standardize(features, robust=True), Permutation(order)]
     if chosen.mapped and heavy:
@@ -231,7 +238,9 @@ def _coupling(
     moves = [sum(mask[a:b]) for a, b in itertools.pairwise(ends)]
     reads = [b - a - m for (a, b), m in zip(itertools.pairwise(ends), moves, strict=True)]
     net = functools.partial(MLP, **options)
-    grouped = functools.partial(GroupedConditioner, reads=reads, moves=moves, conditioner=net)
+    grouped = functools.partial(
+        GroupedConditioner, conditioning=reads, transformed=moves, conditioner=net
+    )
     return Coupling(mask, scalar, grouped, context)
 
 

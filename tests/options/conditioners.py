@@ -10,19 +10,20 @@ from torch import Tensor
 
 from flowkit.conditioners import (
     MLP,
+    AsinhEncoding,
     AutoregressiveConditioner,
-    CircularFeatures,
-    CircularMaskedMLP,
+    CircularEncoding,
+    ClipEncoding,
+    Conditioner,
     ConvNet,
-    FourierMaskedMLP,
+    FourierEncoding,
     GroupedConditioner,
     KernelConditioner,
     MaskedMLP,
     RandomFourierConditioner,
     ResidualMLP,
 )
-from flowkit.conditioners.mlp import Conditioner
-from flowkit.kernels import Matern, RationalQuadratic, SquaredExponential
+from flowkit.kernels import Kernel, Matern, RationalQuadratic, SquaredExponential
 
 from .harness import differs, falls, number_of_parameters, of, rises
 from .parts import C, D, X, network, reads_context, small, stirred
@@ -35,75 +36,80 @@ tiny = {"hidden": (8,)}
 
 of(MLP, None, **network(partial(MLP, 2, 4), FAR))
 of(ResidualMLP, None, **network(partial(ResidualMLP, 2, 4), FAR))
-of(MaskedMLP, None, **network(partial(MaskedMLP, 2, 3), FAR))
+of(
+    MaskedMLP,
+    None,
+    **network(partial(MaskedMLP, 2, 3), FAR),
+    block=differs(2, see=lambda **o: stirred(MaskedMLP(2, 3, **o))(FAR)),
+)
 conv = network(partial(ConvNet, 2, 4), 20 * IMAGE)
 of(ConvNet, lambda **o: number_of_parameters(ConvNet(2, 4, **o)), **conv, kernel=rises(5, 7))
 of(
     Conditioner,
-    lambda **o: vars(Conditioner(2, 4, **o)) and Conditioner(2, 4, **o).extra_repr(),
-    context=differs(1, 2),
-    hidden=differs((8,), (9,)),
-    activation=differs("relu"),
-    input_clip=differs(1.0, "asinh", see=lambda **o: Conditioner(2, 4, **o)._clip(FAR)),
+    lambda **o: Conditioner(2, 4, **o).columns,
+    context=rises(1, 2),
+    encoding=differs(AsinhEncoding(), see=lambda **o: Conditioner(2, 4, **o)._read(FAR, None)),
 )
-
-
-def fourier(**options: Any) -> FourierMaskedMLP:
-    return FourierMaskedMLP(2, 3, **{"hidden": (8, 8), "waves": 4, **options})
-
-
 of(
-    FourierMaskedMLP,
-    lambda **o: number_of_parameters(fourier(**o)),
-    **{
-        **network(partial(FourierMaskedMLP, 2, 3, waves=4), FAR),
-        "input_clip": differs(
-            0.5, None, see=lambda **o: stirred(FourierMaskedMLP(2, 3, waves=4, **o))(FAR)
-        ),
-    },
-    waves=rises(8, 16),
-    highest=rises(80.0, 200.0, see=lambda **o: fourier(**o).directions.norm(dim=-1).max()),
-    seed=differs(1, 2, see=lambda **o: fourier(**o).directions),
+    AutoregressiveConditioner,
+    lambda **o: AutoregressiveConditioner(2, 4, **o).columns,
+    block=differs(2, see=lambda **o: unrolled_tokens(**o)),
+    context=rises(1, 2),
+    encoding=differs(
+        AsinhEncoding(), see=lambda **o: AutoregressiveConditioner(2, 4, **o)._read(FAR, None)
+    ),
 )
 
 
-def circular(**options: Any) -> Tensor:
-    torch.manual_seed(0)
-    net = CircularFeatures(2, 3, **{"circular": (True, False), **options})
-    given = torch.ones(6, 1) if options.get("context") else None
-    return stirred(net)(FAR, given)
+def unrolled_tokens(**options: Any) -> list[int]:
+    """How many features are solved at once."""
+
+    class Nothing(AutoregressiveConditioner):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return x.unsqueeze(-1).expand(*x.shape, 4)
+
+    sizes: list[int] = []
+
+    def solve(z: Tensor, params: Tensor) -> Tensor:
+        sizes.append(len(z))
+        return z
+
+    Nothing(2, 4, **options).unroll(solve, X.mT)
+    return sizes
 
 
-ROUND = {
-    "circular": differs((False, True), (False, False), base=(True, False)),
-    "period": differs(1.0, 3.0),
-    "clip": differs(1.0, 5.0),
-}
+def encoded(make: Any, *args: Any) -> Any:
+    """What a network with an encoding reads of its features."""
+    return lambda **o: MLP(2, 4, encoding=make(*args, **o))._read(FAR, None)
+
+
+of(ClipEncoding, encoded(ClipEncoding), bound=differs(0.5, None))
 of(
-    CircularFeatures,
-    circular,
-    context=differs(1),
-    **ROUND,
-    conditioner=differs(partial(MLP, hidden=(8,)), ResidualMLP),
+    CircularEncoding,
+    encoded(CircularEncoding),
+    circular=differs(False, (True, False)),
+    period=differs(1.0, 3.0),
+    bound=differs(1.0, None, see=encoded(CircularEncoding, (True, False))),
 )
-
-
-def circular_masked(**options: Any) -> Tensor:
-    torch.manual_seed(0)
-    net = CircularMaskedMLP(2, 3, **{"circular": (True, False), **options})
-    return stirred(net)(FAR, torch.ones(6, 1) if options.get("context") else None)
-
-
-shared = network(partial(CircularMaskedMLP, 2, 3, circular=(True, False)), FAR)
-del shared["input_clip"]
-# Of two variables only the first one is read; a clip is of one that is no circle.
-clip = differs(1.0, 5.0, using={"circular": (False, True)})
-of(CircularMaskedMLP, circular_masked, **shared, **{**ROUND, "clip": clip})
+of(
+    FourierEncoding,
+    encoded(FourierEncoding),
+    n_frequencies=rises(40, 50, see=lambda **o: FourierEncoding(**o).sizes(2)[0]),
+    max_frequency=rises(
+        80.0, 200.0, see=lambda **o: FourierEncoding(**o, seed=0).constants(2, False).max()
+    ),
+    seed=differs(1, 2, base=0),
+    bound=differs(0.5, None, using={"seed": 0}),
+)
+GROUPS = {"conditioning": (1, 1), "transformed": (1, 1)}
 of(
     GroupedConditioner,
-    lambda **o: number_of_parameters(GroupedConditioner(2, 4, (1, 1), (1, 1), **o)),
-    conditioner=falls(small),
+    lambda **o: number_of_parameters(GroupedConditioner(2, 4, **{**GROUPS, **o})),
+    conditioning=rises((2, 0), base=(0, 2)),
+    transformed=rises((0, 4), base=(4, 0), using={"conditioner": MLP, "conditioning": (0, 2)}),
     context=rises(1, 2),
+    conditioner=falls(small),
+    encoding=rises(FourierEncoding(2), using={"conditioner": MLP}),
 )
 
 
@@ -117,24 +123,25 @@ def numbers(make: Any, *args: Any) -> Any:
     return lambda **o: number_of_parameters(make(*args, **o))
 
 
-KINDS = differs(Matern, RationalQuadratic)
 of(
     KernelConditioner,
     numbers(KernelConditioner, 2, 3),
     context=rises(1, 2),
     points=rises(200, 300),
-    kernel=differs(Matern, RationalQuadratic, see=expansion(KernelConditioner, points=5)),
-    mean=rises(True),
+    kernel=differs(Matern(), RationalQuadratic(), see=expansion(KernelConditioner, points=5)),
+    linear_term=rises(True),
     learn_points=falls(False),
+    encoding=rises(CircularEncoding(), FourierEncoding(2)),
 )
 of(
     RandomFourierConditioner,
     numbers(RandomFourierConditioner, 2, 3),
     context=rises(1, 2),
-    frequencies=rises(300, 400),
-    kernel=differs(Matern, see=expansion(RandomFourierConditioner, frequencies=5)),
-    mean=rises(True),
-    seed=differs(1, 2, see=lambda **o: RandomFourierConditioner(2, 3, **o).omega),
+    n_frequencies=rises(300, 400),
+    kernel=differs(Matern(), see=expansion(RandomFourierConditioner, n_frequencies=5)),
+    linear_term=rises(True),
+    encoding=rises(CircularEncoding(), FourierEncoding(2)),
+    seed=differs(1, 2, base=0, see=lambda **o: RandomFourierConditioner(2, 3, **o).frequencies),
 )
 
 
@@ -147,7 +154,11 @@ def kernel(make: Any) -> dict[str, Any]:
     return {
         "length_scale": rises(2.0, (3.0, 4.0), base=1.0, see=alike),
         "learn": falls(False, see=numbers(make, 2)),
+        "features": rises(1, 2, see=numbers(make)),
     }
+
+
+of(Kernel, lambda **o: Kernel(**o).features, features=differs(1, 2))
 
 
 def alike(make: Any) -> Any:
@@ -165,16 +176,21 @@ of(
 
 # Context ------------------------------------------------------------------------------------
 
-reads_context(stirred(MLP(2, 3, 1, **tiny)), X, "forward")
-reads_context(stirred(ResidualMLP(2, 3, 1, **tiny)), X, "forward")
-masked = stirred(MaskedMLP(2, 3, 1, **tiny))
+reads_context(stirred(MLP(2, 3, context=1, **tiny)), X, "forward")
+reads_context(stirred(ResidualMLP(2, 3, context=1, **tiny)), X, "forward")
+masked = stirred(MaskedMLP(2, 3, context=1, **tiny))
 reads_context(masked, X, "forward")
-reads_context(stirred(ConvNet(2, 3, 1, **tiny)), IMAGE, "forward")
-reads_context(stirred(CircularFeatures(2, 3, 1, circular=(True, False))), X, "forward")
-reads_context(stirred(GroupedConditioner(2, 4, (1, 1), (1, 1), small, context=1)), X, "forward")
+reads_context(stirred(ConvNet(2, 3, context=1, **tiny)), IMAGE, "forward")
+circular = MLP(2, 3, context=1, encoding=CircularEncoding((True, False)))
+reads_context(stirred(circular), X, "forward")
+grouped = partial(GroupedConditioner, 2, 4, **GROUPS, context=1)
+reads_context(stirred(grouped(conditioner=small)), X, "forward")
 expanding = partial(KernelConditioner, points=4)
-reads_context(GroupedConditioner(2, 4, (1, 1), (1, 1), expanding, context=1), X, "initialize")
-for net in (expanding(2, 3, 1), RandomFourierConditioner(2, 3, 1, frequencies=4)):
+reads_context(grouped(conditioner=expanding), X, "initialize")
+for net in (
+    expanding(2, 3, context=1),
+    RandomFourierConditioner(2, 3, context=1, n_frequencies=4),
+):
     reads_context(stirred(net), X, "forward", "initialize")
 
 

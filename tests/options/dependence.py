@@ -147,7 +147,7 @@ of(
     per_block=rises(True, see=count(EquicorrelatedBlocks, BLOCKS)),
     learn=falls(False, see=count(EquicorrelatedBlocks, BLOCKS)),
 )
-kernel = Matern(1, 0.5, length_scale=1.0, learn=False)
+kernel = Matern(1, nu=0.5, length_scale=1.0, learn=False)
 places = torch.tensor([[0.0], [1.0], [3.0]])
 of(
     Spatial,

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from flowkit import Flow
 from flowkit.bases import StandardNormal
-from flowkit.conditioners import MLP
+from flowkit.conditioners import (
+    MLP,
+    AsinhEncoding,
+    CircularEncoding,
+    ClipEncoding,
+    FourierEncoding,
+)
 from flowkit.errors import FlowkitError
 from flowkit.scalar import Affine
 from flowkit.transforms import Compose, Coupling, Elementwise, Standardize
@@ -50,7 +56,7 @@ def state(module: nn.Module) -> dict[str, Tensor]:
 
 def small(in_features: int, out_features: int, context: int = 0) -> nn.Module:
     """A conditioner of eight units."""
-    return MLP(in_features, out_features, context, hidden=(8,))
+    return MLP(in_features, out_features, context=context, hidden=(8,))
 
 
 def conditional(features: int = 2, seed: int = 0) -> Flow:
@@ -130,8 +136,16 @@ def _calls(part: Any, name: str, x: Any) -> Callable[..., Any]:
     return starts if name == "initialize" else see
 
 
+ENCODINGS = (
+    ClipEncoding(bound=0.5),
+    AsinhEncoding(),
+    CircularEncoding(period=3.0),
+    FourierEncoding(2, seed=0),
+)
+
+
 def network(build: Callable[..., nn.Module], x: Tensor) -> dict[str, Expectation]:
-    """Cases of the arguments that all networks share: widths, activation, clip, context."""
+    """Cases of the arguments that all networks share: widths, activation, encoding, context."""
 
     def out(**options: Any) -> Any:
         net = stirred(build(**options), 0.3)
@@ -144,7 +158,7 @@ def network(build: Callable[..., nn.Module], x: Tensor) -> dict[str, Expectation
         "context": rises(1, 3, see=count),
         "hidden": rises((8, 8), (16, 16), base=(4, 4), see=count),
         "activation": differs("relu", "tanh", "elu", "gelu", "softplus", see=out),
-        "input_clip": differs(0.5, "asinh", None, see=out),
+        "encoding": differs(*ENCODINGS, see=out),
     }
 
 

@@ -142,7 +142,7 @@ of(
     context=rises(1, 2),
     layers=rises(3, 4),
     points=rises(6, 8),
-    kernel=differs("matern-1/2", "squared-exponential", Matern, see=see_kernels),
+    kernel=differs("matern-1/2", "squared-exponential", Matern(), see=see_kernels),
     scalar=differs("spline", "mixture", see=see_kernels),
     linear=differs("orthogonal", "permutation", None, see=see_kernels),
     mean=rises(True),

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.conditioners import ACTIVATIONS, MLP, AutoregressiveConditioner, MaskedMLP
+from flowkit.conditioners import MLP, AutoregressiveConditioner, ClipEncoding, MaskedMLP
+from flowkit.conditioners.mlp import ACTIVATIONS
 from flowkit.interop.nflows.scalars import SigmoidAffine, SoftplusIntervalSpline, SoftplusSpline
 from flowkit.numerics.clips import soft_clip
 from flowkit.numerics.layout import features_first
@@ -99,7 +100,7 @@ class HeldMADE(AutoregressiveConditioner):
     def __init__(
         self, net: nn.Module, features: int, context: int, scale: Tensor, offset: Tensor
     ) -> None:
-        super().__init__(features, features * scale.shape[-1], context, input_clip=None)
+        super().__init__(features, scale.shape[-1], context=context)
         self.net = net
         self.register_buffer("scale", scale)
         self.register_buffer("offset", offset)
@@ -147,7 +148,7 @@ def mlp_from_nflows(net: Any) -> nn.Module:
         net._out_shape[0],
         hidden=tuple(net._hidden_sizes),
         activation=_NAMES[net._activation],
-        input_clip=None,
+        encoding=ClipEncoding(bound=None),
     ).to(net._output_layer.weight)
     theirs = [net._input_layer, *net._hidden_layers, net._output_layer]
     for ours, layer in zip([*copy.layers, copy.last], theirs, strict=True):
@@ -176,7 +177,7 @@ def masked_mlp_from_made(made: Any, scale: Tensor, offset: Tensor) -> MaskedMLP 
         scale.shape[-1],
         hidden=tuple(layer.out_features for layer in layers),
         activation=_NAMES[made.activation],
-        input_clip=None,
+        encoding=ClipEncoding(bound=None),
     ).to(made.final_layer.weight)
     columns = torch.arange(features, device=scale.device)
     for i, (ours, layer) in enumerate(zip(copy.layers, layers, strict=True)):
