@@ -202,7 +202,7 @@ class SquaredExponential(_Stationary):
 
     def draw_frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
         """Normal draws."""
-        return torch.from_numpy(rng.standard_normal((count, self.features)))
+        return torch.from_numpy(rng.standard_normal((count, len(self.length_scales))))
 
 
 @register
@@ -269,7 +269,7 @@ class Matern(_Stationary):
 
     def draw_frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
         r"""Draws of a multivariate t with :math:`2 \nu` degrees of freedom."""
-        normal = rng.standard_normal((count, self.features))
+        normal = rng.standard_normal((count, len(self.length_scales)))
         spread = np.sqrt(rng.chisquare(2 * self.nu, (count, 1)) / (2 * self.nu))
         return torch.from_numpy(normal / spread)
 
@@ -318,7 +318,7 @@ class _Pair(Kernel):
     def __init__(self, first: Kernel, second: Kernel) -> None:
         parts = {"first": first, "second": second}
         for name, part in parts.items():
-            checks.instance(type(self).__name__, name, part, Kernel)  # type: ignore[type-abstract]
+            checks.instance(type(self).__name__, name, part, Kernel)
         features = first.features or second.features
         if features is not None:
             parts = {name: part.with_features(features) for name, part in parts.items()}

@@ -11,6 +11,7 @@ from registry import SCALARS
 from scipy import optimize, stats
 from torch.autograd import grad, gradcheck, gradgradcheck
 
+from flowkit.errors import ArgumentError
 from flowkit.numerics.clips import soft_clip
 from flowkit.numerics.roots import attach_newton, expand_bracket, find_root
 from flowkit.scalar import (
@@ -209,14 +210,14 @@ def test_splines_survive_extreme_parameters(f, dtype, bound):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bins": 1}, "RationalQuadraticSpline needs bins >= 2, got 1"),
-        ({"min_size": 1.0}, r"needs 0 < min_size < 1, got 1.0"),
-        ({"min_slope": 1.0}, "needs 0 < min_slope < 1, got 1.0"),
-        ({"bound": 0.0}, r"needs an interval of positive length"),
+        ({"bins": 1}, "RationalQuadraticSpline expected bins as an integer >= 2, got 1"),
+        ({"min_size": 1.0}, "min_size as a finite number > 0 and < 1, got 1.0"),
+        ({"min_slope": 1.0}, "min_slope as a finite number > 0 and < 1, got 1.0"),
+        ({"bound": 0.0}, "bound as a finite number > 0, got 0.0"),
     ],
 )
 def test_spline_options_out_of_range_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         RationalQuadraticSpline(**options)
 
 

@@ -15,8 +15,9 @@ from flowkit.errors import (
     NotInvertibleError,
     ShapeError,
 )
-from flowkit.numerics import roots
-from flowkit.numerics.roots import find_root_by_newton, find_root_in_bins
+from flowkit.numerics import bins, roots
+from flowkit.numerics.bins import find_root_in_bins
+from flowkit.numerics.roots import find_root_by_newton
 from flowkit.scalar import (
     Affine,
     CircularSmoothMixture,
@@ -25,10 +26,9 @@ from flowkit.scalar import (
     RationalQuadraticSpline,
     RealSmoothMixture,
     SmoothMixture,
-    least_shape,
-    smooth_step,
 )
 from flowkit.scalar import smooth as smooth_module
+from flowkit.scalar.bump import least_shape, smooth_step
 from flowkit.transforms import CircularShift, Compose, Coupling, Rescale
 
 MAPS = [SmoothMixture, RealSmoothMixture, CircularSmoothMixture]
@@ -65,12 +65,12 @@ def test_the_step_is_symmetric_and_reaches_its_ends(exponent):
 def test_derivatives_of_the_step_vanish_at_its_ends_and_are_finite_everywhere(dtype):
     shape = torch.ones((), dtype=dtype)
     near = torch.tensor([1e-3, 1 - 1e-3], dtype=dtype)
-    for value in derivatives(lambda u: smooth_step(u, shape)[0], near, 4):
+    for value in derivatives(lambda u: smooth_step(u, shape, 1.0)[0], near, 4):
         assert float(value.abs().max()) < (1e-25 if dtype == torch.float32 else 1e-100)
     tiny = 1e-300 if dtype == DOUBLE else 1e-38
     everywhere = torch.tensor([-1.0, 0.0, tiny, 0.5, 1.0, 2.0], dtype=dtype)
     for part in (0, 1):
-        for value in derivatives(lambda u: smooth_step(u, shape)[part], everywhere, 3):  # noqa: B023
+        for value in derivatives(lambda u: smooth_step(u, shape, 1.0)[part], everywhere, 3):  # noqa: B023
             assert bool(value.isfinite().all())
 
 
@@ -248,7 +248,7 @@ def test_a_search_that_does_not_end_says_so(monkeypatch):
             return torch.full_like(x, -1.0), torch.ones_like(x)
 
     one = torch.ones(3, dtype=DOUBLE)
-    monkeypatch.setattr(roots, "_FIRST_STEPS", 2)
+    monkeypatch.setattr(bins, "_FIRST_STEPS", 2)
     with pytest.raises(ConvergenceError, match="3 of 3 numbers.*remedy"):
         find_root_in_bins(Endless(), 0 * one, -math.inf * one, math.inf * one)
     monkeypatch.setattr(roots, "_NEWTON_STEPS", {DOUBLE: 4})
@@ -440,7 +440,7 @@ def test_bad_arguments_of_smooth_flow_are_named(options, message):
     ],
 )
 def test_bad_options_of_smooth_mixtures_are_named(options):
-    with pytest.raises(ValueError, match="SmoothMixture needs"):
+    with pytest.raises(ValueError, match="SmoothMixture expected"):
         SmoothMixture(**options)
 
 

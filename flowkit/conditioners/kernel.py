@@ -40,7 +40,7 @@ class _Expansion(Conditioner):
         name = type(self).__name__
         chosen = SquaredExponential() if kernel is None else kernel
         remedy = "for example Matern(nu=1.5)"
-        chosen = checks.instance(name, "kernel", chosen, Kernel, remedy)  # type: ignore[type-abstract]
+        chosen = checks.instance(name, "kernel", chosen, Kernel, remedy)
         if chosen.features not in (None, self.columns):
             raise checks.fail(name, "kernel", f"a kernel of {self.columns} features", kernel)
         self.kernel = chosen.with_features(self.columns)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,16 +25,10 @@ _DOUBLINGS = 24
 # most 22; the rest is margin where a program cannot stop early.
 _NEWTON_STEPS = {torch.float64: 64}
 _NEWTON_STEPS_SINGLE = 32
-# Newton's steps for all numbers, before those that need more are looked at by themselves; steps
-# for these, while they are too many for a search in bins; and how many points a call of that may
-# look at, if there are not half as many numbers. Measured.
-_FIRST_STEPS = 4
-_MORE_STEPS = 8
-_CHEAP = 2**17
 # A root this many resolutions beyond the end of a bracket is no matter of rounding.
 _BEYOND = 1e3
 
-_Function = Callable[[Tensor], tuple[Tensor, Tensor]]
+Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def look(done: Tensor) -> bool | None:
@@ -138,7 +132,7 @@ def find_root(
         return torch.where(fnew.abs() < fopp.abs(), new, opposite)
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where Newton's method stands; ``slope`` is that where it came from, ``late`` needs more."""
 
     x: Tensor
@@ -149,23 +143,25 @@ class _Place(NamedTuple):
     before: Tensor
     late: Tensor
 
-    def take(self, index: Tensor) -> _Place:
-        return _Place(*(value.index_select(0, index) for value in self))
+    def take(self, index: Tensor) -> Place:
+        """The places of some of the numbers."""
+        return Place(*(value.index_select(0, index) for value in self))
 
 
-def _begin(start: Tensor, lower: Tensor, upper: Tensor) -> _Place:
+def begin(start: Tensor, lower: Tensor, upper: Tensor) -> Place:
+    """Newton's method before its first step."""
     width = upper - lower
     x = torch.clamp(start, lower, upper)
-    return _Place(x, torch.ones_like(x), lower, upper, width, width, width > 0)
+    return Place(x, torch.ones_like(x), lower, upper, width, width, width > 0)
 
 
-def _tighten(place: _Place, value: Tensor) -> tuple[Tensor, Tensor]:
+def _tighten(place: Place, value: Tensor) -> tuple[Tensor, Tensor]:
     """The bracket, given the value at the point."""
     low = value < 0
     return torch.where(low, place.x, place.lower), torch.where(low, place.upper, place.x)
 
 
-def _step(f: _Function, place: _Place, least: Tensor, watch: bool) -> _Place:
+def take_step(f: Function, place: Place, least: Tensor, watch: bool) -> Place:
     """One step by Newton's method, or a halving where that leads out of the bracket.
 
     Also, if ``watch``, where a step is longer than half the last but one: steps that do not get
@@ -180,10 +176,10 @@ def _step(f: _Function, place: _Place, least: Tensor, watch: bool) -> _Place:
     to = torch.where(near, to, torch.lerp(lower, upper, 0.5))
     step = (to - place.x).abs()
     # A missing value compares false, and is not waited for.
-    return _Place(to, slope, lower, upper, step, place.last, step > least)
+    return Place(to, slope, lower, upper, step, place.last, step > least)
 
 
-def _resolution(lower: Tensor, upper: Tensor, tolerance: float = 0.0) -> Tensor:
+def resolution(lower: Tensor, upper: Tensor, tolerance: float) -> Tensor:
     """The step that counts as none: rounding keeps steps of this size going."""
     scale = upper - lower + torch.maximum(lower.abs(), upper.abs())
     # No step is short beside an infinite bracket.
@@ -191,7 +187,8 @@ def _resolution(lower: Tensor, upper: Tensor, tolerance: float = 0.0) -> Tensor:
     return scale * max(tolerance, 8 * torch.finfo(lower.dtype).eps)
 
 
-def _give_up(late: Tensor, width: Tensor) -> ConvergenceError:
+def give_up(late: Tensor, width: Tensor) -> ConvergenceError:
+    """The error of a search that has not ended."""
     count, widest = int(late.sum()), float(torch.where(late, width, 0).max())
     return ConvergenceError(
         f"the search for the inverse has not ended for {count} of {late.numel()} numbers, with "
@@ -200,7 +197,7 @@ def _give_up(late: Tensor, width: Tensor) -> ConvergenceError:
     )
 
 
-def _slope(older: _Place, old: _Place, place: _Place) -> Tensor:
+def _slope(older: Place, old: Place, place: Place) -> Tensor:
     """The slope at the last point, from the slopes at the two before: no further call."""
     share = (place.x - old.x) / (old.x - older.x)
     # Steps of rounding's size say nothing; neither do equal points.
@@ -209,7 +206,7 @@ def _slope(older: _Place, old: _Place, place: _Place) -> Tensor:
 
 
 def find_root_by_newton(
-    f: _Function, start: Tensor, lower: Tensor, upper: Tensor
+    f: Function, start: Tensor, lower: Tensor, upper: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the root of an increasing ``f`` in a bracket, and the slope there, without gradient.
 
@@ -238,160 +235,30 @@ def find_root_by_newton(
         1.259921049895
     """
     with torch.no_grad():
-        least, place = _resolution(lower, upper), _begin(start, lower, upper)
+        least, place = resolution(lower, upper, 0.0), begin(start, lower, upper)
         old, ended = place, None
         for i in range(_NEWTON_STEPS.get(start.dtype, _NEWTON_STEPS_SINGLE)):
             older, old = old, place
-            place = _step(f, place, least, watch=i >= 2)
+            place = take_step(f, place, least, watch=i >= 2)
             # The first steps are never the last ones.
             ended = look(~place.late) if i >= 2 else None
             if ended:
                 break
         if ended is False:
-            raise _give_up(place.late, place.upper - place.lower)
+            raise give_up(place.late, place.upper - place.lower)
         at_end = torch.minimum(place.x - lower, upper - place.x) <= least
         if look(~at_end) is False:
             _expect_inside(f, place.x, lower, upper, least)
         return place.x, _slope(older, old, place)
 
 
-def _expect_inside(f: _Function, x: Tensor, lower: Tensor, upper: Tensor, least: Tensor) -> None:
+def _expect_inside(f: Function, x: Tensor, lower: Tensor, upper: Tensor, least: Tensor) -> None:
     """Raise where the root lies clearly beyond the end of the bracket at which ``x`` is."""
     value, slope = f(x)
     far = value.abs() > _BEYOND * least * slope
     outside = far & torch.where(value > 0, x - lower <= least, upper - x <= least)
     if outside.any():
         raise _no_bracket(outside)
-
-
-class Residual(Protocol):
-    """An increasing function of numbers ``(..., N)``, which can be cut down to some of the N."""
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and slope."""
-        ...
-
-    def take(self, index: Tensor) -> Residual:
-        """Return the function for the numbers ``index (n,)`` alone."""
-        ...
-
-
-def find_root_in_bins(
-    f: Residual,
-    start: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-    points: int = 24,
-    tolerance: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Return the roots of an increasing ``f`` in brackets, and the slopes there, without gradient.
-
-    Four bracketed Newton steps, more for those that are not down to the tolerance while they are
-    many, and a multi-bin search for the last: each call of ``f`` is made at ``points`` points a
-    number (the first at a third of them) and keeps the one part of the bracket that holds the
-    root. Some points divide the bracket evenly, so that it always shrinks; others crowd around the
-    root of the cubic through both ends, with their slopes, so that it soon shrinks to the
-    tolerance.
-
-    Args:
-        f: Function of ``(N,)``, and of ``(points, n)`` once it is cut down.
-        start: Where to begin, ``(N,)``.
-        lower: Points with ``f <= 0``.
-        upper: Points with ``f >= 0``.
-        points: Points a call of the multi-bin search, at least 3.
-        tolerance: Width of the last bracket, in units of the first one and its ends; eight
-            roundings at least.
-
-    Raises:
-        ConvergenceError: If a bracket has not shrunk to the tolerance. Programs that cannot look
-            at their numbers (compiled, vmapped) take Newton steps throughout and do not check.
-
-    References:
-        The multi-bin search: Köhler, Krämer and Noé 2021, arXiv 2110.00351.
-    """
-    with torch.no_grad():
-        least, place = _resolution(lower, upper, tolerance), _begin(start, lower, upper)
-        for i in range(_FIRST_STEPS):
-            place = _step(f, place, least, watch=i >= 2)
-        ended = look(~place.late)
-        if ended is None:
-            return find_root_by_newton(f, place.x, place.lower, place.upper)
-        x, most = place.x, max(2 * place.x.numel(), _CHEAP)
-        g, index = f, torch.arange(x.numel(), device=x.device)
-        for _ in range(_MORE_STEPS):
-            late = place.late.nonzero().squeeze(-1)
-            if late.numel() * points <= most:
-                break
-            g, index, least, place = g.take(late), index[late], least[late], place.take(late)
-            place = _step(g, place, least, watch=True)
-            x = x.index_copy(0, index, place.x)
-        late = place.late.nonzero().squeeze(-1)
-        if late.numel():
-            place = place.take(late)
-            endless = (place.upper - place.lower) == math.inf
-            if endless.any():
-                raise _give_up(endless, place.upper - place.lower)
-            roots = _search_bins(g.take(late), place, least[late], points)
-            x = x.index_copy(0, index[late], roots)
-        value, slope = f(x)
-        return torch.clamp(x - value / slope, lower, upper), slope
-
-
-def _search_bins(f: Residual, place: _Place, least: Tensor, points: int) -> Tensor:
-    """The multi-bin search: brackets down to ``least``."""
-    x, lower, upper = place.x, place.lower, place.upper
-    roots, index = x, torch.arange(len(x), device=x.device)
-    parts = points - 1 - 2 * ((points - 2) // 4)
-    calls = 3 - math.ceil(math.log(8 * torch.finfo(x.dtype).eps) / math.log(parts))
-    for call in range(calls):
-        # Most are found by the first call, which confirms Newton's last step.
-        count = max(points // 3, 3) if call == 0 else points
-        crowd = (count - 2) // 4
-        even = torch.arange(1, count - 1 - 2 * crowd, dtype=x.dtype, device=x.device)
-        shares = even.unsqueeze(-1) / (len(even) + 1)
-        powers = torch.arange(1, crowd + 1, dtype=x.dtype, device=x.device).unsqueeze(-1)
-        nearness = torch.exp2(-powers if crowd > 10 else -2 * powers)
-        at = torch.cat(
-            [
-                torch.lerp(lower, upper, shares),
-                torch.lerp(x, lower, nearness),
-                torch.lerp(x, upper, nearness),
-                # Both sides of the root, if it is where it is taken to be.
-                torch.maximum(x - 0.45 * least, lower).unsqueeze(0),
-                torch.minimum(x + 0.45 * least, upper).unsqueeze(0),
-            ]
-        )
-        value, slope = f(at)
-        x, lower, upper = _cubic(at, value, slope, lower, upper)
-        roots = roots.index_copy(0, index, x)
-        more = (upper - lower > least).nonzero().squeeze(-1)
-        if not more.numel():
-            return roots
-        index, f = index[more], f.take(more)
-        x, lower, upper, least = x[more], lower[more], upper[more], least[more]
-    raise _give_up(upper - lower > least, upper - lower)
-
-
-def _cubic(
-    at: Tensor, value: Tensor, slope: Tensor, lower: Tensor, upper: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The bracket between points ``at``, and the root of the inverse cubic through its ends."""
-    low = value < 0
-    below, i = torch.where(low, at, lower).max(0, keepdim=True)
-    above, j = torch.where(low, upper, at).min(0, keepdim=True)
-    a, b = value.gather(0, i), value.gather(0, j)
-    rise = b - a
-    t = -a / rise
-    square, cube = t * t, t * t * t
-    ends = rise * ((t - 2 * square + cube) / slope.gather(0, i))
-    ends = ends + rise * ((cube - square) / slope.gather(0, j))
-    x = torch.addcmul(below, above - below, 3 * square - 2 * cube) + ends
-    # An end that no point replaced has no value: one step by Newton's method from the other.
-    ended = (a < 0, b >= 0)
-    x = torch.where(ended[0], x, above - b / slope.gather(0, j))
-    x = torch.where(ended[1], x, below - a / slope.gather(0, i))
-    x = torch.where(torch.clamp(x, below, above) == x, x, torch.lerp(below, above, 0.5))
-    return x.squeeze(0), below.squeeze(0), above.squeeze(0)
 
 
 def attach_newton(

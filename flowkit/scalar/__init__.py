@@ -1,17 +1,11 @@
-"""Monotone maps of one number, their parameters handed in."""
+"""Increasing functions of one number, with their parameters handed in."""
 
 from flowkit.scalar.activation import SmoothLeakyReLU
 from flowkit.scalar.affine import Affine
 from flowkit.scalar.base import ScalarMap
 from flowkit.scalar.features import PerFeature
 from flowkit.scalar.mixture import LogisticMixture
-from flowkit.scalar.smooth import (
-    CircularSmoothMixture,
-    RealSmoothMixture,
-    SmoothMixture,
-    least_shape,
-    smooth_step,
-)
+from flowkit.scalar.smooth import CircularSmoothMixture, RealSmoothMixture, SmoothMixture
 from flowkit.scalar.spline import CircularSpline, IntervalSpline, RationalQuadraticSpline
 from flowkit.scalar.tails import TailTransform
 
@@ -28,6 +22,4 @@ __all__ = [
     "ScalarMap",
     "SmoothLeakyReLU",
     "SmoothMixture",
-    "least_shape",
-    "smooth_step",
 ]

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.scalar.base import ScalarMap
 
@@ -19,13 +20,13 @@ class SmoothLeakyReLU(ScalarMap):
     r""":math:`y = \alpha x + (1 - \alpha)\, \mathrm{softplus}(x)`, infinitely differentiable.
 
     The slope :math:`\alpha + (1 - \alpha)\, \mathrm{sigmoid}(x)` rises from :math:`\alpha` to 1.
-    No parameters; for :class:`flowkit.transforms.Activation`.
+    It has no parameters.
 
     Args:
         alpha: Slope on the left, in (0, 1).
 
     Raises:
-        ValueError: If the slope is outside.
+        ArgumentError: If the slope is out of its range.
 
     References:
         Chao et al. 2023, arXiv 2305.15267, appendix A.
@@ -42,8 +43,8 @@ class SmoothLeakyReLU(ScalarMap):
     starts_at_identity: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"SmoothLeakyReLU expected alpha in (0, 1), got {self.alpha!r}")
+        alpha = checks.number("SmoothLeakyReLU", "alpha", self.alpha, above=0, below=1)
+        self._set(alpha=alpha)
 
     @property
     def param_size(self) -> int:  # type: ignore[override]

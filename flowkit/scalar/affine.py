@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.clips import soft_clip
 from flowkit.scalar.base import ScalarMap
@@ -15,13 +16,17 @@ from flowkit.scalar.base import ScalarMap
 @register
 @dataclass(frozen=True)
 class Affine(ScalarMap):
-    r""":math:`y = x\, e^{s} + t`, with s the :func:`flowkit.numerics.clips.soft_clip` of a at :math:`s_{max}`.
+    r"""The affine map :math:`y = x\, e^{s} + t`, its log-scale s softly bounded.
 
-    Two parameters per scalar: the shift ``t`` and the raw log-scale ``a``. The soft clip keeps a
-    scale between :math:`e^{-s_{max}}` and :math:`e^{s_{max}}`, so that deep stacks stay finite.
+    There are two parameters per scalar: the shift t and the raw log-scale a, of which s is the
+    :func:`~flowkit.numerics.clips.soft_clip` at :math:`s_{max}`. It keeps a scale between
+    :math:`e^{-s_{max}}` and :math:`e^{s_{max}}`, so that deep stacks stay finite.
 
     Args:
         max_log_scale: The bound :math:`s_{max}`, in nats; ``None`` for no bound.
+
+    Raises:
+        ArgumentError: If the bound is not positive.
 
     Example:
         >>> import torch
@@ -31,6 +36,11 @@ class Affine(ScalarMap):
     """
 
     max_log_scale: float | None = 5.0
+
+    def __post_init__(self) -> None:
+        if self.max_log_scale is not None:
+            bound = checks.number("Affine", "max_log_scale", self.max_log_scale, above=0)
+            self._set(max_log_scale=bound)
 
     @property
     def param_size(self) -> int:  # type: ignore[override]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from flowkit import checks
+from flowkit.errors import ArgumentError
 from flowkit.numerics.roots import attach_newton, expand_bracket, find_root_by_newton
 
 
@@ -42,6 +44,11 @@ class ScalarMap:
     starts_at_identity: ClassVar[bool] = True
     #: Number of continuous derivatives in ``x``, in both directions.
     smoothness: ClassVar[float] = math.inf
+
+    def _set(self, **values: Any) -> None:
+        """Store checked arguments in a frozen dataclass."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -100,3 +107,19 @@ class ScalarMap:
             x = attach_newton(lambda x: self.forward(x, params), x, y)
             log_slope = self.forward(x, params)[1]
         return x, -log_slope
+
+
+def check_interval(owner: str, lower: Any, upper: Any) -> dict[str, float]:
+    """Check the two finite ends of an interval of positive length.
+
+    Example:
+        >>> check_interval("IntervalSpline", 0, 2)
+        {'lower': 0.0, 'upper': 2.0}
+    """
+    ends = {
+        "lower": checks.number(owner, "lower", lower),
+        "upper": checks.number(owner, "upper", upper),
+    }
+    if not 0 < ends["upper"] - ends["lower"] < math.inf:
+        raise ArgumentError(f"{owner} expected lower < upper, got {lower!r} and {upper!r}")
+    return ends

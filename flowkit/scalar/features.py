@@ -1,4 +1,4 @@
-"""One scalar map a feature: products of lines, intervals and circles in one layer."""
+"""One scalar map per feature: periodic, bounded and real variables in one layer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.errors import ShapeError
 from flowkit.scalar.base import ScalarMap
@@ -17,16 +18,17 @@ from flowkit.scalar.base import ScalarMap
 @register
 @dataclass(frozen=True)
 class PerFeature(ScalarMap):
-    """A map of its own for every feature, where features live on lines, intervals or circles.
+    """A scalar map for every feature: real, bounded and periodic variables in one layer.
 
-    Layers hand rows of features, the first dimension, to a scalar map; row i is moved by map i.
+    Layers hand features to a scalar map along the first dimension; feature i goes to map i.
     ``param_size`` is the largest; a map that needs fewer reads the first ones.
 
     Args:
-        maps: One scalar map a feature of the layer, in the order of the features.
+        maps: One scalar map per feature of the layer, in the order of the features.
 
     Raises:
-        ShapeError: If there is none, or a layer has another number of features.
+        ArgumentError: If there are no maps, or something else among them.
+        ShapeError: If a layer has another number of features.
 
     Example:
         >>> import torch
@@ -44,17 +46,17 @@ class PerFeature(ScalarMap):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "maps", tuple(self.maps))
-        if not self.maps or not all(isinstance(m, ScalarMap) for m in self.maps):
-            raise ShapeError(f"PerFeature expected one ScalarMap a feature, got {self.maps}")
-        # Runs of equal maps are cut out, joined by map, moved, and put back in their order.
+        listed = checks.as_list(self.maps)
+        if not listed or not all(isinstance(m, ScalarMap) for m in listed):
+            raise checks.fail("PerFeature", "maps", "one ScalarMap per feature", self.maps)
+        self._set(maps=tuple(listed))
+        # Runs of equal maps are cut out, joined by map, transformed, and put back in order.
         runs = [(m, len(list(run))) for m, run in itertools.groupby(self.maps)]
         groups = tuple(
             (m, tuple(i for i, (other, _) in enumerate(runs) if other == m))
             for m in dict.fromkeys(self.maps)
         )
-        object.__setattr__(self, "_lengths", tuple(length for _, length in runs))
-        object.__setattr__(self, "_groups", groups)
+        self._set(_lengths=tuple(length for _, length in runs), _groups=groups)
 
     @property
     def param_size(self) -> int:  # type: ignore[override]
@@ -85,7 +87,7 @@ class PerFeature(ScalarMap):
         if of != len(self.maps):
             raise ShapeError(
                 f"PerFeature holds {len(self.maps)} maps and the layer has {of} features; remedy: "
-                "one map for every feature of the layer, also for those that do not move"
+                "one map for every feature of the layer, also for those that are not transformed"
             )
         maps = tuple(self.maps[i] for i in features)
         return maps[0] if len(set(maps)) == 1 else PerFeature(maps)
@@ -93,7 +95,8 @@ class PerFeature(ScalarMap):
     def _apply(self, direction: str, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         if x.dim() == 0 or len(x) != len(self.maps):
             raise ShapeError(
-                f"PerFeature expected {len(self.maps)} rows, one a map, got {tuple(x.shape)}"
+                f"PerFeature expected {len(self.maps)} features first, one per map, got "
+                f"{tuple(x.shape)}"
             )
         own = params.dim() == x.dim() + 1
         rows = x.split(self._lengths)
@@ -105,8 +108,8 @@ class PerFeature(ScalarMap):
             value, log_slope = getattr(m, direction)(together, theirs[..., : m.param_size])
             lengths = [self._lengths[i] for i in runs]
             pieces = zip(runs, value.split(lengths), log_slope.split(lengths), strict=True)
-            for i, moved, log_moved in pieces:
-                values[i], log_slopes[i] = moved, log_moved
+            for i, new, new_log_slope in pieces:
+                values[i], log_slopes[i] = new, new_log_slope
         return torch.cat(values), torch.cat(log_slopes)
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.clips import soft_clip
 from flowkit.numerics.roots import find_root_by_newton
@@ -18,7 +19,9 @@ from flowkit.scalar.base import ScalarMap
 @register
 @dataclass(frozen=True)
 class LogisticMixture(ScalarMap):
-    r""":math:`y = \mathrm{logit} F(x)`, :math:`F(x) = \sum_k w_k \sigma((x - m_k) / s_k)`.
+    r"""The logit of a mixture-of-logistics distribution function.
+
+    .. math:: y = \mathrm{logit} F(x), \quad F(x) = \sum_k w_k \sigma((x - m_k) / s_k).
 
     Infinitely differentiable on the whole line, linear in the tails. In log space throughout: with
     responsibilities :math:`q_k \propto w_k \sigma(u_k)` and :math:`r_k \propto w_k \sigma(-u_k)`,
@@ -34,6 +37,9 @@ class LogisticMixture(ScalarMap):
         components: Number of logistic components.
         max_log_scale: Bound on each log-scale.
 
+    Raises:
+        ArgumentError: If an argument is out of its range.
+
     References:
         Ho et al. 2019, Flow++, arXiv 1902.00275.
 
@@ -47,13 +53,17 @@ class LogisticMixture(ScalarMap):
     """
 
     components: int = 8
+    _: KW_ONLY
     max_log_scale: float = 5.0
 
     starts_at_identity: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.components < 1:
-            raise ValueError(f"LogisticMixture needs components >= 1, got {self.components}")
+        name = "LogisticMixture"
+        self._set(
+            components=checks.integer(name, "components", self.components, least=1),
+            max_log_scale=checks.number(name, "max_log_scale", self.max_log_scale, above=0),
+        )
 
     @property
     def param_size(self) -> int:  # type: ignore[override]

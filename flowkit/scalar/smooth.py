@@ -8,73 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.config import register
-from flowkit.numerics.roots import find_root_in_bins
-from flowkit.scalar.base import ScalarMap
-
-
-def least_shape(exponent: float) -> float:
-    r"""The least :math:`\alpha` for which the bump of :class:`SmoothMixture` has one maximum.
-
-    :math:`\alpha^* = \sqrt{(\beta + 1)(\beta + 2)\, 2^{-2\beta - 1}} / \beta`, from the sign of
-    the third derivative of :func:`smooth_step` at one half.
-
-    Example:
-        >>> round(least_shape(1.0), 7), round(least_shape(2.0), 7)
-        (0.8660254, 0.3061862)
-    """
-    return math.sqrt((exponent + 1) * (exponent + 2) * 2 ** (-2 * exponent - 1)) / exponent
-
-
-def _end(exponent: float, dtype: torch.dtype) -> float:
-    """So near to the ends of [0, 1], a smooth step is below the smallest number of a dtype."""
-    return (least_shape(exponent) / -math.log(torch.finfo(dtype).tiny)) ** (1 / exponent)
-
-
-def smooth_step(u: Tensor, shape: Tensor, exponent: float = 1.0) -> tuple[Tensor, Tensor]:
-    r"""The smooth step :math:`\sigma(u)` from 0 at 0 to 1 at 1, and its slope.
-
-    :math:`\sigma(u) = \mathrm{sigmoid}(L),\; L = \alpha [(1 - u)^{-\beta} - u^{-\beta}]`; all
-    derivatives vanish at both ends and outside.
-
-    Args:
-        u: Where, any shape.
-        shape: :math:`\alpha`, not below :func:`least_shape`; broadcasts with ``u``.
-        exponent: :math:`\beta`.
-
-    References:
-        Köhler, Krämer and Noé 2021, Smooth Normalizing Flows, arXiv 2110.00351.
-
-    Example:
-        >>> import torch
-        >>> smooth_step(torch.tensor([-1.0, 0.0, 0.5, 1.0]), torch.tensor(1.0))[0]
-        tensor([0.0000, 0.0000, 0.5000, 1.0000])
-    """
-    low, high, rise, fall = _powers(u, exponent)
-    logit = shape * (rise - fall)
-    step = torch.sigmoid(logit)
-    slope = step * torch.sigmoid(-logit) * (exponent * shape) * (rise / high + fall / low)
-    return step, slope
-
-
-def _powers(u: Tensor, exponent: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Distances from both ends, the upper one's power and the lower one's."""
-    end = _end(exponent, u.dtype)
-    low = u.clamp(end, 1 - end)
-    high = 1 - low
-    return low, high, high.pow(-exponent), low.pow(-exponent)
-
-
-def _height(u: Tensor, shape: Tensor, exponent: float) -> Tensor:
-    """The smooth step without its slope."""
-    _, _, rise, fall = _powers(u, exponent)
-    return torch.sigmoid(shape * (rise - fall))
+from flowkit.numerics.bins import find_root_in_bins
+from flowkit.scalar.base import ScalarMap, check_interval
+from flowkit.scalar.bump import end_of, height, least_shape, smooth_step
 
 
 class _Bumps(NamedTuple):
@@ -106,23 +50,23 @@ class _Residual:
         if x.dim() > target.dim():
             rows = [row.unsqueeze(1) for row in rows]
         start, scale, shape, gain, steepness = rows
-        turns = None
+        rounds = None
         if self._circular:
             low = x - start
-            turns = low.floor()
-            low = low.sub_(turns).mul_(scale)
+            rounds = low.floor()
+            low = low.sub_(rounds).mul_(scale)
         else:
             # Here the start comes in units of the width.
             low = torch.addcmul(start, scale, x)
-        end = _end(self._exponent, x.dtype)
+        end = end_of(self._exponent, x.dtype)
         low = low.clamp(end, 1 - end)
         high = 1 - low
         rise, fall = high.pow(-self._exponent), low.pow(-self._exponent)
         step = (rise - fall).mul_(shape).sigmoid_()
         slope = rise.div_(high).add_(fall.div_(low))
         slope = slope.mul_(torch.addcmul(step, step, step, value=-1)).mul_(steepness)
-        if turns is not None:
-            step += turns
+        if rounds is not None:
+            step += rounds
         value = torch.addcmul(step.mul_(gain).sum(0) - target, floor, x)
         return value, slope.sum(0) + floor
 
@@ -132,19 +76,19 @@ class _Residual:
 class SmoothMixture(ScalarMap):
     r"""A mixture of smooth steps of [lower, upper] onto itself, infinitely differentiable.
 
-    In units of the interval, with :math:`\sigma` the :func:`smooth_step`,
+    In units of the interval, with :math:`\sigma` the :func:`~flowkit.scalar.bump.smooth_step`,
 
     .. math:: f(x) = \sum_k w_k \Bigl[(1 - c_k) \frac{\sigma_k(a_k (x - b_k) + \frac12) -
         \sigma_k(\frac12 - a_k b_k)}{\sigma_k(a_k (1 - b_k) + \frac12) -
         \sigma_k(\frac12 - a_k b_k)} + c_k x\Bigr].
 
-    Five parameters a component: weight w (softmax), centre b (in order, a cumulated softmax),
+    Five parameters per component: weight w (softmax), centre b (in order, a cumulated softmax),
     inverse width a (exponential of a bounded number), density floor c, and shape :math:`\alpha` of
     the step, from the least with one maximum on. The slope is never below ``min_density``. Beyond
     the interval the map goes on smoothly. Zero parameters are near the identity.
 
-    The inverse is a search (:func:`flowkit.numerics.roots.find_root_in_bins`) and two Newton steps that
-    carry derivatives up to third order.
+    The inverse is a search, :func:`flowkit.numerics.bins.find_root_in_bins`, and two Newton steps
+    that carry derivatives up to third order.
 
     Args:
         components: Number of bumps K.
@@ -153,12 +97,12 @@ class SmoothMixture(ScalarMap):
         max_log_scale: Bound on the logarithm of the inverse widths.
         lower: Lower end.
         upper: Upper end.
-        points: Points a call of the multi-bin search.
+        points: Points per call of the multi-bin search.
         tolerance: How near to the root the search has to come, in units of the interval; eight
             roundings at least. A last Newton step then doubles the digits.
 
     Raises:
-        ValueError: If an option is out of its range.
+        ArgumentError: If an argument is out of its range.
         ConvergenceError: From ``inverse``, if the search did not reach the tolerance.
 
     References:
@@ -174,6 +118,7 @@ class SmoothMixture(ScalarMap):
     """
 
     components: int = 8
+    _: KW_ONLY
     exponent: float = 1.0
     min_density: float = 1e-3
     max_log_scale: float = 4.0
@@ -186,29 +131,20 @@ class SmoothMixture(ScalarMap):
     _circular: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        if self.components < 1 or self.points < 3:
-            raise ValueError(
-                f"{name} needs components >= 1 and points >= 3, got {self.components} and "
-                f"{self.points}"
-            )
-        if not 0 < self.min_density < 1:
-            raise ValueError(f"{name} needs 0 < min_density < 1, got {self.min_density}")
-        if not (0.2 <= self.exponent <= 4 and 0 < self.max_log_scale <= 10):
-            raise ValueError(
-                f"{name} needs 0.2 <= exponent <= 4 and 0 < max_log_scale <= 10, got "
-                f"{self.exponent} and {self.max_log_scale}"
-            )
-        if not (math.isfinite(self.lower) and math.isfinite(self.upper)) or (
-            self.lower >= self.upper
-        ):
-            raise ValueError(f"{name} needs finite lower < upper, got {self.lower}, {self.upper}")
-        if not 0 <= self.tolerance < 1:
-            raise ValueError(f"{name} needs 0 <= tolerance < 1, got {self.tolerance}")
+        name, log_scale = type(self).__name__, self.max_log_scale
+        self._set(
+            components=checks.integer(name, "components", self.components, least=1),
+            exponent=checks.number(name, "exponent", self.exponent, least=0.2, most=4),
+            min_density=checks.number(name, "min_density", self.min_density, above=0, below=1),
+            max_log_scale=checks.number(name, "max_log_scale", log_scale, above=0, most=10),
+            **check_interval(name, self.lower, self.upper),
+            points=checks.integer(name, "points", self.points, least=3),
+            tolerance=checks.number(name, "tolerance", self.tolerance, least=0, below=1),
+        )
 
     @property
     def param_size(self) -> int:  # type: ignore[override]
-        """Five a component: weight, centre, inverse width, floor, shape."""
+        """Five per component: weight, centre, inverse width, floor, shape."""
         return 5 * self.components
 
     @property
@@ -225,8 +161,8 @@ class SmoothMixture(ScalarMap):
         self, start: Tensor, scale: Tensor, shape: Tensor, gain: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``gain`` such that each bump has its full weight inside the interval; steps at 0."""
-        base = _height(-scale * start, shape, self.exponent)
-        inside = _height(scale * (1 - start), shape, self.exponent) - base
+        base = height(-scale * start, shape, self.exponent)
+        inside = height(scale * (1 - start), shape, self.exponent) - base
         return gain / inside, base
 
     def _bumps(self, params: Tensor, ndim: int) -> _Bumps:
@@ -262,11 +198,11 @@ class SmoothMixture(ScalarMap):
         x, log_slope = super().inverse(y, params)
         return self._keep_inside((y - self.lower) / (self.upper - self.lower), x), log_slope
 
-    def _keep_inside(self, unit: Tensor, moved: Tensor) -> Tensor:
-        """Undo the rounding that moved a number of the interval out of it."""
+    def _keep_inside(self, unit: Tensor, value: Tensor) -> Tensor:
+        """Undo the rounding that led out of the interval."""
         inside = (unit >= 0) & (unit <= 1)
-        kept = torch.where(inside, moved.clamp(self.lower, self.upper), moved)
-        return moved + (kept - moved).detach()
+        kept = torch.where(inside, value.clamp(self.lower, self.upper), value)
+        return value + (kept - value).detach()
 
     def _between(self, y: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
         """The interval, beyond which the slope is at least the floor; in its units."""
@@ -296,9 +232,10 @@ class SmoothMixture(ScalarMap):
 @register
 @dataclass(frozen=True)
 class RealSmoothMixture(SmoothMixture):
-    r"""A smooth mixture on the whole line, with straight tails: a spline's place, without kinks.
+    r"""A mixture of smooth steps on the whole line, with straight tails.
 
-    The map of :class:`SmoothMixture` with bumps that lie inside [lower, upper]: inverse widths
+    Infinitely differentiable, where a spline has kinks. The map of :class:`SmoothMixture` with
+    bumps that lie inside [lower, upper]: inverse widths
     from one on, :math:`a = e^{s\,\mathrm{sigmoid}(r - 1)}` with the bound s. Outside, the
     map is straight with the slope :math:`\sum_k w_k c_k`, and all derivatives go on.
 
@@ -332,14 +269,14 @@ class RealSmoothMixture(SmoothMixture):
     ) -> tuple[Tensor, Tensor]:
         return gain, torch.zeros_like(start)
 
-    def _keep_inside(self, unit: Tensor, moved: Tensor) -> Tensor:
-        return moved
+    def _keep_inside(self, unit: Tensor, value: Tensor) -> Tensor:
+        return value
 
 
 @register
 @dataclass(frozen=True)
 class CircularSmoothMixture(SmoothMixture):
-    r"""A smooth mixture on a circle: derivatives of every order agree where its ends meet.
+    r"""A mixture of smooth steps on a circle: all derivatives agree where its ends meet.
 
     The bumps of :class:`SmoothMixture` wrapped around the circle, with inverse widths
     :math:`a = e^{s\,\mathrm{sigmoid}(r - 1)} \ge 1`, so that each goes around once at most. As a
@@ -365,18 +302,18 @@ class CircularSmoothMixture(SmoothMixture):
     def _weigh(
         self, start: Tensor, scale: Tensor, shape: Tensor, gain: Tensor
     ) -> tuple[Tensor, Tensor]:
-        turns = torch.floor(-start.detach())
-        return gain, _height(scale * (-start - turns), shape, self.exponent) + turns
+        rounds = torch.floor(-start.detach())
+        return gain, height(scale * (-start - rounds), shape, self.exponent) + rounds
 
-    def _keep_inside(self, unit: Tensor, moved: Tensor) -> Tensor:
-        return moved
+    def _keep_inside(self, unit: Tensor, value: Tensor) -> Tensor:
+        return value
 
     def _step(self, x: Tensor, bumps: _Bumps) -> tuple[Tensor, Tensor]:
         way = x - bumps.start
-        turns = torch.floor(way.detach())
-        step, slope = smooth_step(bumps.scale * (way - turns), bumps.shape, self.exponent)
-        return step + turns, slope
+        rounds = torch.floor(way.detach())
+        step, slope = smooth_step(bumps.scale * (way - rounds), bumps.shape, self.exponent)
+        return step + rounds, slope
 
     def _between(self, y: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-        turns = torch.floor(y)
-        return turns, turns + 1
+        rounds = torch.floor(y)
+        return rounds, rounds + 1

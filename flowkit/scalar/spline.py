@@ -1,84 +1,32 @@
 """Rational-quadratic splines: on the line with linear tails, on an interval, on a circle.
 
-All three run the spline of the bin that ``x`` falls in, forward or backward. Both directions are
-sums of positive terms only, so that neither can lose its sign to rounding.
+All three run the spline of the bin that ``x`` falls in, forward or backward.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.clips import soft_clip
-from flowkit.scalar.base import ScalarMap
-
-
-def _inner(end: float, inwards: int, dtype: torch.dtype) -> float:
-    """The number next to an end of the interval, or next but one, on its inner side."""
-    info = torch.finfo(dtype)
-    return end + inwards * max(abs(end) * info.eps, info.tiny)
-
-
-def _snap(value: Tensor, excess: Tensor, lower: float, upper: float) -> Tensor:
-    """Undo the rounding that moved a number out of an interval, or off its end beyond the ends.
-
-    Its derivatives are left alone.
-    """
-    pushed = torch.add(value, excess, alpha=torch.finfo(value.dtype).max)
-    return value + (pushed.clamp(lower, upper) - value).detach()
-
-
-def _inverse_in_bin(eta: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    """The ``theta`` whose height is ``eta``: the quadratic's root, without cancellation."""
-    rest = 1 - eta
-    q = first * rest - last * eta
-    root = torch.sqrt(q * q + 4 * eta * rest)
-    # Without |q|, the slope of which is zero in the middle of a bin that is an identity.
-    rising = q >= 0
-    numerator = torch.where(rising, 2 * eta, root - q)
-    return numerator / (numerator + torch.where(rising, root + q, 2 * rest))
-
-
-def _forward_in_bin(theta: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Height in the unit square at ``theta`` and slope, for slopes relative to the diagonal."""
-    rest = 1 - theta
-    mixed, low, high = theta * rest, theta * theta, rest * rest
-    above = torch.addcmul(low, first, mixed)
-    whole = torch.addcmul(above + high, last, mixed)
-    slope = torch.addcmul(torch.addcmul(mixed + mixed, last, low), first, high)
-    return above / whole, slope / (whole * whole)
-
-
-def _halves(bins: Tensor, half: int) -> tuple[Tensor, ...]:
-    """``bins (2, K, ...)`` without the last ``half`` bins, and without the first."""
-    if bins.shape[1] == 2 * half:  # without overlap, which would be dear on the way back
-        return bins.chunk(2, 1)
-    return bins[:, :-half], bins[:, half:]
-
-
-def _pick(beyond: Tensor, rows: list[Tensor], half: int) -> list[Tensor]:
-    """``rows`` without the first ``half`` where true, without the last elsewhere."""
-    pairs = zip(rows[half:], rows[:-half], strict=True)
-    return [torch.where(beyond, upper, lower) for upper, lower in pairs]
-
-
-def _pair(both: Tensor) -> tuple[Tensor, Tensor]:
-    across, up = both.unbind()
-    return across, up
-
-
-class _Bin(NamedTuple):
-    """The bin that a number falls in, each pair first across, then up."""
-
-    start: tuple[Tensor, Tensor]  # where it begins, in shares of the axes from their middle
-    size: tuple[Tensor, Tensor]  # likewise
-    slopes: tuple[Tensor, Tensor]  # at its two ends
+from flowkit.scalar.base import ScalarMap, check_interval
+from flowkit.scalar.rational import (
+    Bin,
+    forward_in_bin,
+    halves,
+    inner_end,
+    inverse_in_bin,
+    pair,
+    pick,
+    snap,
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +38,7 @@ class _Spline(ScalarMap):
     """
 
     bins: int = 8
+    _: KW_ONLY
     min_size: float = 0.08
     min_slope: float = 1e-3
 
@@ -98,14 +47,11 @@ class _Spline(ScalarMap):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if self.bins < self._least_bins:
-            raise ValueError(f"{name} needs bins >= {self._least_bins}, got {self.bins}")
-        if not 0 < self.min_size < 1:
-            raise ValueError(f"{name} needs 0 < min_size < 1, got {self.min_size}")
-        if not 0 < self.min_slope < 1:
-            raise ValueError(f"{name} needs 0 < min_slope < 1, got {self.min_slope}")
-        if not self._ends[0] < self._ends[1]:
-            raise ValueError(f"{name} needs an interval of positive length, got {self._ends}")
+        self._set(
+            bins=checks.integer(name, "bins", self.bins, least=self._least_bins),
+            min_size=checks.number(name, "min_size", self.min_size, above=0, below=1),
+            min_slope=checks.number(name, "min_slope", self.min_slope, above=0, below=1),
+        )
 
     @property
     def _ends(self) -> tuple[float, float]:
@@ -142,7 +88,7 @@ class _Spline(ScalarMap):
         widths, heights = weights.unbind()
         return raw + self._tilt(heights - widths)
 
-    def _find(self, share: Tensor, params: Tensor, axis: int) -> _Bin:
+    def _find(self, share: Tensor, params: Tensor, axis: int) -> Bin:
         """The bin in which ``share`` of ``axis`` away from its middle lies, found by halving.
 
         Of a row of bins, either the lower half is left or the upper one; an odd one in the middle
@@ -158,7 +104,7 @@ class _Spline(ScalarMap):
         steep = torch.finfo(sizes.dtype).max / (4 * left * (1 + self._floor))
         while left > 1:
             half = left // 2
-            lower, upper = _halves(sizes, half)
+            lower, upper = halves(sizes, half)
             below = (lower if left == 2 * half else lower[:, :half]).sum(1) + half * self._floor
             passed = below.detach()[axis]
             # 1 where the rest reaches beyond the lower half, else 0.
@@ -166,13 +112,13 @@ class _Spline(ScalarMap):
             rest = torch.addcmul(rest, passed, beyond, value=-1)
             start = torch.addcmul(start, below, beyond)
             sizes = torch.lerp(lower, upper, beyond)
-            lower, upper = _halves(slopes, half)
+            lower, upper = halves(slopes, half)
             slopes = torch.lerp(lower, upper, beyond)
             left -= half
         start, size = start / whole, (sizes.squeeze(1) + self._floor) / whole
-        return _Bin(_pair(start), _pair(size), _pair(self._slopes(slopes.squeeze(1))))
+        return Bin(pair(start), pair(size), pair(self._slopes(slopes.squeeze(1))))
 
-    def _find_unrolled(self, share: Tensor, params: Tensor, axis: int) -> _Bin:
+    def _find_unrolled(self, share: Tensor, params: Tensor, axis: int) -> Bin:
         """The same number by number: slower as it stands, but a compiler makes one pass of it."""
         weights, knots = self._read(params)
         slopes = [row for rows in knots for row in rows.unbind()]
@@ -187,11 +133,11 @@ class _Spline(ScalarMap):
             beyond = rest > passed
             rest = torch.where(beyond, rest - passed, rest)
             start = [s + torch.where(beyond, b, 0.0) for s, b in zip(start, below, strict=True)]
-            sizes = [_pick(beyond, rows, half) for rows in sizes]
-            slopes = _pick(beyond, slopes, half)
+            sizes = [pick(beyond, rows, half) for rows in sizes]
+            slopes = pick(beyond, slopes, half)
         first, last = (self._slopes(slope) for slope in slopes)
         (x0, y0), ((width,), (height,)), (across, up) = start, sizes, whole
-        return _Bin((x0 / across, y0 / up), (width / across, height / up), (first, last))
+        return Bin((x0 / across, y0 / up), (width / across, height / up), (first, last))
 
     def _extend(
         self, out: Tensor, value: Tensor, inside: Tensor, excess: Tensor, log_slope: Tensor
@@ -222,7 +168,7 @@ class _Spline(ScalarMap):
     def knots(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What ``params (..., param_size)`` mean.
 
-        Returns:
+        Rerounds:
             Widths and heights of the bins as shares of the interval, each ``(..., bins)``, and
             the slopes at the knots, ``(..., bins + 1)``.
         """
@@ -244,15 +190,15 @@ class _Spline(ScalarMap):
         diagonal = height / width
         first, last = first / diagonal, last / diagonal
         dtype = value.dtype
-        excess = value - value.clamp(_inner(lower, 1, dtype), _inner(upper, -1, dtype))
+        excess = value - value.clamp(inner_end(lower, 1, dtype), inner_end(upper, -1, dtype))
         if inverse:
-            eta = _snap((share - y0) / height, excess, 0.0, 1.0)
-            theta = _inverse_in_bin(eta, first, last)
-            slope = diagonal * _forward_in_bin(theta, first, last)[1]
+            eta = snap((share - y0) / height, excess, 0.0, 1.0)
+            theta = inverse_in_bin(eta, first, last)
+            slope = diagonal * forward_in_bin(theta, first, last)[1]
             out, log_slope = x0 + width * theta, -slope.log()
         else:
-            theta = _snap((share - x0) / width, excess, 0.0, 1.0)
-            eta, slope = _forward_in_bin(theta, first, last)
+            theta = snap((share - x0) / width, excess, 0.0, 1.0)
+            eta, slope = forward_in_bin(theta, first, last)
             out, log_slope = y0 + height * eta, (diagonal * slope).log()
         out = span * out + middle if middle else span * out
         return self._extend(out, value, inside, excess, log_slope), log_slope
@@ -267,7 +213,7 @@ class _Spline(ScalarMap):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RationalQuadraticSpline(_Spline):
     r"""Monotone rational-quadratic spline on :math:`[-b, b]`, the identity outside.
 
@@ -278,7 +224,7 @@ class RationalQuadraticSpline(_Spline):
     .. math:: y = y_k + (y_{k+1} - y_k) \frac{\delta \theta^2 + s_k \theta (1 - \theta)}
         {\delta + (s_k + s_{k+1} - 2 \delta) \theta (1 - \theta)}.
 
-    ``3 bins - 1`` parameters a scalar: raw widths a, raw heights b, raw inner slopes c. With
+    ``3 bins - 1`` parameters per scalar: raw widths a, raw heights b, raw inner slopes c. With
     :math:`\epsilon` such that the least possible share of the interval is ``min_size / bins``,
 
     .. math:: \frac{x_{k+1} - x_k}{2b} &= \frac{\epsilon + \sigma(a_k)}
@@ -286,8 +232,9 @@ class RationalQuadraticSpline(_Spline):
         \log s_k &= \mathrm{clip}\bigl(c_k + \sigma(b_{k-1}) - \sigma(a_{k-1})
             + \sigma(b_k) - \sigma(a_k)\bigr),
 
-    where clip is :func:`~flowkit.numerics.clips.soft_clip` at ``-log(min_slope)``. A raw slope of zero
-    thus follows the bins around the knot, and no parameters, however extreme, spoil the inverse.
+    where clip is :func:`~flowkit.numerics.clips.soft_clip` at ``-log(min_slope)``. A raw slope of
+    zero thus follows the bins around the knot, and no parameters, however extreme, spoil the
+    inverse.
 
     Args:
         bins: Number of bins K.
@@ -296,7 +243,7 @@ class RationalQuadraticSpline(_Spline):
         bound: Half-width b of the interval.
 
     Raises:
-        ValueError: If an option is out of its range.
+        ArgumentError: If an argument is out of its range.
 
     References:
         Durkan et al. 2019, Neural Spline Flows, arXiv 1906.04032.
@@ -314,13 +261,17 @@ class RationalQuadraticSpline(_Spline):
 
     _least_bins: ClassVar[int] = 2  # one bin alone would be the identity
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(bound=checks.number(type(self).__name__, "bound", self.bound, above=0))
+
     def fixes(self, end: Tensor) -> Tensor:
         """The ends of the spline and what lies beyond."""
         return end.abs() >= self.bound
 
     @property
     def param_size(self) -> int:  # type: ignore[override]
-        """Three a bin, less the two outer slopes and the linear tails' shared one."""
+        """Three per bin, less the two outer slopes and the linear tails' shared one."""
         return 3 * self.bins - 1
 
     @property
@@ -342,13 +293,13 @@ class RationalQuadraticSpline(_Spline):
 
 
 @register
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IntervalSpline(_Spline):
     r"""Monotone rational-quadratic spline of :math:`[lower, upper]` onto itself, all slopes free.
 
     Outside the interval it goes on along the line of its end slope, so that it stays a smooth
     bijection of the line; with a base that lives on the interval no mass ever gets there.
-    ``3 bins + 1`` parameters a scalar. See :class:`RationalQuadraticSpline` for the formula and
+    ``3 bins + 1`` parameters per scalar. See :class:`RationalQuadraticSpline` for the formula and
     the other options.
 
     Example:
@@ -362,9 +313,13 @@ class IntervalSpline(_Spline):
     lower: float = 0.0
     upper: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(**check_interval(type(self).__name__, self.lower, self.upper))
+
     @property
     def param_size(self) -> int:  # type: ignore[override]
-        """Three a bin and one more slope."""
+        """Three per bin and one more slope."""
         return 3 * self.bins + 1
 
     @property
@@ -388,7 +343,7 @@ class IntervalSpline(_Spline):
         self, out: Tensor, value: Tensor, inside: Tensor, excess: Tensor, log_slope: Tensor
     ) -> Tensor:
         # Rounding must not lead out of the interval, where a base may have no mass.
-        kept = _snap(out, excess, self.lower, self.upper)
+        kept = snap(out, excess, self.lower, self.upper)
         return torch.addcmul(kept, value - inside, log_slope.exp())
 
 
@@ -399,7 +354,7 @@ class CircularSpline(IntervalSpline):
 
     As a function on the line it satisfies :math:`f(x + P) = f(x) + P` with the period
     P = upper - lower, so it needs no wrapped input and has no jump; it keeps ``lower`` in place
-    (combine it with :class:`flowkit.transforms.CircularShift`). ``3 bins`` parameters a scalar.
+    (combine it with :class:`flowkit.transforms.CircularShift`). ``3 bins`` parameters per scalar.
 
     References:
         Rezende et al. 2020, Normalizing Flows on Tori and Spheres, arXiv 2002.02428.
@@ -415,7 +370,7 @@ class CircularSpline(IntervalSpline):
 
     @property
     def param_size(self) -> int:  # type: ignore[override]
-        """Three a bin: the first slope is also the last."""
+        """Three per bin: the first slope is also the last."""
         return 3 * self.bins
 
     def _tilt(self, lean: Tensor) -> Tensor:
@@ -427,8 +382,8 @@ class CircularSpline(IntervalSpline):
 
     def _apply(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         period = self.upper - self.lower
-        turns = period * torch.floor((value - self.lower) / period)
+        rounds = period * torch.floor((value - self.lower) / period)
         # None at either end of the interval: both are kept to the bit.
-        turns = turns * (value.clamp(self.lower, self.upper) != value)
-        out, log_slope = super()._apply(value - turns, params, inverse)
-        return out + turns, log_slope
+        rounds = rounds * (value.clamp(self.lower, self.upper) != value)
+        out, log_slope = super()._apply(value - rounds, params, inverse)
+        return out + rounds, log_slope

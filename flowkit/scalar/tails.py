@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.roots import attach_newton
 from flowkit.scalar.base import ScalarMap
@@ -69,7 +70,7 @@ def _log_growth(growth: Tensor) -> tuple[Tensor, Tensor]:
 @register
 @dataclass(frozen=True)
 class TailTransform(ScalarMap):
-    r"""Generalised Pareto tails to normal ones, with a shape for each side.
+    r"""Map generalised Pareto tails to normal tails, with a shape for each side.
 
     From noise to data, :math:`x = \frac{s}{\xi_s}\left[\mathrm{erfc}(|z| / \sqrt2)^{-\xi_s} -
     1\right]` with the side :math:`s = \mathrm{sign}(z)`: a standard normal z gets the tail
@@ -111,11 +112,15 @@ class TailTransform(ScalarMap):
     def raw(shape: float) -> float:
         """The parameter of a shape, which is 1 / tail index; at least 0.002.
 
+        Raises:
+            ArgumentError: If the shape is negative or not finite.
+
         Example:
             >>> from flowkit.scalar import TailTransform
             >>> round(TailTransform.raw(0.5), 3)
             -0.435
         """
+        shape = checks.number("TailTransform.raw", "shape", shape, least=0)
         above = max(shape, 2 * _LEAST_SHAPE) - _LEAST_SHAPE
         return above + math.log(-math.expm1(-above))
 

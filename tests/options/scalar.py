@@ -13,7 +13,8 @@ from flowkit.interop.nflows.scalars import (
     SoftplusIntervalSpline,
     SoftplusSpline,
 )
-from flowkit.numerics.roots import attach_newton, find_root, find_root_in_bins
+from flowkit.numerics.bins import find_root_in_bins
+from flowkit.numerics.roots import attach_newton, find_root
 from flowkit.scalar import (
     Affine,
     CircularSmoothMixture,
@@ -25,7 +26,6 @@ from flowkit.scalar import (
     SmoothLeakyReLU,
     SmoothMixture,
 )
-from flowkit.scalar.smooth import smooth_step
 
 from .harness import Expectation, differs, falls, of, rises, same
 from .parts import rows
@@ -143,7 +143,6 @@ for kind in (SmoothMixture, RealSmoothMixture, CircularSmoothMixture):
         points=same(12, see=undone(kind), rounding=1e-5),
         tolerance=same(1e-3, see=undone(kind), rounding=1e-5),
     )
-of(smooth_step, lambda **o: smooth_step(GRID, torch.tensor(1.0), **o), exponent=differs(0.5, 2.0))
 
 
 def root(**options: Any) -> float:
