@@ -137,7 +137,7 @@ class TestOtherData:
     @pytest.mark.parametrize("kind", ["tensor", "file"])
     def test_one_changed_number_anywhere_is_noticed(self, kind, tmp_path, monkeypatch):
         # Blocks of 300 rows, so that there are several.
-        monkeypatch.setattr("flowkit.data.sources._NUMBERS_HASHED", 600)
+        monkeypatch.setattr("flowkit.data.batches._NUMBERS_HASHED", 600)
         x, path = rows(3000).numpy().astype(np.float64), tmp_path / "c"
 
         def data(values):

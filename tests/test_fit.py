@@ -29,12 +29,13 @@ from flowkit import (
     fit,
 )
 from flowkit.bases import Logistic, StandardNormal, Uniform
-from flowkit.data.order import shuffled
-from flowkit.data.sources import MappedRows
+from flowkit.data.batches import DataSplit, split
+from flowkit.data.sources import MappedSource, TensorSource
 from flowkit.errors import CheckpointError, DataError, NonFiniteLossError
 from flowkit.objectives import Loss, Objective
 from flowkit.training import repeated_splits
-from flowkit.training.loop import Run, Step
+from flowkit.training.step import Step
+from flowkit.training.updates import Updates
 from flowkit.transforms import Compose, Log, LULinear, Standardize
 
 QUIET = {"progress": False, "batch_size": 50}
@@ -347,16 +348,16 @@ def test_losses_of_an_accelerator_are_read_rarely_and_named_exactly(monkeypatch)
             loss = MaximumLikelihood()(flow, batch)
             return Loss(loss.value * (math.nan if self.calls == 7 else 1), {})
 
-    check, checked = Run._check, []
+    check, checked = Updates.check, []
 
-    def late(run):
-        checked.append(len(run.unchecked))
-        if run.done + 1 == 10:
-            check(run)
+    def late(updates):
+        checked.append(len(updates.unchecked))
+        if updates.progress.done + 1 == 10:
+            check(updates)
 
-    clip = Run._clip
-    monkeypatch.setattr(Run, "_check", late)
-    monkeypatch.setattr(Run, "_clip", lambda run, check, *rest: clip(run, False, *rest))
+    clip = Updates.clip
+    monkeypatch.setattr(Updates, "check", late)
+    monkeypatch.setattr(Updates, "clip", lambda run, check, *rest: clip(run, False, *rest))
     with pytest.raises(NonFiniteLossError, match="nan at step 7"):
         fit(small(), rows(), Fails(), steps=12, validation=None, **QUIET)
 
@@ -421,7 +422,7 @@ def test_compiling_is_chosen_where_it_pays_and_an_unknown_choice_is_named(monkey
     monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
     fit(small(), rows(), epochs=1, **QUIET)
     assert not compiled
-    monkeypatch.setattr("flowkit.training.loop.worth_compiling", lambda *_: True)
+    monkeypatch.setattr("flowkit.training.setup.worth_compiling", lambda *_: True)
     fit(small(), rows(), epochs=1, **QUIET)
     fit(small(), objective=ReverseKL(lambda x: x.square().sum(-1)), steps=1, **QUIET)
     assert len(compiled) == 1
@@ -499,11 +500,11 @@ def test_a_memory_mapped_file_is_never_read_whole(tmp_path):
     del array
     code = f"""
         import resource, numpy as np
-        from flowkit.data.convert import as_rows
-        from flowkit.data.sources import MappedRows
+        from flowkit.data.convert import as_source
+        from flowkit.data.sources import MappedSource
         import torch
-        rows = as_rows({str(path)!r}, torch.float32, torch.device("cpu"), (2,))
-        assert isinstance(rows, MappedRows) and len(rows) == 5 * 10**8
+        rows, _ = as_source({str(path)!r}, torch.float32, torch.device("cpu"), (2,))
+        assert isinstance(rows, MappedSource) and len(rows) == 5 * 10**8
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         g = torch.Generator().manual_seed(0)
         for _ in range(20):
@@ -517,13 +518,13 @@ def test_a_memory_mapped_file_is_never_read_whole(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from Linux")
 def test_a_fit_from_a_file_holds_little_of_it(tmp_path):
-    """300 MB: neither the pages of the rows that were read nor an order of all rows stay."""
+    """300 MB: the pages of the rows that were read do not stay."""
     path = tmp_path / "x.npy"
     with path.open("wb") as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (37_500_000, 2)}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (3_750_000, 20)}
         np.lib.format.write_array_header_1_0(file, header)
         for _ in range(75):
-            np.random.default_rng(0).standard_normal((500_000, 2), dtype=np.float32).tofile(file)
+            np.random.default_rng(0).standard_normal((50_000, 20), dtype=np.float32).tofile(file)
     code = f"""
         import threading, torch
         from flowkit import Flow, fit
@@ -541,11 +542,11 @@ def test_a_fit_from_a_file_holds_little_of_it(tmp_path):
                 peak[0] = max(peak[0], resident())
 
         def train(data):
-            flow = Flow(LULinear(2), StandardNormal(2))
-            flow.initialize(torch.randn(9, 2))
+            flow = Flow(LULinear(20), StandardNormal(20))
+            flow.initialize(torch.randn(99, 20))
             fit(flow, data, steps=100, batch_size=1000, validation=1e-3, progress=False)
 
-        train(torch.randn(20_000, 2))
+        train(torch.randn(20_000, 20))
         done, before = threading.Event(), resident()
         peak = [before]
         threading.Thread(target=watch, daemon=True).start()
@@ -565,7 +566,7 @@ class TestReadingAhead:
         return tmp_path / "x.npy"
 
     def test_blocks_of_batches_hold_the_rows_of_single_ones(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("flowkit.data.sources._ROWS_AHEAD", 150)
+        monkeypatch.setattr("flowkit.data.batches._SAMPLES_AHEAD", 150)
         expected, flow = small(), small()
         fit(expected, rows(1000), epochs=2, **QUIET)
         fit(flow, self.mapped(tmp_path, rows(1000)), epochs=2, **QUIET)
@@ -577,8 +578,8 @@ class TestReadingAhead:
                 raise OSError("the disk is gone")
             return read(rows, index)
 
-        read = MappedRows.batch
-        monkeypatch.setattr(MappedRows, "batch", fail)
+        read = MappedSource.batch
+        monkeypatch.setattr(MappedSource, "batch", fail)
         with pytest.raises(OSError, match="the disk is gone"):
             fit(small(), self.mapped(tmp_path, rows()), epochs=1, **QUIET)
 
@@ -600,24 +601,28 @@ class TestReadingAhead:
 
 class TestOrder:
     @pytest.mark.parametrize("size", [1000, 2**20 + 1])
-    def test_every_row_comes_once_and_the_seed_decides_where(self, size):
-        first, same, other = (shuffled(size, seed).run(0, size) for seed in (1, 1, 2))
-        assert torch.equal(first.sort().values, torch.arange(size))
+    def test_every_sample_comes_once_and_the_seed_decides_where(self, size):
+        source = TensorSource({"x": torch.arange(size)[:, None]}, torch.device("cpu"))
+        train = DataSplit(source, torch.arange(size), "training")
+        batch = size if size == 1000 else (size - 1) // 8
+
+        def order(seed):
+            drawn = list(train.batches(seed, batch))
+            assert all(torch.equal(index, rows["x"][:, 0]) for index, rows in drawn)
+            return torch.cat([index for index, _ in drawn])
+
+        first, same, other = order(1), order(1), order(2)
+        assert len(first) == size // batch * batch
+        assert len(first.unique()) == len(first)
         assert torch.equal(first, same)
         assert not torch.equal(first, other)
 
-    def test_a_computed_order_looks_like_a_random_one(self):
-        """Every tenth of the places has its share of every tenth of the rows."""
-        size = 2_000_000
-        row = shuffled(size, 0).run(0, size)
-        cells = 10 * (torch.arange(size) * 10 // size) + row * 10 // size
-        counts = torch.bincount(cells, minlength=100).double()
-        # Chi-squared of 100 cells with fixed margins: 81 degrees of freedom, standard error 12.7.
-        chi2 = ((counts - size / 100) ** 2 / (size / 100)).sum().item()
-        assert abs(chi2 - 81) < 5 * 12.7
-        # Neighbours are as uncorrelated as they can be: standard error size^-1/2.
-        pairs = torch.stack([row[:-1], row[1:]]).double()
-        assert abs(torch.corrcoef(pairs)[0, 1].item()) < 5 / math.sqrt(size)
+    def test_training_and_validation_share_the_samples(self):
+        source = TensorSource({"x": torch.arange(2**20 + 7)[:, None]}, torch.device("cpu"))
+        parts = split(source, 0.25, seed=3)
+        every = torch.cat([torch.cat(list(part.runs())) for part in parts])
+        assert torch.equal(every.sort().values, torch.arange(2**20 + 7))
+        assert len(parts[1]) == round(0.25 * (2**20 + 7))
 
 
 @pytest.mark.parametrize(

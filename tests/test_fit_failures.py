@@ -16,7 +16,7 @@ from flowkit import Flow, MaximumLikelihood, coupling_flow, fit
 from flowkit.bases import StandardNormal
 from flowkit.errors import NonFiniteLossError
 from flowkit.objectives import Loss, Objective
-from flowkit.training.loop import Run
+from flowkit.training.updates import Updates
 from flowkit.transforms import ActNorm, Compose, LULinear, Standardize
 
 QUIET = {"progress": False, "batch_size": 50}
@@ -280,15 +280,15 @@ class TestAccelerators:
     """There nothing waits for the device: what is not finite is kept out, and found later."""
 
     def test_gradients_that_are_not_finite_are_kept_out_and_found_later(self, monkeypatch):
-        clip, check, weights = Run._clip, Run._check, []
-        monkeypatch.setattr(Run, "_clip", lambda run, now, *rest: clip(run, False, *rest))
+        clip, check, weights = Updates.clip, Updates.check, []
+        monkeypatch.setattr(Updates, "clip", lambda run, now, *rest: clip(run, False, *rest))
 
         def late(run):
-            weights.append(all(torch.isfinite(p).all() for p in run.step.parameters()))
-            if run.done + 1 == 10:
+            weights.append(all(torch.isfinite(p).all() for p in run.plan.step.parameters()))
+            if run.progress.done + 1 == 10:
                 check(run)
 
-        monkeypatch.setattr(Run, "_check", late)
+        monkeypatch.setattr(Updates, "check", late)
         flow = small()
         before = copy.deepcopy(flow.state_dict())
         objective = Fails(

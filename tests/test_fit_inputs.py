@@ -26,11 +26,11 @@ from flowkit import (
 )
 from flowkit.bases import StandardNormal, Uniform
 from flowkit.data.files import FileArray, in_file
+from flowkit.data.inspection import repeated_values
 from flowkit.errors import DataError, NonFiniteLossError
 from flowkit.estimators import FlowDensity
 from flowkit.scalar import Affine
 from flowkit.stochastic import Dequantize
-from flowkit.training.inspection import repeated_values
 from flowkit.transforms import CircularShift, Compose, LULinear, MaskedAutoregressive, Standardize
 
 QUIET = {"progress": False, "batch_size": 50, "epochs": 1}
@@ -226,13 +226,13 @@ class TestCircles:
 
     def test_degrees_on_a_circle_of_two_pi_are_one_warning(self):
         turns = float(self.degrees.max() - self.degrees.min()) / (2 * math.pi)
-        message = rf"circular column\(s\) \[0\] span many turns \(the first {turns:.0f} turns of"
+        message = rf"circular column\(s\) \[0\] span many periods \(the first {turns:.0f} periods"
         flows = (
             smooth_flow(1, circular=True, layers=1),
             Flow(CircularShift(1), Uniform(1, -math.pi, math.pi)),
         )
         for flow in flows:
-            with pytest.warns(UserWarning, match=message + r".*bounds=\[\(0, 360\)\]") as caught:
+            with pytest.warns(UserWarning, match=message + r".*lower=0, upper=360") as caught:
                 fit(flow, self.degrees, **QUIET)
             assert len(caught) == 1
 
@@ -240,7 +240,7 @@ class TestCircles:
     def test_a_few_degrees_far_from_the_circle_are_one_warning(self, sign):
         # 10 degrees are 1.6 turns, but 175 degrees are 27 turns away.
         few = sign * torch.linspace(175, 185, 100)[:, None]
-        with pytest.warns(UserWarning, match="lie many turns away .the first 29 turns") as caught:
+        with pytest.warns(UserWarning, match="many periods away .the first 29 periods") as caught:
             fit(smooth_flow(1, circular=True, hidden=(8,)), few, **QUIET)
         assert len(caught) == 1
 
@@ -423,7 +423,7 @@ class TestValidationThatIsNotFinite:
             fit(small(), rows(), validation=held, ema=0.9, **QUIET)
 
     def test_validation_rows_that_are_far_are_named_in_later_blocks(self, monkeypatch):
-        monkeypatch.setattr("flowkit.data.sources.ROWS_AT_ONCE", 16)
+        monkeypatch.setattr("flowkit.data.batches.SAMPLES_AT_ONCE", 16)
         held = rows(100)
         held[77] = 1e30
         with pytest.raises(NonFiniteLossError, match=r"row\(s\) \[77\] of the validation data"):

@@ -10,6 +10,7 @@ import torch
 
 from flowkit import History, coupling_flow, fit
 from flowkit.training import output as outputs
+from flowkit.training import setup
 
 
 def rows(n=200):
@@ -100,7 +101,7 @@ def test_a_fit_that_goes_on_says_so(log, tmp_path):
 
 def test_compiling_is_announced_before_it_begins(log, monkeypatch):
 
-    monkeypatch.setattr(loop, "can_compile", lambda device: True)
+    monkeypatch.setattr(setup, "can_compile", lambda device: True)
 
     def compiling(step):
         assert "compiles the training step" in lines(log)[-1]

@@ -314,9 +314,9 @@ def _whole_columns(table: Table) -> list[str]:
 
 
 def _repeating_columns(table: Table) -> list[str]:
-    from flowkit.training.inspection import repeated_values, some_rows
+    from flowkit.data.inspection import evenly_spaced, repeated_values
 
-    some = torch.from_numpy(table.values)[some_rows(*table.values.shape)]
+    some = torch.from_numpy(table.values)[evenly_spaced(*table.values.shape)]
     return [table.columns[column] for column in repeated_values(some)]
 
 

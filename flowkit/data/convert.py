@@ -1,4 +1,4 @@
-"""Conversion of arrays, frames, tensors, datasets and files to rows, or a DataError."""
+"""Convert arrays, frames, tensors, datasets and files to a source of samples, or say why not."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from flowkit.checks import codes
-from flowkit.data.files import in_file, read_rows
-from flowkit.data.order import Order, shuffled
+from flowkit.data.files import FileArray, in_file, read_rows
+from flowkit.data.inspection import Inspection, evenly_spaced, inspect
 from flowkit.data.sources import (
-    DatasetRows,
-    MappedRows,
-    Rows,
-    TensorRows,
+    DatasetSource,
+    MappedSource,
+    Source,
+    TensorSource,
     as_dtype,
     dense_and_real,
 )
 from flowkit.errors import DataError
-from flowkit.training.inspection import inspect, some_rows
 
 # As if of so many numbers each: items may take long to read.
 _ITEMS_AT_MOST = 8000
@@ -133,7 +132,7 @@ def check_finite(
     )
 
 
-def as_rows(
+def as_source(
     data: Any,
     dtype: torch.dtype,
     device: torch.device,
@@ -141,8 +140,8 @@ def as_rows(
     *,
     context: int | None = 0,
     labels: Collection[str] = (),
-) -> Rows:
-    """Make rows of whatever the user has.
+) -> tuple[Source, Inspection]:
+    """Convert data to a source of samples, and inspect some of them.
 
     Args:
         data: An array, frame, list or tensor of events; a dict of them with the keys ``x``,
@@ -151,14 +150,18 @@ def as_rows(
         dtype: Floating-point dtype of the batches.
         device: Where the batches go.
         event_shape: Shape of one event of ``x``.
-        context: How many numbers a context has; 0 for any number, ``None`` for any shape.
-        labels: Names of arrays whose integers and booleans stay what they are.
+        context: Number of features of a context; 0 for any number, ``None`` for any shape.
+        labels: Names of arrays whose integers and booleans are not converted to ``dtype``.
 
     Raises:
         DataError: If the data cannot be used; the message says what to do.
     """
     if isinstance(data, (Dataset, DataLoader)):
-        return _rows_of_dataset(data, dtype, device, event_shape, context, labels)
+        source = _source_of_dataset(data, dtype, device, labels)
+        first = source.items(torch.tensor([0]))
+        _check_shapes({name: tuple(v.shape) for name, v in first.items()}, event_shape, context)
+        some = source.items(evenly_spaced(len(source), _ITEMS_AT_MOST))
+        return source, inspect(some, dtype, {})
     named = dict(data) if isinstance(data, Mapping) else {"x": data}
     if not named:
         raise DataError("data is an empty dict; remedy: a dict with the key x")
@@ -169,44 +172,35 @@ def as_rows(
     if "group" in named:
         # Counted from zero: names may be texts, or numbers with more digits than the dtype has.
         named["group"] = codes(named["group"], "group")
-    mapped = {
-        name: in_file(value)
-        for name, value in named.items()
-        if _is_mapped(value) and _can_be_read(value, name)
-    }
+    mapped = {name: _in_file(value, name) for name, value in named.items() if _is_mapped(value)}
     numbers = {k: as_numbers(v, k) for k, v in named.items() if k not in mapped}
     shapes = {name: tuple(value.shape) for name, value in (mapped | numbers).items()}
     _check_shapes(shapes, event_shape, context, mapped="x" in mapped)
     lengths = {name: shape[0] for name, shape in shapes.items()}
     if len(set(lengths.values())) > 1:
-        raise DataError(f"expected one row an event in every array, got lengths {lengths}")
+        raise DataError(f"expected arrays of one length, got lengths {lengths}")
     tensors = {k: as_dtype(v, dtype, k in labels) for k, v in numbers.items()}
     columns = {name: columns_of(named[name]) for name in numbers}
     for name, value in tensors.items():
         check_finite(value, name, columns[name])
-    some = {k: v[some_rows(len(v), v[0].numel())] for k, v in numbers.items()}
+    some = {k: v[evenly_spaced(len(v), v[0].numel())] for k, v in numbers.items()}
     for name, array in mapped.items():
-        index = some_rows(len(array), int(np.prod(array.shape[1:])))
+        index = evenly_spaced(len(array), int(np.prod(array.shape[1:])))
         some[name] = torch.from_numpy(read_rows(array, index.numpy()))
     seen = inspect(some, dtype, columns)
     if not mapped:
-        return TensorRows(tensors, device, seen)
+        return TensorSource(tensors, device), seen
     arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
-    return MappedRows(mapped | arrays, dtype, device, labels, seen)
+    return MappedSource(mapped | arrays, dtype, device, labels), seen
 
 
-def _rows_of_dataset(
-    data: Any,
-    dtype: torch.dtype,
-    device: torch.device,
-    event_shape: tuple[int, ...],
-    context: int | None,
-    labels: Collection[str],
-) -> DatasetRows:
+def _source_of_dataset(
+    data: Any, dtype: torch.dtype, device: torch.device, labels: Collection[str]
+) -> DatasetSource:
     if isinstance(data, DataLoader):
         own = "" if data.collate_fn is default_collate else ", whose items are collated by torch"
         raise DataError(
-            "expected rows that can be split, shuffled and read again by their numbers, got a "
+            "expected samples that can be split, shuffled and read again by their numbers, got a "
             f"DataLoader; remedy: loader.dataset, here a {type(data.dataset).__name__}{own}, and "
             f"batch_size={data.batch_size or 256}"
         )
@@ -215,28 +209,24 @@ def _rows_of_dataset(
             "expected a map-style dataset, with __len__ and __getitem__, got "
             f"{type(data).__name__}; remedy: for example torch.stack(list(dataset))"
         )
-    rows = DatasetRows(data, dtype, device, labels)
-    if len(rows) < 1:
+    source = DatasetSource(data, dtype, device, labels)
+    if len(source) < 1:
         raise DataError("the dataset is empty; remedy: at least two items")
-    shapes = {name: tuple(v.shape) for name, v in rows.items(torch.tensor([0])).items()}
-    _check_shapes(shapes, event_shape, context)
-    rows.seen = inspect(rows.items(some_rows(len(rows), _ITEMS_AT_MOST)), dtype, {})
-    return rows
+    return source
 
 
 def _is_mapped(value: Any) -> bool:
     return isinstance(value, np.memmap) and getattr(value, "_mmap", None) is not None
 
 
-def _can_be_read(array: np.memmap, name: str) -> bool:
-    """True, or an error."""
+def _in_file(array: np.memmap, name: str) -> FileArray | np.memmap:
     _check_numeric(array.dtype, name)
     if array.dtype.kind == "c" or array.size == 0:
         raise DataError(
             f"{name} expected rows of real numbers, got dtype {array.dtype} and shape "
             f"{array.shape}; remedy: another file"
         )
-    return True
+    return in_file(array)
 
 
 def _open(path: str | os.PathLike[str]) -> np.ndarray:
@@ -265,21 +255,21 @@ def _check_shapes(
     if "x" in shapes:
         got = shapes["x"]
         if got[1:] != event_shape:
-            wanted = ", ".join(["rows", *map(str, event_shape)])
+            expected = ", ".join(["samples", *map(str, event_shape)])
             hint = ""
             if event_shape == (1,) and len(got) == 1:
                 x = "numpy.load(path, mmap_mode='r')" if mapped else "x"
                 hint = f"; remedy: {x}.reshape(-1, 1)"
-            raise DataError(f"x expected shape ({wanted}), as the flow has it; got {got}{hint}")
+            raise DataError(f"x expected shape ({expected}), as the flow has it; got {got}{hint}")
     if "weight" in shapes and len(shapes["weight"]) != 1:
         raise DataError(
-            f"weight expected shape (rows,), got {shapes['weight']}; remedy: weight.reshape(-1), "
-            "if it holds one number per row"
+            f"weight expected shape (samples,), got {shapes['weight']}; remedy: "
+            "weight.reshape(-1), if it holds one number per sample"
         )
     got = shapes.get("context", ())
     if got and context is not None and (len(got) != 2 or context not in (0, got[1])):
         if len(got) == 1 and context < 2:
-            remedy = "context.reshape(-1, 1), if it holds one number per row"
+            remedy = "context.reshape(-1, 1), if it holds one number per sample"
         elif len(got) > 2 and context in (0, math.prod(got[1:])):
             remedy = "context.flatten(1), or Flow(transform, base, embedding=net) with a network"
         elif len(got) > 2:
@@ -288,25 +278,5 @@ def _check_shapes(
             size = got[1] if len(got) == 2 else 1
             remedy = f"a flow with context={size}, or contexts of {context} numbers"
         raise DataError(
-            f"context expected shape (rows, {context or 'C'}), got {got}; remedy: {remedy}"
+            f"context expected shape (samples, {context or 'C'}), got {got}; remedy: {remedy}"
         )
-
-
-def split(rows: int, fraction: float, seed: int) -> tuple[Order, Order]:
-    """Random training and validation rows.
-
-    Raises:
-        DataError: If the fraction is not in [0, 1) or there are fewer than two rows.
-
-    Example:
-        >>> train, held_out = split(10, 0.2, seed=0)
-        >>> len(train), len(held_out)
-        (8, 2)
-    """
-    if not 0 <= fraction < 1:
-        raise DataError(f"validation expected a fraction in [0, 1), got {fraction}")
-    if rows < 2:
-        raise DataError(f"fit needs at least 2 rows, got {rows}")
-    held = min(max(1, round(fraction * rows)), rows - 1) if fraction > 0 else 0
-    order = shuffled(rows, seed)
-    return Order(rows - held, lambda places: order.at(places + held)), Order(held, order.at)

@@ -1,10 +1,8 @@
-"""Rows: one view of tensors, arrays in files and datasets, and parts of them with weights."""
+"""Sources of samples: tensors in memory, arrays in files, and datasets, with one interface."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,62 +11,52 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from flowkit.data.files import FileArray, read_rows
-from flowkit.data.order import Order, shuffled, stored
 from flowkit.errors import DataError
-from flowkit.training.inspection import NOTHING, Inspection
-
-ROWS_AT_ONCE = 2048
-_ROWS_AHEAD = 4096
-_NUMBERS_HASHED = 2**20
 
 
-class TensorRows:
-    """Rows in memory, moved to the device once.
+class TensorSource:
+    """Samples in memory, moved to the device once.
 
     Args:
-        tensors: Tensors with one row an event.
-        device: Where to keep them.
-        seen: What a look at some of them has told.
+        tensors: Tensors with one entry per sample.
+        device: Where they are stored.
     """
 
-    def __init__(
-        self, tensors: dict[str, Tensor], device: torch.device, seen: Inspection = NOTHING
-    ) -> None:
+    def __init__(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         self.tensors = {name: value.to(device) for name, value in tensors.items()}
-        self.device, self.seen = device, seen
+        self.device = device
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Return the rows at ``index``."""
+        """Return the samples at ``index``."""
         index = index.to(self.device)
         return {name: value[index] for name, value in self.tensors.items()}
 
     @property
     def names(self) -> list[str]:
-        """What every row carries."""
+        """Names of the arrays."""
         return list(self.tensors)
 
     def block(self, name: str, start: int, stop: int) -> Tensor:
-        """Return what stored rows carry by this name, as in a batch."""
+        """Return a run of one array as stored, in the dtype of a batch."""
         return self.tensors[name][start:stop]
 
     def column(self, name: str, index: Tensor) -> Tensor | None:
-        """Return what rows at ``index`` carry by this name, in float64; ``None`` if nothing."""
+        """Return one array at ``index`` in float64; ``None`` if there is none of this name."""
         values = self.tensors.get(name)
         return None if values is None else values[index.to(self.device)].cpu().double()
 
 
-class MappedRows:
-    """Rows of arrays in files: only the rows of a batch are ever read.
+class MappedSource:
+    """Samples of arrays in files, of which only those of a batch are ever read.
 
     Args:
-        arrays: Arrays with one row an event, at least one of them in a file.
+        arrays: Arrays with one row per sample, at least one of them in a file.
         dtype: The dtype of the batches.
         device: Where the batches go.
-        labels: Names whose integers and booleans stay what they are.
-        seen: What a look at some of them has told.
+        labels: Names of arrays whose integers and booleans are not converted to ``dtype``.
     """
 
     def __init__(
@@ -77,16 +65,15 @@ class MappedRows:
         dtype: torch.dtype,
         device: torch.device,
         labels: Collection[str] = (),
-        seen: Inspection = NOTHING,
     ) -> None:
         self.arrays, self.dtype, self.device = arrays, dtype, device
-        self.labels, self.seen = labels, seen
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Return the rows at ``index``; they are read in the order of the file."""
+        """Return the samples at ``index``; they are read in the order of the file."""
         return {
             name: as_dtype(_read(array, index), self.dtype, name in self.labels).to(self.device)
             for name, array in self.arrays.items()
@@ -94,17 +81,17 @@ class MappedRows:
 
     @property
     def names(self) -> list[str]:
-        """What every row carries."""
+        """Names of the arrays."""
         return list(self.arrays)
 
     def block(self, name: str, start: int, stop: int) -> Tensor:
-        """Return what stored rows carry by this name, as in a batch."""
+        """Return a run of one array as stored, in the dtype of a batch."""
         rows = np.arange(start, min(stop, len(self)))
         values = torch.from_numpy(read_rows(self.arrays[name], rows))
         return as_dtype(values, self.dtype, name in self.labels)
 
     def column(self, name: str, index: Tensor) -> Tensor | None:
-        """Return what rows at ``index`` carry by this name, in float64; ``None`` if nothing."""
+        """Return one array at ``index`` in float64; ``None`` if there is none of this name."""
         values = self.arrays.get(name)
         return None if values is None else _read(values, index).double()
 
@@ -150,8 +137,8 @@ def _read(array: FileArray | np.ndarray, index: Tensor) -> Tensor:
     return torch.from_numpy(read_rows(array, rows)[place])
 
 
-class DatasetRows:
-    """Rows of a ``torch.utils.data.Dataset`` of tensors, ``(x, context)`` pairs or dicts.
+class DatasetSource:
+    """Samples of a ``torch.utils.data.Dataset`` of tensors, ``(x, context)`` pairs or dicts.
 
     Named tuples are read by their names, as dicts are.
 
@@ -159,8 +146,7 @@ class DatasetRows:
         dataset: A map-style dataset with ``__len__``.
         dtype: The dtype of the batches.
         device: Where the batches go.
-        labels: Names whose integers and booleans stay what they are.
-        seen: What a look at some of them has told.
+        labels: Names of arrays whose integers and booleans are not converted to ``dtype``.
     """
 
     def __init__(
@@ -169,10 +155,9 @@ class DatasetRows:
         dtype: torch.dtype,
         device: torch.device,
         labels: Collection[str] = (),
-        seen: Inspection = NOTHING,
     ) -> None:
         self.dataset, self.dtype, self.device = dataset, dtype, device
-        self.labels, self.seen = labels, seen
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
@@ -220,7 +205,7 @@ class DatasetRows:
         return {name: dense_and_real(value, name) for name, value in items.items()}
 
     def column(self, name: str, index: Tensor) -> Tensor | None:
-        """Return what items at ``index`` carry by this name, in float64; ``None`` if nothing."""
+        """Return one part of the items at ``index`` in float64; ``None`` if they have none."""
         if name not in self.items(index[:1]):
             return None
         return self.items(index)[name].cpu().double()
@@ -246,133 +231,4 @@ def _check_items(items: list[Any]) -> None:
         )
 
 
-Rows = TensorRows | MappedRows | DatasetRows
-
-
-class Part:
-    """Some of the rows, to train or to validate on; weights have mean one over them.
-
-    Args:
-        rows: The rows.
-        index: Which of them.
-        name: What they are for, for messages.
-
-    Raises:
-        DataError: If a weight is negative or not finite, or all weights of the part are zero.
-    """
-
-    #: Which data its row numbers are of.
-    of = "the data"
-
-    def __init__(self, rows: Rows, index: Order, name: str) -> None:
-        self.rows, self.index = rows, index
-        self.weighted = rows.column("weight", index.run(0, 1)) is not None
-        if self.weighted:
-            total, least = 0.0, float("inf")
-            for numbers in self.runs():
-                weight = rows.column("weight", numbers)
-                total, least = total + float(weight.sum()), min(least, float(weight.min()))  # type: ignore[union-attr]
-            if least < 0 or not 0 < total < float("inf"):
-                raise DataError(
-                    f"weight expected finite numbers >= 0 with a positive sum over the {name} "
-                    f"rows, got a sum of {total:g} and a least one of {least:g}"
-                )
-            self.mean_weight = total / len(self)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def steps(self, size: int) -> int:
-        """How many batches of ``size`` rows an epoch has."""
-        return len(self) // size
-
-    def runs(self) -> Iterator[Tensor]:
-        """Row numbers, some thousand at a time."""
-        for start in range(0, len(self), ROWS_AT_ONCE):
-            yield self.index.run(start, start + ROWS_AT_ONCE)
-
-    def batches(
-        self, seed: int, size: int, rank: int, share: int
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Row numbers and rows of every full batch, in random order.
-
-        Rows of files are read ahead in another thread, some batches at once.
-
-        Args:
-            seed: Seed of the order.
-            size: Rows of a batch, over all processes.
-            rank: Which of the processes this is.
-            share: How many rows of each batch are for it.
-        """
-        order, count = shuffled(len(self), seed), self.steps(size)
-
-        def numbers(step: int, steps: int) -> Tensor:
-            first = size * torch.arange(step, min(step + steps, count)) + rank * share
-            return self.index.at(order.at((first[:, None] + torch.arange(share)).flatten()))
-
-        if not isinstance(self.rows, MappedRows):
-            for step in range(count):
-                index = numbers(step, 1)
-                yield index, self.batch(index)
-            return
-
-        def read(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-            index = numbers(step, ahead)
-            return index, self.batch(index)
-
-        ahead = max(1, _ROWS_AHEAD // share)
-        with ThreadPoolExecutor(1, "flowkit-rows") as reader:
-            coming = reader.submit(read, 0)
-            for step in range(0, count, ahead):
-                index, rows = coming.result()
-                if step + ahead < count:
-                    coming = reader.submit(read, step + ahead)
-                for start in range(0, len(index), share):
-                    here = slice(start, start + share)
-                    yield index[here], {name: value[here] for name, value in rows.items()}
-
-    def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Return the rows with the numbers ``index``, which count from the start of the data."""
-        batch = self.rows.batch(index)
-        if "weight" in batch:
-            batch["weight"] = batch["weight"] / self.mean_weight
-        return batch
-
-    def mean(self, use: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
-        """Mean over the rows of a number that ``use`` returns for each batch."""
-        total = torch.zeros(())
-        for numbers in self.runs():
-            total = total + use(self.batch(numbers)).cpu().double() * len(numbers)
-        return total / len(self)
-
-    def representatives(self, count: int) -> Tensor:
-        """Numbers of about ``count`` rows, each repeated in proportion to its weight."""
-        places = stored(len(self))
-        if len(self) > count:
-            places = shuffled(len(self), int(torch.randint(2**31, ())))
-        index = self.index.at(places.run(0, count))
-        weight = self.rows.column("weight", index) if self.weighted else None
-        if weight is None:
-            return index
-        index, weight = index[weight > 0], weight[weight > 0]
-        # Weights that are multiples of the least one are met exactly; every row is met once.
-        unit = torch.maximum(weight.min(), weight.mean() / 16)
-        return index.repeat_interleave((weight / unit).round().long().clamp_min(1))
-
-    def fingerprint(self) -> str:
-        """Hash of all rows, as stored, and of how many are in this part.
-
-        Empty for a dataset, which may give other rows each time.
-        """
-        if isinstance(self.rows, DatasetRows):
-            return ""
-        digest = hashlib.blake2b(digest_size=32)
-        for name in sorted(self.rows.names):
-            first = self.rows.block(name, 0, 1)
-            text = f"\n{name} {first.dtype} {len(self)} of {len(self.rows)}\n"
-            digest.update(text.encode())
-            rows = max(1, _NUMBERS_HASHED // max(1, first.numel()))
-            for start in range(0, len(self.rows), rows):
-                block = self.rows.block(name, start, start + rows)
-                digest.update(block.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+Source = TensorSource | MappedSource | DatasetSource

@@ -1,7 +1,7 @@
-"""How to minimise an objective."""
+"""Fit flows: minimise an objective over data."""
 
 from flowkit.training.fit import fit
 from flowkit.training.history import History
-from flowkit.training.validation import SplitScores, repeated_splits
+from flowkit.training.splits import repeated_splits
 
-__all__ = ["History", "SplitScores", "fit", "repeated_splits"]
+__all__ = ["History", "fit", "repeated_splits"]

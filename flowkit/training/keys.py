@@ -1,4 +1,4 @@
-"""Names in the data of a fit: which are known, and which of them nothing reads."""
+"""Check the names in the data of a fit: which are missing, unknown, or read by nothing."""
 
 from __future__ import annotations
 
@@ -18,21 +18,29 @@ _OF_ONE = {"force": "ForceMatching", "row": "DependentLikelihood"}
 
 
 def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, what: str) -> str:
-    """Refuse names that nothing knows, and name those that are known but not read here.
+    """Refuse unknown and missing names, and warn of those that are known but not read here.
 
     Args:
-        batch: One row of the data.
+        batch: One sample of the data.
         flow: The flow.
         objective: What is minimised.
         what: Which data these are, for messages.
 
     Returns:
-        What to warn of; empty if everything is read.
+        A warning; empty if everything is read.
 
     Raises:
-        DataError: If the objective states what it reads, and a name is neither among that nor
-            ``x``, ``context``, ``weight`` or ``group``; and if the flow does not read the context.
+        DataError: If the context of a conditional flow or ``x`` is missing; if the objective
+            states what it reads, and a name is neither among that nor ``x``, ``context``,
+            ``weight`` or ``group``; if the flow does not read the context.
     """
+    if flow.needs_context and "context" not in batch:
+        raise DataError(
+            f"this flow is conditional: data expected a dict with x and context (samples, "
+            f"{flow.context_size or '*'}), got {sorted(batch)}"
+        )
+    if objective.needs_data and "x" not in batch:
+        raise DataError(f"data expected a dict with the key x, got {sorted(batch)}")
     names, reads = list(batch), objective.reads
     known = [*_OWN, *sorted((reads or frozenset()) - {*_OWN})]
     label = type(objective).__name__
@@ -59,7 +67,7 @@ def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, wh
     if "weight" in names and not weighs:
         return (
             f"{what} have weights, which {label} does not read here; remedy: leave 'weight' out, "
-            "or an objective that weighs its rows, such as MaximumLikelihood"
+            "or an objective that weighs its samples, such as MaximumLikelihood"
         )
     started = bool(flow.initialized)
     if "x" in names and reads is not None and "x" not in reads and started:
@@ -67,24 +75,6 @@ def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, wh
             f"{what} have x, which {label} does not read: only a flow that is new starts from it; "
             "remedy: leave 'x' out"
         )
-    return ""
-
-
-def nothing_read(given: Collection[str], read: Collection[str], weighted: bool) -> str:
-    """What to warn of after an epoch of an objective that does not state what it reads.
-
-    Not of ``x``, from which a flow starts, and not of groups, which ``fit`` reads.
-
-    Args:
-        given: Names in the data.
-        read: Names that the objective has read, or asked for.
-        weighted: Whether the data have weights, and not the groups alone.
-    """
-    for name in given:
-        if name not in {*read, "x", "group"} and (weighted or name != "weight"):
-            near = _nearest(name, {*_OWN, *read} - {*given})
-            remedy = near or "leave it out, or read it in the objective"
-            return f"nothing has read {name!r} of the data in the first epoch; remedy: {remedy}"
     return ""
 
 
@@ -146,3 +136,53 @@ class Watched(dict[str, Tensor]):
         """All names and tensors."""
         self.seen.update(super().__iter__())
         return super().items()
+
+
+class Reading:
+    """Which names of the data an objective reads in the first epoch, if it does not state them.
+
+    Args:
+        objective: The objective.
+        off: Whether not to look: a compiled step cannot be watched.
+
+    Example:
+        >>> from flowkit.objectives import Loss, Objective
+        >>> class Own(Objective):
+        ...     def forward(self, flow, batch):
+        ...         return Loss(-flow.log_prob(batch["x"]).mean(), {})
+        >>> reading = Reading(Own(), off=False)
+        >>> batch = reading.watched({"x": 1, "weights": 2})
+        >>> batch["x"], reading.close(weighted=False)
+        (1, "nothing has read 'weights' of the data in the first epoch; remedy: leave it out, \
+or read it in the objective")
+    """
+
+    def __init__(self, objective: Objective, off: bool) -> None:
+        self.off = off or objective.reads is not None
+        self.given: dict[str, None] = {}
+        self.read: set[str] = set()
+
+    def watched(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch, which notes what is read of it while that is of interest."""
+        if self.off:
+            return batch
+        self.given.update(dict.fromkeys(batch))
+        return Watched(batch, self.read)
+
+    def close(self, weighted: bool) -> str:
+        """Stop looking, and return a warning of names that nothing has read; empty without any.
+
+        Not of ``x``, from which a flow starts, and not of groups, which ``fit`` reads.
+
+        Args:
+            weighted: Whether the data have weights, and not the groups alone.
+        """
+        self.off = True
+        for name in self.given:
+            if name not in {*self.read, "x", "group"} and (weighted or name != "weight"):
+                near = _nearest(name, {*_OWN, *self.read} - {*self.given})
+                remedy = near or "leave it out, or read it in the objective"
+                return (
+                    f"nothing has read {name!r} of the data in the first epoch; remedy: {remedy}"
+                )
+        return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,14 +11,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
-from flowkit.errors import DataError
+from flowkit.errors import ArgumentError
+from flowkit.training.warn import warn
 
 DEFAULT_LR = 1e-3
 Scheduler = Callable[[Optimizer, int], LRScheduler]
-_OPTIMIZER = "lambda p: torch.optim.AdamW(p, lr=1e-3)"
-_SCHEDULER = (
-    "lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)"
-)
+OPTIMIZER = "lambda p: torch.optim.AdamW(p, lr=1e-3)"
+SCHEDULER = "lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)"
 
 
 def choose_optimizer(
@@ -42,42 +40,41 @@ def choose_optimizer(
         clip: Whether gradients are clipped.
 
     Raises:
-        DataError: If nothing is trained, or the callable makes what ``fit`` cannot step.
+        ArgumentError: If nothing is trained, or the callable makes what ``fit`` cannot step.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
-        raise DataError("there is nothing to train: no parameter requires a gradient")
+        raise ArgumentError("there is nothing to train: no parameter requires a gradient")
     # A fused optimiser undoes the loss scaling itself, too late for clipping.
     if optimizer is None:
         fused = device.type in ("cpu", "cuda") and not scaled
         return torch.optim.Adam(parameters, lr=lr, fused=fused)
     chosen = optimizer(parameters)
     if not isinstance(chosen, Optimizer):
-        raise DataError(
+        raise ArgumentError(
             "fit expected optimizer to return a torch.optim.Optimizer, got "
-            f"{type(chosen).__name__}; remedy: {_OPTIMIZER}"
+            f"{type(chosen).__name__}; remedy: {OPTIMIZER}"
         )
     others = _required(chosen) - {"closure"}
     if others:
-        raise DataError(
+        raise ArgumentError(
             f"fit steps optimizers without arguments or with a closure, but "
-            f"{type(chosen).__name__}.step needs {', '.join(sorted(others))}; remedy: {_OPTIMIZER}"
+            f"{type(chosen).__name__}.step needs {', '.join(sorted(others))}; remedy: {OPTIMIZER}"
         )
     if scaled and needs_closure(chosen):
-        raise DataError(
+        raise ArgumentError(
             f"{type(chosen).__name__} needs a closure, which the loss scaling of "
             "precision='16-mixed' does not allow; remedy: precision='32-true' or 'bf16-mixed'"
         )
     if scaled and clip and getattr(chosen, "_step_supports_amp_scaling", False):
-        raise DataError(
+        raise ArgumentError(
             "a fused optimizer cannot clip gradients under precision='16-mixed'; remedy: "
             "fused=False, clip=None, or precision='bf16-mixed'"
         )
     if lr != DEFAULT_LR:
-        warnings.warn(
+        warn(
             f"lr={lr:g} is that of the default optimizer: the {type(chosen).__name__} given does "
-            f"not see it; remedy: lambda p: torch.optim.AdamW(p, lr={lr:g}), or no lr",
-            stacklevel=4,
+            f"not see it; remedy: lambda p: torch.optim.AdamW(p, lr={lr:g}), or no lr"
         )
     return chosen
 
@@ -108,7 +105,7 @@ def _required(stepped: Any) -> set[str]:
 def choose_scheduler(
     optimizer: Optimizer, scheduler: str | Scheduler | None, steps: int, patience: int | None
 ) -> tuple[LRScheduler | None, Any]:
-    """What to step after every step, and what after every epoch, by its loss; at most one of them.
+    """The schedule after every step, and the one after every epoch, by its loss; at most one.
 
     Args:
         optimizer: The optimiser.
@@ -118,7 +115,7 @@ def choose_scheduler(
         patience: Epochs without improvement until the fit stops.
 
     Raises:
-        DataError: If the callable makes no scheduler.
+        ArgumentError: If the callable makes no scheduler.
     """
     if scheduler == "plateau":
         return None, ReduceLROnPlateau(
@@ -131,18 +128,18 @@ def choose_scheduler(
     try:
         made = scheduler(optimizer, steps)
     except (TypeError, ValueError) as error:
-        raise DataError(
+        raise ArgumentError(
             f"the scheduler could not be made of an optimizer and the number of steps ({error}); "
-            f"remedy: {_SCHEDULER}, or lambda optimizer, steps: ReduceLROnPlateau(optimizer)"
+            f"remedy: {SCHEDULER}, or lambda optimizer, steps: ReduceLROnPlateau(optimizer)"
         ) from error
     if not isinstance(made, (LRScheduler, ReduceLROnPlateau)):
-        raise DataError(
+        raise ArgumentError(
             "fit expected scheduler to return a torch.optim.lr_scheduler.LRScheduler, got "
-            f"{type(made).__name__}; remedy: {_SCHEDULER}"
+            f"{type(made).__name__}; remedy: {SCHEDULER}"
         )
     if getattr(made, "optimizer", optimizer) is not optimizer:
-        raise DataError(
+        raise ArgumentError(
             "fit expected a scheduler of the optimizer that it was given, got one of another; "
-            f"remedy: {_SCHEDULER}"
+            f"remedy: {SCHEDULER}"
         )
     return (None, made) if _required(made) else (made, None)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flowkit.objectives import Loss
-
-if TYPE_CHECKING:
-    from flowkit.training.loop import Run
+from flowkit.training.progress import Progress
 
 _SECONDS_BETWEEN_LINES = 30.0
-_LINES_A_FIT = 10
+_LINES_PER_FIT = 10
 
 
 class Silent:
@@ -22,17 +20,17 @@ class Silent:
     def say(self, text: str) -> None:
         """Show a message."""
 
-    def begin(self, run: Run) -> None:
+    def begin(self, progress: Progress) -> None:
         """Show that steps begin."""
 
-    def step(self, run: Run, loss: Loss) -> None:
+    def step(self, progress: Progress, loss: Loss) -> None:
         """Show a step; the loss is only read where it is shown, for that waits for the device."""
 
-    def epoch(self, run: Run) -> None:
+    def epoch(self, progress: Progress) -> None:
         """Show the end of an epoch."""
 
-    def end(self, run: Run | None = None) -> None:
-        """Show why the fit stopped and what was kept; without a fit only tidy up."""
+    def end(self, progress: Progress | None = None) -> None:
+        """Show why the fit stopped and which weights were kept; without a fit only tidy up."""
 
 
 class Lines(Silent):
@@ -40,44 +38,45 @@ class Lines(Silent):
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
+        self.last, self.tenth = time.monotonic(), 0
 
     def say(self, text: str) -> None:
         """Write a line."""
         self.stream.write(f"fit: {text}\n")
         self.stream.flush()
 
-    def begin(self, run: Run) -> None:
+    def begin(self, progress: Progress) -> None:
         """Start the clock."""
-        self.last, self.tenth = time.monotonic(), self._tenth(run)
+        self.last, self.tenth = time.monotonic(), self._tenth(progress)
 
-    def _tenth(self, run: Run) -> int:
-        return _LINES_A_FIT * run.done // run.total
+    def _tenth(self, progress: Progress) -> int:
+        return _LINES_PER_FIT * progress.done // progress.total
 
     def _due(self) -> bool:
         return time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES
 
-    def _write(self, run: Run, text: str) -> None:
-        self.last, self.tenth = time.monotonic(), self._tenth(run)
-        self.say(f"step {run.done} of {run.total}, {text}")
+    def _write(self, progress: Progress, text: str) -> None:
+        self.last, self.tenth = time.monotonic(), self._tenth(progress)
+        self.say(f"step {progress.done} of {progress.total}, {text}")
 
-    def step(self, run: Run, loss: Loss) -> None:
+    def step(self, progress: Progress, loss: Loss) -> None:
         """Write a line where the last one is long ago."""
         if self._due():
-            self._write(run, f"loss {_number(loss.value.detach())}")
+            self._write(progress, f"loss {_number(loss.value.detach())}")
 
-    def epoch(self, run: Run) -> None:
+    def epoch(self, progress: Progress) -> None:
         """Write a line where a tenth is done."""
-        if self._tenth(run) > self.tenth or self._due():
-            history = run.history
-            text = f"epoch {run.epoch}: loss {_number(history.train[-1])}"
+        if self._tenth(progress) > self.tenth or self._due():
+            history = progress.history
+            text = f"epoch {progress.epoch}: loss {_number(history.train[-1])}"
             if history.validation:
                 text += f", validation {_number(history.validation[-1])}"
-            self._write(run, text)
+            self._write(progress, text)
 
-    def end(self, run: Run | None = None) -> None:
+    def end(self, progress: Progress | None = None) -> None:
         """Write the last line."""
-        if run is not None:
-            self.say(outcome(run))
+        if progress is not None:
+            self.say(outcome(progress))
 
 
 class Bar(Silent):
@@ -98,28 +97,31 @@ class Bar(Silent):
             self.stream.write(f"fit: {text}\n")
             self.stream.flush()
 
-    def begin(self, run: Run) -> None:
+    def begin(self, progress: Progress) -> None:
         """Show the bar."""
         self.bar = self.kind(
-            total=run.total, initial=min(run.done, run.total), unit="step", file=self.stream
+            total=progress.total,
+            initial=min(progress.done, progress.total),
+            unit="step",
+            file=self.stream,
         )
 
-    def step(self, run: Run, loss: Loss) -> None:
+    def step(self, progress: Progress, loss: Loss) -> None:
         """Move the bar."""
         if self.bar.update(1):
             shown = {"loss": _number(loss.value.detach())}
-            if run.history.validation:
-                shown["validation"] = _number(run.history.validation[-1])
+            if progress.history.validation:
+                shown["validation"] = _number(progress.history.validation[-1])
             self.bar.set_postfix(shown, refresh=False)
 
-    def end(self, run: Run | None = None) -> None:
+    def end(self, progress: Progress | None = None) -> None:
         """Take the bar away from the fit, and say how it ended."""
         if self.bar is not None:
-            if run is not None and self.stream is None:
-                self.bar.set_postfix_str(outcome(run))
+            if progress is not None and self.stream is None:
+                self.bar.set_postfix_str(outcome(progress))
             self.bar.close()
-        if run is not None:
-            self.say(outcome(run))
+        if progress is not None:
+            self.say(outcome(progress))
 
 
 def output(shown: bool) -> Silent:
@@ -146,25 +148,25 @@ def _in_notebook() -> bool:
     return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
 
 
-def outcome(run: Run) -> str:
-    """Why a fit stopped and what was kept, in one line."""
-    history = run.history
+def outcome(progress: Progress) -> str:
+    """Why a fit stopped and which weights were kept, in one line."""
+    history = progress.history
     why = {
-        "epochs": f"all {run.total // run.per_epoch} epochs are done",
-        "steps": f"all {run.total} steps are done",
-        "patience": f"no better validation loss for {run.waited} epochs",
+        "epochs": f"all {progress.total // progress.per_epoch} epochs are done",
+        "steps": f"all {progress.total} steps are done",
+        "patience": f"no better validation loss for {progress.waited} epochs",
         "callback": "a callback asked for it",
     }[history.stopped]
-    if run.done > run.total:
-        why = f"the checkpoint has done more than the {run.total} steps asked for"
+    if progress.done > progress.total:
+        why = f"the checkpoint has done more than the {progress.total} steps asked for"
     if history.best_epoch is not None:
         kept = f"epoch {history.best_epoch}, with validation {_number(history.best)}"
     else:
-        average = "" if run.average is None else "the moving average of "
+        average = "the moving average of " if progress.averaged else ""
         kept = f"{average}the last epoch"
         if history.train:
             kept += f", with loss {_number(history.train[-1])}"
-    return f"stopped after epoch {run.epoch} (step {run.done}): {why}; kept {kept}"
+    return f"stopped after epoch {progress.epoch} (step {progress.done}): {why}; kept {kept}"
 
 
 def _number(value: Any) -> str:

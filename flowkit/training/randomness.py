@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from flowkit.bases import Base
-from flowkit.data.sources import MappedRows, Part, TensorRows
+from flowkit.data.batches import DataSplit
+from flowkit.data.sources import DatasetSource
 from flowkit.dependence import RowCovariance
 from flowkit.energies import Energy
 from flowkit.numerics.noise import drawing_from, lending_global, may_draw
 from flowkit.objectives import Objective
 from flowkit.scalar import ScalarMap
+from flowkit.training.step import Step
 from flowkit.transforms import Transform
 
 # What draws by its contract from a generator that it is given, if at all.
@@ -27,6 +28,11 @@ def seed_of(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
+def generator_of(seed: int, device: torch.device) -> torch.Generator:
+    """The generator of a fit, from which also what is drawn before its first step comes."""
+    return torch.Generator(device).manual_seed(seed_of(seed))
+
+
 class Randomness:
     """Generators of a fit. The global random state is neither read nor changed.
 
@@ -36,15 +42,28 @@ class Randomness:
 
     Args:
         seed: Seed of the fit.
-        device: Where the flow is.
         rank: Number of the process.
+        generator: The generator of the fit, of :func:`generator_of`.
+        step: Flow and objective.
+        optimizer: The optimiser, which may add noise.
+        compiled: Whether steps are compiled.
     """
 
-    def __init__(self, seed: int, device: torch.device, rank: int) -> None:
-        self.seed, self.rank = seed, rank
-        self.generator = torch.Generator(device)
+    def __init__(
+        self,
+        seed: int,
+        rank: int,
+        generator: torch.Generator,
+        step: Step,
+        optimizer: torch.optim.Optimizer,
+        compiled: bool,
+    ) -> None:
+        self.seed, self.rank, self.generator, self.compiled = seed, rank, generator, compiled
         self.reading = torch.Generator()
-        self._seed(seed_of(seed))
+        self.redirects = may_draw(step, _CONTRACTS)
+        noisy = self.redirects or step.flow.stochastic or not step.objective.compiles
+        self.lends = compiled and noisy
+        self.optimizer_draws = not type(optimizer).__module__.startswith("torch.optim")
 
     def _seed(self, seed: int) -> None:
         self.generator.manual_seed(seed)
@@ -62,21 +81,6 @@ class Randomness:
         """The same noise in every process, so that all decide the same."""
         self._seed(seed_of(self.seed, epoch, 0))
 
-    def watch(self, step: nn.Module, optimizer: torch.optim.Optimizer, compiled: bool) -> None:
-        """Find out what may draw without naming a generator.
-
-        Args:
-            step: Flow and objective.
-            optimizer: The optimiser, which may add noise.
-            compiled: Whether steps are compiled.
-        """
-        flow, objective = step.flow, step.objective
-        unnamed = may_draw(step, _CONTRACTS)
-        self.redirects = unnamed
-        self.lends = compiled and (unnamed or flow.stochastic or not objective.compiles)  # type: ignore[union-attr]
-        self.compiled = compiled
-        self.optimizer_draws = not type(optimizer).__module__.startswith("torch.optim")
-
     def of_step(self) -> AbstractContextManager[Any]:
         """Around the loss of a batch that may be compiled."""
         if self.lends:
@@ -87,10 +91,10 @@ class Randomness:
         """Around a loss that is never compiled."""
         return drawing_from(self.generator if self.redirects else None)
 
-    def of_reading(self, part: Part | None) -> AbstractContextManager[Any]:
-        """Around the reading of rows, which a Dataset may augment."""
-        stored = part is None or isinstance(part.rows, (TensorRows, MappedRows))
-        return drawing_from(None if stored else self.reading)
+    def of_reading(self, part: DataSplit | None) -> AbstractContextManager[Any]:
+        """Around the reading of samples, which a Dataset may augment."""
+        drawn = part is not None and isinstance(part.source, DatasetSource)
+        return drawing_from(self.reading if drawn else None)
 
     def of_optimizer(self) -> AbstractContextManager[Any]:
         """Around a step of the optimiser."""

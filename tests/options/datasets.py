@@ -76,7 +76,13 @@ of(
     seed=seeds(see=lambda **o: copula(features=5, **o).correlation),
 )
 
-of(dequantize, None, **random(lambda **o: dequantize(COUNTS, **o)))
+of(
+    dequantize,
+    lambda **o: dequantize(2 * COUNTS, **o),
+    **random(lambda **o: dequantize(COUNTS, **o)),
+    width=differs(2.0, 0.5),
+    rounding=differs("down"),
+)
 of(split_rows, None, **random(lambda **o: split_rows(COUNTS, ("a", "b"), **o)))
 whole = Splits(COUNTS, COUNTS, COUNTS, ("a", "b"))
 of(Splits.dequantized, lambda **o: whole.dequantized(**o), seed=seeds())

@@ -23,14 +23,17 @@ from flowkit import (
     ScoreMatching,
     fit,
 )
-from flowkit.data.convert import as_rows, check_finite
-from flowkit.data.sources import DatasetRows, MappedRows, TensorRows
+from flowkit.data.batches import DataSplit, whole
+from flowkit.data.convert import as_source, check_finite
+from flowkit.data.inspection import Inspection
+from flowkit.data.intake import Expected
+from flowkit.data.sources import DatasetSource, MappedSource, TensorSource
 from flowkit.training import repeated_splits
-from flowkit.training.inspection import Inspection
 from flowkit.training.keys import Watched
 from flowkit.training.nonfinite import non_finite_error
 from flowkit.training.optimizers import choose_optimizer
 from flowkit.training.output import Bar, Lines, Silent
+from flowkit.training.progress import Progress
 
 from .harness import differs, falls, of, rises, same, seeds, shows
 from .parts import folder, message, plain, rows, state
@@ -94,7 +97,7 @@ def halving(optimizer: Any, total: int) -> Any:
 def compiled(**options: Any) -> Any:
     """Weights, and how often the step was compiled; the compiler itself is left out."""
     with (
-        mock.patch("flowkit.training.loop.can_compile", return_value=True),
+        mock.patch("flowkit.training.setup.can_compile", return_value=True),
         mock.patch("torch.compile", side_effect=lambda module: module) as compiler,
     ):
         return weights(**options), compiler.call_count
@@ -221,7 +224,6 @@ of(
 
 # What reads the data ------------------------------------------------------------------------
 
-seen = Inspection(lost="digits of x", repeats=(0,), columns=("age",))
 of(
     Inspection,
     lambda **o: Inspection(**o),
@@ -231,24 +233,28 @@ of(
 )
 CPU = torch.device("cpu")
 counted = {"x": DATA.numpy(), "row": np.arange(64)}
-
-
-def batch(rows: Any) -> Any:
-    """The first rows, with the dtypes in which they come."""
-    return rows.batch(torch.arange(3))
-
-
-of(TensorRows, lambda **o: TensorRows({"x": DATA}, CPU, **o).seen, seen=differs(seen))
 of(
-    MappedRows,
-    lambda **o: batch(MappedRows(counted, torch.float32, CPU, **o)),
+    Expected,
+    lambda **o: Expected(torch.float32, CPU, (2,), **o),
+    context=differs(3, None),
+    reads_labels=differs(bool),
+)
+
+
+def batch(source: Any) -> Any:
+    """The first samples, with the dtypes in which they come."""
+    return source.batch(torch.arange(3))
+
+
+of(
+    MappedSource,
+    lambda **o: batch(MappedSource(counted, torch.float32, CPU, **o)),
     labels=differs(("row",)),
-    seen=differs(seen, see=lambda **o: MappedRows(counted, torch.float32, CPU, **o).seen),
 )
 
 
 class Numbered(Dataset):
-    """Rows with their numbers."""
+    """Samples with their numbers."""
 
     def __len__(self) -> int:
         return 64
@@ -258,23 +264,51 @@ class Numbered(Dataset):
 
 
 of(
-    DatasetRows,
-    lambda **o: batch(DatasetRows(Numbered(), torch.float32, CPU, **o)),
+    DatasetSource,
+    lambda **o: batch(DatasetSource(Numbered(), torch.float32, CPU, **o)),
     labels=differs(("row",)),
-    seen=differs(seen, see=lambda **o: DatasetRows(Numbered(), torch.float32, CPU, **o).seen),
 )
 given = {"x": DATA, "context": DATA, "row": torch.arange(64)}
 of(
-    as_rows,
-    lambda **o: batch(as_rows(given, torch.float32, CPU, (2,), **o)),
+    as_source,
+    lambda **o: batch(as_source(given, torch.float32, CPU, (2,), **o)[0]),
     context=shows(bool, 3, see=lambda **o: message(lambda: reads(**o))),
     labels=differs(("row",)),
 )
 
 
 def reads(**options: Any) -> Any:
-    """Rows of two numbers of context."""
-    return as_rows(given, torch.float32, CPU, (2,), **options)
+    """Samples of two numbers of context."""
+    return as_source(given, torch.float32, CPU, (2,), **options)
+
+
+halves = DataSplit(TensorSource({"x": DATA}, CPU), torch.arange(64), "training")
+
+
+def weightless(**options: Any) -> str:
+    """What is said of weights that are all zero."""
+    source = TensorSource({"x": DATA, "weight": torch.zeros(64)}, CPU)
+    return message(lambda: DataSplit(source, torch.arange(64), **options))
+
+
+of(
+    DataSplit,
+    None,
+    of=differs(
+        "other data", see=lambda **o: vars(DataSplit(halves.source, halves.units, "", **o))["of"]
+    ),
+)
+of(
+    whole,
+    lambda **o: whole(halves.source, "training", **o).of,
+    of=differs("other data"),
+)
+of(
+    DataSplit.batches,
+    lambda **o: [index for index, _ in halves.batches(0, 16, **o)],
+    rank=differs(1, using={"processes": 2}),
+    processes=differs(2),
+)
 
 
 of(
@@ -314,14 +348,18 @@ of(
 
 # What a fit shows ---------------------------------------------------------------------------
 
-done = SimpleNamespace(
-    history=History(epochs=[1], steps=[4], train=[1.0], stopped="epochs"),
-    done=4,
-    total=4,
-    per_epoch=4,
-    epoch=1,
-    average=None,
-    waited=0,
+done = Progress(4, 4, history=History(epochs=[1], steps=[4], train=[1.0], stopped="epochs"))
+done.done, done.epoch = 4, 1
+of(
+    Progress,
+    lambda **o: Progress(4, 4, **o),
+    averaged=differs(True),
+    history=differs(done.history),
+    epoch=differs(1),
+    done=differs(1),
+    waited=differs(1),
+    best=differs({}),
+    last=differs({}),
 )
 
 
@@ -345,6 +383,6 @@ def ended(make: Any) -> Any:
     return see
 
 
-of(Lines.end, ended(Lines), run=differs(done))
-of(Bar.end, ended(lambda text: Bar(None, text)), run=differs(done))
-of(Silent.end, ended(lambda text: Silent()), run=same(done))  # it shows nothing
+of(Lines.end, ended(Lines), progress=differs(done))
+of(Bar.end, ended(lambda text: Bar(None, text)), progress=differs(done))
+of(Silent.end, ended(lambda text: Silent()), progress=same(done))  # it shows nothing

@@ -1,0 +1,116 @@
+"""Continue a fit from its checkpoint, and write it after every epoch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flowkit.errors import CheckpointError
+from flowkit.training.checkpoint import read_checkpoint, same_shapes, write_checkpoint
+from flowkit.training.history import History
+from flowkit.training.output import Silent
+from flowkit.training.progress import Progress
+from flowkit.training.setup import Plan
+from flowkit.training.warn import warn
+
+
+def begin(plan: Plan, output: Silent) -> Progress:
+    """The progress of a fit: that of its checkpoint, if there is one.
+
+    Args:
+        plan: The fit.
+        output: What shows the fit.
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged or belongs to another fit.
+    """
+    progress = Progress(plan.total, plan.per_epoch, plan.average is not None)
+    path = plan.options.checkpoint
+    if path is None or not path.exists():
+        return progress
+    content = read_checkpoint(path, plan.settings)
+    if content["settings"]["total_steps"] != plan.total:
+        _plan_anew(plan, path, content)
+    try:
+        _load(plan, content)
+        progress.history = History(**content["history"])
+    except Exception as error:
+        raise CheckpointError(
+            f"the state in {path} does not fit this fit ({error}); remedy: continue with "
+            "the settings that wrote it, or choose another path"
+        ) from None
+    progress.best, progress.waited = content["best"], content["waited"]
+    progress.epoch, progress.done = content["epoch"], content["done"]
+    if plan.held is None and progress.epoch:
+        progress.last = plan.weights()
+    output.say(f"goes on from {path}, after epoch {progress.epoch} (step {progress.done})")
+    if progress.done > plan.total:
+        warn(
+            f"the checkpoint {path} is of a fit that has done {progress.done} steps already, more "
+            f"than the {plan.total} that are asked for now, so nothing is left to do and the "
+            "flow gets its weights; remedy: more epochs, or another path to start over"
+        )
+    stopped = progress.history.stopped
+    if progress.done >= plan.total:
+        progress.history.stopped = stopped if stopped == "patience" else plan.limit
+    elif stopped != "patience" or not plan.out_of_patience(progress.waited):
+        progress.history.stopped = ""
+    return progress
+
+
+def store(plan: Plan, progress: Progress) -> None:
+    """Write the checkpoint, in the first process."""
+    if plan.options.checkpoint is not None and plan.fabric.is_global_zero:
+        write_checkpoint(
+            plan.options.checkpoint,
+            {
+                "settings": plan.settings,
+                "step": plan.step.state_dict(),
+                "optimizer": plan.optimizer.state_dict(),
+                **{name: part.state_dict() for name, part in plan.stateful.items()},
+                "best": progress.best,
+                "waited": progress.waited,
+                "epoch": progress.epoch,
+                "done": progress.done,
+                "history": asdict(progress.history),
+            },
+        )
+
+
+def _load(plan: Plan, content: dict[str, Any]) -> None:
+    """Bring the weights, the optimiser and what else has a state to those of a checkpoint."""
+    if content["best"] is not None and not same_shapes(content["best"], plan.judged):
+        raise CheckpointError("its best weights are of another flow")
+    plan.step.load_state_dict(content["step"])
+    plan.optimizer.load_state_dict(content["optimizer"])
+    for name, part in plan.stateful.items():
+        if content[name].keys() != part.state_dict().keys():
+            raise CheckpointError(f"its {name} is another one")
+        part.load_state_dict(content[name])
+
+
+def _plan_anew(plan: Plan, path: Path, content: dict[str, Any]) -> None:
+    """Replace the stored schedule by the one over the present length.
+
+    From here on the rate at step t is that of a fit of the present length; the steps that are
+    done had that of the length that was asked for then.
+    """
+    if plan.scheduler is None or content["done"] >= plan.total:
+        return
+    try:
+        steps = int(content["scheduler"].get("last_epoch", content["done"]))
+        groups = content["optimizer"]["param_groups"]
+        # Torch warns of schedules that step before the optimizer, which has done so elsewhere.
+        plan.scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]
+        for _ in range(steps):
+            plan.scheduler.step()
+        content["scheduler"] = plan.scheduler.state_dict()
+        for stored, planned in zip(groups, plan.optimizer.param_groups, strict=True):
+            stored.update({k: v for k, v in planned.items() if k != "params"})
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"the schedule in {path} cannot be planned over another number of steps "
+            f"({error}); remedy: the {content['settings']['total_steps']} steps that wrote "
+            "it, or another path"
+        ) from None
