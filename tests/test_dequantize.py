@@ -12,7 +12,7 @@ from flowkit.cli import main
 from flowkit.data import dequantize
 from flowkit.datasets import digits, photograph_colours
 from flowkit.datasets.lattice import Lattice
-from flowkit.errors import DataError
+from flowkit.errors import ArgumentError, DataError
 from flowkit.estimators import FlowDensity
 from flowkit.estimators.rounded import DequantizedLikelihood, cell_log_prob
 from flowkit.stochastic import Dequantize
@@ -73,6 +73,36 @@ def test_noise_never_leaves_the_cell_in_any_precision(value, dtype):
         assert noisy.dtype == dtype
         assert torch.equal(noisy.round() + 0.0, here)
         assert torch.equal(Dequantize(1).inverse(noisy)[0], here)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [0.1, 0.25, 3.0])
+def test_values_of_any_width_fill_their_cells(width, dtype):
+    counts = torch.arange(-40, 40).repeat(500)
+    values = (counts.double() * width).to(dtype)
+    noisy = dequantize(values, width=width, seed=2, dtype=dtype).double()
+    assert torch.equal((noisy / width).round().long(), counts)
+    offset = noisy / width - counts
+    error = math.sqrt(1 / 12 / len(counts))
+    assert abs(offset.mean()) < 4 * error
+    assert abs(offset.var() - 1 / 12) < 4 * math.sqrt(1 / 180 / len(counts))
+
+
+def test_values_that_were_rounded_down_stand_for_what_is_above_them():
+    exact = 50 * torch.rand(N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noisy = dequantize(exact.floor(), rounding="down", seed=1, dtype=torch.float64)
+    assert torch.equal(noisy.floor(), exact.floor())
+    # Both are uniform on [0, 50): the mean is not half a unit too low.
+    assert abs(noisy.mean() - 25) < 4 * 50 * ERROR
+    assert stats.kstest(noisy.numpy() - exact.floor().numpy(), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("width", [0, -1.0, math.nan, math.inf, "1", None, True])
+def test_widths_are_positive_numbers(width):
+    with pytest.raises(ArgumentError, match="dequantize expected width as a finite number > 0"):
+        dequantize(torch.tensor([1]), width=width)
+    with pytest.raises(DataError, match="multiples of the width 0.3, got entries between"):
+        dequantize(torch.tensor([0.3, 0.4]), width=0.3)
 
 
 # ---- the lattice ----
@@ -208,5 +238,5 @@ def test_the_command_line_scores_and_samples_as_the_estimator(counts, tmp_path, 
     ],
 )
 def test_dequantize_refuses_what_holds_no_real_numbers(values, options, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((ArgumentError, DataError), match=message):
         dequantize(values, **options)

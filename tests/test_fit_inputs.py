@@ -27,7 +27,7 @@ from flowkit import (
 from flowkit.bases import StandardNormal, Uniform
 from flowkit.data.files import FileArray, in_file
 from flowkit.data.inspection import repeated_values
-from flowkit.errors import DataError, NonFiniteLossError
+from flowkit.errors import ArgumentError, DataError, NonFiniteLossError
 from flowkit.estimators import FlowDensity
 from flowkit.scalar import Affine
 from flowkit.stochastic import Dequantize
@@ -301,8 +301,8 @@ class TestContexts:
     @pytest.mark.parametrize(
         ("size", "context", "message"),
         [
-            (1, rows()[:, 0], r"\(rows, 1\), got \(200,\); remedy: context.reshape\(-1, 1\)"),
-            (3, rows(), r"\(rows, 3\), got \(200, 2\); remedy: a flow with context=2"),
+            (1, rows()[:, 0], r"\(samples, 1\), got \(200,\); remedy: context.reshape\(-1, 1\)"),
+            (3, rows(), r"\(samples, 3\), got \(200, 2\); remedy: a flow with context=2"),
             (4, rows(200, 4).reshape(200, 2, 2), r"remedy: context.flatten\(1\)"),
             (3, rows(200, 4).reshape(200, 2, 2), r"embedding=net\) with a network"),
         ],
@@ -449,7 +449,7 @@ class TestModes:
     def test_a_flow_made_in_inference_mode_is_an_error(self):
         with torch.inference_mode():
             flow = small()
-            with pytest.raises(DataError, match="inference_mode.*remedy: make it outside"):
+            with pytest.raises(ArgumentError, match="inference_mode.*remedy: make it outside"):
                 fit(flow, rows(), **QUIET)
 
     def test_a_loader_is_an_error_that_names_its_dataset(self):

@@ -234,12 +234,10 @@ def split(source: Source, fraction: float, seed: int) -> tuple[DataSplit, DataSp
     """Random training and validation samples, or groups if the data have any.
 
     Raises:
-        DataError: If the fraction is not in [0, 1), or there are fewer than two units to split.
+        DataError: If there are fewer than two units to split.
     """
     groups = _groups(source)
     count = len(source if groups is None else groups)
-    if not 0 <= fraction < 1:
-        raise DataError(f"validation expected a fraction in [0, 1), got {fraction}")
     if groups is None and count < 2:
         raise DataError(f"fit needs at least 2 samples, got {count}")
     if groups is not None and count < 2 and fraction > 0:

@@ -44,7 +44,6 @@ class Options:
 
 
 def check_options(
-    *,
     epochs: Any,
     steps: Any,
     batch_size: Any,

@@ -151,9 +151,9 @@ class Reading:
         ...     def forward(self, flow, batch):
         ...         return Loss(-flow.log_prob(batch["x"]).mean(), {})
         >>> reading = Reading(Own(), off=False)
-        >>> batch = reading.watched({"x": 1, "weights": 2})
+        >>> batch = reading.watched({"x": 1, "years": 2})
         >>> batch["x"], reading.close(weighted=False)
-        (1, "nothing has read 'weights' of the data in the first epoch; remedy: leave it out, \
+        (1, "nothing has read 'years' of the data in the first epoch; remedy: leave it out, \
 or read it in the objective")
     """
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from flowkit import checks
 from flowkit.conditioners import StandardizeContext
 from flowkit.config import describe
 from flowkit.data import intake
@@ -119,16 +120,18 @@ def read_data(
     objective: Objective,
     data: Any,
     validation: Any,
-    *,
     seed: int,
     device: torch.device,
 ) -> tuple[DataSplit | None, DataSplit | None]:
     """Training and validation samples; ``None`` for those that there are not.
 
     Raises:
+        ArgumentError: If a fraction is not in [0, 1).
         DataError: If the data cannot be used.
     """
     fraction = validation is None or isinstance(validation, Real)
+    if fraction:
+        held: Any = checks.number("fit", "validation", validation or 0.0, least=0, below=1)
     if data is None:
         if objective.needs_data:
             raise DataError(f"{type(objective).__name__} needs data, got None")
@@ -148,9 +151,9 @@ def read_data(
     )
     given = intake.read(data, expected)
     unread = check_keys(given.first, flow, objective, "the data")
-    held: Any = float(validation or 0.0) if fraction else intake.read(validation, expected)
     lost = given.inspection.lost
     if not fraction:
+        held = intake.read(validation, expected)
         also = check_keys(held.first, flow, objective, "the validation data")
         unread, lost = unread or also, lost or held.inspection.lost
     repeated = repeats(flow, objective, given.source, given.inspection)
@@ -202,7 +205,6 @@ def make_plan(
     step: Step,
     fabric: Fabric,
     options: Options,
-    *,
     train: DataSplit | None,
     held: DataSplit | None,
     generator: torch.Generator,

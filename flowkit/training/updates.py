@@ -119,6 +119,7 @@ class Updates:
     def clip(self, now: bool, batch: dict[str, Tensor], index: Tensor | None) -> None:
         """Clip the gradients, and do not let the weights see those that are not finite."""
         plan, strict = self.plan, now and not self.scaled
+        norm: Tensor | None
         gradients = [p.grad for p in plan.step.parameters() if p.grad is not None]
         try:
             if plan.options.clip is None:

@@ -285,12 +285,6 @@ def reads(**options: Any) -> Any:
 halves = DataSplit(TensorSource({"x": DATA}, CPU), torch.arange(64), "training")
 
 
-def weightless(**options: Any) -> str:
-    """What is said of weights that are all zero."""
-    source = TensorSource({"x": DATA, "weight": torch.zeros(64)}, CPU)
-    return message(lambda: DataSplit(source, torch.arange(64), **options))
-
-
 of(
     DataSplit,
     None,
