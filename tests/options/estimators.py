@@ -68,7 +68,7 @@ def written(**options: Any) -> bool:
 def compiled(**options: Any) -> Any:
     """Log-densities, and how often the step was compiled; the compiler itself is left out."""
     with (
-        mock.patch("flowkit.training.loop.can_compile", return_value=True),
+        mock.patch("flowkit.training.setup.can_compile", return_value=True),
         mock.patch("torch.compile", side_effect=lambda module: module) as compiler,
     ):
         return scored(**options), compiler.call_count
