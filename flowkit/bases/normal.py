@@ -13,7 +13,7 @@ from flowkit.bases.base import Base
 from flowkit.bases.special import log_normal_survival, normal_quantile
 from flowkit.config import register
 from flowkit.numerics.clips import soft_clip
-from flowkit.numerics.roots import attach_newton, find_root
+from flowkit.numerics.roots import attach_newton, find_root_by_newton
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -265,14 +265,17 @@ class NormalMixture(Base):
             u = (sign * normal_quantile(tail)).unsqueeze(-2)
             each = self.means + self.log_scales.exp() * u
             margin = 1e-3 * (1 + each.abs().amax(-2))
-            start = find_root(
-                lambda z: log_tail(z) - target, each.amin(-2) - margin, each.amax(-2) + margin
-            )
+            first, last = each.amin(-2) - margin, each.amax(-2) + margin
 
         def value_and_log_slope(z: Tensor) -> tuple[Tensor, Tensor]:
             value = log_tail(z)
             return value, self.log_prob(z).unsqueeze(-1) + value.abs()
 
+        def residual(z: Tensor) -> tuple[Tensor, Tensor]:
+            value, log_slope = value_and_log_slope(z)
+            return value - target, log_slope.exp()
+
+        start, _ = find_root_by_newton(residual, (first + last) / 2, first, last)
         z = attach_newton(value_and_log_slope, start, target)
         # The ends: the quantile is infinite there, and NaN beyond.
         side = torch.where(lower == (q < 0.5), 1.0, -1.0).to(q.dtype)

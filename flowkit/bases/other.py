@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from flowkit.bases.base import Base
 from flowkit.bases.special import log_one_plus_square, log_student_survival, normal_quantile
 from flowkit.config import register
-from flowkit.numerics.roots import attach_newton, find_root
+from flowkit.numerics.roots import attach_newton, find_root_by_newton
 from flowkit.numerics.rounding import clamp_through, next_inside
 
 
@@ -268,18 +268,19 @@ class StudentT(Base):
         tail = torch.where(q > 0.5, 1 - q, q)
         tail = torch.where(inside, tail, torch.full_like(q, 0.5))
         df, constant, target = self.df, self._log_constant(), -tail.log()
-        with torch.no_grad():
-            # Powers of z make the tail: the search is over log(1 + z).
-            end = math.log(torch.finfo(q.dtype).max) - 0.01
-            start = find_root(
-                lambda s: -log_student_survival(s.expm1(), df, constant) - target,
-                torch.zeros_like(target),
-                torch.full_like(target, end),
-            ).expm1()
 
         def value_and_log_slope(z: Tensor) -> tuple[Tensor, Tensor]:
             value = -log_student_survival(z, df, constant)
             return value, self._log_density(z) + value
+
+        def residual(s: Tensor) -> tuple[Tensor, Tensor]:
+            # Powers of z make the tail: the search is over s = log(1 + z).
+            value, log_slope = value_and_log_slope(s.expm1())
+            return value - target, (log_slope + s).exp()
+
+        least = torch.zeros_like(target)
+        most = torch.full_like(target, math.log(torch.finfo(q.dtype).max) - 0.01)
+        start = find_root_by_newton(residual, least, least, most)[0].expm1()
 
         # What is larger than the largest number stays there.
         reached = start < torch.finfo(q.dtype).max ** 0.9

@@ -16,10 +16,6 @@ from torch import Tensor
 
 from flowkit.errors import ConvergenceError
 
-# Chandrupatla's search reaches the resolution in about 17 steps from a bracket of width
-# one. The rest is margin for brackets that are wide, or around a root where f is nearly flat.
-_STEPS = {torch.float64: 40}
-_STEPS_SINGLE = 26
 _DOUBLINGS = 24
 # Newton's steps and halvings. Smooth maps take 4 to 10, mixtures with parameters N(0, 50^2) at
 # most 22; the rest is margin where a program cannot stop early.
@@ -75,61 +71,6 @@ def _no_bracket(outside: Tensor) -> ConvergenceError:
         f"{outside.numel()} numbers; remedy: invert only values that the map takes, and give a "
         "scalar map with a slope below 1e-7 a bracket(y, params) of its own"
     )
-
-
-def find_root(
-    f: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor, steps: int | None = None
-) -> Tensor:
-    """Return the root of an increasing ``f`` between ``lower`` and ``upper``, without gradient.
-
-    Chandrupatla's method: inverse quadratic interpolation where the last three points allow it,
-    bisection elsewhere, so that the bracket always shrinks.
-
-    Args:
-        f: Function of a tensor of the shape of ``lower``, evaluated once a step.
-        lower: Points with ``f <= 0``.
-        upper: Points with ``f >= 0``.
-        steps: Number of steps; by default 26 in float32 and 40 in float64.
-
-    References:
-        T. R. Chandrupatla, Advances in Engineering Software 28 (1997) 145-149.
-
-    Example:
-        >>> import torch
-        >>> one = torch.ones((), dtype=torch.float64)
-        >>> round(find_root(lambda x: x**3 - 2, 0 * one, 2 * one).item(), 12)
-        1.259921049895
-    """
-    if steps is None:
-        steps = _STEPS.get(lower.dtype, _STEPS_SINGLE)
-    with torch.no_grad():
-        new, fnew = lower, f(lower)
-        opposite, fopp = upper, f(upper)
-        t = torch.full_like(fnew, 0.5)
-        eps = torch.finfo(lower.dtype).eps
-        for _ in range(steps):
-            x = new + t * (opposite - new)
-            fx = f(x)
-            same = torch.sign(fx) == torch.sign(fnew)
-            older, fold = torch.where(same, new, opposite), torch.where(same, fnew, fopp)
-            opposite, fopp = torch.where(same, opposite, new), torch.where(same, fopp, fnew)
-            new, fnew = x, fx
-            best = torch.where(fnew.abs() < fopp.abs(), new, opposite)
-            span = opposite - new
-            # Never step closer to an end than the resolution, or the bracket would stop shrinking.
-            least = (
-                2 * eps * best.abs() / span.abs().clamp_min(1e-300 if eps < 1e-9 else 1e-37)
-            ).clamp_max(0.5)
-            xi = (new - opposite) / (older - opposite)
-            phi = (fnew - fopp) / (fold - fopp)
-            interpolate = (phi * phi < xi) & ((1 - phi) ** 2 < 1 - xi)
-            candidate = fnew / (fopp - fnew) * fold / (fopp - fold) + (older - new) / span * (
-                fnew / (fold - fnew)
-            ) * (fopp / (fold - fopp))
-            usable = interpolate & torch.isfinite(candidate)
-            t = torch.where(usable, candidate, torch.full_like(candidate, 0.5))
-            t = torch.minimum(torch.maximum(t, least), 1 - least)
-        return torch.where(fnew.abs() < fopp.abs(), new, opposite)
 
 
 class Place(NamedTuple):

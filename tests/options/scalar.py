@@ -14,7 +14,7 @@ from flowkit.interop.nflows.scalars import (
     SoftplusSpline,
 )
 from flowkit.numerics.bins import find_root_in_bins
-from flowkit.numerics.roots import attach_newton, find_root
+from flowkit.numerics.roots import attach_newton
 from flowkit.scalar import (
     Affine,
     CircularSmoothMixture,
@@ -145,13 +145,6 @@ for kind in (SmoothMixture, RealSmoothMixture, CircularSmoothMixture):
     )
 
 
-def root(**options: Any) -> float:
-    """How far a search is from the root of a cube."""
-    ones = torch.ones(3, dtype=torch.float64)
-    found = find_root(lambda x: x**3 - 0.2, -ones, 2 * ones, **options)
-    return float((found - 0.2 ** (1 / 3)).abs().max())
-
-
 def newton(**options: Any) -> float:
     """How many derivatives of the cubic root at 1 are right, from the first on."""
     y = torch.ones((), dtype=torch.float64, requires_grad=True)
@@ -172,6 +165,5 @@ def newton(**options: Any) -> float:
     return float(right)
 
 
-of(find_root, root, steps=falls(5, 10, base=2))
 of(attach_newton, newton, steps=rises(2, 3, base=1))
 of(find_root_in_bins, searched, points=rises(200), tolerance=falls(1e-2, 0.3))
