@@ -286,8 +286,8 @@ class TestSchedulers:
     @pytest.mark.parametrize(
         ("scheduler", "message"),
         [
-            (lambda o, n: 3, "LRScheduler, got int; remedy: lambda optimizer, steps"),
-            (lambda o, n: None, "LRScheduler, got NoneType; remedy"),
+            (lambda o, n: 3, "LRScheduler, got 3; remedy: lambda optimizer, steps"),
+            (lambda o, n: None, "LRScheduler, got None; remedy"),
             (torch.optim.lr_scheduler.ReduceLROnPlateau, r"could not be made.*Plateau\(optimizer"),
             (lambda o: None, "could not be made of an optimizer and the number of steps"),
             (

@@ -4,11 +4,13 @@ import io
 import subprocess
 import sys
 import types
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from flowkit import History, coupling_flow, fit
+from flowkit.errors import MissingDependencyError
 from flowkit.training import output as outputs
 from flowkit.training import setup
 
@@ -191,3 +193,25 @@ class TestHistory:
         history = fit(small(), rows(), epochs=2, progress=False)
         assert repr(history).startswith("History: 2 epochs, ")
         assert len(repr(history).splitlines()) == 4
+
+    def test_as_a_frame_it_has_one_row_per_epoch(self):
+        history = self.history(20, best=7)
+        history.terms = {"nll": [2.0 * v for v in history.train]}
+        frame = history.to_frame()
+        assert frame.index.tolist() == history.epochs
+        assert frame["nll"].tolist() == history.terms["nll"]
+        assert frame["validation"].idxmin() == 7
+        assert set(frame) == {"step", "train", "validation", "learning rate", "nll", "seconds"}
+        assert self.history(3).to_frame().shape == (3, 4)
+        assert len(History().to_frame()) == 0
+
+    def test_without_pandas_the_frame_says_what_is_missing(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(MissingDependencyError, match="remedy: pip install pandas"):
+            self.history(2).to_frame()
+
+    def test_in_a_notebook_it_is_the_same_table(self):
+        history = self.history(500, best=77)
+        page = ElementTree.fromstring(f"<div>{history._repr_html_()}</div>")
+        cells = [row[0].text for row in page.iter("tr")]
+        assert cells == [line.split()[0] for line in repr(history).splitlines()[1:]]

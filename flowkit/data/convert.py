@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -132,14 +133,28 @@ def check_finite(
     )
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a model expects of data.
+
+    Attributes:
+        dtype: Floating-point dtype of the batches.
+        device: Where the batches go.
+        event_shape: Shape of one event.
+        context: Number of features of a context; 0 for any number, ``None`` for any shape.
+        reads_labels: Says of a context of integers or booleans whether the model reads it as it
+            is; ``None`` for a model that reads numbers of ``dtype`` only.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    event_shape: tuple[int, ...]
+    context: int | None = 0
+    reads_labels: Callable[[Tensor], bool] | None = None
+
+
 def as_source(
-    data: Any,
-    dtype: torch.dtype,
-    device: torch.device,
-    event_shape: tuple[int, ...],
-    *,
-    context: int | None = 0,
-    labels: Collection[str] = (),
+    data: Any, expected: Expected, labels: Collection[str] = ()
 ) -> tuple[Source, Inspection]:
     """Convert data to a source of samples, and inspect some of them.
 
@@ -147,19 +162,17 @@ def as_source(
         data: An array, frame, list or tensor of events; a dict of them with the keys ``x``,
             ``context``, ``weight`` and what the objective reads; a Dataset; a ``np.memmap``, or
             the path of an ``.npy`` file, which is read batch by batch.
-        dtype: Floating-point dtype of the batches.
-        device: Where the batches go.
-        event_shape: Shape of one event of ``x``.
-        context: Number of features of a context; 0 for any number, ``None`` for any shape.
-        labels: Names of arrays whose integers and booleans are not converted to ``dtype``.
+        expected: What the model expects.
+        labels: Names of arrays whose integers and booleans are not converted to the dtype.
 
     Raises:
         DataError: If the data cannot be used; the message says what to do.
     """
+    dtype, device = expected.dtype, expected.device
     if isinstance(data, (Dataset, DataLoader)):
         source = _source_of_dataset(data, dtype, device, labels)
         first = source.items(torch.tensor([0]))
-        _check_shapes({name: tuple(v.shape) for name, v in first.items()}, event_shape, context)
+        _check_shapes({name: tuple(v.shape) for name, v in first.items()}, expected)
         some = source.items(evenly_spaced(len(source), _ITEMS_AT_MOST))
         return source, inspect(some, dtype, {})
     named = dict(data) if isinstance(data, Mapping) else {"x": data}
@@ -175,7 +188,7 @@ def as_source(
     mapped = {name: _in_file(value, name) for name, value in named.items() if _is_mapped(value)}
     numbers = {k: as_numbers(v, k) for k, v in named.items() if k not in mapped}
     shapes = {name: tuple(value.shape) for name, value in (mapped | numbers).items()}
-    _check_shapes(shapes, event_shape, context, mapped="x" in mapped)
+    _check_shapes(shapes, expected, mapped="x" in mapped)
     lengths = {name: shape[0] for name, shape in shapes.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"expected arrays of one length, got lengths {lengths}")
@@ -247,20 +260,18 @@ def _open(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _check_shapes(
-    shapes: dict[str, tuple[int, ...]],
-    event_shape: tuple[int, ...],
-    context: int | None,
-    mapped: bool = False,
+    shapes: dict[str, tuple[int, ...]], expected: Expected, mapped: bool = False
 ) -> None:
+    event_shape, context = expected.event_shape, expected.context
     if "x" in shapes:
         got = shapes["x"]
         if got[1:] != event_shape:
-            expected = ", ".join(["samples", *map(str, event_shape)])
+            names = ", ".join(["samples", *map(str, event_shape)])
             hint = ""
             if event_shape == (1,) and len(got) == 1:
                 x = "numpy.load(path, mmap_mode='r')" if mapped else "x"
                 hint = f"; remedy: {x}.reshape(-1, 1)"
-            raise DataError(f"x expected shape ({expected}), as the flow has it; got {got}{hint}")
+            raise DataError(f"x expected shape ({names}), as the flow has it; got {got}{hint}")
     if "weight" in shapes and len(shapes["weight"]) != 1:
         raise DataError(
             f"weight expected shape (samples,), got {shapes['weight']}; remedy: "

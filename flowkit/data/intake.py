@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,30 +10,10 @@ from torch import Tensor
 
 from flowkit.data import batches
 from flowkit.data.batches import DataSplit
-from flowkit.data.convert import as_source
+from flowkit.data.convert import Expected, as_source
 from flowkit.data.inspection import Inspection
 from flowkit.data.sources import Source
 from flowkit.errors import DataError
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What a model expects of data.
-
-    Attributes:
-        dtype: Floating-point dtype of the batches.
-        device: Where the batches go.
-        event_shape: Shape of one event.
-        context: Number of features of a context; 0 for any number, ``None`` for any shape.
-        reads_labels: Says of a context of integers or booleans whether the model reads it as it
-            is; ``None`` for a model that reads numbers of ``dtype`` only.
-    """
-
-    dtype: torch.dtype
-    device: torch.device
-    event_shape: tuple[int, ...]
-    context: int | None = 0
-    reads_labels: Callable[[Tensor], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,24 +42,17 @@ def read(data: Any, expected: Expected) -> Intake:
         DataError: If the data cannot be used.
     """
 
-    def convert(labels: tuple[str, ...]) -> Intake:
-        source, inspection = as_source(
-            data,
-            expected.dtype,
-            expected.device,
-            expected.event_shape,
-            context=expected.context,
-            labels=labels,
-        )
+    def convert(*labels: str) -> Intake:
+        source, inspection = as_source(data, expected, labels)
         return Intake(source, source.batch(torch.tensor([0])), inspection)
 
     if expected.reads_labels is None:
-        return convert(())
-    found = convert(("context",))
+        return convert()
+    found = convert("context")
     context = found.first.get("context")
     if context is None or context.is_floating_point() or expected.reads_labels(context):
         return found
-    return convert(())
+    return convert()
 
 
 def split(

@@ -21,14 +21,18 @@ from flowkit.training.history import History
 from flowkit.training.optimizers import OPTIMIZER, SCHEDULER, Scheduler
 
 Callback = Callable[[Flow, History], Any]
-_EPOCHS = 100
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of :func:`flowkit.fit`, by the same names."""
+    """The options of :func:`flowkit.fit`, by the same names, checked.
 
-    epochs: int
+    Raises:
+        ArgumentError: If an option is of the wrong kind or out of its range.
+        CheckpointError: If a checkpoint cannot be written.
+    """
+
+    epochs: int | None
     steps: int | None
     batch_size: int
     lr: float
@@ -38,68 +42,49 @@ class Options:
     patience: int | None
     ema: float | None
     compile: bool | str
-    checkpoint: Path | None
+    checkpoint: Any
     seed: int
     callbacks: tuple[Callback, ...]
 
+    def __post_init__(self) -> None:
+        self._integers(epochs=1, steps=1, batch_size=1, patience=1, seed=0)
+        if None not in (self.epochs, self.steps):
+            raise ArgumentError(
+                f"fit expected epochs or steps, got epochs={self.epochs} and steps={self.steps}; "
+                "remedy: leave one of them out"
+            )
+        self._set("lr", checks.number("fit", "lr", self.lr, above=0))
+        if self.clip is not None:
+            self._set("clip", checks.number("fit", "clip", self.clip, above=0))
+        if self.ema is not None:
+            self._set("ema", checks.number("fit", "ema", self.ema, above=0, below=1))
+        if self.optimizer is not None and (
+            not callable(self.optimizer) or isinstance(self.optimizer, Optimizer)
+        ):
+            expected = "a function from parameters to an optimizer"
+            raise checks.fail("fit", "optimizer", expected, self.optimizer, OPTIMIZER)
+        if self.scheduler not in (None, "cosine", "plateau") and not callable(self.scheduler):
+            expected = "'cosine', 'plateau', None or a function"
+            raise checks.fail("fit", "scheduler", expected, self.scheduler, SCHEDULER)
+        if not isinstance(self.compile, bool) and self.compile != "auto":
+            raise checks.fail("fit", "compile", "True, False or 'auto'", self.compile)
+        listed = tuple(self.callbacks) if isinstance(self.callbacks, Iterable) else (None,)
+        if not all(map(callable, listed)):
+            expected, remedy = "a sequence of functions", "callbacks=[function]"
+            raise checks.fail("fit", "callbacks", expected, self.callbacks, remedy)
+        self._set("callbacks", listed)
+        if self.checkpoint is not None:
+            self._set("checkpoint", _path(self.checkpoint))
 
-def check_options(
-    epochs: Any,
-    steps: Any,
-    batch_size: Any,
-    lr: Any,
-    optimizer: Any,
-    scheduler: Any,
-    clip: Any,
-    patience: Any,
-    ema: Any,
-    compile: Any,
-    checkpoint: Any,
-    seed: Any,
-    callbacks: Any,
-) -> Options:
-    """Check the options of a fit; the folder of a checkpoint is made.
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
-    Raises:
-        ArgumentError: If an option is of the wrong kind or out of its range.
-        CheckpointError: If a checkpoint cannot be written.
-    """
-
-    def integer(name: str, value: Any, least: int = 1) -> int:
-        return checks.integer("fit", name, value, least=least, most=2**63 - 1)
-
-    if epochs is not None and steps is not None:
-        raise ArgumentError(
-            f"fit expected epochs or steps, got epochs={epochs!r} and steps={steps!r}; remedy: "
-            "leave one of them out"
-        )
-    if optimizer is not None and (not callable(optimizer) or isinstance(optimizer, Optimizer)):
-        expected = "a function from parameters to an optimizer"
-        raise checks.fail("fit", "optimizer", expected, optimizer, OPTIMIZER)
-    if scheduler not in (None, "cosine", "plateau") and not callable(scheduler):
-        expected = "'cosine', 'plateau', None or a function"
-        raise checks.fail("fit", "scheduler", expected, scheduler, SCHEDULER)
-    if not isinstance(compile, bool) and compile != "auto":
-        raise checks.fail("fit", "compile", "True, False or 'auto'", compile)
-    listed = tuple(callbacks) if isinstance(callbacks, Iterable) else (None,)
-    if not all(callable(callback) for callback in listed):
-        expected = "a sequence of functions"
-        raise checks.fail("fit", "callbacks", expected, callbacks, "callbacks=[function]")
-    return Options(
-        epochs=integer("epochs", _EPOCHS if epochs is None else epochs),
-        steps=None if steps is None else integer("steps", steps),
-        batch_size=integer("batch_size", batch_size),
-        lr=checks.number("fit", "lr", lr, above=0),
-        optimizer=optimizer,
-        scheduler=scheduler,
-        clip=None if clip is None else checks.number("fit", "clip", clip, above=0),
-        patience=None if patience is None else integer("patience", patience),
-        ema=None if ema is None else checks.number("fit", "ema", ema, above=0, below=1),
-        compile=compile,
-        checkpoint=None if checkpoint is None else _path(checkpoint),
-        seed=integer("seed", seed, least=0),
-        callbacks=listed,
-    )
+    def _integers(self, **least: int) -> None:
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is None and name not in ("batch_size", "seed"):
+                continue
+            self._set(name, checks.integer("fit", name, value, least=bound, most=2**63 - 1))
 
 
 def _path(checkpoint: Any) -> Path:

@@ -15,7 +15,7 @@ from flowkit.flow import Flow
 from flowkit.numerics.noise import drawing_from
 from flowkit.objectives import MaximumLikelihood, Objective
 from flowkit.training import resume
-from flowkit.training.arguments import Callback, check_options, check_parts
+from flowkit.training.arguments import Callback, Options, check_parts
 from flowkit.training.history import History
 from flowkit.training.loop import run
 from flowkit.training.optimizers import DEFAULT_LR, Scheduler
@@ -142,21 +142,10 @@ def fit(
     objective = MaximumLikelihood() if objective is None else objective
     fabric = Fabric(accelerator="auto", devices=1) if fabric is None else fabric
     check_parts(flow, objective, fabric)
-    options = check_options(
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        clip=clip,
-        patience=patience,
-        ema=ema,
-        compile=compile,
-        checkpoint=checkpoint,
-        seed=seed,
-        callbacks=callbacks,
-    )
+    options = Options(
+        epochs, steps, batch_size, lr, optimizer, scheduler, clip, patience, ema, compile,
+        checkpoint, seed, callbacks,
+    )  # fmt: skip
     shows = checks.flag("fit", "progress", progress)
     if fabric.world_size > 1 and not fabric._launched:
         fabric.launch()

@@ -1,18 +1,22 @@
-"""History: what happened during a fit, one number an epoch."""
+"""The history of a fit: losses, learning rate and time of every epoch."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from flowkit.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    import pandas
 
 # Epochs at either end of a printed record.
-_ROWS_SHOWN = 4
-_WIDTHS = {"epoch": 5, "step": 6}
+_EPOCHS_SHOWN = 4
 
 
 @dataclass(repr=False)
 class History:
-    """The record that :func:`flowkit.fit` returns; it prints as a short table.
+    """The losses and learning rates of every epoch of a fit, which print as a short table.
 
     Attributes:
         epochs: Numbers of the epochs, from 1.
@@ -36,9 +40,9 @@ class History:
         1.6
         >>> history
         History: 2 epochs, 16 steps, 0.3 s; best validation 1.6 in epoch 2; stopped by epochs
-          epoch    step        train   validation  learning rate
-              1       8            2          1.9          0.001
-              2      16          1.5          1.6         0.0001
+          epoch  step  train  validation  learning rate
+              1     8      2         1.9          0.001
+              2    16    1.5         1.6         0.0001
     """
 
     epochs: list[int] = field(default_factory=list)
@@ -57,6 +61,16 @@ class History:
         return min((value for value in self.validation if value == value), default=None)
 
     def __repr__(self) -> str:
+        table = self._table()
+        widths = [max(map(len, cells)) + 2 for cells in zip(*table, strict=True)]
+        lines = [map(str.rjust, row, widths) for row in table]
+        return "\n".join([self._headline(), *("".join(line).rstrip() for line in lines)])
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in self._table())
+        return f"<p>{self._headline()}</p><table>{''.join(rows)}</table>"
+
+    def _headline(self) -> str:
         count = len(self.epochs)
         head = f"History: {count} epoch{'' if count == 1 else 's'}"
         if self.steps:
@@ -65,37 +79,58 @@ class History:
             head += f", {sum(self.seconds):.1f} s"
         if self.best_epoch is not None:
             head += f"; best validation {_short(self.best)} in epoch {self.best_epoch}"
-        if self.stopped:
-            head += f"; stopped by {self.stopped}"
+        return f"{head}; stopped by {self.stopped}" if self.stopped else head
+
+    def _columns(self) -> dict[str, list[Any]]:
+        """What was recorded in every epoch, by name."""
         columns: dict[str, list[Any]] = {
             "epoch": self.epochs,
             "step": self.steps,
             "train": self.train,
             "validation": self.validation,
             "learning rate": self.learning_rate,
+            **self.terms,
+            "seconds": self.seconds,
         }
-        shown = {name: values for name, values in columns.items() if len(values) == count > 0}
-        if not shown:
-            return head
-        rows = list(range(count))
-        if count > 2 * _ROWS_SHOWN:
-            rows = rows[:_ROWS_SHOWN] + rows[-_ROWS_SHOWN:]
-        best = (self.best_epoch or 0) - 1
-        if best in range(count) and best not in rows:
-            rows.insert(_ROWS_SHOWN, best)
-        width = {
-            name: max(len(name), 3 if name in ("epoch", "step") else 11) + 2 for name in shown
-        }
-        lines = ["".join(f"{name:>{width[name]}}" for name in shown)]
-        before = -1
-        for i in rows:
+        count = len(self.epochs)
+        return {name: values for name, values in columns.items() if len(values) == count > 0}
+
+    def _table(self) -> list[list[str]]:
+        """Names of the columns, then the first epochs, the best and the last ones."""
+        columns = self._columns()
+        names = [name for name in columns if name not in self.terms and name != "seconds"]
+        count, best = len(self.epochs), (self.best_epoch or 0) - 1
+        shown = {i for i in range(count) if min(i, count - 1 - i) < _EPOCHS_SHOWN or i == best}
+        table, before = [names] if names else [], -1
+        for i in sorted(shown) if names else ():
             if i != before + 1:
-                lines.append(f"{'...':>7}")
+                table.append(["...", *([""] * (len(names) - 1))])
+            table.append([_short(columns[name][i]) for name in names])
             before = i
-            lines.append(
-                "".join(f"{_short(values[i]):>{width[name]}}" for name, values in shown.items())
-            )
-        return "\n".join([head, *lines])
+        return table
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The record as a pandas DataFrame, one row per epoch, with the terms of the loss.
+
+        Raises:
+            MissingDependencyError: If pandas is not installed.
+
+        Example:
+            >>> from flowkit import History
+            >>> History(epochs=[1, 2], train=[2.0, 1.5]).to_frame()
+                   train
+            epoch
+            1        2.0
+            2        1.5
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingDependencyError(
+                "History.to_frame needs pandas; remedy: pip install pandas"
+            ) from None
+        columns = self._columns() or {"epoch": []}
+        return pandas.DataFrame(columns).set_index("epoch")
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain Python values, ready for JSON."""

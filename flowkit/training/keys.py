@@ -118,23 +118,26 @@ class Watched(dict[str, Tensor]):
         self.seen.add(name)
         return super().get(name, default)
 
-    def __iter__(self) -> Iterator[str]:
+    def _all(self) -> None:
         self.seen.update(super().__iter__())
+
+    def __iter__(self) -> Iterator[str]:
+        self._all()
         return super().__iter__()
 
     def keys(self) -> Any:
         """All names, which so count as read."""
-        self.seen.update(super().__iter__())
+        self._all()
         return super().keys()
 
     def values(self) -> Any:
         """All tensors."""
-        self.seen.update(super().__iter__())
+        self._all()
         return super().values()
 
     def items(self) -> Any:
         """All names and tensors."""
-        self.seen.update(super().__iter__())
+        self._all()
         return super().items()
 
 

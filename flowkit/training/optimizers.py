@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
+from flowkit import checks
 from flowkit.errors import ArgumentError
 from flowkit.training.warn import warn
 
@@ -50,11 +51,7 @@ def choose_optimizer(
         fused = device.type in ("cpu", "cuda") and not scaled
         return torch.optim.Adam(parameters, lr=lr, fused=fused)
     chosen = optimizer(parameters)
-    if not isinstance(chosen, Optimizer):
-        raise ArgumentError(
-            "fit expected optimizer to return a torch.optim.Optimizer, got "
-            f"{type(chosen).__name__}; remedy: {OPTIMIZER}"
-        )
+    checks.instance("fit", "the result of optimizer", chosen, Optimizer, OPTIMIZER)
     others = _required(chosen) - {"closure"}
     if others:
         raise ArgumentError(
@@ -132,11 +129,7 @@ def choose_scheduler(
             f"the scheduler could not be made of an optimizer and the number of steps ({error}); "
             f"remedy: {SCHEDULER}, or lambda optimizer, steps: ReduceLROnPlateau(optimizer)"
         ) from error
-    if not isinstance(made, (LRScheduler, ReduceLROnPlateau)):
-        raise ArgumentError(
-            "fit expected scheduler to return a torch.optim.lr_scheduler.LRScheduler, got "
-            f"{type(made).__name__}; remedy: {SCHEDULER}"
-        )
+    checks.instance("fit", "the result of scheduler", made, LRScheduler, SCHEDULER)
     if getattr(made, "optimizer", optimizer) is not optimizer:
         raise ArgumentError(
             "fit expected a scheduler of the optimizer that it was given, got one of another; "

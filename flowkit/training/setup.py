@@ -18,7 +18,7 @@ from flowkit.conditioners import StandardizeContext
 from flowkit.config import describe
 from flowkit.data import intake
 from flowkit.data.batches import DataSplit
-from flowkit.data.convert import check_finite
+from flowkit.data.convert import Expected, check_finite
 from flowkit.errors import ArgumentError, DataError, DescriptionError, OutsideError
 from flowkit.flow import Flow
 from flowkit.numerics.compiling import can_compile, seconds_to_compile, worth_compiling
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _START_SAMPLES = 100_000
+_EPOCHS = 100
 _EPOCH_WITHOUT_DATA = 100
 
 
@@ -142,7 +143,7 @@ def read_data(
             )
         return None, None
     own = flow.embedding is not None and not isinstance(flow.embedding, StandardizeContext)
-    expected = intake.Expected(
+    expected = Expected(
         flow.dtype or torch.get_default_dtype(),
         device,
         flow.event_shape,
@@ -220,7 +221,7 @@ def make_plan(
                 f"a batch of {batch_size} samples cannot be shared by {fabric.world_size} "
                 "processes; remedy: a larger batch_size"
             )
-    total = options.epochs * per_epoch if options.steps is None else options.steps
+    total = options.steps or (options.epochs or _EPOCHS) * per_epoch
     chosen = choose_optimizer(
         step,
         options.lr,
@@ -254,25 +255,13 @@ def make_plan(
         # Only here, for it reads all samples.
         settings["data"] = "" if train is None else train.fingerprint()
         settings["validation"] = "" if held is None else held.fingerprint()
+    average = None if options.ema is None else MovingAverage(step, options.ema)
     return Plan(
-        step=step,
-        model=model,
-        optimizer=optimizer,
-        by_closure=needs_closure(chosen),
-        scheduler=scheduler,
-        plateau=plateau,
-        average=None if options.ema is None else MovingAverage(step, options.ema),
-        train=train,
-        held=held,
-        fabric=fabric,
-        processes=Processes(fabric),
-        random=random,
-        options=options,
-        batch_size=batch_size,
-        per_epoch=per_epoch,
-        total=total,
-        settings=settings,
-    )
+        step=step, model=model, optimizer=optimizer, by_closure=needs_closure(chosen),
+        scheduler=scheduler, plateau=plateau, average=average, train=train, held=held,
+        fabric=fabric, processes=Processes(fabric), random=random, options=options,
+        batch_size=batch_size, per_epoch=per_epoch, total=total, settings=settings,
+    )  # fmt: skip
 
 
 def _layers(step: Step) -> int:

@@ -24,9 +24,8 @@ from flowkit import (
     fit,
 )
 from flowkit.data.batches import DataSplit, whole
-from flowkit.data.convert import as_source, check_finite
+from flowkit.data.convert import Expected, as_source, check_finite
 from flowkit.data.inspection import Inspection
-from flowkit.data.intake import Expected
 from flowkit.data.sources import DatasetSource, MappedSource, TensorSource
 from flowkit.training import repeated_splits
 from flowkit.training.keys import Watched
@@ -233,10 +232,19 @@ of(
 )
 CPU = torch.device("cpu")
 counted = {"x": DATA.numpy(), "row": np.arange(64)}
+PAIRS = Expected(torch.float32, CPU, (2,))
+
+
+def reads(**options: Any) -> Any:
+    """Contexts of two features."""
+    given = {"x": DATA, "context": DATA}
+    return as_source(given, Expected(torch.float32, CPU, (2,), **options))
+
+
 of(
     Expected,
     lambda **o: Expected(torch.float32, CPU, (2,), **o),
-    context=differs(3, None),
+    context=shows(bool, 3, see=lambda **o: message(lambda: reads(**o))),
     reads_labels=differs(bool),
 )
 
@@ -271,15 +279,9 @@ of(
 given = {"x": DATA, "context": DATA, "row": torch.arange(64)}
 of(
     as_source,
-    lambda **o: batch(as_source(given, torch.float32, CPU, (2,), **o)[0]),
-    context=shows(bool, 3, see=lambda **o: message(lambda: reads(**o))),
+    lambda **o: batch(as_source(given, PAIRS, **o)[0]),
     labels=differs(("row",)),
 )
-
-
-def reads(**options: Any) -> Any:
-    """Samples of two numbers of context."""
-    return as_source(given, torch.float32, CPU, (2,), **options)
 
 
 halves = DataSplit(TensorSource({"x": DATA}, CPU), torch.arange(64), "training")
