@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowkit import checks
 from flowkit.config import register
-from flowkit.errors import ArgumentError, ShapeError
+from flowkit.errors import ShapeError
 
 # Below this t, Matern kernels are their series: differences of nearly equal numbers, which the
 # derivatives of the closed form are, would lose as many digits twice as 1 / t has.
@@ -57,18 +57,6 @@ class Kernel(nn.Module):
 
     def initialize(self, x: Tensor) -> None:
         """Start length-scales from points ``(n, d)``."""
-
-    def draw_frequencies(self, count: int, rng: np.random.Generator) -> Tensor:
-        """Draws ``(count, d)`` from the spectral density, for length-scales of one."""
-        raise self._no_density()
-
-    def random_features(self, x: Tensor, frequencies: Tensor) -> Tensor:
-        """Random features ``(..., 2 m)`` of ``(..., d)`` by frequencies ``(m, d)``."""
-        raise self._no_density()
-
-    def _no_density(self) -> ArgumentError:
-        words = "a kernel with a spectral density: SquaredExponential or Matern"
-        return checks.fail("RandomFourierConditioner", "kernel", words, self)
 
     def __add__(self, other: Kernel) -> Kernel:
         return KernelSum(self, other)

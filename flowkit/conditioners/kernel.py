@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,13 +30,11 @@ class _Expansion(Conditioner):
         self,
         in_features: int,
         out_features: int,
-        *,
-        context: int,
         kernel: Kernel | None,
         linear_term: bool,
-        encoding: Encoding | None,
+        **options: Any,
     ) -> None:
-        super().__init__(in_features, out_features, context=context, encoding=encoding)
+        super().__init__(in_features, out_features, **options)
         name = type(self).__name__
         chosen = SquaredExponential() if kernel is None else kernel
         remedy = "for example Matern(nu=1.5)"
@@ -121,12 +119,7 @@ class KernelConditioner(_Expansion):
         encoding: Encoding | None = None,
     ) -> None:
         super().__init__(
-            in_features,
-            out_features,
-            context=context,
-            kernel=kernel,
-            linear_term=linear_term,
-            encoding=encoding,
+            in_features, out_features, kernel, linear_term, context=context, encoding=encoding
         )
         name = type(self).__name__
         checks.integer(name, "points", points, least=1)
@@ -235,19 +228,17 @@ class RandomFourierConditioner(_Expansion):
         seed: int | None = None,
     ) -> None:
         super().__init__(
-            in_features,
-            out_features,
-            context=context,
-            kernel=kernel,
-            linear_term=linear_term,
-            encoding=encoding,
+            in_features, out_features, kernel, linear_term, context=context, encoding=encoding
         )
         name = type(self).__name__
         checks.integer(name, "n_frequencies", n_frequencies, least=1)
         checks.elements(name, n_frequencies, max(self.columns, 2 * self.out_features))
         if seed is not None:
             checks.integer(name, "seed", seed, least=0, most=None)
-        frequencies = self.kernel.draw_frequencies(n_frequencies, numpy_generator(seed))
+        if not hasattr(self.kernel, "draw_frequencies"):
+            words = "a kernel with a spectral density: SquaredExponential or Matern"
+            raise checks.fail(name, "kernel", words, kernel)
+        frequencies = self.kernel.draw_frequencies(n_frequencies, numpy_generator(seed))  # type: ignore[operator]
         self.register_buffer("frequencies", frequencies.to(torch.get_default_dtype()))
         self.weights = nn.Parameter(torch.zeros(2 * n_frequencies, self.out_features))
 
@@ -264,7 +255,7 @@ class RandomFourierConditioner(_Expansion):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
         read = self._read(x, context)
-        out = self.kernel.random_features(read, self.frequencies) @ self.weights.to(x.dtype)
+        out = self.kernel.random_features(read, self.frequencies) @ self.weights.to(x.dtype)  # type: ignore[operator]
         return self._add_linear(out, read)
 
     def squared_norm(self) -> Tensor:

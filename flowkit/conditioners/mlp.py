@@ -110,8 +110,29 @@ class Layered(Conditioner):
         return layer
 
 
+class _Perceptron(Layered):
+    """What perceptrons of vectors share: their constructor."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        context: int = 0,
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "silu",
+        encoding: Encoding | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, context=context, encoding=encoding)
+        self._set_layers(hidden, activation)
+        self._make_layers()
+
+    def _make_layers(self) -> None:
+        raise NotImplementedError
+
+
 @register
-class MLP(Layered):
+class MLP(_Perceptron):
     """A multilayer perceptron, ``(..., in_features), (..., context) -> (..., out_features)``.
 
     The last layer starts at zero, so that a flow starts at the identity.
@@ -134,18 +155,7 @@ class MLP(Layered):
         torch.Size([5, 4])
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        context: int = 0,
-        hidden: Sequence[int] = (128, 128),
-        activation: str = "silu",
-        encoding: Encoding | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, context=context, encoding=encoding)
-        self._set_layers(hidden, activation)
+    def _make_layers(self) -> None:
         name = type(self).__name__
         self.layers = nn.ModuleList([self._first_layer(self.hidden[0])])
         for a, b in itertools.pairwise(self.hidden):
@@ -161,7 +171,7 @@ class MLP(Layered):
 
 
 @register
-class ResidualMLP(Layered):
+class ResidualMLP(_Perceptron):
     r"""A residual perceptron: blocks :math:`h \leftarrow h + W_2\, a(W_1\, a(h))`.
 
     The second layer of every block and the last layer start at zero.
@@ -184,21 +194,10 @@ class ResidualMLP(Layered):
         torch.Size([5, 4])
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        context: int = 0,
-        hidden: Sequence[int] = (128, 128),
-        activation: str = "silu",
-        encoding: Encoding | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, context=context, encoding=encoding)
-        self._set_layers(hidden, activation)
+    def _make_layers(self) -> None:
         name, width = type(self).__name__, self.hidden[0]
         if set(self.hidden) != {width}:
-            raise checks.fail(name, "hidden", "one width for all blocks", hidden)
+            raise checks.fail(name, "hidden", "one width for all blocks", self.hidden)
         self.first = self._first_layer(width)
         self.inner = nn.ModuleList(
             self._start_hidden(linear(name, width, width)) for _ in self.hidden

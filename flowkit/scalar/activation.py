@@ -40,16 +40,12 @@ class SmoothLeakyReLU(ScalarMap):
 
     alpha: float = 0.3
 
+    param_size: ClassVar[int] = 0
     starts_at_identity: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         alpha = checks.number("SmoothLeakyReLU", "alpha", self.alpha, above=0, below=1)
         self._set(alpha=alpha)
-
-    @property
-    def param_size(self) -> int:  # type: ignore[override]
-        """None."""
-        return 0
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``f(x)`` and the logarithm of its slope."""

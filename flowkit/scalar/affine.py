@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,15 +38,12 @@ class Affine(ScalarMap):
 
     max_log_scale: float | None = 5.0
 
+    param_size: ClassVar[int] = 2
+
     def __post_init__(self) -> None:
         if self.max_log_scale is not None:
             bound = checks.number("Affine", "max_log_scale", self.max_log_scale, above=0)
             self._set(max_log_scale=bound)
-
-    @property
-    def param_size(self) -> int:  # type: ignore[override]
-        """Two: shift and raw log-scale."""
-        return 2
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``x exp(s) + t`` and ``s``."""

@@ -40,7 +40,7 @@ class ScalarMap:
         (1.0, 0.0)
     """
 
-    param_size: int
+    param_size: ClassVar[int]
     starts_at_identity: ClassVar[bool] = True
     #: Number of continuous derivatives in ``x``, in both directions.
     smoothness: ClassVar[float] = math.inf

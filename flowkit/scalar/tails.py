@@ -100,13 +100,9 @@ class TailTransform(ScalarMap):
         [-5.49, 0.0, 7.62]
     """
 
+    param_size: ClassVar[int] = 2
     starts_at_identity: ClassVar[bool] = False
     smoothness: ClassVar[float] = 1
-
-    @property
-    def param_size(self) -> int:  # type: ignore[override]
-        """Two: raw shapes of the left and of the right tail."""
-        return 2
 
     @staticmethod
     def raw(shape: float) -> float:
