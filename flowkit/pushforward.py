@@ -14,7 +14,7 @@ from flowkit.conditioners import StandardizeContext
 from flowkit.ends import may_leave, require_noise_everywhere
 from flowkit.errors import ShapeError
 from flowkit.inputs import check_event, check_tensor
-from flowkit.numerics.roots import look
+from flowkit.numerics.roots import all_known
 from flowkit.transforms import CircularShift, Rescale, Transform
 from flowkit.transforms.base import broadcast_context
 from flowkit.transforms.region import Region, region_of
@@ -241,7 +241,7 @@ class Pushforward(nn.Module):
             share = min(0.5, rounding * 16**i)
             with torch.no_grad():
                 outside = possible & (self._log_prob(x.detach(), context) == -math.inf)
-            if look(~outside):
+            if all_known(~outside):
                 break
             step = torch.where(
                 outside.reshape(*outside.shape, *(1,) * middle.ndim), share * (middle - z), 0.0

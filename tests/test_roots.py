@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from flowkit.numerics.roots import find_root_by_newton, look
+from flowkit.numerics.roots import all_known, find_root_by_newton
 from flowkit.scalar import LogisticMixture
 
 
@@ -60,8 +60,8 @@ def test_a_missing_value_stays_alone():
 
 
 def test_nobody_asks_where_no_number_can_be_seen():
-    assert look(torch.tensor([True, True]))
-    assert not look(torch.tensor([True], device="meta"))
+    assert all_known(torch.tensor([True, True]))
+    assert not all_known(torch.tensor([True], device="meta"))
     seen = []
-    torch.vmap(lambda x: seen.append(look(x > 0)) or x)(torch.ones(3))
+    torch.vmap(lambda x: seen.append(all_known(x > 0)) or x)(torch.ones(3))
     assert seen == [None]

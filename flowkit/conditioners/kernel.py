@@ -72,7 +72,7 @@ class KernelConditioner(_Expansion):
     By ``initialize``, which the first fit calls, points become random samples of the data as they
     reach the layer. With a point on every sample, some function of this form has the best
     likelihood of all in the space (the representer theorem). Points stay where they are put, or
-    are learned; where layers before are trained, what this one reads moves away from them.
+    are learned; where layers before are trained, what this one reads drifts away from them.
 
     A sample costs :math:`O(N d)`. From some thousand points on
     :class:`RandomFourierConditioner` is cheaper.

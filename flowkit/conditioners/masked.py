@@ -171,7 +171,7 @@ class MaskedMLP(Layered, AutoregressiveConditioner):
 
 
 class _Rows:
-    """What a layer reads, as it becomes known step by step; zero until then.
+    """The input of a layer, which becomes known step by step; zero until then.
 
     Args:
         like: Gives dtype, device and batch, ``(..., batch)``.

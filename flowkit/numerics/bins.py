@@ -10,17 +10,17 @@ from torch import Tensor
 
 from flowkit.numerics.roots import (
     Place,
+    all_known,
     begin,
     find_root_by_newton,
     give_up,
-    look,
     resolution,
     take_step,
 )
 
-# Newton's steps for all numbers, before those that need more are looked at by themselves; steps
-# for these, while they are too many for a search in bins; and how many points a call of that may
-# look at, if there are not half as many numbers. Measured.
+# Newton's steps for all numbers, before those that need more go on by themselves; steps for
+# these, while they are too many for a search in bins; and how many points one call of that search
+# may have, if there are not half as many numbers. Measured.
 _FIRST_STEPS = 4
 _MORE_STEPS = 8
 _CHEAP = 2**17
@@ -49,7 +49,7 @@ def find_root_in_bins(
     """Return the roots of an increasing ``f`` in brackets, and the slopes there, without gradient.
 
     Four bracketed Newton steps, more for those that are not down to the tolerance while they are
-    many, and a multi-bin search for the last: each call of ``f`` is made at ``points`` points a
+    many, and a multi-bin search for the last: each call of ``f`` is made at ``points`` points per
     number (the first at a third of them) and keeps the one part of the bracket that holds the
     root. Some points divide the bracket evenly, so that it always shrinks; others crowd around the
     root of the cubic through both ends, with their slopes, so that it soon shrinks to the
@@ -60,13 +60,13 @@ def find_root_in_bins(
         start: Where to begin, ``(N,)``.
         lower: Points with ``f <= 0``.
         upper: Points with ``f >= 0``.
-        points: Points a call of the multi-bin search, at least 3.
+        points: Points per call of the multi-bin search, at least 3.
         tolerance: Width of the last bracket, in units of the first one and its ends; eight
             roundings at least.
 
     Raises:
-        ConvergenceError: If a bracket has not shrunk to the tolerance. Programs that cannot look
-            at their numbers (compiled, vmapped) take Newton steps throughout and do not check.
+        ConvergenceError: If a bracket has not shrunk to the tolerance. Programs that cannot read
+            their numbers (compiled, vmapped) take Newton steps throughout and do not check.
 
     References:
         The multi-bin search: Köhler, Krämer and Noé 2021, arXiv 2110.00351.
@@ -75,7 +75,7 @@ def find_root_in_bins(
         least, place = resolution(lower, upper, tolerance), begin(start, lower, upper)
         for i in range(_FIRST_STEPS):
             place = take_step(f, place, least, watch=i >= 2)
-        ended = look(~place.late)
+        ended = all_known(~place.late)
         if ended is None:
             return find_root_by_newton(f, place.x, place.lower, place.upper)
         x, most = place.x, max(2 * place.x.numel(), _CHEAP)
@@ -106,7 +106,7 @@ def _search_bins(f: Residual, place: Place, least: Tensor, points: int) -> Tenso
     parts = points - 1 - 2 * ((points - 2) // 4)
     calls = 3 - math.ceil(math.log(8 * torch.finfo(x.dtype).eps) / math.log(parts))
     for call in range(calls):
-        # Most are found by the first call, which confirms Newton's last step.
+        # Most are solved by the first call, which confirms Newton's last step.
         count = max(points // 3, 3) if call == 0 else points
         crowd = (count - 2) // 4
         even = torch.arange(1, count - 1 - 2 * crowd, dtype=x.dtype, device=x.device)

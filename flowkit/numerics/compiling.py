@@ -11,9 +11,9 @@ import torch
 from torch.autograd import forward_ad
 
 _SECONDS_TO_START = 10.0
-_SECONDS_A_LAYER = 8.0
-_SAVED_A_LAYER = 1e-3
-_SAVED_AN_OPERATION = 0.8 / 5e10
+_SECONDS_PER_LAYER = 8.0
+_SAVED_PER_LAYER = 1e-3
+_SAVED_PER_OPERATION = 0.8 / 5e10
 
 
 def can_compile(device: torch.device) -> bool:
@@ -47,9 +47,9 @@ def worth_compiling(layers: int, parameters: int, batch_size: int, steps: int) -
     """Whether compiled training steps save at least twice the time that compiling takes.
 
     A rule of measured constants and of sizes alone, not of a clock, so that the same fit takes
-    the same way on every machine: compiling takes 10 s and 8 s a layer on a core of 2024; a
-    compiled step saves 1 ms a layer, and 0.8 of the networks' own time at 5e10 operations a
-    second, of which there are 6 a parameter and row.
+    the same way on every machine: compiling takes 10 s and 8 s per layer on a core of 2024; a
+    compiled step saves 1 ms per layer, and 0.8 of the networks' own time at 5e10 operations per
+    second, of which there are 6 per parameter and sample.
 
     Example:
         >>> worth_compiling(layers=8, parameters=260_000, batch_size=256, steps=3_000)
@@ -57,10 +57,10 @@ def worth_compiling(layers: int, parameters: int, batch_size: int, steps: int) -
         >>> worth_compiling(layers=8, parameters=260_000, batch_size=256, steps=30_000)
         True
     """
-    saved = layers * _SAVED_A_LAYER + 6 * parameters * batch_size * _SAVED_AN_OPERATION
+    saved = layers * _SAVED_PER_LAYER + 6 * parameters * batch_size * _SAVED_PER_OPERATION
     return steps * saved > 2 * seconds_to_compile(layers)
 
 
 def seconds_to_compile(layers: int) -> float:
     """About how long compiling a training step takes, on a core of 2024."""
-    return _SECONDS_TO_START + layers * _SECONDS_A_LAYER
+    return _SECONDS_TO_START + layers * _SECONDS_PER_LAYER

@@ -1,7 +1,7 @@
 """Batched root finding for inverses that have no closed form.
 
 The searches compile, vmap and batch: a fixed number of steps, choices by ``torch.where``. Where a
-program may look at its numbers, they stop early, and go on with those that are not found yet. They
+program can read its numbers, they stop early, and go on with those that are not solved yet. They
 carry no gradient; :func:`attach_newton` puts the derivatives back.
 """
 
@@ -27,8 +27,8 @@ _BEYOND = 1e3
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def look(done: Tensor) -> bool | None:
-    """Whether all are true; ``None`` where a program cannot look at its numbers."""
+def all_known(done: Tensor) -> bool | None:
+    """Whether all are true; ``None`` where a program cannot read its numbers."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if done.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -47,7 +47,7 @@ def expand_bracket(f: Callable[[Tensor], Tensor], centre: Tensor) -> tuple[Tenso
 
     Raises:
         ConvergenceError: If the sign has not changed by then, as where no number is mapped to the
-            value that is searched for. Programs that cannot look at their numbers do not check.
+            value that is searched for. Programs that cannot read their numbers do not check.
     """
     width = 1 + centre.abs()
     lower, upper = centre - width, centre + width
@@ -55,7 +55,7 @@ def expand_bracket(f: Callable[[Tensor], Tensor], centre: Tensor) -> tuple[Tenso
     for _ in range(_DOUBLINGS + 1):
         width = 2 * width
         high, low = f(lower) > 0, f(upper) < 0
-        ended = look(~(high | low))
+        ended = all_known(~(high | low))
         if ended:
             break
         lower = torch.where(high, lower - width, lower)
@@ -133,7 +133,7 @@ def give_up(late: Tensor, width: Tensor) -> ConvergenceError:
     count, widest = int(late.sum()), float(torch.where(late, width, 0).max())
     return ConvergenceError(
         f"the search for the inverse has not ended for {count} of {late.numel()} numbers, with "
-        f"brackets up to {widest:.3g} wide; remedy: look at the parameters of the scalar map "
+        f"brackets up to {widest:.3g} wide; remedy: inspect the parameters of the scalar map "
         "for infinite or extreme values, bound them, or use float64"
     )
 
@@ -162,8 +162,8 @@ def find_root_by_newton(
 
     Raises:
         ConvergenceError: If steps are not down to rounding after 32 of them in float32 or 64 in
-            float64, or end at an end of the bracket and lead beyond it. Programs that cannot look
-            at their numbers (compiled, vmapped) do not check.
+            float64, or end at an end of the bracket and lead beyond it. Programs that cannot read
+            their numbers (compiled, vmapped) do not check.
 
     References:
         Press et al., Numerical Recipes, section 9.4.
@@ -182,13 +182,13 @@ def find_root_by_newton(
             older, old = old, place
             place = take_step(f, place, least, watch=i >= 2)
             # The first steps are never the last ones.
-            ended = look(~place.late) if i >= 2 else None
+            ended = all_known(~place.late) if i >= 2 else None
             if ended:
                 break
         if ended is False:
             raise give_up(place.late, place.upper - place.lower)
         at_end = torch.minimum(place.x - lower, upper - place.x) <= least
-        if look(~at_end) is False:
+        if all_known(~at_end) is False:
             _expect_inside(f, place.x, lower, upper, least)
         return place.x, _slope(older, old, place)
 

@@ -1,4 +1,4 @@
-"""ScalarMap: a strictly increasing function of one number, with its parameters handed in.
+"""The contract of scalar maps: strictly increasing functions with their parameters handed in.
 
 Structures (``Coupling``, ``MaskedAutoregressive``, ``Elementwise``) decide where the parameters
 come from; a scalar map only says what they mean. It keeps no tensors, so one object serves every
@@ -25,7 +25,7 @@ class ScalarMap:
     Subclasses are frozen dataclasses that define :attr:`param_size` and :meth:`forward`. All-zero
     parameters are the map's start, the identity where :attr:`starts_at_identity` is true. At least
     one derivative is continuous; :attr:`smoothness` says how many are. If :meth:`inverse` is not
-    overridden, it is found by a bracketed root search followed by two attached Newton steps, so
+    overridden, it is computed by a bracketed root search followed by two attached Newton steps, so
     derivatives of the inverse are exact up to third order.
 
     Shapes:
@@ -52,7 +52,7 @@ class ScalarMap:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The interval that the map sends to itself; the whole line by default."""
+        """The interval that the map sends to itself; all real numbers by default."""
         return (-math.inf, math.inf)
 
     def fixes(self, end: Tensor) -> Tensor:

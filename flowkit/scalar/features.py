@@ -74,7 +74,7 @@ class PerFeature(ScalarMap):
         return min(m.smoothness for m in self.maps)
 
     def fixes(self, end: Tensor) -> Tensor:
-        """Where each map does; ``end`` is one row for each."""
+        """Where each map does; ``end`` has one entry per map."""
         return torch.stack([m.fixes(row) for m, row in zip(self.maps, end, strict=True)])
 
     def joints(self, params: Tensor) -> Tensor:
@@ -113,9 +113,9 @@ class PerFeature(ScalarMap):
         return torch.cat(values), torch.cat(log_slopes)
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the map of each row at ``x`` and its log-slope."""
+        """Return each feature's map at ``x`` and its log-slope."""
         return self._apply("forward", x, params)
 
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the inverse of each row at ``y`` and its log-slope."""
+        """Return each feature's inverse at ``y`` and its log-slope."""
         return self._apply("inverse", y, params)

@@ -67,7 +67,7 @@ class LogisticMixture(ScalarMap):
 
     @property
     def param_size(self) -> int:  # type: ignore[override]
-        """Three a component: log-weight, centre, raw log-scale."""
+        """Three per component: log-weight, centre, raw log-scale."""
         return 3 * self.components
 
     def _unpack(self, params: Tensor, ndim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +101,7 @@ class LogisticMixture(ScalarMap):
         return y, torch.logsumexp(terms, 0)
 
     def solve(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Solve ``logit F(x) = y`` in sums of positive terms: no logarithm a component.
+        r"""Solve ``logit F(x) = y`` in sums of positive terms: no logarithm per component.
 
         For :math:`y \ge 0` the search is for the root of :math:`\log \sum_k w_k \sigma(u_k) -
         \log \sum_k w_k e^y \sigma(-u_k)`, where the two sums are equal, however far out; for

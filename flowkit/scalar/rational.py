@@ -18,7 +18,7 @@ def inner_end(end: float, inwards: int, dtype: torch.dtype) -> float:
 
 
 def snap(value: Tensor, excess: Tensor, lower: float, upper: float) -> Tensor:
-    """Undo the rounding that moved a number out of an interval, or off its end beyond the ends.
+    """Undo the rounding that led out of an interval, or off its end beyond the ends.
 
     Its derivatives are left alone.
     """

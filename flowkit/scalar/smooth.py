@@ -1,7 +1,7 @@
 """Mixtures of smooth bumps: monotone maps with derivatives of every order, inverted by a search.
 
 Each component is the distribution function of a bump that is infinitely differentiable and zero
-outside its support: on an interval, on the line with straight tails, around a circle without seam.
+outside its support: on an interval, on the real line with straight tails, or periodic.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class SmoothMixture(ScalarMap):
         return torch.clamp(y, max=0) / floor, 1 + torch.clamp(y - 1, min=0) / floor
 
     def solve(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Search for all numbers at once, and then for the few that are not found."""
+        """Search for all numbers at once, and then for the few that are not solved."""
         bumps, width = self._bumps(params, y.dim()), self.upper - self.lower
         shape = torch.broadcast_shapes(y.shape, bumps.floor.shape)
         y, floor = (
@@ -232,7 +232,7 @@ class SmoothMixture(ScalarMap):
 @register
 @dataclass(frozen=True)
 class RealSmoothMixture(SmoothMixture):
-    r"""A mixture of smooth steps on the whole line, with straight tails.
+    r"""A mixture of smooth steps for real variables, with straight tails.
 
     Infinitely differentiable, where a spline has kinks. The map of :class:`SmoothMixture` with
     bumps that lie inside [lower, upper]: inverse widths
@@ -276,9 +276,9 @@ class RealSmoothMixture(SmoothMixture):
 @register
 @dataclass(frozen=True)
 class CircularSmoothMixture(SmoothMixture):
-    r"""A mixture of smooth steps on a circle: all derivatives agree where its ends meet.
+    r"""A mixture of smooth steps for periodic variables, with all derivatives periodic.
 
-    The bumps of :class:`SmoothMixture` wrapped around the circle, with inverse widths
+    The bumps of :class:`SmoothMixture` wrapped around the period, with inverse widths
     :math:`a = e^{s\,\mathrm{sigmoid}(r - 1)} \ge 1`, so that each goes around once at most. As a
     function on the line, :math:`f(x + P) = f(x) + P` with the period P = upper - lower: it needs
     no wrapped input and has no jump. It keeps ``lower`` in place (combine it with

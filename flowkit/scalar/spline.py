@@ -1,4 +1,4 @@
-"""Rational-quadratic splines: on the line with linear tails, on an interval, on a circle.
+"""Rational-quadratic splines for real variables (with linear tails), bounded and periodic ones.
 
 All three run the spline of the bin that ``x`` falls in, forward or backward.
 """
@@ -89,9 +89,9 @@ class _Spline(ScalarMap):
         return raw + self._tilt(heights - widths)
 
     def _find(self, share: Tensor, params: Tensor, axis: int) -> Bin:
-        """The bin in which ``share`` of ``axis`` away from its middle lies, found by halving.
+        """The bin in which ``share`` of ``axis`` away from its middle lies, by halving.
 
-        Of a row of bins, either the lower half is left or the upper one; an odd one in the middle
+        Of all bins, either the lower half is left or the upper one; an odd one in the middle
         stays in both. All that is known of the bins is halved together, by weights 0 and 1: on a
         CPU that is far faster than selecting, forward and backward.
         """
@@ -350,7 +350,7 @@ class IntervalSpline(_Spline):
 @register
 @dataclass(frozen=True)
 class CircularSpline(IntervalSpline):
-    r"""Rational-quadratic spline of a circle: equal slopes where the ends of the interval meet.
+    r"""Monotone rational-quadratic spline of a periodic variable, with equal slopes at both ends.
 
     As a function on the line it satisfies :math:`f(x + P) = f(x) + P` with the period
     P = upper - lower, so it needs no wrapped input and has no jump; it keeps ``lower`` in place
@@ -383,7 +383,7 @@ class CircularSpline(IntervalSpline):
     def _apply(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         period = self.upper - self.lower
         rounds = period * torch.floor((value - self.lower) / period)
-        # None at either end of the interval: both are kept to the bit.
+        # None at either end of the interval: both stay the same to the bit.
         rounds = rounds * (value.clamp(self.lower, self.upper) != value)
         out, log_slope = super()._apply(value - rounds, params, inverse)
         return out + rounds, log_slope

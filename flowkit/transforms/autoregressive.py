@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkit.conditioners import AutoregressiveConditioner, MaskedMLP
 from flowkit.config import register
 from flowkit.numerics.layout import features_first, features_last
-from flowkit.numerics.roots import look
+from flowkit.numerics.roots import all_known
 from flowkit.scalar import Affine, PerFeature, RationalQuadraticSpline, ScalarMap
 from flowkit.transforms.base import Transform
 from flowkit.transforms.permute import check_order
@@ -162,6 +162,6 @@ class MaskedAutoregressive(Transform):
             x, log_slope = self.scalar.inverse(rows, self._params(x, context))
             least = 16 * torch.finfo(x.dtype).eps * (1 + x.abs())
             # A missing value compares false, and is not waited for.
-            if not torch.is_grad_enabled() and look(~((x - before).abs() > least)):
+            if not torch.is_grad_enabled() and all_known(~((x - before).abs() > least)):
                 break
         return self._unsort(x), log_slope.sum(0)
