@@ -362,7 +362,7 @@ def _find(name: Any) -> Callable[..., Any]:
         raise DescriptionError(f"expected the name of a registered class, got {name!r}")
     module, _, short = name.rpartition(".")
     if module == "torch.nn" and short in _OF_TORCH:
-        return getattr(nn, short)  # type: ignore[no-any-return]
+        return getattr(nn, short)
     package, _, inner = module.partition(".")
     if name not in _KNOWN and package == _PACKAGE and inner.isidentifier():
         try:

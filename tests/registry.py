@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+import flowkit
 from flowkit.bases import (
     Base,
     DiagonalNormal,
@@ -36,7 +37,8 @@ from flowkit.conditioners import (
     RandomFourierConditioner,
     ResidualMLP,
 )
-from flowkit.energies import Interpolation, NegativeLogProb, from_callable
+from flowkit.dependence import EquicorrelatedBlocks
+from flowkit.energies import Conditional, Interpolation, NegativeLogProb, from_callable
 from flowkit.kernels import Matern, RationalQuadratic, SquaredExponential
 from flowkit.scalar import (
     Affine,
@@ -526,4 +528,93 @@ BASES: dict[str, Callable[[], Base]] = {
     "StudentT-shared": lambda: StudentT(2, df=3.0, shared=True),
     "StudentT-fixed": lambda: StudentT(2, df=4.0, learn=False),
     "Uniform": lambda: Uniform(2, -1.0, 3.0),
+}
+
+# name -> (constructor, arguments of check_conditioner)
+CONDITIONERS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "MLP": (lambda: MLP(2, 3, hidden=(6, 6)), {}),
+    "MLP-context": (lambda: MLP(2, 3, context=2, hidden=(6,)), {}),
+    "ResidualMLP-context": (lambda: ResidualMLP(2, 3, context=1, hidden=(6, 6)), {}),
+    "MaskedMLP": (lambda: MaskedMLP(3, 2, hidden=(7, 6)), {}),
+    "MaskedMLP-context-tokens": (lambda: MaskedMLP(4, 2, block=2, context=1, hidden=(7,)), {}),
+    "ConvNet": (
+        lambda: ConvNet(2, 3, hidden=(4, 3)),
+        {"x": torch.randn(6, 2, 3, 2, generator=torch.Generator().manual_seed(0))},
+    ),
+    "GroupedConditioner": (
+        lambda: GroupedConditioner(2, 6, conditioning=(1, 1), transformed=(1, 2), conditioner=mlp),
+        {"x": torch.randn(6, 2, generator=torch.Generator().manual_seed(0))},
+    ),
+    "KernelConditioner-context": (
+        lambda: KernelConditioner(2, 3, context=1, points=4),
+        {},
+    ),
+    "RandomFourierConditioner": (lambda: RandomFourierConditioner(2, 3), {}),
+}
+
+# name -> (constructor, arguments of check_energy)
+ENERGIES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "DoubleWell": (DoubleWell, {}),
+    "NegativeLogProb": (lambda: NegativeLogProb(StandardNormal(2)), {}),
+    "Interpolation": (
+        lambda: Interpolation(NegativeLogProb(StandardNormal(2)), DoubleWell(), 0.4, learn=True),
+        {},
+    ),
+    "Conditional": (lambda: Conditional(DoubleWell(), [False, True]), {}),
+}
+
+
+def _flow() -> flowkit.Flow:
+    torch.manual_seed(0)
+    return flowkit.Flow(Compose(DenseLinear(2), Coupling([0, 1], Affine())), StandardNormal(2))
+
+
+def _walking() -> flowkit.Flow:
+    return flowkit.stochastic_flow(2, DoubleWell(), blocks=1, steps=2, hidden=(4,))
+
+
+def _samples() -> dict[str, torch.Tensor]:
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    return {"x": x, "force": -x, "weight": torch.ones(8), "row": torch.arange(8)}
+
+
+def _blocks() -> Any:
+    return flowkit.DependentLikelihood(EquicorrelatedBlocks([0, 0, 1, 1, 1, 2, 2, 2]))
+
+
+PATHWISE = {"skip": {"R7": "an unbiased estimate of the gradient, not that of the estimate"}}
+# name -> (constructor, flow, batch, arguments of check_objective)
+OBJECTIVES: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
+    "MaximumLikelihood": (flowkit.MaximumLikelihood, _flow, _samples, {}),
+    "DependentLikelihood": (_blocks, _flow, _samples, {}),
+    "ScoreMatching": (flowkit.ScoreMatching, _flow, _samples, {}),
+    "ForceMatching": (flowkit.ForceMatching, _flow, _samples, {}),
+    "ReverseKL": (lambda: flowkit.ReverseKL(DoubleWell(), samples=8), _flow, dict, PATHWISE),
+    "PathKL": (lambda: flowkit.PathKL(DoubleWell(), samples=8), _walking, dict, PATHWISE),
+    "WeightedSum": (
+        lambda: flowkit.WeightedSum(
+            (1.0, flowkit.MaximumLikelihood()), (0.5, flowkit.ForceMatching())
+        ),
+        _flow,
+        _samples,
+        {},
+    ),
+    "AfterPreprocessing": (
+        lambda: flowkit.AfterPreprocessing(flowkit.MaximumLikelihood(), 1),
+        lambda: flowkit.Flow(Compose(_standardize(2), DenseLinear(2)), StandardNormal(2)),
+        _samples,
+        {},
+    ),
+    "KernelNorm": (
+        flowkit.KernelNorm,
+        lambda: flowkit.kernelised_flow(2, layers=1, points=3),
+        _samples,
+        {},
+    ),
+    "StochasticMaximumLikelihood": (
+        flowkit.StochasticMaximumLikelihood,
+        _flow,
+        _samples,
+        PATHWISE,
+    ),
 }

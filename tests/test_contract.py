@@ -350,9 +350,9 @@ def test_nothing_is_skipped_without_a_reason():
     report = check_transform(Scale(), skip={"R8": "no compiler here"})
     assert report.skipped["R8"] == "no compiler here"
     assert "skipped: no compiler here" in str(report)
-    with pytest.raises(ValueError, match="skip needs a reason for R8, got ''"):
+    with pytest.raises(ValueError, match="expected skip as a reason for R8, got ''"):
         check_transform(Scale(), skip={"R8": ""})
-    with pytest.raises(ValueError, match="'R99', which is no rule"):
+    with pytest.raises(ValueError, match="skip as reasons by rules, of R1, .*, got 'R99'"):
         check_transform(Scale(), skip={"R99": "unheard of"})
 
 

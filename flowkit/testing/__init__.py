@@ -1,7 +1,17 @@
-"""The contract as programs: :func:`check_transform` for layers, :func:`check_scalar` for maps."""
+"""The contract as programs, for every kind of part: ``check_transform`` for layers, and others."""
 
+from flowkit.testing.bases import check_base
+from flowkit.testing.conditioners import check_conditioner
 from flowkit.testing.contract import check_transform
-from flowkit.testing.report import ContractReport, RuleResult
+from flowkit.testing.energies import check_energy
+from flowkit.testing.objectives import check_objective
 from flowkit.testing.scalars import check_scalar
 
-__all__ = ["ContractReport", "RuleResult", "check_scalar", "check_transform"]
+__all__ = [
+    "check_base",
+    "check_conditioner",
+    "check_energy",
+    "check_objective",
+    "check_scalar",
+    "check_transform",
+]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from flowkit.bases import Base, StandardNormal
-from flowkit.errors import ContractError, ShapeError
+from flowkit.checks import fail
+from flowkit.errors import ShapeError
 from flowkit.testing import densities, derivatives, programs, values
 from flowkit.testing.probe import (
     TOLERANCE,
@@ -21,7 +23,8 @@ from flowkit.testing.probe import (
     mapped_shape,
     randomize,
 )
-from flowkit.testing.report import ContractReport, RuleResult
+from flowkit.testing.report import ContractReport
+from flowkit.testing.runner import run_rules
 from flowkit.transforms import Transform
 
 _ROWS = 6
@@ -80,7 +83,7 @@ def check_transform(
           at the exact points slopes from either side
     R8    ``torch.compile(fullgraph=True)`` equals eager
     R9    ``vmap(grad(log_prob))``, and ensembles by stacked parameters
-    R10   ``state_dict``, ``deepcopy`` and ``pickle`` give the same bits
+    R10   ``state_dict``, ``deepcopy``, ``pickle`` and ``build(describe(...))`` give the same bits
     R11   the promise of ``constant_log_det``; ``forward`` less ``unnormalized`` is constant in x
     R12   the stated start
     R13   every parameter gets a gradient
@@ -114,8 +117,9 @@ def check_transform(
         A report that lists every rule, with the reason where one was not checked.
 
     Raises:
-        ContractError: If a rule is broken; names the rule, what was expected and what came.
-        ValueError: If ``skip`` names an unknown rule or gives no reason.
+        ContractError: If a rule is broken, or an error of flowkit keeps it from being checked;
+            names the rule, what was expected and what came.
+        ArgumentError: If ``skip`` names an unknown rule or gives no reason.
         ShapeError: If ``x`` has fewer than two rows, or ``context`` does not go with it.
 
     Example:
@@ -127,10 +131,9 @@ def check_transform(
         {'R14': 'the transform is deterministic',
          'R15': 'an event of 3 numbers is too large for a grid'}
     """
-    skip = _checked_skip(skip or {})
     bounds = {**TOLERANCE, **(tolerance or {})}
     if missing := set(dtypes) - set(bounds):
-        raise ValueError(f"check_transform has no tolerance for {missing}; give tolerance=")
+        raise fail("check_transform", "tolerance", f"one for {missing}", tolerance)
     generator = torch.Generator().manual_seed(seed)
     start = copy.deepcopy(transform).double().eval()
     moved = randomize(copy.deepcopy(start), noise, generator)
@@ -151,25 +154,13 @@ def check_transform(
         invertible=has_inverse(copy.deepcopy(moved), x, context),
         seed=seed,
     )
-    results = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for dtype in dtypes:
-            for name, (title, rule) in RULES.items():
-                # Fresh copies for every rule: what a call may leave behind goes no further.
-                probe = replace(exact.to(dtype), tolerance=bounds[dtype])
-                reason = skip[name] if name in skip else _run(name, title, rule, probe)
-                results.append(RuleResult(name, title, dtype, reason))
-    return ContractReport(transform.label, tuple(results))
 
+    def asked(rule: Rule, dtype: torch.dtype) -> str | None:
+        # Fresh copies for every rule: what a call may leave behind goes no further.
+        return rule(replace(exact.to(dtype), tolerance=bounds[dtype]))
 
-def _checked_skip(skip: Mapping[str, str]) -> Mapping[str, str]:
-    for name, reason in skip.items():
-        if name not in RULES:
-            raise ValueError(f"skip names {name!r}, which is no rule; the rules are R1 to R15")
-        if not isinstance(reason, str) or not reason.strip():
-            raise ValueError(f"skip needs a reason for {name}, got {reason!r}")
-    return skip
+    rules = {name: (title, partial(asked, rule)) for name, (title, rule) in RULES.items()}
+    return run_rules("check_transform", transform.label, rules, dtypes, skip, seed)
 
 
 def _inputs(
@@ -194,16 +185,3 @@ def _inputs(
         )
     rows = len(x) // 2 * 2
     return x[:rows].double(), None if context is None else context[:rows].double()
-
-
-def _run(name: str, title: str, rule: Rule, probe: Probe) -> str | None:
-    """Apply one rule; whatever goes wrong is said to break it."""
-    where = f"{probe.moved.label} breaks {name} ({title}) in {str(probe.dtype)[6:]}"
-    try:
-        return rule(probe)
-    except ContractError as error:
-        raise ContractError(f"{where}: {error}") from error
-    except Exception as error:
-        raise ContractError(
-            f"{where}: expected the check to run, got {type(error).__name__}: {error}"
-        ) from error

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from flowkit.bases import StandardNormal
+from flowkit.config import build, describe
+from flowkit.errors import DescriptionError
 from flowkit.testing.probe import Probe, expect, expect_close, randomize
-from flowkit.transforms import Transform
 
 _RANDOM = "a stochastic layer draws anew in every call"
 
@@ -65,27 +69,48 @@ def it_vmaps(probe: Probe) -> str | None:
 
 
 def copies_give_the_same_bits(probe: Probe) -> None:
-    """R10: state_dict through a file, deepcopy and pickle; nothing is remembered from a call."""
+    """R10: state_dict, deepcopy, pickle and description; nothing is remembered from a call."""
     learned = copy.deepcopy(probe.start)
     learned.initialize(probe.x, probe.context)
     randomize(learned, 0.1, probe.generator())
-    want = probe.call(learned, probe.x, probe.context)
-
-    file = io.BytesIO()
-    torch.save(learned.state_dict(), file)
-    file.seek(0)
     loaded = copy.deepcopy(probe.start)
     # It has run before: whatever it remembers is now out of date.
     probe.call(loaded, probe.x, probe.context)
-    loaded.load_state_dict(torch.load(file, weights_only=True))
-    copies: dict[str, Transform] = {
-        "a state_dict that was saved and loaded": loaded,
-        "deepcopy": copy.deepcopy(learned),
-        "pickle": pickle.loads(pickle.dumps(learned)),
+    expect_same_copies(learned, loaded, lambda module: probe.call(module, probe.x, probe.context))
+
+
+def expect_same_copies(
+    module: nn.Module, other: nn.Module, call: Callable[[Any], tuple[Tensor, ...]]
+) -> None:
+    """Expect the same bits of a module after every way to copy it.
+
+    Args:
+        module: The module.
+        other: One of the same kind with other weights, which gets those of the module.
+        call: What is computed with a module.
+    """
+    want = call(module)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    copies = {
+        "a state_dict that was saved and loaded": other,
+        "deepcopy": copy.deepcopy(module),
+        "pickle": pickle.loads(pickle.dumps(module)),
     }
-    for how, other in copies.items():
-        got = probe.call(other, probe.x, probe.context)
-        for what, a, b in zip(("output", "log_det"), got, want, strict=True):
+    try:
+        description = json.loads(json.dumps(describe(module)))
+    except DescriptionError:
+        pass  # A class that is not registered has no description.
+    else:
+        floats = (t for t in module.state_dict().values() if t.is_floating_point())
+        built = build(description).to(next(floats, torch.empty(0)).dtype).eval()
+        built.load_state_dict(module.state_dict())
+        copies["build(describe(...))"] = built
+    for how, module_again in copies.items():
+        for i, (a, b) in enumerate(zip(call(module_again), want, strict=True)):
+            what = "output" if i == 0 else "log_det"
             expect(
                 torch.equal(a, b),
                 f"expected the {what} after {how} to be the same to the bit, got a difference of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from flowkit.testing.points import (
     expect_second_derivatives,
 )
 from flowkit.testing.probe import TOLERANCE, expect, expect_close, expect_finite
-from flowkit.testing.report import ContractReport, RuleResult
+from flowkit.testing.report import ContractReport
+from flowkit.testing.runner import run_rules
 
 # Roundings that a round trip may take, in units of those of its numbers.
 _ROUNDINGS = 256
@@ -24,6 +26,7 @@ _TRAINED = 1.0
 # So many parameters are drawn at each scale.
 _DRAWS = 16
 
+_Rule = Callable[[ScalarMap, Tensor, float, float], "str | None"]
 _Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -75,23 +78,21 @@ def check_scalar(
         "R6": ("values and gradients are finite", _finite),
         "R7": ("derivatives are right at exact points", _derivatives),
     }
-    results = []
-    for dtype in dtypes:
-        for name, (title, rule) in rules.items():
-            reason = None
-            for scale in scales:
-                generator = torch.Generator().manual_seed(seed)
-                params = torch.randn(_DRAWS, scalar.param_size, generator=generator).double()
-                params = (scale * params[: _DRAWS if scale else 1]).to(dtype)
-                try:
-                    reason = rule(scalar, params, scale, reach)
-                except ContractError as error:
-                    raise ContractError(
-                        f"{scalar} breaks {name} ({title}) in {str(dtype)[6:]}, with parameters "
-                        f"of the scale {scale:g}: {error}"
-                    ) from error
-            results.append(RuleResult(name, title, dtype, reason))
-    return ContractReport(type(scalar).__name__, tuple(results))
+
+    def asked(rule: _Rule, dtype: torch.dtype) -> str | None:
+        reason = None
+        for scale in scales:
+            generator = torch.Generator().manual_seed(seed)
+            params = torch.randn(_DRAWS, scalar.param_size, generator=generator).double()
+            params = (scale * params[: _DRAWS if scale else 1]).to(dtype)
+            try:
+                reason = rule(scalar, params, scale, reach)
+            except ContractError as error:
+                raise ContractError(f"with parameters of the scale {scale:g}: {error}") from error
+        return reason
+
+    questions = {name: (title, partial(asked, rule)) for name, (title, rule) in rules.items()}
+    return run_rules("check_scalar", str(scalar), questions, dtypes, seed=seed)
 
 
 def _grid(scalar: ScalarMap, params: Tensor, reach: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,97 @@
+"""check_conditioner: the contract of the networks of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from flowkit.conditioners import AutoregressiveConditioner, Conditioner
+from flowkit.testing.parts import (
+    DTYPES,
+    ROWS,
+    Part,
+    PartRule,
+    check_part,
+    noise_of,
+    part_of,
+)
+from flowkit.testing.probe import (
+    expect,
+    expect_close,
+)
+from flowkit.testing.report import ContractReport
+
+
+def check_conditioner(
+    conditioner: Conditioner | AutoregressiveConditioner,
+    x: Tensor | None = None,
+    *,
+    starts_at_zero: bool = True,
+    skip: Mapping[str, str] | None = None,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    seed: int = 0,
+) -> ContractReport:
+    """Check a conditioner, of couplings or of autoregressive layers, against the contract.
+
+    R1 to R3 shapes, batches, dtypes; R5 parameters read no feature of their own block or later
+    ones (autoregressive); R6, R7 derivatives; R9 vmap; R10 copies; R12 zeros at the start; R13
+    gradients.
+
+    Args:
+        conditioner: The network, as its constructor leaves it.
+        x: At least two inputs ``(n, in_features, *grid)``; drawn by default, without a grid.
+        starts_at_zero: Whether a new one emits zeros, at which scalar maps are the identity.
+        skip: Rules that shall not be checked, each with a reason.
+        dtypes: The dtypes in which every rule is run.
+        seed: Seed of everything random.
+
+    Raises:
+        ContractError: If a rule is broken; names the rule, what was expected and what came.
+
+    Example:
+        >>> from flowkit.conditioners import MaskedMLP
+        >>> from flowkit.testing import check_conditioner
+        >>> check_conditioner(MaskedMLP(3, 2, hidden=(8,))).skipped
+        {}
+    """
+    causal = isinstance(conditioner, AutoregressiveConditioner)
+    net: Any = conditioner
+    x = noise_of(ROWS, net.in_features, seed=seed) if x is None else x.double()
+    size: int = getattr(net, "context_size", 0)
+    if causal:
+        out = (net.in_features, net.param_size)
+    elif hasattr(net, "out_features"):
+        out = (net.out_features, *x.shape[2:])
+    else:
+        out = tuple(net(x[:1].float(), None).shape[1:])
+
+    def starts(part: Part) -> str | None:
+        if not starts_at_zero:
+            return "starts_at_zero=False"
+        with torch.no_grad():
+            got = part.call(part.start, part.x, part.context)
+        expect_close("the output of a new conditioner", got, torch.zeros_like(got), part.tolerance)
+        return None
+
+    rules: dict[str, tuple[str, PartRule]] = {"R12": ("starts at zero", starts)}
+    if causal:
+        rules["R5"] = ("nothing reads itself or later features", _causal)
+    call = lambda module, x, context: module(x, context)  # noqa: E731
+    part = part_of(conditioner, call, x, size, out, seed)
+    return check_part("check_conditioner", part, rules, skip, dtypes, seed)
+
+
+def _causal(part: Part) -> None:
+    rows = (part.x,) if part.context is None else (part.x, part.context)
+    jacobian = vmap(jacrev(part))(*rows).abs().sum((0, 2))
+    token = torch.arange(len(jacobian)) // getattr(part.moved, "block", 1)
+    read = jacobian * (token.unsqueeze(-1) <= token)
+    expect(
+        not bool(read.any()),
+        f"expected no derivative in the same or later features, got {read.max().item():.3g} of "
+        f"feature {int(read.amax(-1).argmax())}",
+    )
