@@ -28,7 +28,7 @@ import torch
 
 import flowkit
 from flowkit.datasets import photograph_colours
-from flowkit.plotting import density_2d, history
+from flowkit.plotting import density_2d, plot_history
 from flowkit.toys import sine
 
 torch.set_num_threads(1)
@@ -65,7 +65,7 @@ print(f"negative log-likelihood, fresh data  {-log_density.mean().item():.4f} +-
 print(f"entropy of the density               {toy.entropy:.4f} nats")
 
 # %%
-history(record)
+plot_history(record)
 
 # %%
 density_2d(flow.log_prob, ((-11, 11), (-8, 8)), samples=flow.sample(2_000), title="the fit")

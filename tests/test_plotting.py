@@ -11,20 +11,20 @@ from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
 
+from flowkit import coupling_flow, fit  # noqa: E402
 from flowkit.datasets import wine  # noqa: E402
-from flowkit.toys import eight_gaussians, two_moons  # noqa: E402
-from flowkit.errors import DataError  # noqa: E402
-from flowkit.plotting import (
-    # noqa: E402
+from flowkit.errors import ArgumentError, DataError  # noqa: E402
+from flowkit.plotting import (  # noqa: E402
     corner,
     density_2d,
-    history,
     mean_excess_plot,
     pareto_plot,
+    plot_history,
     pointillist,
     qq_plot,
 )
 from flowkit.plotting.corners import _levels  # noqa: E402
+from flowkit.toys import eight_gaussians, two_moons  # noqa: E402
 
 
 def normals(n, d, seed=0):
@@ -65,7 +65,7 @@ def test_every_figure_can_be_saved(tmp_path, photo, pixels):
     figures = [
         density_2d(toy.log_prob, toy.limits, samples=toy.sample(200), resolution=30),
         corner(normals(600, 3), normals(100, 3)),
-        history(run()),
+        plot_history(run()),
         pointillist(photo, pixels),
         pareto_plot({"a": normals(50, 1)[:, 0]}, tail="left"),
         mean_excess_plot({"a": normals(50, 1)[:, 0]}),
@@ -79,7 +79,7 @@ def test_no_figure_is_left_in_pyplot(photo, pixels):
 
     settings = dict(matplotlib.rcParams)
     corner(normals(50, 2))
-    history(run())
+    plot_history(run())
     pointillist(photo, pixels)
     assert plt.get_fignums() == []
     assert dict(matplotlib.rcParams) == settings
@@ -120,15 +120,15 @@ def test_density_counts_samples_outside_and_keeps_no_graph():
 
 def test_density_refuses_what_it_cannot_draw():
     square = ((-1.0, 1.0), (-1.0, 1.0))
-    with pytest.raises(DataError, match="smaller limit first"):
+    with pytest.raises(ArgumentError, match="smaller limit first"):
         density_2d(lambda x: x[:, 0], ((1.0, -1.0), (-1.0, 1.0)))
     with pytest.raises(DataError, match="sum over the event dimension"):
         density_2d(lambda x: x, square)
     with pytest.raises(DataError, match="got NaN at 400 of 400 grid points"):
         density_2d(lambda x: x[:, 0] * math.nan, square, resolution=20)
-    with pytest.raises(DataError, match=r"samples expected rows \(n, 2\)"):
+    with pytest.raises(DataError, match=r"samples expected points \(n, 2\)"):
         density_2d(lambda x: x[:, 0], square, samples=torch.zeros(4, 3))
-    with pytest.raises(DataError, match="NaN or infinity in 1 of 2 rows"):
+    with pytest.raises(DataError, match="NaN or infinity in 1 of 2 points"):
         density_2d(lambda x: x[:, 0], square, samples=[[0.0, math.inf], [0.0, 0.0]])
 
 
@@ -168,25 +168,36 @@ def test_corner_refuses_what_it_cannot_draw():
         corner(normals(20, 1))
     with pytest.raises(DataError, match="1 names"):
         corner(normals(20, 2), names=("a",))
-    with pytest.raises(DataError, match=r"corner samples expected rows \(n, 2\)"):
+    with pytest.raises(DataError, match=r"corner samples expected points \(n, 2\)"):
         corner(normals(20, 2), normals(20, 3))
     with pytest.raises(DataError, match="nearly constant b"):
         corner(normals(20, 2) * torch.tensor([1.0, 0.0]), names=("a", "b"))
 
 
-def test_history_draws_both_curves_and_marks_the_kept_epoch():
-    axis = history(run(), label="nats").axes[0]
+def test_history_draws_both_curves_and_marks_the_restored_epoch():
+    axis = plot_history(run(), label="nats").axes[0]
     train, validation = axis.lines[0], axis.lines[1]
     assert list(train.get_ydata()) == [3.0, 2.0, 1.0]
     assert list(validation.get_ydata()) == [3.5, 2.5, 2.7]
     assert axis.get_ylabel() == "nats"
-    assert "kept: epoch 2, 2.5" in [text.get_text() for text in axis.get_legend().get_texts()]
+    assert "restored: epoch 2, 2.5" in [text.get_text() for text in axis.get_legend().get_texts()]
 
 
 def test_history_without_validation_marks_the_training_loss():
-    axis = history(run(validation=[], best_epoch=3)).axes[0]
+    axis = plot_history(run(validation=[], best_epoch=3)).axes[0]
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert labels == ["training", "kept: epoch 3, 1"]
+    assert labels == ["training", "restored: epoch 3, 1"]
+
+
+def test_a_history_may_be_a_dict_or_what_fit_returned():
+    values = vars(run())
+    lines = [plot_history(h).axes[0].lines[1].get_ydata().tolist() for h in (run(), values)]
+    assert lines == [[3.5, 2.5, 2.7]] * 2
+    fitted = fit(coupling_flow(2, layers=1, hidden=(4,)), normals(40, 2).float(), epochs=2)
+    assert plot_history(fitted).axes[0].lines[0].get_ydata().tolist() == list(fitted.train)
+    for other in (None, 3, "history", {}):
+        with pytest.raises(DataError, match="expected what fit returned"):
+            plot_history(other)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +211,7 @@ def test_history_without_validation_marks_the_training_loss():
 )
 def test_history_refuses_lists_that_do_not_fit(changes, message):
     with pytest.raises(DataError, match=message):
-        history(run(**changes))
+        plot_history(run(**changes))
 
 
 def test_pointillist_puts_colours_where_they_belong(photo, pixels):
@@ -223,7 +234,7 @@ def test_pointillist_counts_points_outside_the_frame(photo, pixels):
 def test_pointillist_refuses_what_it_cannot_draw(photo, pixels):
     with pytest.raises(DataError, match=r"\(height, width, 3\), got \(6, 8\)"):
         pointillist(photo[..., 0], pixels)
-    with pytest.raises(DataError, match=r"points expected rows \(n, 5\)"):
+    with pytest.raises(DataError, match=r"points expected points \(n, 5\)"):
         pointillist(photo, pixels[:, :4])
 
 
@@ -237,7 +248,7 @@ def test_tails_are_drawn_as_they_are():
     t, share = pareto_plot({"x": x}).axes[0].lines[0].get_data()
     assert dict(zip(t, share, strict=True))[4] == pytest.approx(2 / 6)
 
-    # The mean excess of whole numbers 1 to n over i is (n - i) / 2.
+    # The mean excess of integers 1 to n over i is (n - i) / 2.
     n = 101
     t, excess = mean_excess_plot({"x": np.arange(1.0, n + 1)}).axes[0].lines[0].get_data()
     assert excess == pytest.approx((n - t) / 2)
@@ -253,17 +264,17 @@ def test_tails_are_drawn_as_they_are():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: pareto_plot([1.0, 2.0]), "names and samples, one to 6 of them, got list"),
+        (lambda: pareto_plot([1.0, 2.0]), "names and samples, one to 6 of them, got \\[1.0"),
         (lambda: pareto_plot({}), "one to 6"),
-        (lambda: pareto_plot({"x": np.ones((3, 2))}), "a row of numbers, got 2 dimensions"),
+        (lambda: pareto_plot({"x": np.ones((3, 2))}), "numbers, got 2 dimensions"),
         (lambda: pareto_plot({"x": [1.0, math.nan]}), "finite numbers"),
-        (lambda: pareto_plot({"x": [1.0]}, tail="up"), "'both', 'right' or 'left', got 'up'"),
+        (lambda: pareto_plot({"x": [1.0]}, tail="up"), "one of 'both', 'left', 'right', got 'up'"),
         (lambda: pareto_plot({"x": [1.0]}, tail="left"), "no number on the left side"),
         (lambda: mean_excess_plot({"x": range(9)}), "more than 20 numbers"),
-        (lambda: qq_plot([], {"x": [1.0]}), "rows"),
+        (lambda: qq_plot([], {"x": [1.0]}), "points"),
         (lambda: qq_plot([1.0], {str(i): [1.0] for i in range(6)}), "one to 5 of them"),
     ],
 )
 def test_tails_that_cannot_be_drawn_are_named(call, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((ArgumentError, DataError), match=message):
         call()

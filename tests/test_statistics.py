@@ -9,7 +9,13 @@ from scipy import stats
 
 from flowkit import Flow, coupling_flow, fit, stochastic_flow
 from flowkit.bases import StandardNormal
-from flowkit.errors import DataError, NonFiniteEnergyError, ShapeError, StochasticFlowError
+from flowkit.errors import (
+    ArgumentError,
+    DataError,
+    NonFiniteEnergyError,
+    ShapeError,
+    StochasticFlowError,
+)
 from flowkit.statistics import (
     bennett_acceptance_ratio,
     effective_sample_size,
@@ -43,7 +49,7 @@ def test_log_partition_and_its_standard_error():
     assert abs(error - math.sqrt((math.e - 1) / 10_000)) < 0.15 * error
     found = torch.stack([log_partition(log_weights(1000, s)[1]).value for s in range(300)])
     assert abs(found.std() / math.sqrt((math.e - 1) / 1000) - 1) < 0.15
-    # Large exponents and weights of nought.
+    # Large exponents and weights of zero.
     value, error = log_partition(torch.tensor([1e4, 1e4, -math.inf, -math.inf]))
     assert abs(value - (1e4 - math.log(2))) < 1e-9
     assert abs(error - math.sqrt(1 / 3)) < 1e-9
@@ -152,18 +158,22 @@ def test_smoothed_weights_keep_order_and_bulk():
 
 def test_weights_that_cannot_be_used():
     for call, error, words in (
-        (lambda: log_partition(torch.tensor([0.0, math.nan])), DataError, "nan in row 1"),
-        (lambda: log_partition(torch.tensor([math.inf, 0.0])), DataError, "inf in row 0"),
+        (lambda: log_partition(torch.tensor([0.0, math.nan])), DataError, "nan at index 1"),
+        (lambda: log_partition(torch.tensor([math.inf, 0.0])), DataError, "inf at index 0"),
         (lambda: log_partition(torch.tensor([-math.inf])), DataError, "all weights are zero"),
         (lambda: log_partition(torch.zeros(2, 3)), DataError, r"\(n,\).*flatten"),
         (lambda: log_partition([0.0]), DataError, "expected log weights"),
-        (lambda: reweighted_mean(torch.zeros(3), torch.zeros(2)), ShapeError, "one a weight"),
+        (lambda: reweighted_mean(torch.zeros(3), torch.zeros(2)), ShapeError, "one per weight"),
         (lambda: free_energy_profile(torch.zeros(3), torch.zeros(2)), ShapeError, "expected"),
-        (lambda: free_energy_profile(torch.arange(3.0), bins=0), DataError, "bins >= 1"),
+        (
+            lambda: free_energy_profile(torch.arange(3.0), bins=0),
+            ArgumentError,
+            "bins as an integer >= 1",
+        ),
         (
             lambda: free_energy_profile(torch.arange(3.0), limits=(1.0, 0.0)),
-            DataError,
-            "limits in order",
+            ArgumentError,
+            "in order",
         ),
         (lambda: pareto_smooth(torch.zeros(10)), DataError, "at least 25"),
     ):

@@ -6,18 +6,17 @@ a cell, or by ``display(figure)``; elsewhere, save it with ``figure.savefig(path
 """
 
 from flowkit.plotting.corners import corner
-from flowkit.plotting.curves import HistoryLike, history
+from flowkit.plotting.curves import plot_history
 from flowkit.plotting.density import density_2d
 from flowkit.plotting.pointillism import pointillist
 from flowkit.plotting.tails import mean_excess_plot, pareto_plot, qq_plot
 
 __all__ = [
-    "HistoryLike",
     "corner",
     "density_2d",
-    "history",
     "mean_excess_plot",
     "pareto_plot",
+    "plot_history",
     "pointillist",
     "qq_plot",
 ]

@@ -11,14 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from flowkit import checks
 from flowkit.errors import DataError
-from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR, as_rows
+from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR, as_points
 from flowkit.plotting.figure import NotebookFigure
 
-# Shares of the points inside the outer and the inner contour.
-_SHARES = (0.9, 0.5)
+# Fractions of the points inside the outer and the inner contour.
+_FRACTIONS = (0.9, 0.5)
 _MOST_COLUMNS = 16
-# Fewer rows than this make contours of noise, so they are drawn as points.
+# Fewer points than this make contours of noise, so they are drawn as points.
 _FEW = 500
 # Cells along each axis of the histograms under the contours.
 _CELLS = 50
@@ -38,17 +39,18 @@ def corner(
     fewer than 500 rows is drawn as points. Axes span the central 99 % of each table, and a margin.
 
     Args:
-        data: Rows (n, d), drawn in grey, d from 2 to 16.
-        samples: Rows (m, d), drawn in blue lines, or None.
+        data: Points (n, d), drawn in grey, d from 2 to 16.
+        samples: Points (m, d), drawn in blue lines, or None.
         names: d column names; put units here.
-        bins: Number of bins of the histograms, 5 or more; None chooses it by the number of rows of
-            the smaller table.
+        bins: Number of bins of the histograms, 5 or more; None chooses it by the size of the
+            smaller table.
         labels: Names of the two tables in the legend.
 
     Returns:
         The figure, d by d axes.
 
     Raises:
+        ArgumentError: If there are fewer than 5 bins.
         DataError: If tables or names do not fit one another, a column is constant, d is out of
             range, or numbers are not finite.
 
@@ -60,17 +62,18 @@ def corner(
         >>> figure.axes[-1].get_xlabel()
         'ash'
     """
-    tables = [as_rows(data, None, "corner data")]
+    tables = [as_points(data, None, "corner data")]
     d = tables[0].shape[1]
     if samples is not None:
-        tables.append(as_rows(samples, d, "corner samples"))
+        tables.append(as_points(samples, d, "corner samples"))
     names = tuple(f"$x_{{{i + 1}}}$" for i in range(d)) if names is None else tuple(names)
     if bins is None:
         bins = int(np.clip(2 * min(len(table) for table in tables) ** (1 / 3), 8, 40))
-    if not 2 <= d <= _MOST_COLUMNS or len(names) != d or bins < 5:
+    checks.integer("corner", "bins", bins, least=5)
+    if not 2 <= d <= _MOST_COLUMNS or len(names) != d:
         raise DataError(
-            f"corner expected 2 to {_MOST_COLUMNS} columns, a name for each, and 5 bins or more, "
-            f"got {d} columns, {len(names)} names and {bins} bins; choose the columns to look at"
+            f"corner expected 2 to {_MOST_COLUMNS} columns and a name for each, got {d} columns "
+            f"and {len(names)} names; remedy: choose the columns to look at"
         )
     spans = [_span([table[:, i] for table in tables], names[i]) for i in range(d)]
 
@@ -119,14 +122,8 @@ def _margin(axis: Axes, tables: list[np.ndarray], edges: np.ndarray) -> None:
     """Histograms of one column, as densities."""
     axis.hist(tables[0], bins=edges.tolist(), density=True, color=DATA_COLOUR, alpha=0.5)
     if len(tables) > 1:
-        axis.hist(
-            tables[1],
-            bins=edges.tolist(),
-            density=True,
-            histtype="step",
-            color=MODEL_COLOUR,
-            lw=1.5,
-        )
+        line: dict[str, Any] = {"histtype": "step", "color": MODEL_COLOUR, "lw": 1.5}
+        axis.hist(tables[1], bins=edges.tolist(), density=True, **line)
 
 
 def _pair(
@@ -157,7 +154,7 @@ def _pair(
 def _levels(
     table: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray
 ) -> tuple[np.ndarray, list[float]]:
-    """A smoothed histogram, one row for each y, and the heights whose areas hold the shares."""
+    """A smoothed histogram, one row for each y, and the heights whose areas hold the fractions."""
     from scipy.ndimage import gaussian_filter
 
     counts, _, _ = np.histogram2d(table[:, 0], table[:, 1], bins=(x_edges, y_edges))
@@ -168,7 +165,7 @@ def _levels(
     density = gaussian_filter(counts.T, float(np.clip(width, 0.8, 4.0)), mode="constant")
     ranked = np.sort(density.ravel())[::-1]
     held = np.cumsum(ranked) / ranked.sum()
-    levels = [float(ranked[np.searchsorted(held, share)]) for share in _SHARES]
+    levels = [float(ranked[np.searchsorted(held, fraction)]) for fraction in _FRACTIONS]
     if not 0 < levels[0] < levels[1]:
         levels = [0.1 * float(ranked[0]), 0.5 * float(ranked[0])]
     return density, levels

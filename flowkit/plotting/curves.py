@@ -1,42 +1,25 @@
 """Training curves."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from flowkit.errors import DataError
 from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR
-from flowkit.plotting.figure import NotebookFigure
+from flowkit.plotting.figure import simple_figure
 
 
-class HistoryLike(Protocol):
-    """What :func:`history` reads: one number per epoch, and where the best one was."""
-
-    @property
-    def epochs(self) -> Sequence[int]:
-        """Epoch numbers."""
-
-    @property
-    def train(self) -> Sequence[float]:
-        """Training loss of each epoch."""
-
-    @property
-    def validation(self) -> Sequence[float]:
-        """Validation loss of each epoch, or empty."""
-
-    @property
-    def best_epoch(self) -> int | None:
-        """The epoch whose weights were kept, or None."""
-
-
-def history(history: HistoryLike, *, label: str = "loss", title: str = "training") -> Figure:
-    """Draw the training and validation loss of every epoch, and mark the epoch that was kept.
+def plot_history(history: Any, *, label: str = "loss", title: str = "training") -> Figure:
+    """Draw the training and validation loss of every epoch, and mark the epoch that is restored.
 
     Args:
-        history: What ``fit`` returned, or any object with ``epochs``, ``train``, ``validation``
-            and ``best_epoch``.
+        history: What :func:`flowkit.fit` returned, or a dict or object with ``epochs``, ``train``,
+            ``validation`` (one number per epoch, or empty) and ``best_epoch`` (or None).
         label: Label of the vertical axis; put the unit here, such as
             ``"negative log-likelihood [nats]"``.
         title: Title of the figure.
@@ -45,33 +28,17 @@ def history(history: HistoryLike, *, label: str = "loss", title: str = "training
         The figure.
 
     Raises:
-        DataError: If there is no epoch, the lists differ in length, or the best epoch is not
-            among the epochs.
+        DataError: If this is no such history, there is no epoch, the lists differ in length, or
+            the best epoch is not among the epochs.
 
     Example:
-        >>> from types import SimpleNamespace
-        >>> from flowkit.plotting import history
-        >>> run = SimpleNamespace(
-        ...     epochs=[1, 2, 3], train=[3.0, 2.0, 1.5], validation=[3.1, 2.4, 2.6], best_epoch=2
-        ... )
-        >>> history(run).axes[0].get_xlabel()
+        >>> from flowkit.plotting import plot_history
+        >>> run = {"epochs": [1, 2], "train": [3.0, 2.0], "validation": [], "best_epoch": 2}
+        >>> plot_history(run).axes[0].get_xlabel()
         'epoch'
     """
-    epochs, train = list(history.epochs), list(history.train)
-    validation, best = list(history.validation), history.best_epoch
-    if not epochs or len(train) != len(epochs) or len(validation) not in (0, len(epochs)):
-        raise DataError(
-            "history expected one training loss per epoch and one or no validation loss, got "
-            f"{len(epochs)} epochs, {len(train)} training and {len(validation)} validation "
-            "losses; pass what fit returned"
-        )
-    if best is not None and best not in epochs:
-        raise DataError(
-            f"history expected best_epoch to be among its epochs {epochs[0]}..{epochs[-1]}, "
-            f"got {best}; pass what fit returned"
-        )
-    figure = NotebookFigure(figsize=(6.4, 4.0), layout="constrained")
-    axis = figure.subplots()
+    epochs, train, validation, best = _read(history)
+    figure, axis = simple_figure(title)
     # A line through one point is invisible, so short runs get markers.
     marker = "o" if len(epochs) < 25 else ""
     axis.plot(epochs, train, color=DATA_COLOUR, marker=marker, ms=3, label="training")
@@ -80,22 +47,36 @@ def history(history: HistoryLike, *, label: str = "loss", title: str = "training
     if best is not None:
         value = (validation or train)[epochs.index(best)]
         axis.axvline(best, color="0.75", linestyle="--", linewidth=1, zorder=0)
-        axis.plot(
-            [best],
-            [value],
-            linestyle="",
-            marker="o",
-            ms=7,
-            markerfacecolor="white",
-            markeredgecolor="#c0392b",
-            markeredgewidth=1.8,
-            label=f"kept: epoch {best}, {value:.4g}",
-        )
+        ring: dict[str, Any] = {"ms": 7, "markerfacecolor": "white", "markeredgecolor": "#c0392b"}
+        name = f"restored: epoch {best}, {value:.4g}"
+        axis.plot([best], [value], "o", markeredgewidth=1.8, label=name, **ring)
     axis.set_xlabel("epoch")
     axis.set_ylabel(label)
-    axis.set_title(title)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     return figure
+
+
+def _read(history: Any) -> tuple[list[int], list[float], list[float], int | None]:
+    """Check the parts of a history: epochs, losses of training and validation, the best epoch."""
+    names = ("epochs", "train", "validation", "best_epoch")
+    read = history.get if isinstance(history, Mapping) else partial(getattr, history)
+    *losses, best = (read(name, None) for name in names)
+    try:
+        epochs, train, validation = map(list, losses)
+    except TypeError:
+        raise DataError(
+            f"plot_history expected what fit returned, got {type(history).__name__}; remedy: a "
+            "History, or a dict with epochs, train, validation and best_epoch"
+        ) from None
+    if not epochs or len(train) != len(epochs) or len(validation) not in (0, len(epochs)):
+        raise DataError(
+            "plot_history expected one training loss per epoch and one or no validation loss, got "
+            f"{len(epochs)} epochs, {len(train)} training and {len(validation)} validation losses"
+        )
+    if best is not None and best not in epochs:
+        raise DataError(
+            f"plot_history expected best_epoch to be among its epochs {epochs[0]}..{epochs[-1]}, "
+            f"got {best}"
+        )
+    return epochs, train, validation, best

@@ -8,12 +8,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.errors import DataError
-from flowkit.plotting.arrays import MODEL_COLOUR, as_rows
+from flowkit.plotting.arrays import MODEL_COLOUR, as_points
 from flowkit.plotting.figure import NotebookFigure
 
 # Grid points handed to log_prob at once: small enough for a large flow on a small machine.
 _BLOCK = 8192
+_MOST_RESOLUTION = 10_000
 
 
 def density_2d(
@@ -45,8 +47,9 @@ def density_2d(
         The figure; save it with ``figure.savefig(path)``.
 
     Raises:
-        DataError: If the limits are not increasing, the resolution is below 2, the log density
-            has another shape or is NaN, or the samples are not finite rows (n, 2).
+        ArgumentError: If the limits are not increasing, or the resolution is below 2.
+        DataError: If the log density has another shape or is NaN, or the samples are not finite
+            points (n, 2).
 
     Example:
         >>> from flowkit.toys import two_moons
@@ -56,13 +59,9 @@ def density_2d(
         >>> len(figure.axes)  # density, its colour bar, samples
         3
     """
-    (x_low, x_high), (y_low, y_high) = limits
-    if not (x_low < x_high and y_low < y_high) or resolution < 2:
-        raise DataError(
-            "density_2d expected limits ((low, high), (low, high)) and a resolution of 2 or more, "
-            f"got {limits} and {resolution}; put the smaller limit first"
-        )
-    points = None if samples is None else as_rows(samples, 2, "density_2d samples")
+    checks.integer("density_2d", "resolution", resolution, least=2, most=_MOST_RESOLUTION)
+    (x_low, x_high), (y_low, y_high) = _check_limits(limits)
+    points = None if samples is None else as_points(samples, 2, "density_2d samples")
     x = np.linspace(x_low, x_high, resolution)
     y = np.linspace(y_low, y_high, resolution)
     density = _on_grid(log_prob, x, y, dtype, device)
@@ -108,6 +107,16 @@ def density_2d(
     return figure
 
 
+def _check_limits(limits: Any) -> list[tuple[float, ...]]:
+    pairs = checks.as_list(limits)
+    if pairs is not None and len(pairs) == 2:
+        sides = [checks.numbers("density_2d", "limits", pair, 2) for pair in pairs]
+        if all(low < high for low, high in sides):
+            return sides
+    expected = "((x low, x high), (y low, y high)), the smaller limit first"
+    raise checks.fail("density_2d", "limits", expected, limits)
+
+
 def _on_grid(
     log_prob: Callable[[Tensor], Tensor],
     x: np.ndarray,
@@ -124,12 +133,12 @@ def _on_grid(
         if block.shape != part.shape[:1]:
             raise DataError(
                 f"density_2d expected log_prob to return ({len(part)},) for {len(part)} points, "
-                f"got {tuple(block.shape)}; sum over the event dimension"
+                f"got {tuple(block.shape)}; remedy: sum over the event dimension"
             )
     values = torch.cat(blocks).double().exp().cpu().numpy()
     if np.isnan(values).any():
         raise DataError(
             f"density_2d expected log densities, got NaN at {int(np.isnan(values).sum())} of "
-            f"{len(values)} grid points; narrow the limits to where the density is defined"
+            f"{len(values)} grid points; remedy: narrow the limits to where the density is defined"
         )
     return values.reshape(len(y), len(x))

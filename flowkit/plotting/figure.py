@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 
@@ -24,3 +25,13 @@ class NotebookFigure(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", bbox_inches="tight")
         return buffer.getvalue()
+
+
+def simple_figure(title: str) -> tuple[NotebookFigure, Axes]:
+    """Make a figure of one panel with a faint grid and no frame above and at the right."""
+    figure = NotebookFigure(figsize=(6.4, 4.0), layout="constrained")
+    axis = figure.subplots()
+    axis.set_title(title)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis

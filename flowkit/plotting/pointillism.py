@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from flowkit.errors import DataError
-from flowkit.plotting.arrays import as_rows
+from flowkit.plotting.arrays import as_points
 from flowkit.plotting.figure import NotebookFigure
 
 
@@ -15,7 +15,7 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
 
     Args:
         photo: Array (height, width, 3), colours in 0..255.
-        points: Rows (n, 5) of red, green, blue in -0.5..255.5 and x, y in pixels, whose centres
+        points: Points (n, 5): red, green, blue in -0.5..255.5 and x, y in pixels, whose centres
             are the integers, y counted from the top, as from
             :func:`flowkit.datasets.photograph_colours` dequantised. Colours beyond the range are
             clipped; points beyond the frame are counted in the title.
@@ -25,8 +25,8 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
         The figure.
 
     Raises:
-        DataError: If the photograph is not (height, width, 3) or the points are not finite rows
-            (n, 5).
+        DataError: If the photograph is not (height, width, 3) or the points are not finite
+            points (n, 5).
 
     Example:
         >>> from flowkit.datasets import photograph_colours
@@ -40,13 +40,13 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise DataError(
             f"pointillist expected a photograph (height, width, 3), got {image.shape}; "
-            "put the colours last"
+            "remedy: put the colours last"
         )
-    rows = as_rows(points, 5, "pointillist points")
+    points = as_points(points, 5, "pointillist points")
     height, width = image.shape[:2]
-    x, y = rows[:, 3], rows[:, 4]
+    x, y = points[:, 3], points[:, 4]
     inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-    colours = np.clip((rows[inside, :3] + 0.5) / 256, 0, 1)
+    colours = np.clip((points[inside, :3] + 0.5) / 256, 0, 1)
 
     panel = 5.5
     figure = NotebookFigure(
@@ -59,7 +59,7 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
     left.set_title("photograph")
     # Dots of twice the area of the panel; a layer of wider ones beneath fills the gaps that chance
     # leaves with the colour of the neighbours.
-    area = 2 * (0.9 * 72 * panel) ** 2 * height / width / len(rows)
+    area = 2 * (0.9 * 72 * panel) ** 2 * height / width / len(points)
     for wider in (5.0, 1.0):
         right.scatter(
             x[inside],
@@ -70,7 +70,7 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
             rasterized=True,
         )
     beyond = f", {1 - inside.mean():.1%} outside" if not inside.all() else ""
-    right.set_title(f"{title}: {len(rows):,} points{beyond}")
+    right.set_title(f"{title}: {len(points):,} points{beyond}")
     for axis in (left, right):
         axis.set_aspect("equal")
         axis.set_xlim(-0.5, width - 0.5)

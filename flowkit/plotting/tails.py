@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.errors import DataError
-from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR, as_rows
-from flowkit.plotting.figure import NotebookFigure
+from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR, as_points
+from flowkit.plotting.figure import simple_figure
 
 # The first sample is grey, as data are, then blue and further colours.
 _COLOURS = (DATA_COLOUR, MODEL_COLOUR, "#c0392b", "#2e8b57", "#8e5ea2", "#b8860b")
@@ -25,7 +25,7 @@ _POINTS = 400
 def pareto_plot(
     samples: Mapping[str, Any], *, tail: str = "both", unit: str = "", title: str = "tails"
 ) -> Figure:
-    r"""Draw the share of each sample beyond t against t, both axes logarithmic.
+    r"""Draw the fraction of each sample beyond t against t, both axes logarithmic.
 
     A tail of index :math:`\alpha` is a line of slope :math:`-\alpha` there; light tails bend down.
 
@@ -39,8 +39,8 @@ def pareto_plot(
         The figure.
 
     Raises:
-        DataError: If there is no sample or more than six, one has no finite numbers on the side of
-            the tail, or ``tail`` is unknown.
+        ArgumentError: If there is no sample or more than six, or ``tail`` is unknown.
+        DataError: If a sample has no finite numbers on the side of the tail.
 
     Example:
         >>> import numpy as np
@@ -50,17 +50,17 @@ def pareto_plot(
         >>> figure.axes[0].get_xscale()
         'log'
     """
-    figure, axis = _axes(title)
+    figure, axis = simple_figure(title)
     sided = _sided("pareto_plot", samples, tail)
     # The larger halves: small numbers would take decades of the axis.
     start = min(float(np.median(x)) for _, x in sided)
     for colour, (name, x) in zip(_COLOURS, sided, strict=False):
-        share = np.arange(len(x), 0, -1) / len(samples[name])
+        fraction = np.arange(len(x), 0, -1) / len(samples[name])
         kept = _spread(len(x))
         kept = kept[x[kept] >= start]
-        axis.loglog(x[kept], share[kept], color=colour, label=name)
+        axis.loglog(x[kept], fraction[kept], color=colour, label=name)
     axis.set_xlabel(f"t{_bracket(unit)}")
-    axis.set_ylabel(f"share of {_SIDES[tail]} beyond t")
+    axis.set_ylabel(f"fraction of {_SIDES[tail]} beyond t")
     axis.legend(frameon=False)
     return figure
 
@@ -87,7 +87,7 @@ def mean_excess_plot(
         >>> mean_excess_plot({"x": x}, tail="right", unit="s").axes[0].get_xlabel()
         'threshold t [s]'
     """
-    figure, axis = _axes(title)
+    figure, axis = simple_figure(title)
     for colour, (name, x) in zip(
         _COLOURS, _sided("mean_excess_plot", samples, tail), strict=False
     ):
@@ -119,7 +119,7 @@ def qq_plot(
     Args:
         x: ``(n,)`` numbers, the reference.
         samples: Names, and ``(m,)`` numbers each.
-        label: What x is.
+        label: Name of the reference.
         unit: Unit of the numbers, for the labels.
         title: Title of the figure.
 
@@ -127,7 +127,7 @@ def qq_plot(
         The figure.
 
     Raises:
-        DataError: As :func:`pareto_plot`.
+        ArgumentError, DataError: As :func:`pareto_plot`.
 
     Example:
         >>> import numpy as np
@@ -138,7 +138,7 @@ def qq_plot(
         'quantiles of data'
     """
     reference = _numbers("qq_plot", "x", x)
-    figure, axis = _axes(title)
+    figure, axis = simple_figure(title)
     width = float(np.subtract(*np.quantile(reference, [0.75, 0.25]))) or 1.0
     for colour, (name, y) in zip(_COLOURS[1:], _named("qq_plot", samples, 5), strict=False):
         n = min(len(reference), len(y))
@@ -166,49 +166,37 @@ def qq_plot(
     return figure
 
 
-def _axes(title: str) -> tuple[Figure, Axes]:
-    figure = NotebookFigure(figsize=(6.4, 4.0), layout="constrained")
-    axis = figure.subplots()
-    axis.set_title(title)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis
-
-
 def _bracket(unit: str) -> str:
     return f" [{unit}]" if unit else ""
 
 
 def _spread(n: int) -> np.ndarray:
-    """Places among n numbers, from the smallest: ever denser towards the largest."""
+    """Choose places among n sorted numbers, ever denser towards the largest."""
     return np.unique(n - np.geomspace(1, n, min(n, _POINTS)).round().astype(int))
 
 
 def _numbers(where: str, name: str, x: Any) -> np.ndarray:
-    row = x if isinstance(x, Tensor) else np.asarray(x)
-    if row.ndim != 1:
+    values = x if isinstance(x, Tensor) else np.asarray(x)
+    if values.ndim != 1:
         raise DataError(
-            f"{where} expected {name} as a row of numbers, got {row.ndim} dimensions; remedy: one "
+            f"{where} expected {name} as (n,) numbers, got {values.ndim} dimensions; remedy: one "
             "column at a time"
         )
-    return np.sort(as_rows(row[:, None], 1, f"{where}: {name}")[:, 0])
+    return np.sort(as_points(values[:, None], 1, f"{where}: {name}")[:, 0])
 
 
 def _named(
     where: str, samples: Mapping[str, Any], most: int = len(_COLOURS)
 ) -> list[tuple[str, np.ndarray]]:
     if not isinstance(samples, Mapping) or not 1 <= len(samples) <= most:
-        raise DataError(
-            f"{where} expected names and samples, one to {most} of them, got "
-            f"{type(samples).__name__}; remedy: {{'data': x}}"
-        )
+        kind = f"a dict of names and samples, one to {most} of them"
+        raise checks.fail(where, "samples", kind, samples, "for example {'data': x}")
     return [(name, _numbers(where, repr(name), x)) for name, x in samples.items()]
 
 
 def _sided(where: str, samples: Mapping[str, Any], tail: str) -> list[tuple[str, np.ndarray]]:
     """The numbers of each sample on one side, from the smallest."""
-    if tail not in _SIDES:
-        raise DataError(f"{where} expected a tail of 'both', 'right' or 'left', got {tail!r}")
+    checks.choice(where, "tail", tail, _SIDES)
     sided = []
     for name, x in _named(where, samples):
         side = np.sort(np.abs(x)) if tail == "both" else x if tail == "right" else -x[::-1]

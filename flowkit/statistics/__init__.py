@@ -1,20 +1,9 @@
-"""Numbers about samples and models."""
+"""Estimates from samples and importance weights: free energies, tails, effective sizes."""
 
 from flowkit.statistics.tail_distances import expected_shortfall, tail_area
-from flowkit.statistics.tails import (
-    TailEstimate,
-    TailVerdict,
-    hill_estimate,
-    kernel_estimate,
-    moment_estimate,
-    tail_confusion,
-    tail_indices,
-    tail_verdict,
-)
+from flowkit.statistics.tail_estimates import hill_estimate, kernel_estimate, moment_estimate
+from flowkit.statistics.tails import tail_confusion, tail_indices, tail_verdict
 from flowkit.statistics.weights import (
-    Estimate,
-    FreeEnergyProfile,
-    SmoothedWeights,
     bennett_acceptance_ratio,
     effective_sample_size,
     free_energy_profile,
@@ -24,11 +13,6 @@ from flowkit.statistics.weights import (
 )
 
 __all__ = [
-    "Estimate",
-    "FreeEnergyProfile",
-    "SmoothedWeights",
-    "TailEstimate",
-    "TailVerdict",
     "bennett_acceptance_ratio",
     "effective_sample_size",
     "expected_shortfall",

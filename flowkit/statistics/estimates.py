@@ -15,7 +15,7 @@ class Estimate(NamedTuple):
 
 
 def mean_of(terms: Tensor) -> Estimate:
-    """The mean over the first dimension; its standard error carries no gradient.
+    """Compute the mean over the first dimension; its standard error carries no gradient.
 
     Example:
         >>> import torch

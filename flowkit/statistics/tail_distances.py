@@ -1,21 +1,21 @@
-"""Two samples, or a sample and a model, compared in their tails."""
+"""Comparison of two samples in their tails, and the mean beyond a quantile."""
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from flowkit import checks
 from flowkit.errors import DataError
 from flowkit.statistics.tail_samples import row, sided
 
 
 def tail_area(x: Any, y: Any) -> float:
-    r"""The area between the log-log plots of two samples' magnitudes.
+    r"""Compute the area between the log-log plots of two samples' magnitudes.
 
     :math:`\sum_{i=1}^n |\log Q_{|x|}(1 - i/n) - \log Q_{|y|}(1 - i/n)|\, \log\frac{i+1}i`, with n
-    the smaller number of rows and Q the quantiles: far tails weigh as much as near ones. For
+    the smaller sample size and Q the quantiles: far tails weigh as much as near ones. For
     :math:`y = c x` it is :math:`|\log c| \log(n + 1)`.
 
     Args:
@@ -23,7 +23,7 @@ def tail_area(x: Any, y: Any) -> float:
         y: ``(m,)`` numbers other than zero.
 
     Raises:
-        DataError: If one is not a row of such finite numbers.
+        DataError: If one is not ``(n,)`` such finite numbers.
 
     References:
         Laszkiewicz, Lederer, Fischer 2022, arXiv 2206.10311.
@@ -50,7 +50,9 @@ def tail_area(x: Any, y: Any) -> float:
 def expected_shortfall(
     x: Any, level: float = 0.95, *, tail: str = "both", paper_scale: bool = False
 ) -> float:
-    r"""The mean beyond a quantile: :math:`E[X \mid X \ge Q(p)]` of magnitudes, or of one side.
+    r"""Compute the mean beyond a quantile, of magnitudes or of one side.
+
+    .. math:: E[X \mid X \ge Q(p)]
 
     Args:
         x: ``(n,)`` numbers.
@@ -59,15 +61,15 @@ def expected_shortfall(
         paper_scale: Divide by 1 - p once more, as the "tail value at risk" of Laszkiewicz et al.
 
     Raises:
-        DataError: If x is not a row of finite numbers, or an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
+        DataError: If x is not ``(n,)`` finite numbers.
 
     Example:
         >>> from flowkit.statistics import expected_shortfall
         >>> expected_shortfall([-10.0, 1.0, 2.0, 3.0], 0.75), expected_shortfall([1, 2, 3, 4], 0.5)
         (10.0, 3.5)
     """
-    if not isinstance(level, Real) or not 0 < level < 1:
-        raise DataError(f"expected_shortfall expected a level in (0, 1), got {level!r}")
-    values = sided(row(x), tail, positive=False)
+    level = checks.number("expected_shortfall", "level", level, above=0, below=1)
+    values = sided("expected_shortfall", x, tail)
     mean = float(values[values >= np.quantile(values, level)].mean())
-    return mean / (1 - float(level)) if paper_scale else mean
+    return mean / (1 - level) if paper_scale else mean

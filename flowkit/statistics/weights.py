@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.errors import DataError, ShapeError
 from flowkit.statistics.estimates import Estimate
 
@@ -49,10 +50,12 @@ class SmoothedWeights(NamedTuple):
 
 
 def log_partition(log_weight: Tensor) -> Estimate:
-    r"""The log-normalizer :math:`\log Z = \log \frac1n \sum_i w_i`, with its standard error.
+    r"""Estimate the log-normalizer, with its standard error.
+
+    .. math:: \log Z = \log \frac1n \sum_i w_i
 
     The error is that of the logarithm to first order, :math:`\mathrm{std}(w) / (\bar w \sqrt n)`;
-    it needs independent rows, and weights of a finite variance: see :func:`pareto_smooth`.
+    it needs independent samples, and weights of a finite variance: see :func:`pareto_smooth`.
 
     Args:
         log_weight: ``(n,)`` of :meth:`flowkit.Flow.sample_with_log_weight`; -inf is a weight of
@@ -77,7 +80,9 @@ def log_partition(log_weight: Tensor) -> Estimate:
 
 
 def effective_sample_size(log_weight: Tensor) -> Tensor:
-    r"""Kish's effective sample size, :math:`(\sum_i w_i)^2 / \sum_i w_i^2`, between 1 and n.
+    r"""Compute Kish's effective sample size, between 1 and n.
+
+    .. math:: (\sum_i w_i)^2 / \sum_i w_i^2
 
     Args:
         log_weight: ``(n,)``.
@@ -96,10 +101,12 @@ def effective_sample_size(log_weight: Tensor) -> Tensor:
 
 
 def reweighted_mean(values: Tensor, log_weight: Tensor) -> Estimate:
-    r"""Mean over the target, :math:`\sum_i w_i f_i / \sum_i w_i`, with its standard error.
+    r"""Estimate a mean over the target, with its standard error.
+
+    .. math:: \sum_i w_i f_i / \sum_i w_i
 
     The error is that of the ratio to first order,
-    :math:`\sqrt{\sum_i w_i^2 (f_i - \bar f)^2} / \sum_i w_i`, for independent rows.
+    :math:`\sqrt{\sum_i w_i^2 (f_i - \bar f)^2} / \sum_i w_i`, for independent samples.
 
     Args:
         values: ``(n, *shape)``.
@@ -124,7 +131,7 @@ def reweighted_mean(values: Tensor, log_weight: Tensor) -> Estimate:
     log_w = _checked(log_weight)
     if values.shape[:1] != log_w.shape:
         raise ShapeError(
-            f"reweighted_mean expected {len(log_w)} values, one a weight, got "
+            f"reweighted_mean expected {len(log_w)} values, one per weight, got "
             f"{tuple(values.shape)}"
         )
     share = torch.softmax(log_w, 0).reshape(-1, *(1,) * (values.ndim - 1))
@@ -138,9 +145,9 @@ def reweighted_mean(values: Tensor, log_weight: Tensor) -> Estimate:
 
 
 def bennett_acceptance_ratio(
-    log_weight: Tensor, reverse_log_weight: Tensor, tolerance: float = 1e-12
+    log_weight: Tensor, reverse_log_weight: Tensor, *, tolerance: float = 1e-12
 ) -> Estimate:
-    r"""The log-normalizer from paths of both directions, by Bennett's acceptance ratio.
+    r"""Estimate the log-normalizer from paths of both directions, by Bennett's acceptance ratio.
 
     With n weights :math:`w_i` of paths from noise and m weights :math:`w'_j` of paths from samples
     of the target it solves, for :math:`M = \log(n / m)` and the logistic function s,
@@ -171,6 +178,7 @@ def bennett_acceptance_ratio(
     """
     from scipy.optimize import brentq
 
+    tolerance = checks.number("bennett_acceptance_ratio", "tolerance", tolerance, above=0)
     # A path back that the flow cannot make has an infinite weight, and adds nothing.
     forward, reverse = _checked(log_weight), -_checked(-reverse_log_weight)
     n, m = len(forward), len(reverse)
@@ -201,10 +209,10 @@ def free_energy_profile(
     bins: int = 50,
     limits: tuple[float, float] | None = None,
 ) -> FreeEnergyProfile:
-    r"""The free energy along a coordinate, :math:`F(b) = -\log p(b)`, in kT.
+    r"""Estimate the free energy along a coordinate, :math:`F(b) = -\log p(b)`, in kT.
 
-    :math:`p(b)` is the weighted share of bin b over its width, a density of the whole: two
-    profiles can be compared as they are. The error is that of a weighted share to first order,
+    The density :math:`p(b)` is the weight in bin b as a fraction of the whole, over its width: two
+    profiles can be compared as they are. The error is that of a weighted fraction to first order,
     :math:`\sqrt{\sum_i w_i^2 (1_{i \in b} - P_b)^2} / (P_b \sum_i w_i)`; for a bin with few
     samples, and without any, it says little.
 
@@ -215,8 +223,8 @@ def free_energy_profile(
         limits: The outer edges; by default the range of the coordinate where the weight is not 0.
 
     Raises:
-        DataError: If weights are missing, NaN or infinite, or all zero; if there are no bins or
-            the limits are not in order.
+        ArgumentError: If there are no bins or the limits are not in order.
+        DataError: If weights are missing, NaN or infinite, or all zero.
         ShapeError: If coordinate and weights differ in shape.
 
     Example:
@@ -233,16 +241,16 @@ def free_energy_profile(
             f"free_energy_profile expected coordinate and log_weight (n,), got "
             f"{tuple(coordinate.shape)} and {tuple(log_w.shape)}"
         )
-    if type(bins) is not int or bins < 1:
-        raise DataError(f"free_energy_profile expected bins >= 1, got {bins!r}")
+    checks.integer("free_energy_profile", "bins", bins, least=1)
     share = torch.softmax(log_w, 0).cpu().numpy()
     x = coordinate.detach().double().cpu().numpy()
     if limits is None:
-        limits = (x[share > 0].min(), x[share > 0].max())
-    if not limits[0] < limits[1]:
-        raise DataError(f"free_energy_profile expected limits in order, got {limits}")
-    mass, edges = np.histogram(x, bins, limits, weights=share)
-    squares, _ = np.histogram(x, bins, limits, weights=share**2)
+        limits = (float(x[share > 0].min()), float(x[share > 0].max()))
+    low, high = checks.numbers("free_energy_profile", "limits", limits, 2)
+    if not low < high:
+        raise checks.fail("free_energy_profile", "limits", "(lower, upper) in order", limits)
+    mass, edges = np.histogram(x, bins, (low, high), weights=share)
+    squares, _ = np.histogram(x, bins, (low, high), weights=share**2)
     total = np.square(share).sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         free_energy = -np.log(mass / np.diff(edges))
@@ -253,7 +261,7 @@ def free_energy_profile(
 
 
 def pareto_smooth(log_weight: Tensor) -> SmoothedWeights:
-    r"""Pareto-smoothed importance weights, and the diagnostic k-hat of their tail.
+    r"""Smooth importance weights by a Pareto tail, whose shape k-hat tells if they can be trusted.
 
     The largest :math:`\min(n / 5, 3 \sqrt n)` weights are replaced by the expected order
     statistics of a generalised Pareto distribution fitted to them, and cut at the largest raw one.
@@ -322,9 +330,9 @@ def _checked(log_weight: Any) -> Tensor:
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise DataError(
-            f"expected log weights below infinity, got {log_w[row].item()} in row {row} "
-            f"({int(bad.sum())} of {len(log_w)} rows); remedy: an energy without NaN, and samples "
-            "where the base has density"
+            f"expected log weights below infinity, got {log_w[row].item()} at index {row} "
+            f"({int(bad.sum())} of {len(log_w)} weights); remedy: an energy without NaN, and "
+            "samples where the base has density"
         )
     if not bool(log_w.isfinite().any()):
         raise DataError(

@@ -13,9 +13,9 @@ from matplotlib.text import Text
 from flowkit.plotting import (
     corner,
     density_2d,
-    history,
     mean_excess_plot,
     pareto_plot,
+    plot_history,
     pointillist,
     qq_plot,
 )
@@ -57,7 +57,7 @@ of(
     bins=differs(5, 20),
     labels=differs(("seen", "drawn"), see=written(corner, DATA, SAMPLES)),
 )
-of(history, written(history, RUN), label=differs("nats"), title=differs("a run"))
+of(plot_history, written(plot_history, RUN), label=differs("nats"), title=differs("a run"))
 
 
 def bell(x: torch.Tensor) -> torch.Tensor:

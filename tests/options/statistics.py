@@ -44,7 +44,7 @@ def estimate(function: Any, *args: Any, **fixed: Any) -> Any:
 for function, own in (
     (
         hill_estimate,
-        {"k": rises(20, 40, base=10, see=lambda **o: hill_estimate(SKEWED, **o).share)},
+        {"k": rises(20, 40, base=10, see=lambda **o: hill_estimate(SKEWED, **o).fraction)},
     ),
     (moment_estimate, {"k": differs(20, 200)}),
     (kernel_estimate, {"bandwidth": differs(0.1, 0.3)}),
