@@ -422,17 +422,17 @@ def test_unusable_data_are_refused(X, error, text):
         (
             {"options": ["layers"]},
             ArgumentError,
-            "options to be a dict of arguments of coupling_flow",
+            "options as a dict of arguments of coupling_flow",
         ),
         (
             {"options": {**SMALL, "context": 1}},
             ArgumentError,
             "is conditional; remedy: train it with",
         ),
-        ({"validation": 1.5}, DataError, r"fraction in \[0, 1\), got 1.5"),
-        ({"validation": normal_rows()}, DataError, "got ndarray; remedy: validation=0.1"),
-        ({"epochs": 0}, DataError, "epochs to be a whole number >= 1, got 0"),
-        ({"batch_size": 0.5}, DataError, "batch_size to be a whole number >= 1, got 0.5"),
+        ({"validation": 1.5}, ArgumentError, r"number >= 0 and < 1, got 1.5"),
+        ({"validation": normal_rows()}, ArgumentError, "got an array of shape"),
+        ({"epochs": 0}, ArgumentError, "epochs as an integer >= 1, got 0"),
+        ({"batch_size": 0.5}, ArgumentError, "batch_size as an integer >= 1, got 0.5"),
         ({"dequantize": -1}, ArgumentError, "dequantize as .* >= 0, or one for each of 2"),
         ({"dequantize": [1, 1, 1]}, ArgumentError, r"each of 2 .* got \[1, 1, 1\]"),
         ({"dequantize": "auto"}, ArgumentError, "got 'auto'"),
@@ -448,7 +448,7 @@ def test_unusable_arguments_are_refused(settings, error, text):
 @pytest.mark.parametrize(
     ("weight", "text"),
     [
-        (np.ones(3), r"one weight a row of X, shape \(200,\), got \(3,\)"),
+        (np.ones(3), r"one weight per row of X, shape \(200,\), got \(3,\)"),
         (np.r_[-1.0, np.ones(199)], "weights >= 0, got -1.0 in row 0"),
         (np.r_[1.0, np.zeros(199)], "at least 2 rows with a non-zero sample_weight, got 1"),
         (np.r_[np.nan, np.ones(199)], "sample_weight contains NaN"),
@@ -465,8 +465,8 @@ def test_wrong_columns_are_refused_when_scoring(fitted):
 
 
 @pytest.mark.parametrize("n_samples", [0, 2.5, "many"])
-def test_sample_needs_a_whole_number(fitted, n_samples):
-    with pytest.raises(DataError, match=f"whole number >= 1, got {n_samples!r}"):
+def test_sample_needs_an_integer(fitted, n_samples):
+    with pytest.raises(ArgumentError, match=f"an integer >= 1, got {n_samples!r}"):
         fitted.sample(n_samples)
 
 
@@ -476,6 +476,15 @@ def test_nothing_is_scored_or_drawn_before_fit(method):
         getattr(quick(), method)(normal_rows())
     with pytest.raises(NotFittedError, match="not fitted yet"):
         quick().sample()
+
+
+def test_an_estimator_reads_as_its_call_and_as_a_table_in_notebooks(fitted):
+    assert repr(FlowDensity()) == "FlowDensity()"
+    text = repr(quick(lr=0.01))
+    assert eval(text, {"FlowDensity": FlowDensity}).get_params() == quick(lr=0.01).get_params()
+    page = fitted._repr_html_()
+    assert "FlowDensity" in page
+    assert "epochs" in page
 
 
 def test_a_failed_fit_leaves_the_estimator_unfitted():

@@ -1,4 +1,4 @@
-"""scikit-learn faces of flowkit: estimators for pipelines, grid searches and cross-validation."""
+"""scikit-learn estimators, for pipelines, grid searches and cross-validation."""
 
 from flowkit.estimators.density import FlowDensity
 

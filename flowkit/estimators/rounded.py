@@ -1,4 +1,4 @@
-"""Densities of rounded columns: what is fitted to them, and how a rounded row is scored."""
+"""Objective and score of rounded columns, whose values stand for cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POINTS = 32
 
 
 class DequantizedLikelihood(MaximumLikelihood):
-    """Maximum likelihood of rounded data: each batch is spread over its cells, drawn anew.
+    """Maximum likelihood of rounded data, with uniform noise over their cells in every batch.
 
     Args:
         width: ``(columns,)``, the width of the cells around the values; 0 for no cell.
@@ -37,7 +37,7 @@ class DequantizedLikelihood(MaximumLikelihood):
         generator: torch.Generator | None = None,
         progress: float = 1.0,
     ) -> Loss:
-        """The loss of rows with noise."""
+        """Compute the loss of samples with noise."""
         return super().forward(flow, self.start(batch, generator=generator))
 
     def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
@@ -49,12 +49,12 @@ class DequantizedLikelihood(MaximumLikelihood):
 
 @torch.no_grad()
 def cell_log_prob(flow: Flow, x: Tensor, width: np.ndarray) -> Tensor:
-    r"""Logarithm of the average density over the cell of each row.
+    r"""Compute the logarithm of the average density over the cell of each sample.
 
     .. math:: \log \frac1K \sum_{k=1}^K p(x + w \odot u_k)
 
     with K = 32 fixed points of a Sobol sequence in the centred unit cube: for one rounded column
-    the composite midpoint rule. Times the widths it is the probability of the rounded row.
+    the composite midpoint rule. Times the widths it is the probability of the rounded sample.
 
     Args:
         flow: The flow.

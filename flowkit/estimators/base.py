@@ -1,0 +1,196 @@
+"""What the estimators share: reading input, seeds, devices, precision, building and training.
+
+scikit-learn's conventions are followed here: validation in its wording, ``random_state``, NumPy in
+and out. What is trained, and how, is a recipe and :func:`flowkit.fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from flowkit import checks
+from flowkit.data.precision import cell_widths, choose_dtype
+from flowkit.datasets.lattice import Lattice
+from flowkit.errors import ArgumentError, DataError
+from flowkit.estimators.rounded import DequantizedLikelihood, cell_log_prob
+from flowkit.flow import Flow
+from flowkit.numerics.noise import drawing_from
+from flowkit.recipes.registry import build_for_columns
+from flowkit.training import History, fit
+
+SAMPLES_AT_ONCE = 8192
+
+
+class FlowEstimator(BaseEstimator):
+    """Shared parts of estimators that fit the flow of a recipe to columns of numbers.
+
+    A subclass has the arguments of :class:`flowkit.estimators.FlowDensity`, stores them, and calls
+    :meth:`_fit_flow` from its ``fit``.
+
+    Attributes:
+        flow_: The fitted :class:`flowkit.Flow`, in float64 and evaluation mode.
+        history_: The :class:`flowkit.History` of the fit.
+        lattice_: Widths and offsets of the values that rounded columns can take.
+        n_features_in_: Number of columns seen by ``fit``.
+        feature_names_in_: Names of the columns, if ``fit`` was given a frame with text names.
+    """
+
+    recipe: str
+    options: Mapping[str, Any] | None
+    epochs: int
+    batch_size: int
+    lr: float
+    validation: float | None
+    patience: int | None
+    dequantize: Any
+    random_state: Any
+    verbose: bool
+    device: str
+    compile: bool | str
+
+    flow_: Flow
+    history_: History
+    lattice_: Lattice
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+
+    def _read(self, X: Any, owner: str) -> np.ndarray:
+        """Check input of a fitted estimator: its columns, and the values of rounded ones."""
+        check_is_fitted(self, "flow_")
+        X = validate_data(self, unmasked(X), dtype=np.float64, reset=False)
+        self.lattice_.check(X, owner, self._names(X.shape[1]))
+        return X
+
+    def _names(self, columns: int) -> list[Any]:
+        return getattr(self, "feature_names_in_", np.arange(columns)).tolist()
+
+    def _fit_flow(self, X: Any, sample_weight: Any = None) -> None:
+        """Check the data, build the flow of the recipe for their columns, and train it."""
+        owner = type(self).__name__
+        X = validate_data(self, unmasked(X), dtype=np.float64, ensure_min_samples=2)
+        if self.validation is not None:
+            # fit would also take an array here, which cross-validation could not split.
+            checks.number(owner, "validation", self.validation, least=0, below=1)
+        width = cell_widths(owner, self.dequantize, X.shape[1])
+        weight = check_weight(owner, sample_weight, len(X))
+        if weight is not None:
+            X, weight = X[weight > 0], weight[weight > 0]
+        names = self._names(X.shape[1])
+        self.lattice_ = Lattice.of(X, width)
+        self.lattice_.check(X, f"{owner} with dequantize", names)
+        dtype = choose_dtype(X, width, names)
+        fabric = fabric_on(owner, self.device)
+        seed = seed_from(self.random_state)
+        with drawing_from(torch.Generator().manual_seed(seed)):
+            flow = self._build_flow(X.shape[1]).to(dtype)
+        self.history_ = fit(
+            flow,
+            {"x": X} if weight is None else {"x": X, "weight": weight},
+            DequantizedLikelihood(torch.from_numpy(width).to(dtype)) if width.any() else None,
+            validation=self.validation,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            patience=self.patience,
+            compile=self.compile,
+            fabric=fabric,
+            seed=seed,
+            progress=bool(self.verbose),
+        )
+        self.flow_ = flow.double()
+
+    def _build_flow(self, columns: int) -> Flow:
+        owner, options = type(self).__name__, {} if self.options is None else self.options
+        if not isinstance(options, Mapping):
+            expected = f"a dict of arguments of {self.recipe}, or None"
+            raise checks.fail(owner, "options", expected, options)
+        for size in {"features", "event_shape"} & set(options):
+            raise ArgumentError(
+                f"{owner} reads {size} from the columns of X; remedy: leave it out of options"
+            )
+        flow = build_for_columns(self.recipe, columns, **options)
+        if flow.needs_context or flow.stochastic:
+            kind = "conditional" if flow.needs_context else "stochastic"
+            raise ArgumentError(
+                f"{owner} expected a flow with an exact density of X alone; {self.recipe} with "
+                f"options {dict(options)} is {kind}; remedy: train it with flowkit.fit"
+            )
+        return flow
+
+    def _log_prob(self, X: np.ndarray) -> np.ndarray:
+        """Log-densities of samples, or of the cells around rounded ones, in blocks."""
+        device = self.flow_.initialized.device
+        parts = [
+            cell_log_prob(self.flow_, torch.tensor(part, device=device), self.lattice_.width).cpu()
+            for part in np.split(X, range(SAMPLES_AT_ONCE, len(X), SAMPLES_AT_ONCE))
+        ]
+        return torch.cat(parts).numpy()
+
+
+def unmasked(values: Any) -> Any:
+    """Masked values as NaN, which is refused; scikit-learn would read what is behind the mask."""
+    return np.ma.filled(values.astype(float), np.nan) if np.ma.isMaskedArray(values) else values
+
+
+def check_weight(owner: str, sample_weight: Any, samples: int) -> np.ndarray | None:
+    """Scale weights to a mean of 1 over the samples that count.
+
+    Raises:
+        DataError: If there is not one weight >= 0 per sample, two of them positive.
+        ValueError: In scikit-learn's wording, for NaN and infinity.
+    """
+    if sample_weight is None:
+        return None
+    weight = check_array(
+        unmasked(sample_weight), ensure_2d=False, dtype=np.float64, input_name="sample_weight"
+    )
+    if weight.shape != (samples,):
+        raise DataError(
+            f"sample_weight expected one weight per row of X, shape ({samples},), got "
+            f"{weight.shape}"
+        )
+    if (weight < 0).any():
+        raise DataError(
+            f"sample_weight expected weights >= 0, got {weight.min()} in row {weight.argmin()}; "
+            "remedy: set the weight of rows to leave out to 0"
+        )
+    positive = np.count_nonzero(weight)
+    if positive < 2:
+        raise DataError(
+            f"{owner} expected at least 2 rows with a non-zero sample_weight, got {positive}"
+        )
+    weight = weight / weight.max()
+    return weight * (positive / weight.sum())
+
+
+def seed_from(random_state: Any) -> int:
+    """Draw a seed for torch; ``None`` asks the operating system, not NumPy's global state."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def fabric_on(owner: str, device: str) -> Any:
+    """Make the Fabric of one device.
+
+    Raises:
+        DataError: If there is no such device.
+    """
+    from lightning_fabric import Fabric
+
+    try:
+        place = torch.device(device)
+        devices = 1 if place.index is None or place.type == "cpu" else [place.index]
+        return Fabric(accelerator=place.type, devices=devices)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{owner} cannot train on device {device!r} ({error}); remedy: device='cpu', or "
+            "'cuda' on a machine with a CUDA device"
+        ) from None
