@@ -239,9 +239,9 @@ class TestGradients:
         class Sqrt(LULinear):
             def forward(self, x, context=None):
                 z, log_det = super().forward(x, context)
-                # The slope of the root is infinite at nought.
-                nought = torch.where(x == 7, z - z.detach(), 1.0)
-                return z + 1e-9 * nought.sqrt(), log_det
+                # The slope of the root is infinite at zero.
+                zero = torch.where(x == 7, z - z.detach(), 1.0)
+                return z + 1e-9 * zero.sqrt(), log_det
 
         x = rows()
         x[33] = 7.0

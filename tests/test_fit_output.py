@@ -50,7 +50,7 @@ def test_a_log_gets_ten_lines_and_an_end_and_no_carriage_returns(log):
     assert "\x1b" not in log.getvalue()
     assert len(lines(log)) == 11
     assert lines(log)[0].startswith("fit: step 18 of 180, epoch 6: loss ")
-    best = f"kept epoch {history.best_epoch}, with validation {history.best:.4g}"
+    best = f"weights of epoch {history.best_epoch}, with validation {history.best:.4g}"
     assert lines(log)[-1] == (
         f"fit: stopped after epoch 60 (step 180): all 60 epochs are done; {best}"
     )
@@ -69,23 +69,22 @@ def test_a_long_epoch_writes_every_half_minute(log, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"steps": 5}, "stopped after epoch 2 (step 5): all 5 steps are done; kept epoch "),
+        ({"steps": 5}, "stopped after epoch 2 (step 5): all 5 steps are done; weights of epoch "),
         (
             {"epochs": 2, "validation": None},
-            "stopped after epoch 2 (step 8): all 2 epochs are done; kept the last epoch, with "
-            "loss ",
+            "stopped after epoch 2 (step 8): all 2 epochs are done; weights of the last epoch, ",
         ),
         (
             {"epochs": 1, "validation": None, "ema": 0.9},
-            "kept the moving average of the last epoch, with loss ",
+            "weights of the last epoch, averaged, with loss ",
         ),
         (
             {"epochs": 9, "callbacks": [lambda f, h: True]},
-            "stopped after epoch 1 (step 3): a callback asked for it; kept epoch 1, with ",
+            "stopped after epoch 1 (step 3): a callback returned true; weights of epoch 1, with ",
         ),
         (
             {"epochs": 50, "patience": 2, "lr": 10.0, "clip": 1e-3},
-            ": no better validation loss for 2 epochs; kept epoch ",
+            ": no better validation loss for 2 epochs; weights of epoch ",
         ),
     ],
 )

@@ -55,7 +55,7 @@ def as_numbers(values: Any, name: str) -> Tensor:
     values = dense_and_real(values, name)
     if values.ndim < 1 or values.numel() == 0:
         raise DataError(
-            f"{name} is empty: its shape is {tuple(values.shape)}; remedy: at least two rows"
+            f"{name} is empty: its shape is {tuple(values.shape)}; remedy: at least two samples"
         )
     return values.detach()
 
@@ -115,7 +115,7 @@ def check_finite(
     """Raise a DataError that names rows and columns with NaN or infinite values.
 
     Args:
-        tensor: One row an event.
+        tensor: One row per sample.
         name: What it is.
         columns: Names of its columns.
         numbers: Row numbers in the data; 0, 1, ... by default.
@@ -236,7 +236,7 @@ def _in_file(array: np.memmap, name: str) -> FileArray | np.memmap:
     _check_numeric(array.dtype, name)
     if array.dtype.kind == "c" or array.size == 0:
         raise DataError(
-            f"{name} expected rows of real numbers, got dtype {array.dtype} and shape "
+            f"{name} expected real numbers, got an array of dtype {array.dtype} and shape "
             f"{array.shape}; remedy: another file"
         )
     return in_file(array)

@@ -1,4 +1,4 @@
-"""Arrays in files, read row by row: a file that changes during a fit is an error and no crash."""
+"""Read rows of arrays in files; a file that changes during a fit is an error and no crash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SPAN = 4096
 
 
 class FileArray:
-    """An array in a file that is read, not mapped: only the bytes of the rows asked for.
+    """Read an array in a file, without a map: only the bytes of the given rows.
 
     To touch a mapped page behind the end of a file that was cut off would end the process.
 

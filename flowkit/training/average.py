@@ -1,4 +1,4 @@
-"""The exponential moving average of weights that a fit may validate and restore."""
+"""Average weights exponentially over the steps of a fit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module, steps: int) -> None:
-        """Take in the weights of the module, after ``steps`` steps that it has taken in."""
+        """Add the weights of the module, after ``steps`` earlier updates."""
         keep = min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0
         pairs = list(zip(self.module.parameters(), module.parameters(), strict=True))
         trained = [(old, new) for old, new in pairs if new.requires_grad]

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a fit needs to go on, written atomically, read without running code."""
+"""Write and read checkpoints: all that a fit needs to go on, atomically, without running code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 def prepare_path(path: str | os.PathLike[str]) -> Path:
-    """Make sure, before any step, that a checkpoint can be written; make its folder.
+    """Check before any step that a checkpoint can be written, and make its folder.
 
     Temporary files that killed processes left beside it are removed.
 
@@ -46,7 +46,7 @@ def prepare_path(path: str | os.PathLike[str]) -> Path:
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write beside the target and move: an interrupted write leaves the previous checkpoint.
+    """Write a checkpoint; an interrupted write leaves the previous one as it was.
 
     Raises:
         CheckpointError: If it cannot be written, as on a full disk.
@@ -78,7 +78,7 @@ def _cannot_write(path: Path, error: Exception) -> CheckpointError:
 
 
 def read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint and make sure that it belongs to this flow and these settings.
+    """Read a checkpoint, and check that it belongs to this flow and these settings.
 
     Args:
         path: The file.
@@ -135,7 +135,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _first_wrong(content: Any) -> str:
-    """The first part that is not what it should be; empty if all are."""
+    """Name the first invalid part; empty if all are valid."""
     if not isinstance(content, dict):
         return "content"
     for name in ("settings", "step", "optimizer", "history"):
@@ -185,7 +185,7 @@ def same_shapes(state: dict[str, Any], module: nn.Module) -> bool:
 
 
 def described(part: nn.Module) -> Any:
-    """Class and plain settings of an objective, and of the objectives in it.
+    """Describe an objective, and those in it, by class and plain settings.
 
     Of classes from elsewhere the name alone: what their attributes mean is not known here.
     """

@@ -111,7 +111,7 @@ def fit(
             the new length from there on.
         seed: Seed of the split, the shuffling and the objective's own randomness.
         progress: Whether to show a progress bar, or where standard error is neither a terminal nor
-            a notebook some lines; why the fit stopped and which epoch was kept is the last.
+            a notebook some lines; the last says why the fit stopped and which weights it leaves.
         callbacks: Called as ``callback(flow, history)`` after every epoch; a true result stops.
 
     Returns:

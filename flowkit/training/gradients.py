@@ -1,4 +1,4 @@
-"""What to say when gradients or weights are not finite: which step, which rows, which layer."""
+"""Explain gradients and weights that are not finite: which step, samples and layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowkit.transforms import Compose
 def non_finite_gradient(
     step: nn.Module, batch: dict[str, Tensor], index: Tensor | None, number: int
 ) -> NonFiniteLossError | None:
-    """Make the error of gradients that are not finite, though the loss is; ``None`` if they are.
+    """Explain gradients that are not finite, though the loss is; ``None`` if all are finite.
 
     Args:
         step: Flow and objective, with the gradients.
@@ -46,7 +46,7 @@ def non_finite_gradient(
 
 
 def non_finite_weights(step: nn.Module, number: int) -> NonFiniteLossError | None:
-    """Make the error of a step that took weights out of range; ``None`` if all are finite."""
+    """Explain weights that a step made infinite or NaN; ``None`` if all are finite."""
     weights = [(name, p) for name, p in step.named_parameters() if p.requires_grad]
     finite = torch.stack([p.detach().isfinite().all() for _, p in weights]).tolist()
     if all(finite):
@@ -59,7 +59,7 @@ def non_finite_weights(step: nn.Module, number: int) -> NonFiniteLossError | Non
 
 
 def owner_of(flow: Flow, name: str) -> str:
-    """The layer of a parameter, as a part of a sentence; empty if it is of none."""
+    """Name the layer of a parameter in a message; empty if no layer has it."""
     parts = name.split(".")
     if parts[0] != "transform":
         return ""
@@ -70,7 +70,7 @@ def owner_of(flow: Flow, name: str) -> str:
 
 
 def _rows_of_bad_gradients(flow: Flow, batch: dict[str, Tensor]) -> Tensor:
-    """Rows whose log-density has a gradient in x that is not finite."""
+    """Whether the log-density of each sample has a gradient in x that is not finite."""
     none = torch.zeros(len(next(iter(batch.values()), [])), dtype=torch.bool)
     if "x" not in batch or flow.stochastic:
         return none

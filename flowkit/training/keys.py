@@ -47,7 +47,7 @@ def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, wh
     unknown = [name for name in names if name not in {*known, *_OF_ONE}]
     if unknown and reads is not None:
         raise DataError(
-            f"{what} hold {_listed(unknown)}, which nothing reads: fit knows {_listed(_OWN)}, and "
+            f"{what} hold {_listed(unknown)}, which nothing reads: fit reads {_listed(_OWN)}, and "
             f"{label} reads {_listed(sorted(reads)) or 'nothing'}; remedy: "
             f"{_nearest(unknown[0], known) or 'leave it out'}"
         )
@@ -83,7 +83,7 @@ def _listed(names: Collection[Any]) -> str:
 
 
 def _nearest(name: Any, known: Iterable[str]) -> str:
-    """A question, if a known name is close."""
+    """Suggest a known name that is close, if there is one."""
     given, others = str(name).lower(), [key for key in known if key != name]
     near = [key for key in others if key == given or (len(key) > 2 and key in given)]
     near = near or difflib.get_close_matches(given, others, 1, 0.6)
@@ -91,7 +91,7 @@ def _nearest(name: Any, known: Iterable[str]) -> str:
 
 
 class Watched(dict[str, Tensor]):
-    """A batch that notes which of its names are read.
+    """Record which names of a batch are read.
 
     Example:
         >>> from flowkit.training.keys import Watched
@@ -142,7 +142,7 @@ class Watched(dict[str, Tensor]):
 
 
 class Reading:
-    """Which names of the data an objective reads in the first epoch, if it does not state them.
+    """Record which names an objective reads in the first epoch, if it does not state them.
 
     Args:
         objective: The objective.

@@ -1,4 +1,4 @@
-"""The epochs of a fit: steps, validation, stopping, checkpoints, and the weights in the end."""
+"""Run the epochs of a fit: steps, validation, stopping, checkpoints, restoring the best."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flowkit.training.warn import warn
 
 
 def run(plan: Plan, progress: Progress, output: Silent) -> History:
-    """Run epochs until something says stop.
+    """Run epochs until the fit stops.
 
     Args:
         plan: The fit.
@@ -63,9 +63,9 @@ def run(plan: Plan, progress: Progress, output: Silent) -> History:
 
 @contextmanager
 def _restoring(plan: Plan, progress: Progress, output: Silent) -> Iterator[None]:
-    """Whatever ends the fit, leave the best weights, in evaluation mode.
+    """Restore the best weights in evaluation mode, whatever ends the fit.
 
-    After an error or an interrupt that are those of the best validated epoch, or without
+    After an error or an interrupt these are those of the best validated epoch, or without
     validation of the last finished one; before that, whoever called has the older ones.
     """
     try:

@@ -1,4 +1,4 @@
-"""What to say when a loss is not finite: which rows, which layer, and what helps there."""
+"""Explain a loss that is not finite: which samples, which layer, and what helps there."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def non_finite_error(
     head: str,
     data: str = "the data",
 ) -> NonFiniteLossError:
-    """Make the error: look for bad data, bad weights, the first bad layer, then the objective.
+    """Find the cause: bad data, bad weights, the first bad layer, then the objective.
 
     Args:
         flow: The flow, with the weights that gave the loss.
-        objective: The objective, which is asked last.
+        objective: The objective, which is examined last.
         batch: The batch.
         index: Row numbers of the batch in the data.
         head: What became not finite, and when.
@@ -50,29 +50,29 @@ def non_finite_error(
                 f"{head}: the parameter {name}{owner_of(flow, name)} is not finite; remedy: a "
                 "lower lr, or clip"
             )
-    found = _first_bad_layer(flow, batch["x"], batch.get("context")) if "x" in batch else None
-    if found is None:
+    layer = _first_bad_layer(flow, batch["x"], batch.get("context")) if "x" in batch else None
+    if layer is None:
         return NonFiniteLossError(f"{head}: {_of_the_objective(flow, objective, batch)}")
-    where, at, remedy = found
+    where, at, remedy = layer
     text = f"; row(s) {numbers[at.cpu()][:5].tolist()} of {data}" if len(at) else ""
     return NonFiniteLossError(f"{head}{text}; {where}; remedy: {remedy}")
 
 
 def _of_the_objective(flow: Flow, objective: Objective, batch: dict[str, Tensor]) -> str:
-    """What the objective finds, with its remedy."""
+    """Ask the objective for the cause, with its remedy."""
     name = type(objective).__name__
     try:
         with drawing_from(torch.Generator().manual_seed(0)):
-            found = objective.fault(flow, batch)
+            fault = objective.fault(flow, batch)
     except FlowkitError as error:
-        found = str(error)
+        fault = str(error)
     begin = "every layer and the base are finite, so the objective is at fault: "
-    if found is not None:
-        return (begin if "x" in batch else "") + found
+    if fault is not None:
+        return (begin if "x" in batch else "") + fault
     if "x" not in batch:
         return (
-            f"{name} was given no data, and finds nothing wrong at other samples of the flow; "
-            "remedy: a lower lr, clip, or more samples a step"
+            f"{name} was given no data, and has no fault at other samples of the flow; "
+            "remedy: a lower lr, clip, or more samples per step"
         )
     return f"{begin}{name}; remedy: look at what it computes from these rows, a lower lr, or clip"
 
@@ -107,7 +107,7 @@ def _first_bad_layer(
     if not len(rows):
         return None
     base = f"the base {type(flow.base).__name__} is at fault"
-    # Layers of constant slope, such as Box, leave it to the base to have no density there.
+    # Layers of constant slope, such as Rescale, leave it to the base to have no density there.
     # (By what leaves them: of a circle all is read, modulo a turn.)
     for number, (layer, out) in enumerate(zip(layers, outputs, strict=True)):
         outside = ~layer.codomain.check(out[rows])

@@ -1,4 +1,4 @@
-"""The optimiser of a fit and the schedule of its learning rate."""
+"""Choose the optimiser of a fit and the schedule of its learning rate."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def choose_optimizer(
     scaled: bool,
     clip: bool,
 ) -> Optimizer:
-    """Adam, or what a callable makes of the parameters.
+    """Make Adam, or the optimiser that a function makes of the parameters.
 
     Args:
         module: Flow and objective.
         lr: Learning rate of Adam.
-        optimizer: The callable.
+        optimizer: The function.
         device: Where the parameters are.
         scaled: Whether losses are scaled, by ``precision="16-mixed"``.
         clip: Whether gradients are clipped.
 
     Raises:
-        ArgumentError: If nothing is trained, or the callable makes what ``fit`` cannot step.
+        ArgumentError: If nothing is trained, or ``fit`` cannot step what the function makes.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
@@ -106,13 +106,13 @@ def choose_scheduler(
 
     Args:
         optimizer: The optimiser.
-        scheduler: ``"cosine"``, ``"plateau"``, ``None``, or a callable from optimiser and number
+        scheduler: ``"cosine"``, ``"plateau"``, ``None``, or a function from optimiser and number
             of steps to a scheduler.
         steps: Number of steps.
         patience: Epochs without improvement until the fit stops.
 
     Raises:
-        ArgumentError: If the callable makes no scheduler.
+        ArgumentError: If the function makes no scheduler.
     """
     if scheduler == "plateau":
         return None, ReduceLROnPlateau(

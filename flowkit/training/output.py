@@ -1,4 +1,4 @@
-"""What a fit shows: a bar in terminals and notebooks, a line now and then in logs."""
+"""Show a fit: by a bar in terminals and notebooks, by some lines in logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINES_PER_FIT = 10
 
 
 class Silent:
-    """Shows nothing."""
+    """Show nothing; the interface of what shows a fit."""
 
     def say(self, text: str) -> None:
         """Show a message."""
@@ -30,11 +30,11 @@ class Silent:
         """Show the end of an epoch."""
 
     def end(self, progress: Progress | None = None) -> None:
-        """Show why the fit stopped and which weights were kept; without a fit only tidy up."""
+        """Show why the fit stopped and which weights it leaves; without a fit only tidy up."""
 
 
 class Lines(Silent):
-    """Whole lines: at every tenth of the fit, and if that takes long, every half minute."""
+    """Write lines: at every tenth of the fit, and if that takes long, every half minute."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -80,7 +80,7 @@ class Lines(Silent):
 
 
 class Bar(Silent):
-    """A progress bar over all steps.
+    """Show a progress bar over all steps.
 
     Args:
         kind: The class of bars, of a terminal or of a notebook.
@@ -125,7 +125,7 @@ class Bar(Silent):
 
 
 def output(shown: bool) -> Silent:
-    """What shows a fit here: nothing, a bar, or lines where standard error is no terminal."""
+    """Choose what shows a fit: nothing, a bar, or lines where standard error is no terminal."""
     stream = sys.stderr
     if not shown or stream is None:
         return Silent()
@@ -149,24 +149,23 @@ def _in_notebook() -> bool:
 
 
 def outcome(progress: Progress) -> str:
-    """Why a fit stopped and which weights were kept, in one line."""
+    """Why a fit stopped and which weights it leaves, in one line."""
     history = progress.history
     why = {
         "epochs": f"all {progress.total // progress.per_epoch} epochs are done",
         "steps": f"all {progress.total} steps are done",
         "patience": f"no better validation loss for {progress.waited} epochs",
-        "callback": "a callback asked for it",
+        "callback": "a callback returned true",
     }[history.stopped]
     if progress.done > progress.total:
-        why = f"the checkpoint has done more than the {progress.total} steps asked for"
+        why = f"the checkpoint has done more than the {progress.total} steps of this fit"
     if history.best_epoch is not None:
-        kept = f"epoch {history.best_epoch}, with validation {_number(history.best)}"
+        left = f"epoch {history.best_epoch}, with validation {_number(history.best)}"
     else:
-        average = "the moving average of " if progress.averaged else ""
-        kept = f"{average}the last epoch"
+        left = "the last epoch" + (", averaged" if progress.averaged else "")
         if history.train:
-            kept += f", with loss {_number(history.train[-1])}"
-    return f"stopped after epoch {progress.epoch} (step {progress.done}): {why}; kept {kept}"
+            left += f", with loss {_number(history.train[-1])}"
+    return f"stopped after epoch {progress.epoch} (step {progress.done}): {why}; weights of {left}"
 
 
 def _number(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The processes of a fit: means over them, and errors that end it in all of them."""
+"""Keep the processes of a fit together: means over them, and errors that end all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Processes:
-    """Agreement among the processes of a fit, which all go through the same steps.
+    """Means and errors of the processes of a fit, which all do the same steps.
 
     Args:
         fabric: Devices and strategy.

@@ -1,4 +1,4 @@
-"""The state of a running fit: what is done, and which weights it would leave."""
+"""The progress of a fit: what is done, and which weights it would leave."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowkit.training.history import History
 
 @dataclass
 class Progress:
-    """What changes from epoch to epoch.
+    """The progress of a fit from epoch to epoch.
 
     Attributes:
         total: Number of steps of the fit.

@@ -1,4 +1,4 @@
-"""The random numbers of a fit: generators of its own, seeded anew for every epoch."""
+"""Random numbers of a fit: generators of its own, seeded anew for every epoch."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def seed_of(*parts: int) -> int:
 
 
 def generator_of(seed: int, device: torch.device) -> torch.Generator:
-    """The generator of a fit, from which also what is drawn before its first step comes."""
+    """Make the generator of a fit, also of what it draws before the first step."""
     return torch.Generator(device).manual_seed(seed_of(seed))
 
 
 class Randomness:
-    """Generators of a fit. The global random state is neither read nor changed.
+    """Draw the random numbers of a fit; the global random state is neither read nor changed.
 
     What draws without naming a generator (dropout, an embedding of the user's own, a Dataset, a
     callback) is redirected, which takes time, so only where such parts are. A compiled step cannot
@@ -70,15 +70,15 @@ class Randomness:
         self.reading.manual_seed(seed)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Seed anew: an epoch is the same whether or not the fit was resumed before it."""
+        """Seed for an epoch, which is the same whether or not the fit was resumed before it."""
         self._seed(seed_of(self.seed, epoch, 1 + self.rank))
 
     def begin_step(self, epoch: int, step: int) -> None:
-        """The same noise at every evaluation of a step: a line search needs one function."""
+        """Seed for a step evaluated several times: a line search needs the same noise."""
         self.generator.manual_seed(seed_of(self.seed, epoch, 1 + self.rank, step))
 
     def begin_validation(self, epoch: int) -> None:
-        """The same noise in every process, so that all decide the same."""
+        """Seed for validation: the same noise in every process, so that all decide the same."""
         self._seed(seed_of(self.seed, epoch, 0))
 
     def of_step(self) -> AbstractContextManager[Any]:

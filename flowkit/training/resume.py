@@ -16,7 +16,7 @@ from flowkit.training.warn import warn
 
 
 def begin(plan: Plan, output: Silent) -> Progress:
-    """The progress of a fit: that of its checkpoint, if there is one.
+    """Return the progress of a fit, from its checkpoint if there is one.
 
     Args:
         plan: The fit.
@@ -48,7 +48,7 @@ def begin(plan: Plan, output: Silent) -> Progress:
     if progress.done > plan.total:
         warn(
             f"the checkpoint {path} is of a fit that has done {progress.done} steps already, more "
-            f"than the {plan.total} that are asked for now, so nothing is left to do and the "
+            f"than the {plan.total} of this fit, so nothing is left to do and the "
             "flow gets its weights; remedy: more epochs, or another path to start over"
         )
     stopped = progress.history.stopped
@@ -79,7 +79,7 @@ def store(plan: Plan, progress: Progress) -> None:
 
 
 def _load(plan: Plan, content: dict[str, Any]) -> None:
-    """Bring the weights, the optimiser and what else has a state to those of a checkpoint."""
+    """Load the states of weights, optimiser, schedule and average."""
     if content["best"] is not None and not same_shapes(content["best"], plan.judged):
         raise CheckpointError("its best weights are of another flow")
     plan.step.load_state_dict(content["step"])
@@ -94,7 +94,7 @@ def _plan_anew(plan: Plan, path: Path, content: dict[str, Any]) -> None:
     """Replace the stored schedule by the one over the present length.
 
     From here on the rate at step t is that of a fit of the present length; the steps that are
-    done had that of the length that was asked for then.
+    done had that of the length that was planned then.
     """
     if plan.scheduler is None or content["done"] >= plan.total:
         return

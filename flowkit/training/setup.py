@@ -1,4 +1,4 @@
-"""Everything that a fit decides before its first step: data, start, optimiser, compilation."""
+"""Decide everything before the first step of a fit: data, start, optimiser, compilation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _EPOCH_WITHOUT_DATA = 100
 
 @dataclass(frozen=True)
 class Plan:
-    """A fit, decided.
+    """All that is decided before the first step of a fit.
 
     Attributes:
         step: Flow and objective.
@@ -124,7 +124,7 @@ def read_data(
     seed: int,
     device: torch.device,
 ) -> tuple[DataSplit | None, DataSplit | None]:
-    """Training and validation samples; ``None`` for those that there are not.
+    """Read training and validation samples; ``None`` where there are none.
 
     Raises:
         ArgumentError: If a fraction is not in [0, 1).

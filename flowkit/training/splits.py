@@ -22,11 +22,11 @@ from flowkit.training.history import History
 
 @dataclass(frozen=True)
 class SplitScores:
-    """What :func:`repeated_splits` returns.
+    """Validation losses of several splits, as :func:`repeated_splits` returns them.
 
     Attributes:
         histories: The record of each fit.
-        scores: Lowest validation loss of each, nats per sample for a likelihood.
+        scores: Lowest validation loss of each, in nats per sample for a likelihood.
     """
 
     histories: tuple[History, ...]
@@ -88,10 +88,10 @@ def repeated_splits(
         >>> from flowkit import elementwise_flow
         >>> from flowkit.training import repeated_splits
         >>> x = torch.randn(60, 1, generator=torch.Generator().manual_seed(0))
-        >>> found = repeated_splits(
+        >>> result = repeated_splits(
         ...     lambda: elementwise_flow(1), x, splits=2, epochs=3, progress=False
         ... )
-        >>> len(found.scores), 1 <= found.epochs <= 3
+        >>> len(result.scores), 1 <= result.epochs <= 3
         (2, True)
     """
     splits = checks.integer("repeated_splits", "splits", splits, least=2)
