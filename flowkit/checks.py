@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 #: The most elements that one tensor of a layer may have: 4 GiB in single precision.
 MAX_ELEMENTS = 2**30
+#: The most features that one network or kernel reads.
+MAX_FEATURES = 2**24
 
 
 def fail(owner: str, name: str, expected: str, value: Any, remedy: str = "") -> ArgumentError:

@@ -39,7 +39,8 @@ class Kernel(nn.Module):
     def __init__(self, features: int | None = None) -> None:
         super().__init__()
         if features is not None:
-            checks.integer(type(self).__name__, "features", features, least=1)
+            most = checks.MAX_FEATURES
+            checks.integer(type(self).__name__, "features", features, least=1, most=most)
         self.features = features
 
     @property

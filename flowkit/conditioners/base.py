@@ -63,9 +63,10 @@ class Conditioner(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.in_features = checks.integer(name, "in_features", in_features, least=0)
-        self.out_features = checks.integer(name, "out_features", out_features, least=0)
-        self.context_size = checks.integer(name, "context", context, least=0)
+        most = checks.MAX_FEATURES
+        self.in_features = checks.integer(name, "in_features", in_features, least=0, most=most)
+        self.out_features = checks.integer(name, "out_features", out_features, least=1)
+        self.context_size = checks.integer(name, "context", context, least=0, most=most)
         if self.in_features + self.context_size < 1:
             raise ArgumentError(
                 f"{name} has nothing to read: expected in_features + context >= 1, got 0; remedy: "
@@ -132,8 +133,8 @@ class AutoregressiveConditioner(Conditioner):
         encoding: Encoding | None = None,
     ) -> None:
         name = type(self).__name__
-        checks.integer(name, "features", features, least=1)
-        size = checks.integer(name, "param_size", param_size, least=0)
+        checks.integer(name, "features", features, least=1, most=checks.MAX_FEATURES)
+        size = checks.integer(name, "param_size", param_size, least=1)
         out_features = checks.elements(name, features, size)
         super().__init__(features, out_features, context=context, encoding=encoding)
         self.param_size = size

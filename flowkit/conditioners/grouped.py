@@ -59,8 +59,11 @@ class GroupedConditioner(nn.Module):
         read = checks.integers(name, "conditioning", conditioning, least=0)
         sizes = checks.integers(name, "transformed", transformed, least=0, length=len(read))
         checks.integer(name, "in_features", in_features, least=0)
-        checks.integer(name, "out_features", out_features, least=0)
+        checks.integer(name, "out_features", out_features, least=1)
         checks.integer(name, "context", context, least=0)
+        checks.function(name, "conditioner", conditioner, "for example MLP")
+        if encoding is not None:
+            checks.instance(name, "encoding", encoding, Encoding)
         if sum(read) != in_features:
             words = f"sizes that add up to the {in_features} features read"
             raise checks.fail(name, "conditioning", words, conditioning)
