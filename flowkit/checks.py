@@ -6,10 +6,11 @@ NumPy, tensors with one element, lists and ranges are accepted wherever a number
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -388,6 +389,37 @@ def event_shape(owner: str, value: Any, name: str = "event_shape") -> tuple[int,
     shape = tuple(operator.index(n) for n in given)
     elements(owner, *shape)
     return shape
+
+
+def option(
+    default: Any, check: Callable[..., Any], *, optional: bool = False, **limits: Any
+) -> Any:
+    """Make a field of a dataclass that :func:`check_options` checks; ``None`` if ``optional``.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Clip:
+        ...     bound: float | None = option(1.0, number, optional=True, above=0)
+        ...     def __post_init__(self):
+        ...         check_options(self)
+        >>> Clip(2).bound
+        2.0
+    """
+
+    def checked(owner: str, name: str, value: Any) -> Any:
+        return None if optional and value is None else check(owner, name, value, **limits)
+
+    return dataclasses.field(default=default, metadata={"check": checked})
+
+
+def check_options(part: Any) -> None:
+    """Check the fields of a dataclass that :func:`option` made, and store them in plain Python."""
+    for field in dataclasses.fields(part):
+        if "check" in field.metadata:
+            value = field.metadata["check"](
+                type(part).__name__, field.name, getattr(part, field.name)
+            )
+            object.__setattr__(part, field.name, value)
 
 
 def not_positive(name: str, values: Tensor) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -88,11 +88,11 @@ class ClipEncoding(Encoding):
         torch.Size([5, 4])
     """
 
-    bound: float | None = field(default=10.0, kw_only=True)
+    _: KW_ONLY
+    bound: float | None = checks.option(10.0, checks.number, optional=True, above=0)
 
     def __post_init__(self) -> None:
-        if self.bound is not None:
-            checks.number(type(self).__name__, "bound", self.bound, above=0)
+        checks.check_options(self)
 
     def clip(self, x: Tensor) -> Tensor:
         """Soft-clip at the bound."""
@@ -116,6 +116,10 @@ class AsinhEncoding(Encoding):
     def clip(self, x: Tensor) -> Tensor:
         """The inverse hyperbolic sine."""
         return torch.asinh(x)
+
+
+def _flag_or_flags(owner: str, name: str, value: Any) -> bool | tuple[bool, ...]:
+    return value if isinstance(value, bool) else checks.flags(owner, name, value)
 
 
 @register
@@ -148,16 +152,9 @@ class CircularEncoding(ClipEncoding):
         True
     """
 
-    circular: Sequence[bool] | bool = True
+    circular: Sequence[bool] | bool = checks.option(True, _flag_or_flags)
     _: KW_ONLY
-    period: float = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        name = type(self).__name__
-        if not isinstance(self.circular, bool):
-            object.__setattr__(self, "circular", checks.flags(name, "circular", self.circular))
-        checks.number(name, "period", self.period, above=0)
+    period: float = checks.option(2.0, checks.number, above=0)
 
     def _first(self, features: int) -> Sequence[bool]:
         if isinstance(self.circular, bool):
@@ -233,18 +230,10 @@ class FourierEncoding(ClipEncoding):
         torch.Size([5, 3, 2])
     """
 
-    n_frequencies: int = 32
+    n_frequencies: int = checks.option(32, checks.integer, least=1)
     _: KW_ONLY
-    max_frequency: float = 40.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        name = type(self).__name__
-        checks.integer(name, "n_frequencies", self.n_frequencies, least=1)
-        checks.number(name, "max_frequency", self.max_frequency, least=1)
-        if self.seed is not None:
-            checks.integer(name, "seed", self.seed, least=0, most=None)
+    max_frequency: float = checks.option(40.0, checks.number, least=1)
+    seed: int | None = checks.option(None, checks.integer, optional=True, least=0, most=None)
 
     def sizes(self, features: int) -> tuple[int, ...]:
         """The feature itself, sines and cosines."""

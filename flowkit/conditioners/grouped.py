@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -72,35 +73,38 @@ class GroupedConditioner(nn.Module):
             raise checks.fail(name, "transformed", words, transformed)
         self._param_size = out_features // sum(sizes)
         self.nets = nn.ModuleList()
-        self.own = nn.ParameterList()
-        # Of each group that transforms something: features to read, to transform, and its part.
-        self._plan: list[tuple[int, int, int, bool]] = []
-        for group, size in enumerate(sizes):
-            known = sum(read[: group + 1])
-            if not size:
-                continue
+        # Of each group that transforms something: features to read and to transform.
+        self._groups = [
+            (n, size) for n, size in zip(itertools.accumulate(read), sizes, strict=True) if size
+        ]
+        for known, size in self._groups:
             out = size * self._param_size
-            nets: nn.ModuleList | nn.ParameterList = self.nets if known + context else self.own
-            self._plan.append((known, size, len(nets), bool(known + context)))
-            if known + context:
-                how = {} if encoding is None else {"encoding": encoding.take(range(known))}
-                self.nets.append(conditioner(known, out, context=context, **how))
-            else:
-                self.own.append(nn.Parameter(torch.zeros(out)))
+            how = {} if encoding is None else {"encoding": encoding.take(range(known))}
+            reads = known + context > 0
+            net = conditioner(known, out, context=context, **how) if reads else _Constant(out)
+            self.nets.append(net)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Start the conditioners from what they read, as far as they start from data."""
-        for known, _, i, reads in self._plan:
-            if reads and hasattr(self.nets[i], "initialize"):
-                self.nets[i].initialize(x[..., :known], context)  # type: ignore[operator]
+        for (known, _), net in zip(self._groups, self.nets, strict=True):
+            if hasattr(net, "initialize"):
+                net.initialize(x[..., :known], context)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
         parts = []
-        for known, size, i, reads in self._plan:
-            if reads:
-                raw = self.nets[i](x[..., :known], context)
-            else:
-                raw = self.own[i].to(x.dtype).expand(*x.shape[:-1], -1)
+        for (known, size), net in zip(self._groups, self.nets, strict=True):
+            raw = net(x[..., :known], context)
             parts.append(raw.unflatten(-1, (self._param_size, size)))
         return torch.cat(parts, -1).flatten(-2)
+
+
+class _Constant(nn.Module):
+    """Parameters that depend on nothing."""
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(out_features))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.values.to(x.dtype).expand(*x.shape[:-1], -1)

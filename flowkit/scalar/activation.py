@@ -38,14 +38,10 @@ class SmoothLeakyReLU(ScalarMap):
         ([-30.000001907348633, 100.0], [0.30000001192092896, 1.0])
     """
 
-    alpha: float = 0.3
+    alpha: float = checks.option(0.3, checks.number, above=0, below=1)
 
     param_size: ClassVar[int] = 0
     starts_at_identity: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        alpha = checks.number("SmoothLeakyReLU", "alpha", self.alpha, above=0, below=1)
-        self._set(alpha=alpha)
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``f(x)`` and the logarithm of its slope."""

@@ -36,14 +36,9 @@ class Affine(ScalarMap):
         (5.0, 0.0)
     """
 
-    max_log_scale: float | None = 5.0
+    max_log_scale: float | None = checks.option(5.0, checks.number, optional=True, above=0)
 
     param_size: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        if self.max_log_scale is not None:
-            bound = checks.number("Affine", "max_log_scale", self.max_log_scale, above=0)
-            self._set(max_log_scale=bound)
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``x exp(s) + t`` and ``s``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,10 +45,12 @@ class ScalarMap:
     #: Number of continuous derivatives in ``x``, in both directions.
     smoothness: ClassVar[float] = math.inf
 
-    def _set(self, **values: Any) -> None:
-        """Store checked arguments in a frozen dataclass."""
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+    def __post_init__(self) -> None:
+        checks.check_options(self)
+        lower, upper = getattr(self, "lower", 0.0), getattr(self, "upper", 1.0)
+        if not 0 < upper - lower < math.inf:
+            name = type(self).__name__
+            raise ArgumentError(f"{name} expected lower < upper, got {lower} and {upper}")
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -107,19 +109,3 @@ class ScalarMap:
             x = attach_newton(lambda x: self.forward(x, params), x, y)
             log_slope = self.forward(x, params)[1]
         return x, -log_slope
-
-
-def check_interval(owner: str, lower: Any, upper: Any) -> dict[str, float]:
-    """Check the two finite ends of an interval of positive length.
-
-    Example:
-        >>> check_interval("IntervalSpline", 0, 2)
-        {'lower': 0.0, 'upper': 2.0}
-    """
-    ends = {
-        "lower": checks.number(owner, "lower", lower),
-        "upper": checks.number(owner, "upper", upper),
-    }
-    if not 0 < ends["upper"] - ends["lower"] < math.inf:
-        raise ArgumentError(f"{owner} expected lower < upper, got {lower!r} and {upper!r}")
-    return ends

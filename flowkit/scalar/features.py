@@ -49,14 +49,16 @@ class PerFeature(ScalarMap):
         listed = checks.as_list(self.maps)
         if not listed or not all(isinstance(m, ScalarMap) for m in listed):
             raise checks.fail("PerFeature", "maps", "one ScalarMap per feature", self.maps)
-        self._set(maps=tuple(listed))
+        maps = tuple(listed)
         # Runs of equal maps are cut out, joined by map, transformed, and put back in order.
-        runs = [(m, len(list(run))) for m, run in itertools.groupby(self.maps)]
+        runs = [(m, len(list(run))) for m, run in itertools.groupby(maps)]
         groups = tuple(
             (m, tuple(i for i, (other, _) in enumerate(runs) if other == m))
-            for m in dict.fromkeys(self.maps)
+            for m in dict.fromkeys(maps)
         )
-        self._set(_lengths=tuple(length for _, length in runs), _groups=groups)
+        values = {"maps": maps, "_lengths": tuple(n for _, n in runs), "_groups": groups}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def param_size(self) -> int:  # type: ignore[override]

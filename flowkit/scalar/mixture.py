@@ -52,18 +52,11 @@ class LogisticMixture(ScalarMap):
         True
     """
 
-    components: int = 8
+    components: int = checks.option(8, checks.integer, least=1)
     _: KW_ONLY
-    max_log_scale: float = 5.0
+    max_log_scale: float = checks.option(5.0, checks.number, above=0)
 
     starts_at_identity: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        name = "LogisticMixture"
-        self._set(
-            components=checks.integer(name, "components", self.components, least=1),
-            max_log_scale=checks.number(name, "max_log_scale", self.max_log_scale, above=0),
-        )
 
     @property
     def param_size(self) -> int:  # type: ignore[override]

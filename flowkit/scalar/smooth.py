@@ -17,7 +17,7 @@ from torch import Tensor
 from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.bins import find_root_in_bins
-from flowkit.scalar.base import ScalarMap, check_interval
+from flowkit.scalar.base import ScalarMap
 from flowkit.scalar.bump import end_of, height, least_shape, smooth_step
 
 
@@ -117,30 +117,18 @@ class SmoothMixture(ScalarMap):
         True
     """
 
-    components: int = 8
+    components: int = checks.option(8, checks.integer, least=1)
     _: KW_ONLY
-    exponent: float = 1.0
-    min_density: float = 1e-3
-    max_log_scale: float = 4.0
-    lower: float = 0.0
-    upper: float = 1.0
-    points: int = 24
-    tolerance: float = 1e-8
+    exponent: float = checks.option(1.0, checks.number, least=0.2, most=4)
+    min_density: float = checks.option(1e-3, checks.number, above=0, below=1)
+    max_log_scale: float = checks.option(4.0, checks.number, above=0, most=10)
+    lower: float = checks.option(0.0, checks.number)
+    upper: float = checks.option(1.0, checks.number)
+    points: int = checks.option(24, checks.integer, least=3)
+    tolerance: float = checks.option(1e-8, checks.number, least=0, below=1)
 
     starts_at_identity: ClassVar[bool] = False
     _circular: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        name, log_scale = type(self).__name__, self.max_log_scale
-        self._set(
-            components=checks.integer(name, "components", self.components, least=1),
-            exponent=checks.number(name, "exponent", self.exponent, least=0.2, most=4),
-            min_density=checks.number(name, "min_density", self.min_density, above=0, below=1),
-            max_log_scale=checks.number(name, "max_log_scale", log_scale, above=0, most=10),
-            **check_interval(name, self.lower, self.upper),
-            points=checks.integer(name, "points", self.points, least=3),
-            tolerance=checks.number(name, "tolerance", self.tolerance, least=0, below=1),
-        )
 
     @property
     def param_size(self) -> int:  # type: ignore[override]
@@ -247,8 +235,8 @@ class RealSmoothMixture(SmoothMixture):
         (tensor([0.5005, 0.5005]), tensor(0.5005))
     """
 
-    lower: float = -5.0
-    upper: float = 5.0
+    lower: float = checks.option(-5.0, checks.number)
+    upper: float = checks.option(5.0, checks.number)
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.clips import soft_clip
-from flowkit.scalar.base import ScalarMap, check_interval
+from flowkit.scalar.base import ScalarMap
 from flowkit.scalar.rational import (
     Bin,
     forward_in_bin,
@@ -37,21 +37,12 @@ class _Spline(ScalarMap):
     lay them out in memory, so that sums over a bin's few numbers run along whole rows.
     """
 
-    bins: int = 8
+    bins: int = checks.option(8, checks.integer, least=1)
     _: KW_ONLY
-    min_size: float = 0.08
-    min_slope: float = 1e-3
+    min_size: float = checks.option(0.08, checks.number, above=0, below=1)
+    min_slope: float = checks.option(1e-3, checks.number, above=0, below=1)
 
     smoothness: ClassVar[float] = 1
-    _least_bins: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        name = type(self).__name__
-        self._set(
-            bins=checks.integer(name, "bins", self.bins, least=self._least_bins),
-            min_size=checks.number(name, "min_size", self.min_size, above=0, below=1),
-            min_slope=checks.number(name, "min_slope", self.min_slope, above=0, below=1),
-        )
 
     @property
     def _ends(self) -> tuple[float, float]:
@@ -257,13 +248,12 @@ class RationalQuadraticSpline(_Spline):
         True
     """
 
-    bound: float = 5.0
-
-    _least_bins: ClassVar[int] = 2  # one bin alone would be the identity
+    bound: float = checks.option(5.0, checks.number, above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(bound=checks.number(type(self).__name__, "bound", self.bound, above=0))
+        # One bin alone would be the identity.
+        checks.integer(type(self).__name__, "bins", self.bins, least=2)
 
     def fixes(self, end: Tensor) -> Tensor:
         """The ends of the spline and what lies beyond."""
@@ -310,12 +300,8 @@ class IntervalSpline(_Spline):
         tensor([0., 1.])
     """
 
-    lower: float = 0.0
-    upper: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._set(**check_interval(type(self).__name__, self.lower, self.upper))
+    lower: float = checks.option(0.0, checks.number)
+    upper: float = checks.option(1.0, checks.number)
 
     @property
     def param_size(self) -> int:  # type: ignore[override]
