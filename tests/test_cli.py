@@ -1,13 +1,7 @@
 """The command line: every command on real files, every error in one line with exit code 2."""
 
-import math
-import os
-import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +10,7 @@ from safetensors.torch import save_file
 
 import flowkit
 from flowkit.cli import main
-from flowkit.cli.beside import beside
 from flowkit.data.tables import read_table, write_table
-from flowkit.errors import ProcessError
 from flowkit.io import read_extra
 
 COLUMNS = ["height", "weight"]
@@ -465,21 +457,6 @@ def test_the_module_is_the_command():
     assert done.stderr == "flowkit describe: no flow file at none.st\n"
 
 
-def test_the_kernel_estimate_of_the_demo_is_the_plain_sum_in_float64():
-    from scipy.special import logsumexp
-    from scipy.stats import norm
-
-    from flowkit.cli.demo import _kernel_log_density
-
-    rng = np.random.default_rng(0)
-    centres, points = rng.normal(size=(5000, 5)), rng.normal(size=(100, 5)) * 2
-    terms = norm.logpdf(points[:, None], centres, 0.2).sum(-1)
-    ours = _kernel_log_density(
-        torch.tensor(centres).float(), torch.tensor(points).float(), bandwidth=0.2
-    )
-    assert np.abs(ours - logsumexp(terms, 1) + np.log(5000)).max() < 1e-3
-
-
 @pytest.mark.slow
 def test_the_demo_writes_all_it_promises(run, tmp_path):
     code, out, _ = run("demo", "--small", "--steps", 20, "--output", "demo")
@@ -496,50 +473,3 @@ def test_the_demo_writes_all_it_promises(run, tmp_path):
     assert (samples.values >= 0).all()
     assert (samples.values < [256, 256, 256, 640, 427]).all()
     assert run("describe", "demo/model.safetensors")[0] == 0
-
-
-def of_the_demo(folder):
-    """Processes whose working directory is this one, by /proc."""
-    found = []
-    for path in Path("/proc").iterdir():
-        with suppress(OSError):
-            if path.name.isdigit() and (path / "cwd").readlink() == folder:
-                state = (path / "stat").read_text().rpartition(")")[2].split()[0]
-                found += [int(path.name)] if state != "Z" else []
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="reads /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_demo_leaves_no_process(tmp_path, number):
-    command = [sys.executable, "-m", "flowkit", "demo", "--seconds", "600"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        # A line comes before each long silent phase, at once even into a pipe.
-        lines = iter(process.stdout.readline, "")
-        assert any(line.startswith("training the flow") for line in lines)
-        deadline = time.monotonic() + 60
-        while len(of_the_demo(tmp_path)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert len(of_the_demo(tmp_path)) >= 2
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == (130 if number == signal.SIGINT else -number)
-        assert "Traceback" not in out + err
-        while of_the_demo(tmp_path) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not of_the_demo(tmp_path)
-    finally:
-        process.kill()
-
-
-def test_what_runs_beside_reports_its_result_and_its_failure():
-    with beside(math.sqrt, 4.0) as result:
-        assert result() == 2.0
-    with beside(math.sqrt, -1.0) as result, pytest.raises(ProcessError, match="ValueError: math"):
-        result()
-    with beside(os._exit, 3) as result, pytest.raises(ProcessError, match="ended with code 3"):
-        result()

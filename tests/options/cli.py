@@ -189,9 +189,8 @@ def training(call: Any) -> Any:
     """What the training of the demo is given: its rows, the limits, the seed."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch("flowkit.datasets.photograph_colours", return_value=PHOTO),
-        mock.patch("flowkit.cli.demo.beside"),
-        mock.patch("flowkit.cli.demo._train", side_effect=Enough) as train,
+        mock.patch("flowkit.cli.demo.photograph_colours", return_value=PHOTO),
+        mock.patch("flowkit.cli.demo.train_flow", side_effect=Enough) as train,
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.suppress(Enough),
     ):
