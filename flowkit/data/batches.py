@@ -185,7 +185,7 @@ class DataSplit:
         if isinstance(self.source, DatasetSource):
             return ""
         digest = hashlib.blake2b(digest_size=32)
-        for name in sorted(self.source.names):
+        for name in sorted(self.source.arrays):
             first = self.source.block(name, 0, 1)
             text = f"\n{name} {first.dtype} {len(self)} of {len(self.source)}\n"
             digest.update(text.encode())

@@ -25,6 +25,7 @@ from flowkit.data.sources import (
     TensorSource,
     as_dtype,
     dense_and_real,
+    unusable,
 )
 from flowkit.errors import DataError
 
@@ -81,10 +82,8 @@ def _frame_to_array(frame: Any, name: str) -> np.ndarray:
 
 def _array_to_tensor(values: Any, name: str) -> Tensor:
     if hasattr(values, "toarray"):
-        raise DataError(
-            f"{name} expected a dense array, got a sparse {type(values).__name__}; remedy: "
-            f"{name}.toarray()"
-        )
+        got = f"a sparse {type(values).__name__}"
+        raise unusable(name, "a dense array", got, f"{name}.toarray()")
     if isinstance(values, np.ma.MaskedArray):
         _check_numeric(values.dtype, name)
         values = np.ma.filled(values.astype(float), np.nan)
@@ -103,10 +102,8 @@ def _array_to_tensor(values: Any, name: str) -> Tensor:
 
 def _check_numeric(dtype: np.dtype, name: str) -> None:
     if dtype.kind not in "fiubc" or (dtype.kind == "f" and dtype.itemsize > 8):
-        raise DataError(
-            f"{name} expected numbers, got an array of dtype {dtype}; remedy: encode text as "
-            "numbers, and convert with array.astype(float)"
-        )
+        remedy = "encode text as numbers, and convert with array.astype(float)"
+        raise unusable(name, "numbers", f"an array of dtype {dtype}", remedy)
 
 
 def check_finite(
@@ -235,10 +232,8 @@ def _is_mapped(value: Any) -> bool:
 def _in_file(array: np.memmap, name: str) -> FileArray | np.memmap:
     _check_numeric(array.dtype, name)
     if array.dtype.kind == "c" or array.size == 0:
-        raise DataError(
-            f"{name} expected real numbers, got an array of dtype {array.dtype} and shape "
-            f"{array.shape}; remedy: another file"
-        )
+        got = f"an array of dtype {array.dtype} and shape {array.shape}"
+        raise unusable(name, "real numbers", got, "another file")
     return in_file(array)
 
 

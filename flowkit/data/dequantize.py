@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkit import checks
+from flowkit.data.sources import unusable
 from flowkit.errors import DataError
 
 # Where the cell of a value begins, in widths from the value.
@@ -71,9 +72,7 @@ def dequantize(
         raise checks.fail("dequantize", "dtype", "a floating dtype", dtype)
     if not isinstance(values, Tensor) or values.is_complex():
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise DataError(
-            f"dequantize expected a tensor of real numbers, got {got}; remedy: torch.as_tensor"
-        )
+        raise unusable("dequantize", "a tensor of real numbers", got, "torch.as_tensor")
     exact = values.double()
     _check_multiples(values, width)
     largest = float(exact.abs().amax()) if exact.numel() else 0.0

@@ -10,50 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from flowkit.data.files import FileArray, read_rows
+from flowkit.data.files import read_rows
 from flowkit.errors import DataError
 
 
-class TensorSource:
-    """Samples in memory, moved to the device once.
+class Source:
+    """Samples that are read by their numbers.
 
     Args:
-        tensors: Tensors with one entry per sample.
-        device: Where they are stored.
-    """
-
-    def __init__(self, tensors: dict[str, Tensor], device: torch.device) -> None:
-        self.tensors = {name: value.to(device) for name, value in tensors.items()}
-        self.device = device
-
-    def __len__(self) -> int:
-        return len(next(iter(self.tensors.values())))
-
-    def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Return the samples at ``index``."""
-        index = index.to(self.device)
-        return {name: value[index] for name, value in self.tensors.items()}
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the arrays."""
-        return list(self.tensors)
-
-    def block(self, name: str, start: int, stop: int) -> Tensor:
-        """Return a run of one array as stored, in the dtype of a batch."""
-        return self.tensors[name][start:stop]
-
-    def column(self, name: str, index: Tensor) -> Tensor | None:
-        """Return one array at ``index`` in float64; ``None`` if there is none of this name."""
-        values = self.tensors.get(name)
-        return None if values is None else values[index.to(self.device)].cpu().double()
-
-
-class MappedSource:
-    """Samples of arrays in files, of which only those of a batch are ever read.
-
-    Args:
-        arrays: Arrays with one row per sample, at least one of them in a file.
+        arrays: Arrays with one entry per sample, by name.
         dtype: The dtype of the batches.
         device: Where the batches go.
         labels: Names of arrays whose integers and booleans are not converted to ``dtype``.
@@ -61,39 +26,80 @@ class MappedSource:
 
     def __init__(
         self,
-        arrays: dict[str, FileArray | np.ndarray],
+        arrays: Mapping[str, Any],
         dtype: torch.dtype,
         device: torch.device,
         labels: Collection[str] = (),
     ) -> None:
-        self.arrays, self.dtype, self.device = arrays, dtype, device
-        self.labels = labels
+        self.arrays, self.dtype, self.device, self.labels = arrays, dtype, device, labels
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
+    def read(self, name: str, index: Tensor) -> Tensor:
+        """Return one array at ``index`` as stored."""
+        raise NotImplementedError
+
+    def items(self, index: Tensor) -> dict[str, Tensor]:
+        """Return all arrays at ``index`` as stored."""
+        return {name: self.read(name, index) for name in self.arrays}
+
     def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Return the samples at ``index``; they are read in the order of the file."""
-        return {
-            name: as_dtype(_read(array, index), self.dtype, name in self.labels).to(self.device)
-            for name, array in self.arrays.items()
-        }
+        """Return the samples at ``index``."""
+        return {name: self._cast(name, value) for name, value in self.items(index).items()}
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the arrays."""
-        return list(self.arrays)
-
-    def block(self, name: str, start: int, stop: int) -> Tensor:
-        """Return a run of one array as stored, in the dtype of a batch."""
-        rows = np.arange(start, min(stop, len(self)))
-        values = torch.from_numpy(read_rows(self.arrays[name], rows))
-        return as_dtype(values, self.dtype, name in self.labels)
+    def _cast(self, name: str, values: Tensor) -> Tensor:
+        return as_dtype(values, self.dtype, name in self.labels).to(self.device)
 
     def column(self, name: str, index: Tensor) -> Tensor | None:
         """Return one array at ``index`` in float64; ``None`` if there is none of this name."""
-        values = self.arrays.get(name)
-        return None if values is None else _read(values, index).double()
+        return self.read(name, index).cpu().double() if name in self.arrays else None
+
+    def block(self, name: str, start: int, stop: int) -> Tensor:
+        """Return a run of one array, in the dtype of a batch."""
+        return self._cast(name, self.read(name, torch.arange(start, min(stop, len(self)))))
+
+
+class TensorSource(Source):
+    """Samples in memory, moved to the device once.
+
+    Args:
+        tensors: Tensors with one entry per sample, in the dtypes of the batches.
+        device: Where they are stored.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+        moved = {name: value.to(device) for name, value in tensors.items()}
+        super().__init__(moved, torch.get_default_dtype(), device)
+
+    def read(self, name: str, index: Tensor) -> Tensor:
+        """Return one tensor at ``index``."""
+        return self.arrays[name][index.to(self.device)]
+
+    def _cast(self, name: str, values: Tensor) -> Tensor:
+        return values
+
+
+class MappedSource(Source):
+    """Samples of arrays in files, of which only those of a batch are ever read."""
+
+    def read(self, name: str, index: Tensor) -> Tensor:
+        """Return one array at ``index``, read in the order of the file."""
+        rows = index.numpy()
+        if (rows[1:] > rows[:-1]).all():
+            return torch.from_numpy(read_rows(self.arrays[name], rows))
+        rows, place = np.unique(rows, return_inverse=True)
+        return torch.from_numpy(read_rows(self.arrays[name], rows)[place])
+
+
+def unusable(name: str, expected: str, got: Any, remedy: str) -> DataError:
+    """Return the error of data of another kind than expected, to be raised.
+
+    Example:
+        >>> unusable("x", "a dense array", "a sparse one", "x.toarray()")
+        DataError('x expected a dense array, got a sparse one; remedy: x.toarray()')
+    """
+    return DataError(f"{name} expected {expected}, got {got}; remedy: {remedy}")
 
 
 def dense_and_real(values: Tensor, name: str) -> Tensor:
@@ -102,26 +108,25 @@ def dense_and_real(values: Tensor, name: str) -> Tensor:
     Raises:
         DataError: If it is sparse, nested, quantised or complex, or has no numbers.
     """
-    if values.is_nested or values.layout != torch.strided:
-        layout = "nested" if values.is_nested else values.layout
-        raise DataError(
-            f"{name} expected a dense tensor, got one of layout {layout}; remedy: "
-            f"{name}.to_dense()"
-        )
-    if values.is_quantized:
-        raise DataError(
-            f"{name} expected numbers, got {values.dtype}; remedy: {name}.dequantize()"
-        )
-    if values.is_complex():
-        raise DataError(
-            f"{name} expected real numbers, got {values.dtype}; remedy: real and imaginary part "
-            "as two columns"
-        )
-    if values.is_meta:
-        raise DataError(
-            f"{name} expected numbers, got a tensor on the device meta, which has none; remedy: "
-            "a tensor on the CPU or an accelerator"
-        )
+    layout = "nested" if values.is_nested else values.layout
+    for wrong, expected, got, remedy in (
+        (
+            layout != torch.strided,
+            "a dense tensor",
+            f"one of layout {layout}",
+            f"{name}.to_dense()",
+        ),
+        (values.is_quantized, "numbers", values.dtype, f"{name}.dequantize()"),
+        (values.is_complex(), "real numbers", values.dtype, "real and imaginary part as columns"),
+        (
+            values.is_meta,
+            "numbers",
+            "a tensor on the device meta, which has none",
+            "a tensor on the CPU",
+        ),
+    ):
+        if wrong:
+            raise unusable(name, expected, got, remedy)
     return values
 
 
@@ -132,12 +137,7 @@ def as_dtype(values: Tensor, dtype: torch.dtype, labels: bool) -> Tensor:
     return values if values.dtype == torch.bool else values.long()
 
 
-def _read(array: FileArray | np.ndarray, index: Tensor) -> Tensor:
-    rows, place = np.unique(index.numpy(), return_inverse=True)
-    return torch.from_numpy(read_rows(array, rows)[place])
-
-
-class DatasetSource:
+class DatasetSource(Source):
     """Samples of a ``torch.utils.data.Dataset`` of tensors, ``(x, context)`` pairs or dicts.
 
     Named tuples are read by their names, as dicts are.
@@ -156,18 +156,11 @@ class DatasetSource:
         device: torch.device,
         labels: Collection[str] = (),
     ) -> None:
-        self.dataset, self.dtype, self.device = dataset, dtype, device
-        self.labels = labels
+        super().__init__({}, dtype, device, labels)
+        self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
-
-    def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """Collate the items at ``index``; see :meth:`items` for errors."""
-        return {
-            name: as_dtype(value, self.dtype, name in self.labels).to(self.device)
-            for name, value in self.items(index).items()
-        }
 
     def items(self, index: Tensor) -> dict[str, Tensor]:
         """Collate the items at ``index`` in the dtypes that they have.
@@ -229,6 +222,3 @@ def _check_items(items: list[Any]) -> None:
             f"the items of the dataset have different names, {names[0]} and {other}; remedy: the "
             "same names in every item"
         )
-
-
-Source = TensorSource | MappedSource | DatasetSource

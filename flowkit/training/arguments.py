@@ -44,7 +44,7 @@ class Options:
     compile: bool | str
     checkpoint: Any
     seed: int
-    callbacks: tuple[Callback, ...]
+    callbacks: Iterable[Callback]
 
     def __post_init__(self) -> None:
         self._integers(epochs=1, steps=1, batch_size=1, patience=1, seed=0)

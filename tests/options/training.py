@@ -26,7 +26,7 @@ from flowkit import (
 from flowkit.data.batches import DataSplit, whole
 from flowkit.data.convert import Expected, as_source, check_finite
 from flowkit.data.inspection import Inspection
-from flowkit.data.sources import DatasetSource, MappedSource, TensorSource
+from flowkit.data.sources import DatasetSource, MappedSource, Source, TensorSource
 from flowkit.training import repeated_splits
 from flowkit.training.keys import Watched
 from flowkit.training.nonfinite import non_finite_error
@@ -255,7 +255,7 @@ def batch(source: Any) -> Any:
 
 
 of(
-    MappedSource,
+    Source,
     lambda **o: batch(MappedSource(counted, torch.float32, CPU, **o)),
     labels=differs(("row",)),
 )
