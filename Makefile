@@ -1,6 +1,7 @@
 # make demo: fit, score and sample a density on real data, in a few minutes
 # make test: the whole test suite
-# make lint: style, types, the direction of imports
+# make test-oldest: the suite with the oldest versions that are declared
+# make lint: style, types, the direction of imports, the vocabulary
 # make bench: speed beside the limit and the peers, into docs/results (about half an hour)
 # make docs: the documentation, warnings as errors
 # Each target makes .venv from nothing and installs what it needs.
@@ -9,7 +10,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 JOBS ?= 2
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test test-oldest lint bench docs clean
 
 demo: .venv/.core
 	.venv/bin/flowkit demo --output demo
@@ -17,11 +18,24 @@ demo: .venv/.core
 test: .venv/.test
 	.venv/bin/python -m pytest -n $(JOBS)
 
+# The oldest versions that pyproject.toml declares, of everything but torch and Python unless
+# TORCH and PYTHON say so. Newer packages below them warn, which is no failure here.
+TORCH ?= torch==2.13.0
+test-oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c .venv-oldest/constraints.txt -e ".[test]"
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps skfolio
+	.venv-oldest/bin/python -m pytest -n $(JOBS) -o filterwarnings=default --disable-warnings
+
 lint: .venv/.dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/python -m tests.vocabulary
 
 # The program starts itself again under the allocator's settings; see its --allocator.
 bench: .venv/.bench
@@ -31,7 +45,7 @@ docs: .venv/.dev
 	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 clean:
-	rm -rf .venv demo docs/_build
+	rm -rf .venv .venv-oldest demo docs/_build
 
 # Of skfolio only a table is read, so it comes without what it needs.
 # torch first and by itself, at the tested version: later installs then find it satisfied.
