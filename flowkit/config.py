@@ -8,7 +8,6 @@ names nothing but what is registered, so that reading one runs no other code.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
 import importlib
@@ -18,9 +17,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from flowkit.arrays import read_array, write_array
 from flowkit.errors import DescriptionError, FlowkitError
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -176,7 +175,7 @@ class _Writer:
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
             return {"dict": {key: self.write(item, where) for key, item in value.items()}}
         if isinstance(value, (np.ndarray, Tensor)):
-            return _write_array(value)
+            return write_array(value)
         if isinstance(value, functools.partial):
             arguments = _bound(value.func, value.args, value.keywords)
             return {"partial": self._name(value.func, where), **self._written(arguments, where)}
@@ -264,24 +263,14 @@ def _require_unchanged(part: Any, arguments: tuple[Any, ...], where: str) -> Non
             owns = module._parameters or module._buffers
             if owns and id(module) not in members:
                 raise DescriptionError(
-                    f"{where or type(part).__name__} was changed after it was made: it holds no "
-                    f"longer the {type(module).__name__} that it was made of; remedy: make it with "
-                    "the new one"
+                    f"{where or type(part).__name__} was changed after it was made: it no longer "
+                    f"holds the {type(module).__name__} of its arguments; remedy: make it anew"
                 )
 
 
 def _equal(left: Any, right: Any) -> bool:
     both_nan = isinstance(left, float) and isinstance(right, float) and left != left
     return bool(left == right) or (both_nan and math.isnan(right))
-
-
-def _write_array(value: np.ndarray | Tensor) -> dict[str, Any]:
-    kind = "tensor" if isinstance(value, Tensor) else "array"
-    array = value.detach().cpu().contiguous().numpy() if isinstance(value, Tensor) else value
-    if array.dtype.kind not in "biuf":
-        raise DescriptionError(f"an array of {array.dtype} has no description; remedy: numbers")
-    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
-    return {kind: data, "dtype": array.dtype.str, "shape": list(array.shape)}
 
 
 def build(description: dict[str, Any]) -> Any:
@@ -296,11 +285,16 @@ def build(description: dict[str, Any]) -> Any:
 
     Example:
         >>> from flowkit.config import build
-        >>> build({"class": "flowkit.bases.StandardNormal", "arguments": {"features": 2}})
+        >>> build({"class": "flowkit.bases.StandardNormal", "arguments": {"event_shape": [2]}})
         StandardNormal()
     """
-    part = _Reader().read(description)
-    frozen = description.get("frozen", ())
+    frozen = description.get("frozen", []) if isinstance(description, dict) else None
+    if not isinstance(frozen, list):
+        raise DescriptionError(f"expected a description with a list 'frozen', got {description}")
+    try:
+        part = _Reader().read(description)
+    except RecursionError:
+        raise DescriptionError("the description is nested too deeply") from None
     if isinstance(part, nn.Module):
         for name, parameter in part.named_parameters():
             parameter.requires_grad_(name not in frozen)
@@ -319,24 +313,38 @@ class _Reader:
         if not isinstance(value, dict):
             return value
         if "dict" in value:
-            return {key: self.read(item) for key, item in value["dict"].items()}
+            return {key: self.read(item) for key, item in _items(value, "dict")}
         if "tensor" in value or "array" in value:
-            return _read_array(value)
+            return read_array(value)
         if "shared" in value:
-            return self.seen[value["shared"]]
+            return self._shared(value["shared"])
         place = len(self.seen)
         is_part = "class" in value
         part = _find(value["class"] if is_part else value.get("partial"))
         is_module = isinstance(part, type) and issubclass(part, nn.Module)
         if is_part and is_module:
             self.seen.append(None)
-        arguments = {key: self.read(item) for key, item in value.get("arguments", {}).items()}
+        arguments = {key: self.read(item) for key, item in _items(value, "arguments")}
         if not is_part:
             return functools.partial(part, **arguments) if arguments else part
         made = _call(part, arguments)
         if is_module:
             self.seen[place] = made
         return made
+
+    def _shared(self, place: Any) -> Any:
+        """The part that was read as this one; ``None`` marks one that is not finished."""
+        known = type(place) is int and 0 <= place < len(self.seen)
+        if not known or self.seen[place] is None:
+            raise DescriptionError(f"no part before this one has the number {place!r}")
+        return self.seen[place]
+
+
+def _items(value: dict[str, Any], name: str) -> list[tuple[str, Any]]:
+    found = value.get(name, {})
+    if not isinstance(found, dict):
+        raise DescriptionError(f"expected {name} as an object, got {found!r}"[:200])
+    return list(found.items())
 
 
 def _call(part: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -376,16 +384,3 @@ def _find(name: Any) -> Callable[..., Any]:
             "defined with @flowkit.register above it"
         )
     return _KNOWN[name]
-
-
-def _read_array(value: dict[str, Any]) -> np.ndarray | Tensor:
-    kind = "tensor" if "tensor" in value else "array"
-    try:
-        dtype = np.dtype(value["dtype"])
-        if dtype.kind not in "biuf":
-            raise ValueError(f"dtype {dtype}")
-        data = np.frombuffer(base64.b64decode(value[kind], validate=True), dtype)
-        array = data.reshape(value["shape"]).copy()
-    except (KeyError, TypeError, ValueError) as error:
-        raise DescriptionError(f"the description of an array is damaged: {error}") from None
-    return torch.from_numpy(array) if kind == "tensor" else array

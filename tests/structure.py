@@ -21,7 +21,7 @@ PACKAGE = "flowkit"
 #: From the lowest to the highest; packages in one entry know nothing of each other.
 LAYERS: list[tuple[str, ...]] = [
     ("errors",),
-    ("checks",),
+    ("checks", "arrays"),
     ("config", "files"),
     ("numerics",),
     ("statistics", "plotting"),
