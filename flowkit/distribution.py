@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 
 from flowkit import checks
-from flowkit.checks import batch_text, last_axis_remedy
 from flowkit.density import Density
 from flowkit.errors import NotInvertibleError, ShapeError
+from flowkit.shapes import batch_text, last_axis_remedy
 from flowkit.statistics.estimates import Estimate, mean_of
 from flowkit.support import Support
 

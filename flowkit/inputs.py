@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkit.checks import batch_text, last_axis_remedy
 from flowkit.errors import ShapeError
+from flowkit.shapes import batch_text, last_axis_remedy
 
 
 def check_tensor(name: str, x: Any, dtype: torch.dtype | None, device: torch.device) -> None:

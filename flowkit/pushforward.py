@@ -15,6 +15,7 @@ from flowkit.ends import may_leave, require_noise_everywhere
 from flowkit.errors import ShapeError
 from flowkit.inputs import check_event, check_tensor
 from flowkit.numerics.roots import all_known
+from flowkit.shapes import as_shape
 from flowkit.transforms import CircularShift, Rescale, Transform
 from flowkit.transforms.base import broadcast_context
 from flowkit.transforms.region import Region, region_of
@@ -212,7 +213,7 @@ class Pushforward(nn.Module):
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return samples, base log-density of their noise, and the inverse's log-determinant."""
-        size = checks.as_shape(shape)
+        size = as_shape(shape)
         context = self.embed(context)
         z = self.base.sample(size, context, generator)
         kwargs = {"generator": generator} if self.stochastic else {}

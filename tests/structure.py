@@ -22,6 +22,7 @@ PACKAGE = "flowkit"
 LAYERS: list[tuple[str, ...]] = [
     ("errors",),
     ("checks", "arrays"),
+    ("shapes",),
     ("config", "files"),
     ("numerics",),
     ("statistics", "plotting"),

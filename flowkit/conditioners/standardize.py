@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit import checks
+from flowkit.arrays import not_positive
 from flowkit.config import register
 
 
@@ -53,7 +54,7 @@ class StandardizeContext(nn.Module):
 
     def stored_fault(self) -> str | None:
         """Say what is wrong with stored numbers; files are checked by it."""
-        return checks.not_positive("scale", self.scale)
+        return not_positive("scale", self.scale)
 
     def forward(self, context: Tensor) -> Tensor:
         """Return the standardised context, of the same shape."""

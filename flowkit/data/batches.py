@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from flowkit.checks import codes
+from flowkit.arrays import codes
 from flowkit.data.sources import DatasetSource, MappedSource, Source
 from flowkit.errors import DataError
 

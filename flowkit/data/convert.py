@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from flowkit.checks import codes
+from flowkit.arrays import codes
 from flowkit.data.files import FileArray, in_file, read_rows
 from flowkit.data.inspection import Inspection, evenly_spaced, inspect
 from flowkit.data.sources import (

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkit.checks import codes
+from flowkit.arrays import codes
 from flowkit.dependence.base import RowCovariance, raw_of
 
 # How close a correlation may come to the ends at which C is singular.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowkit.checks import codes
+from flowkit.arrays import codes
 from flowkit.dependence.base import RowCovariance
 from flowkit.errors import DataError
 

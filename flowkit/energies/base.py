@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkit.checks import as_shape, batch_text, last_axis_remedy
 from flowkit.config import register
 from flowkit.energies.checks import gradient_of, one_number_each
 from flowkit.errors import DataError, NotInvertibleError, ShapeError
 from flowkit.numerics.gradients import leaf, ordinary
 from flowkit.numerics.noise import drawing_from
+from flowkit.shapes import as_shape, batch_text, last_axis_remedy
 
 
 class Energy(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowkit import checks
+from flowkit.arrays import as_array
 from flowkit.errors import DataError
 
 DATA_COLOUR = "0.45"
@@ -33,7 +33,7 @@ def as_points(values: Any, columns: int | None, what: str) -> np.ndarray:
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         values = values.float() if values.dtype == torch.bfloat16 else values
-    points = checks.as_array(values)
+    points = as_array(values)
     if (
         points.ndim != 2
         or len(points) == 0

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from flowkit import checks
+from flowkit.arrays import as_array
 from flowkit.errors import DataError
 
 # Map each tail to a right one.
@@ -19,7 +20,7 @@ SIDES = {"both": np.abs, "right": np.positive, "left": np.negative}
 
 
 def _values(x: Any) -> np.ndarray:
-    return checks.as_array(x.detach().cpu().double() if isinstance(x, Tensor) else x)
+    return as_array(x.detach().cpu().double() if isinstance(x, Tensor) else x)
 
 
 def columns(x: Any) -> list[np.ndarray]:

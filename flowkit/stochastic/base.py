@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowkit.checks import as_array
+from flowkit.arrays import as_array
 from flowkit.energies import Energy
 from flowkit.errors import DataError, NonFiniteEnergyError
 from flowkit.numerics.layout import features_first, features_last

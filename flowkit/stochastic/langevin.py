@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowkit.checks import not_positive
+from flowkit.arrays import not_positive
 from flowkit.config import register
 from flowkit.energies import Energy
 from flowkit.numerics.noise import normal_like

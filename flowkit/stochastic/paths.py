@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkit.checks import as_shape
 from flowkit.density import Density
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
+from flowkit.shapes import as_shape
 from flowkit.stochastic.base import EnergyTransform
 from flowkit.stochastic.metropolis import MetropolisTransform
 from flowkit.transforms.compose import layers_in_order

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowkit.checks import as_array, as_shape
+from flowkit.arrays import as_array
 from flowkit.config import register
 from flowkit.energies.base import Energy
 from flowkit.errors import DataError
+from flowkit.shapes import as_shape
 
 
 @register

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from flowkit.checks import batch_text, last_axis_remedy
 from flowkit.config import register
 from flowkit.errors import NotInvertibleError, ShapeError
+from flowkit.shapes import batch_text, last_axis_remedy
 from flowkit.transforms.region import Region, is_whole_line, map_ends, region_of
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from flowkit.checks import not_positive
+from flowkit.arrays import not_positive
 from flowkit.config import register
 from flowkit.errors import NotInvertibleError
 from flowkit.numerics.rounding import clamp_through, next_inside

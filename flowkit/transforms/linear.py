@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flowkit.checks import as_shape
 from flowkit.config import register
 from flowkit.errors import ShapeError
 from flowkit.numerics.layout import linear
+from flowkit.shapes import as_shape
 from flowkit.transforms.base import Transform, at_least_single, full_precision
 from flowkit.transforms.region import Region
 

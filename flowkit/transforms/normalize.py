@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.checks import not_positive
+from flowkit.arrays import not_positive
 from flowkit.config import register
 from flowkit.errors import DataError
 from flowkit.transforms.base import Transform, at_least_single, full_precision

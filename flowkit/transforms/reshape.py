@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from flowkit.checks import as_shape
 from flowkit.config import register
 from flowkit.errors import ShapeError, StochasticFlowError
+from flowkit.shapes import as_shape
 from flowkit.transforms.base import Transform
 from flowkit.transforms.region import Region
 

@@ -1,0 +1,42 @@
+"""Shapes of samples and events, in numbers and in words."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import Tensor
+
+from flowkit.checks import elements, shown
+from flowkit.errors import ShapeError
+
+
+def as_shape(shape: Any) -> tuple[int, ...]:
+    """A sample shape: an integer or a sequence of integers, which may be 0.
+
+    Example:
+        >>> as_shape(3), as_shape([2, 3])
+        ((3,), (2, 3))
+    """
+    try:
+        size = tuple(
+            operator.index(n) for n in (shape if isinstance(shape, (tuple, list)) else (shape,))
+        )
+    except (TypeError, RuntimeError):
+        size = (-1,)
+    if isinstance(shape, bool) or any(n < 0 for n in size):
+        raise ShapeError(f"expected shape as a number or sizes >= 0, got {shown(shape)}")
+    elements("the shape of samples", *size)
+    return size
+
+
+def batch_text(event_shape: tuple[int | None, ...]) -> str:
+    """Write an event shape for a message: ``(..., 3, *)``."""
+    return "(" + ", ".join(["...", *("*" if n is None else str(n) for n in event_shape)]) + ")"
+
+
+def last_axis_remedy(name: str, value: Any, event_shape: tuple[int | None, ...]) -> str:
+    """The remedy for a tensor that lacks the last axis of length one, or nothing."""
+    if not isinstance(value, Tensor) or event_shape != (1,):
+        return ""
+    return f"; remedy: {name}.unsqueeze(-1), if it holds one number each"
