@@ -74,9 +74,8 @@ class GroupedConditioner(nn.Module):
         self._param_size = out_features // sum(sizes)
         self.nets = nn.ModuleList()
         # Of each group that transforms something: features to read and to transform.
-        self._groups = [
-            (n, size) for n, size in zip(itertools.accumulate(read), sizes, strict=True) if size
-        ]
+        groups = zip(itertools.accumulate(read), sizes, strict=True)
+        self._groups = [(known, size) for known, size in groups if size]
         for known, size in self._groups:
             out = size * self._param_size
             how = {} if encoding is None else {"encoding": encoding.take(range(known))}
@@ -88,7 +87,7 @@ class GroupedConditioner(nn.Module):
         """Start the conditioners from what they read, as far as they start from data."""
         for (known, _), net in zip(self._groups, self.nets, strict=True):
             if hasattr(net, "initialize"):
-                net.initialize(x[..., :known], context)
+                net.initialize(x[..., :known], context)  # type: ignore[operator]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
@@ -107,4 +106,5 @@ class _Constant(nn.Module):
         self.values = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the same for every sample."""
         return self.values.to(x.dtype).expand(*x.shape[:-1], -1)
