@@ -24,7 +24,7 @@ _REACH = math.log(20.0)
 
 
 class Kernel(nn.Module):
-    """A kernel ``k(x, y)`` of points with some features; ``+`` and ``*`` combine kernels.
+    """Base class of positive-definite kernels ``k(x, y)``; ``+`` and ``*`` combine kernels.
 
     A kernel made without ``features`` is the argument of a conditioner, which gives it the number
     of features that it reads.
@@ -111,7 +111,7 @@ class _Stationary(Kernel):
         if self._options["length_scale"] is not None or len(x) < 2:
             return
         distance = torch.pdist(x[:1000].double()).median()
-        # One distance for all: a feature that hardly varies says hardly anything.
+        # One distance for all features: one that hardly varies says hardly anything.
         if distance > 0:
             self.get_buffer("start").fill_(float(distance) / math.sqrt(2))
 
@@ -175,7 +175,15 @@ def _series(nu: float, square: Tensor) -> Tensor:
 
 @register
 class SquaredExponential(_Stationary):
-    r""":math:`k = \sigma^2 e^{-r^2 / 2}`; see the arguments of :class:`Matern`.
+    r"""The squared-exponential (Gaussian) kernel :math:`k = \sigma^2 e^{-r^2 / 2}`.
+
+    Args:
+        features: See :class:`Matern`.
+        length_scale: See :class:`Matern`.
+        learn: See :class:`Matern`.
+
+    Raises:
+        ArgumentError: If an argument is out of its range.
 
     Example:
         >>> import torch
@@ -196,11 +204,11 @@ class SquaredExponential(_Stationary):
 
 @register
 class Matern(_Stationary):
-    r"""Matérn kernels of three smoothnesses, with :math:`t = \sqrt{2 \nu}\, r`.
+    r"""The Matérn kernel of smoothness :math:`\nu` = 1/2, 3/2 or 5/2.
 
-    :math:`k = \sigma^2 e^{-t}` for :math:`\nu = 1/2`, :math:`\sigma^2 (1 + t)\, e^{-t}` for 3/2
-    and :math:`\sigma^2 (1 + t + t^2 / 3)\, e^{-t}` for 5/2. The variance :math:`\sigma^2` starts
-    at one. At coincident points the gradient is zero, also for 1/2, which has a kink there; second
+    With :math:`t = \sqrt{2 \nu}\, r` it is :math:`\sigma^2 e^{-t}` for 1/2,
+    :math:`\sigma^2 (1 + t)\, e^{-t}` for 3/2 and :math:`\sigma^2 (1 + t + t^2 / 3)\, e^{-t}`
+    for 5/2. The variance :math:`\sigma^2` starts at one. At coincident points the gradient is zero, also for 1/2, which has a kink there; second
     derivatives are :math:`-3 / \ell^2` for 3/2 and :math:`-5 / (3 \ell^2)` for 5/2, times the
     variance. The kernel 1/2 costs memory for every feature of every pair.
 
@@ -265,7 +273,9 @@ class Matern(_Stationary):
 
 @register
 class RationalQuadratic(_Stationary):
-    r""":math:`k = \sigma^2 (1 + r^2 / (2 \alpha))^{-\alpha}`: squared exponentials of many scales.
+    r"""The rational quadratic kernel :math:`k = \sigma^2 (1 + r^2 / (2 \alpha))^{-\alpha}`.
+
+    It is a mixture of squared-exponential kernels of many length-scales.
 
     Args:
         features: See :class:`Matern`.

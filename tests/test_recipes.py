@@ -238,7 +238,7 @@ def test_building_a_flow_leaves_numpy_alone_and_needs_no_seed():
         (
             "kernelised_flow",
             {"features": 4, "frequencies": 8, "kernel": "rational-quadratic"},
-            "has no spectral density",
+            "with a spectral density",
         ),
         ("tail_adaptive_flow", {"tails": []}, "one tail index > 0 a feature"),
         ("tail_adaptive_flow", {"tails": 2.0}, "one tail index > 0 a feature"),

@@ -103,9 +103,9 @@ class Conditioner(nn.Module):
 
 
 class AutoregressiveConditioner(Conditioner):
-    """Base class of conditioners whose parameters of a feature read only features before it.
+    """Base class of the conditioners of autoregressive layers.
 
-    ``forward`` returns ``(..., features, param_size)``. The inverse of an autoregressive layer
+    The parameters of a feature read only features before it. ``forward`` returns ``(..., features, param_size)``. The inverse of an autoregressive layer
     calls :meth:`unroll`, which here serves every subclass, by one full pass per feature.
 
     Args:

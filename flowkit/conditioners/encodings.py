@@ -70,7 +70,7 @@ class Encoding:
 @register
 @dataclass(frozen=True)
 class ClipEncoding(Encoding):
-    """Read features as they are, soft-clipped: what networks do without ``encoding=``.
+    """Read features softly clipped at a bound: the default of all networks.
 
     The clip, :func:`flowkit.numerics.clips.soft_clip`, keeps the inverse of a flow accurate far
     from the data.
@@ -125,7 +125,7 @@ def _flag_or_flags(owner: str, name: str, value: Any) -> bool | tuple[bool, ...]
 @register
 @dataclass(frozen=True)
 class CircularEncoding(ClipEncoding):
-    r"""Read periodic features as :math:`(\sin\varphi, \cos\varphi)`, others soft-clipped.
+    r"""Read periodic features as :math:`(\sin\varphi, \cos\varphi)` and clip the others.
 
     What a network emits is then periodic, and as smooth as its activation.
 

@@ -62,10 +62,11 @@ class _Expansion(Conditioner):
 
 @register
 class KernelConditioner(_Expansion):
-    r"""A kernel expansion :math:`\theta(u) = \sum_{j=1}^N k(w_j, u)\, A_j` over auxiliary points.
+    r"""A conditioner that is a kernel expansion over auxiliary points.
 
-    Few parameters and smooth functions, for little data. Far from all points a kernel vanishes,
-    and with it every parameter: the layer goes back to the start of its scalar map, which is the
+    It emits :math:`\theta(u) = \sum_{j=1}^N k(w_j, u)\, A_j` with points w and weights A: few
+    parameters and smooth functions, for little data. Far from all points a kernel vanishes, and
+    with it every parameter: the layer goes back to the start of its scalar map, which is the
     identity. Linear layers between, or ``linear_term``, have to bring the scale. Weights A start
     at zero.
 
@@ -176,7 +177,7 @@ class KernelConditioner(_Expansion):
 
 @register
 class RandomFourierConditioner(_Expansion):
-    r"""A kernel conditioner whose cost does not grow with the number of points.
+    r"""A kernel conditioner by random Fourier features, whose cost does not grow with the data.
 
     :math:`\theta(u) = \phi(u)^T A` with :math:`\phi = m^{-1/2} (\cos \omega_i \cdot u, \sin
     \omega_i \cdot u)_{i \le m}`, frequencies drawn once from the spectral density of the kernel.

@@ -7,10 +7,11 @@ from torch import Tensor
 
 
 def soft_clip(x: Tensor, limit: float | None) -> Tensor:
-    r"""Squash into :math:`(-c, c)` by :math:`x / (1 + v \tanh 2 v)`, with :math:`v = x / c`.
+    r"""Bound numbers smoothly, between :math:`-c` and :math:`c`.
 
-    It has slope one and derivatives of every order at the origin, where :math:`x / (1 + |v|)`,
-    which it is far out, has none from the second on. ``limit=None`` returns ``x`` itself.
+    The formula is :math:`x / (1 + v \tanh 2 v)` with :math:`v = x / c`. It has slope one and
+    derivatives of every order at the origin, where :math:`x / (1 + |v|)`, which it is far out, has
+    none from the second on. ``limit=None`` returns ``x`` itself.
 
     Example:
         >>> import torch

@@ -14,7 +14,7 @@ from flowkit.errors import ShapeError
 
 
 def ordinary(value: Any) -> Any:
-    """A copy of a tensor that was made in inference mode, which autograd cannot keep.
+    """Copy a tensor that was made in inference mode, which autograd cannot store.
 
     Everything else is returned as it is. Call it outside of inference mode.
 
@@ -31,7 +31,7 @@ def ordinary(value: Any) -> Any:
 
 
 def leaf(x: Tensor) -> Tensor:
-    """The same numbers as a leaf that requires a gradient."""
+    """Copy a tensor as a leaf of autograd that requires a gradient."""
     return ordinary(x).detach().requires_grad_()
 
 

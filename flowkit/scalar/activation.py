@@ -17,7 +17,7 @@ from flowkit.scalar.base import ScalarMap
 @register
 @dataclass(frozen=True)
 class SmoothLeakyReLU(ScalarMap):
-    r""":math:`y = \alpha x + (1 - \alpha)\, \mathrm{softplus}(x)`, infinitely differentiable.
+    r"""A smooth leaky ReLU, :math:`y = \alpha x + (1 - \alpha)\, \mathrm{softplus}(x)`.
 
     The slope :math:`\alpha + (1 - \alpha)\, \mathrm{sigmoid}(x)` rises from :math:`\alpha` to 1.
     It has no parameters.

@@ -74,7 +74,7 @@ class _Residual:
 @register
 @dataclass(frozen=True)
 class SmoothMixture(ScalarMap):
-    r"""A mixture of smooth steps of [lower, upper] onto itself, infinitely differentiable.
+    r"""An infinitely differentiable map of [lower, upper] onto itself: a mixture of smooth steps.
 
     In units of the interval, with :math:`\sigma` the :func:`~flowkit.scalar.bump.smooth_step`,
 
