@@ -105,8 +105,9 @@ class Conditioner(nn.Module):
 class AutoregressiveConditioner(Conditioner):
     """Base class of the conditioners of autoregressive layers.
 
-    The parameters of a feature read only features before it. ``forward`` returns ``(..., features, param_size)``. The inverse of an autoregressive layer
-    calls :meth:`unroll`, which here serves every subclass, by one full pass per feature.
+    The parameters of a feature read only features before it. ``forward`` returns
+    ``(..., features, param_size)``. The inverse of an autoregressive layer calls :meth:`unroll`,
+    which here serves every subclass, by one full pass per token.
 
     Args:
         features: Number of features.

@@ -185,8 +185,8 @@ class CircularEncoding(ClipEncoding):
 
     def encode_next(self, known: list[Tensor], constants: Tensor | None, start: int) -> Tensor:
         """Those of the last piece alone."""
-        first = sum(self.sizes(start))
-        columns = slice(first, sum(self.sizes(start + len(known[-1]))))
+        stop = start + len(known[-1])
+        columns = slice(*(n + sum(self._first(n)) for n in (start, stop)))
         places, kinds = constants[:, columns]  # type: ignore[index]
         return self._columns(known[-1].mT, places - start, kinds).mT
 
