@@ -1,6 +1,5 @@
 """The command line and malformed input: one line, exit code 2, and nothing older is lost."""
 
-import json
 import os
 import re
 import signal
@@ -11,14 +10,11 @@ import time
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from safetensors.torch import load_file
 
 import flowkit
 from flowkit.cli import main
 from flowkit.cli.console import printable
-from flowkit.content import seal
 from flowkit.data.tables import read_table, write_table
 
 COLUMNS = ["height", "weight"]
@@ -425,16 +421,9 @@ def test_arrays_of_every_real_dtype_are_read(place, dtype, order):
 # ---- models ----
 
 
-def store(place, extra, **arguments):
-    """The model with something else in its header, and a right digest."""
-    recipe = {"features": 2, "layers": 1, "hidden": [4], **arguments}
-    header = {
-        "digest": "0" * 64, "format": 1, "name": "coupling_flow", "arguments": recipe,
-        "extra": extra,
-    }  # fmt: skip
-    state = load_file(place / "m.st")
-    content = safetensors.torch.save(state, {"flowkit": json.dumps(header)})
-    (place / "odd.st").write_bytes(seal(content))
+def store(place, extra):
+    """The model with something else in its header."""
+    flowkit.save(flowkit.load(place / "m.st"), place / "odd.st", extra=extra)
 
 
 EXTRAS = {
@@ -475,7 +464,7 @@ def test_samples_that_are_not_finite_are_not_written(refused, monkeypatch):
         return torch.full((shape, 2), torch.nan)
 
     monkeypatch.setattr(flowkit.Flow, "sample", sample)
-    assert "1000 of 1000 rows that are not finite" in refused("sample", "m.st", "-o", "n.csv")
+    assert "1000 of 1000 samples that are not finite" in refused("sample", "m.st", "-o", "n.csv")
 
 
 def test_many_rows_are_written_in_the_memory_of_few(place, capsys):

@@ -1,4 +1,4 @@
-"""What each command does; the demo has a file of its own."""
+"""The commands; the demo has a file of its own."""
 
 from __future__ import annotations
 
@@ -71,11 +71,16 @@ def _fit(options: argparse.Namespace) -> None:
             batch_size=options.batch_size, lr=options.lr, patience=options.patience,
             seed=options.seed, progress=not options.quiet,
         )  # fmt: skip
-    save(flow, options.output, extra={"columns": list(table.columns), "dequantized": noisy})
+    extra = {
+        "columns": list(table.columns),
+        "dequantized": noisy,
+        "recipe": {"name": options.recipe, "arguments": settings},
+    }
+    save(flow, options.output, extra=extra)
     held = (
         ""
         if history.best is None
-        else f"; held-out log-likelihood {-history.best:.4f} nats per row"
+        else f"; held-out log-likelihood {-history.best:.4f} nats per sample"
     )
     say(
         f"{options.output}: {options.recipe} of {len(table.values):,} rows and "
@@ -94,8 +99,8 @@ def _sample(options: argparse.Namespace) -> None:
             bad = ~np.isfinite(values).all(1)
             if bad.any():
                 raise DataError(
-                    f"{options.model} drew {bad.sum()} of {len(values)} rows that are not finite; "
-                    "remedy: fit it again, with a lower --lr or fewer layers"
+                    f"{options.model} drew {bad.sum()} of {len(values)} samples that are not "
+                    "finite; remedy: fit it again, with a lower --lr or fewer layers"
                 )
             for name in noisy:
                 at = columns.index(name)
@@ -103,7 +108,7 @@ def _sample(options: argparse.Namespace) -> None:
             yield values
 
     write_blocks(options.output, blocks(), options.n, columns)
-    say(f"{options.output}: {options.n:,} rows of {', '.join(columns)}")
+    say(f"{options.output}: {options.n:,} samples of {', '.join(columns)}")
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -135,20 +140,33 @@ def _score(options: argparse.Namespace) -> None:
     outside = int(np.isneginf(scores).sum())
     error = scores.std(ddof=1) / len(scores) ** 0.5 if len(scores) > 1 and not outside else np.nan
     say(
-        f"mean log-likelihood {scores.mean():.4f} +- {error:.4f} nats per row, "
-        f"{len(scores):,} rows" + (f", {outside:,} of them outside the support" if outside else "")
+        f"mean log-likelihood {scores.mean():.4f} +- {error:.4f} nats per sample, "
+        f"{len(scores):,} samples"
+        + (f", {outside:,} of them outside the support" if outside else "")
     )
 
 
 def _describe(options: argparse.Namespace) -> None:
+    from flowkit.io import read_extra
+
     flow, columns, noisy = _load(options.model)
+    recipe = _shown_recipe(read_extra(options.model).get("recipe"))
     lines = [
         f"file      {options.model}",
+        *([f"recipe    {recipe}"] if recipe else []),
         f"columns   {_joined(columns)}",
         *([f"integers  {_joined(noisy)}"] if noisy else []),
         f"dtype     {str(flow.dtype).removeprefix('torch.')}",
     ]
     say("\n".join([*lines, "", str(flow.summary())]))
+
+
+def _shown_recipe(stored: Any) -> str:
+    """The call of the recipe that ``flowkit fit`` stored; nothing where a file has none."""
+    if not isinstance(stored, dict) or not isinstance(stored.get("arguments"), dict):
+        return ""
+    arguments = ", ".join(f"{name}={json.dumps(v)}" for name, v in stored["arguments"].items())
+    return f"{stored.get('name')}({arguments})".replace("\n", "\\n")
 
 
 def _demo(options: argparse.Namespace) -> None:

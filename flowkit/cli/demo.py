@@ -13,13 +13,16 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 
-import flowkit
 from flowkit import plotting
 from flowkit.cli.console import say
 from flowkit.data.tables import write_table
 from flowkit.datasets import PhotographColours, photograph_colours
 from flowkit.files import check_writable, replacing
+from flowkit.flow import Flow
+from flowkit.io import save
+from flowkit.recipes import box_flow
 from flowkit.statistics.estimates import mean_of
+from flowkit.training import History, fit
 
 _FILES = ("corner.png", "history.png", "model.safetensors", "pointillist.png", "samples.csv")
 _NAMES = ("red [0-255]", "green [0-255]", "blue [0-255]", "x [pixels]", "y [pixels]")
@@ -52,8 +55,7 @@ def demo(folder: Path, *, seconds: float, steps: int | None, seed: int, small: b
     )
     say("training the flow")
     flow, history = train_flow(photo, train, validation, seconds, steps, seed)
-    extra = {"columns": columns, "dequantized": columns}
-    flowkit.save(flow, folder / "model.safetensors", extra=extra)
+    save(flow, folder / "model.safetensors", extra={"columns": columns, "dequantized": columns})
     say(f"drawing {_SAMPLES:,} samples")
     generator = torch.Generator().manual_seed(seed)
     samples = torch.cat([flow.sample(_SAMPLES // 10, generator=generator) for _ in range(10)])
@@ -83,17 +85,17 @@ def demo(folder: Path, *, seconds: float, steps: int | None, seed: int, small: b
 def train_flow(
     photo: PhotographColours, train: torch.Tensor, validation: torch.Tensor, seconds: float,
     steps: int | None, seed: int,
-) -> tuple[flowkit.Flow, flowkit.History]:  # fmt: skip
+) -> tuple[Flow, History]:  # fmt: skip
     """Fit a flow on the box of the pixels, position first; without steps, it times 20 of them."""
     upper = [255.5, 255.5, 255.5, photo.width - 0.5, photo.height - 0.5]
     options = {"upper": upper, "order": [3, 4, 0, 1, 2], "waves": 32, "seed": seed}
-    build = partial(flowkit.box_flow, features=5, lower=-0.5, **options)
+    build = partial(box_flow, features=5, lower=-0.5, **options)
     if steps is None:
         begun = time.perf_counter()
-        flowkit.fit(build(), train, steps=20, validation=None, progress=False)
+        fit(build(), train, steps=20, validation=None, progress=False)
         steps = max(50, int(20 * seconds / (time.perf_counter() - begun)))
     flow = build()
-    history = flowkit.fit(
+    history = fit(
         flow, train, validation=validation, steps=steps, lr=2e-3, patience=None, seed=seed
     )
     return flow, history

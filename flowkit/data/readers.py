@@ -171,37 +171,20 @@ def read_npy(path: Path, columns: Sequence[str] | None) -> Rows:
 
 
 def _npy_array(path: Path) -> np.ndarray:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        try:
-            start = file.read(4)
-            file.seek(0)
-            if start == b"PK\x03\x04":
-                raise DataError(f"{path} expected an array of numbers, got an archive of arrays")
-            version = np.lib.format.read_magic(file)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, fortran, dtype = read(file)
-        except DataError:
-            raise
-        except Exception as error:  # a header is a Python literal, which fails in many ways
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(
-                f"{path} is not a .npy file of numbers, or is damaged: {reason}"
-            ) from None
-        if dtype.hasobject or dtype.kind not in "fiub":
-            kind = "objects" if dtype.hasobject else dtype
-            raise DataError(f"{path} expected an array of numbers, got {kind}")
-        count, left = math.prod(shape), size - file.tell()
-        if min(shape, default=1) < 0 or count * dtype.itemsize != left:
-            raise DataError(
-                f"{path} is not a .npy file of numbers, or is damaged: its header says shape "
-                f"{shape} of {dtype}, {count * dtype.itemsize} bytes, and {left} follow"
-            )
-        numbers = np.fromfile(file, dtype, count)
-    return numbers.reshape(shape, order="F" if fortran else "C")
+    """Map the array into memory: nothing is unpickled, and no more is read than the file holds."""
+    try:
+        numbers = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a header is a Python literal, which fails in many ways
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is not a .npy file of numbers, or is damaged: {reason}") from None
+    if not isinstance(numbers, np.memmap):
+        raise DataError(f"{path} expected an array of numbers, got an archive of arrays")
+    if numbers.dtype.kind not in "fiub":
+        raise DataError(f"{path} expected an array of numbers, got {numbers.dtype}")
+    left = path.stat().st_size - (numbers.offset or 0) - numbers.nbytes
+    if left:
+        raise DataError(f"{path} is damaged: {left} bytes follow its array")
+    return numbers
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None) -> Rows:
