@@ -246,7 +246,7 @@ BAD_TABLES = {
     "objects": (
         "t.npy",
         lambda folder: np.save(folder / "t.npy", np.array([["a"], [None]]), allow_pickle=True),
-        "t.npy expected an array of numbers, got objects",
+        "t.npy is not a .npy file of numbers",
     ),
     "words": (
         "t.npy",
@@ -304,7 +304,7 @@ def test_parquet_without_pyarrow_names_the_remedy(fails, model, monkeypatch):
         (["--set", "layers=0"], ">= 1, got 0"),
         (["--set", "layers"], "--set expected NAME=VALUE, got 'layers'"),
         (["--set", "hidden=8"], "got 8"),
-        (["--set", "hidden=[1000000000000000]"], "got [1000000000000000]"),
+        (["--set", "hidden=[1000000000000000]"], "1000000000000000"),
         (["--recipe", "box_flow"], "lower, upper"),
         (
             ["--recipe", "box_flow", "--set", "lower=[0]", "upper=[9]"],

@@ -1,5 +1,6 @@
 """The command line and malformed input: one line, exit code 2, and nothing older is lost."""
 
+import io
 import os
 import re
 import signal
@@ -273,6 +274,13 @@ def npy(shape, descr="<f8", data=b"", version=(1, 0), order=False):
     return b"\x93NUMPY" + bytes(version) + size + header + data
 
 
+def zipped():
+    """An archive of arrays."""
+    file = io.BytesIO()
+    np.savez(file, a=np.zeros((2, 2)))
+    return file.getvalue()
+
+
 def numbers(n):
     return np.random.default_rng(0).normal(size=n).tobytes()
 
@@ -306,15 +314,15 @@ TABLES = {
     "escape.csv": (b"height,weight\n\x1b[31m,2\n", "holds text"),
     "many.csv": (b"a," * 100_000 + b"a\n", "no column"),
     "empty.npy": (b"", "not a .npy file"),
-    "claim.npy": (npy((10**11, 2)), "bytes, and 0 follow"),
-    "overflow.npy": (npy((2**40, 2**40)), "and 0 follow"),
+    "claim.npy": (npy((10**11, 2)), "is damaged: mmap length"),
+    "overflow.npy": (npy((2**40, 2**40)), "is damaged: overflow"),
     "negative.npy": (npy((-1, 2), data=numbers(2)), "is damaged"),
     "no_columns.npy": (npy((10**11, 0)), "has no columns"),
     "no_rows.npy": (npy((0, 2)), "has no rows"),
     "scalar.npy": (npy((), data=numbers(1)), "got shape ()"),
-    "cut.npy": (npy((20, 2), data=numbers(30)), "320 bytes, and 240 follow"),
-    "more.npy": (npy((20, 2), data=numbers(50)), "320 bytes, and 400 follow"),
-    "objects.npy": (npy((1, 2), "|O", b"\x80\x04]."), "got objects"),
+    "cut.npy": (npy((20, 2), data=numbers(30)), "is damaged: mmap length"),
+    "more.npy": (npy((20, 2), data=numbers(50)), "80 bytes follow its array"),
+    "objects.npy": (npy((1, 2), "|O", b"\x80\x04]."), "not a .npy file of numbers"),
     "complex.npy": (npy((1, 2), "<c16", numbers(4)), "got complex128"),
     "text.npy": (npy((1, 2), "<U1", b"a\0\0\0b\0\0\0"), "got <U1"),
     "times.npy": (npy((1, 2), "<M8[s]", numbers(2)), "got datetime64[s]"),
@@ -325,7 +333,8 @@ TABLES = {
     "version.npy": (npy((1, 2), data=numbers(2), version=(9, 9)), "not a .npy file"),
     "magic.npy": (b"\x93NUMPY", "not a .npy file"),
     "integers.npy": (npy((1, 2), "<i8", struct.pack("<qq", 2**53 + 1, 1)), "beyond 2**53"),
-    "archive.npy": (b"PK\x03\x04" + b"\0" * 100, "got an archive"),
+    "archive.npy": (b"PK\x03\x04" + b"\0" * 100, "not a .npy file of numbers"),
+    "archive_of_arrays.npy": (zipped(), "not a .npy file of numbers"),
     "infinite.npy": (npy((1, 2), data=struct.pack("<dd", np.inf, 1)), "infinite values"),
     "noise.parquet": (b"PAR1" + bytes(range(200)) + b"PAR1", "not a .parquet file"),
     "empty.parquet": (b"", "not a .parquet file"),

@@ -173,18 +173,17 @@ def read_npy(path: Path, columns: Sequence[str] | None) -> Rows:
 def _npy_array(path: Path) -> np.ndarray:
     """Map the array into memory: nothing is unpickled, and no more is read than the file holds."""
     try:
-        numbers = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="raise"):
+            numbers = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a header is a Python literal, which fails in many ways
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} is not a .npy file of numbers, or is damaged: {reason}") from None
-    if not isinstance(numbers, np.memmap):
-        raise DataError(f"{path} expected an array of numbers, got an archive of arrays")
     if numbers.dtype.kind not in "fiub":
         raise DataError(f"{path} expected an array of numbers, got {numbers.dtype}")
     left = path.stat().st_size - (numbers.offset or 0) - numbers.nbytes
     if left:
         raise DataError(f"{path} is damaged: {left} bytes follow its array")
-    return numbers
+    return np.asarray(numbers)
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None) -> Rows:
