@@ -208,9 +208,9 @@ class Matern(_Stationary):
 
     With :math:`t = \sqrt{2 \nu}\, r` it is :math:`\sigma^2 e^{-t}` for 1/2,
     :math:`\sigma^2 (1 + t)\, e^{-t}` for 3/2 and :math:`\sigma^2 (1 + t + t^2 / 3)\, e^{-t}`
-    for 5/2. The variance :math:`\sigma^2` starts at one. At coincident points the gradient is zero,
-    also for 1/2, which has a kink there; second derivatives are :math:`-3 / \ell^2` for 3/2 and
-    :math:`-5 / (3 \ell^2)` for 5/2, times the variance. The kernel 1/2 costs memory for every
+    for 5/2. The variance :math:`\sigma^2` starts at one. At coincident points the gradient is
+    zero, also for 1/2, which has a kink there; second derivatives are :math:`-3 / \ell^2` for 3/2
+    and :math:`-5 / (3 \ell^2)` for 5/2, times the variance. The kernel 1/2 costs memory for every
     feature of every pair.
 
     Args:
