@@ -127,9 +127,9 @@ class DataSplit:
             ]
 
         if not isinstance(self.source, MappedSource):
-            ahead = 1
             for step in range(count):
-                yield from read(step)
+                index = numbers(step)
+                yield index, self._balanced(self.batch(index), every)
             return
         ahead = max(1, _SAMPLES_AHEAD // max(1, size // processes))
         with ThreadPoolExecutor(1, "flowkit-rows") as reader:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import nn
@@ -49,11 +48,3 @@ class MovingAverage:
         fixed = [(old, new) for old, new in pairs if not new.requires_grad]
         for old, new in (*fixed, *zip(self.module.buffers(), module.buffers(), strict=True)):
             old.copy_(new)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The averaged weights."""
-        return self.module.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set the averaged weights."""
-        self.module.load_state_dict(state)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.checks import is_integer
 from flowkit.errors import CheckpointError, DataError
 from flowkit.files import check_writable, remove_leftovers, replacing
 from flowkit.training.history import History
@@ -142,8 +143,7 @@ def _first_wrong(content: Any) -> str:
         if not isinstance(content.get(name), dict):
             return name
     for name in ("epoch", "done", "waited"):
-        value = content.get(name)
-        if type(value) is not int or value < 0:
+        if not is_integer(content.get(name)) or content[name] < 0:
             return name
     if type(content["settings"].get("total_steps")) is not int:
         return "total_steps"

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from flowkit.training import resume
-from flowkit.training.gradients import non_finite_weights
 from flowkit.training.history import History
 from flowkit.training.keys import Reading
-from flowkit.training.output import Silent
+from flowkit.training.nonfinite import non_finite_weights
+from flowkit.training.output import Output
 from flowkit.training.progress import Progress
 from flowkit.training.randomness import seed_of
 from flowkit.training.setup import Plan
@@ -24,7 +24,7 @@ from flowkit.training.validation import validate
 from flowkit.training.warn import warn
 
 
-def run(plan: Plan, progress: Progress, output: Silent) -> History:
+def run(plan: Plan, progress: Progress, output: Output) -> History:
     """Run epochs until the fit stops.
 
     Args:
@@ -62,7 +62,7 @@ def run(plan: Plan, progress: Progress, output: Silent) -> History:
 
 
 @contextmanager
-def _restoring(plan: Plan, progress: Progress, output: Silent) -> Iterator[None]:
+def _restoring(plan: Plan, progress: Progress, output: Output) -> Iterator[None]:
     """Restore the best weights in evaluation mode, whatever ends the fit.
 
     After an error or an interrupt these are those of the best validated epoch, or without
@@ -78,7 +78,7 @@ def _restoring(plan: Plan, progress: Progress, output: Silent) -> Iterator[None]
     else:
         weights = progress.best
         if weights is None and plan.average is not None:
-            weights = plan.average.state_dict()
+            weights = plan.judged.state_dict()
         if weights is not None:
             plan.step.load_state_dict(weights)
     finally:
@@ -102,7 +102,7 @@ def _batches(
         )
 
 
-def _epoch(plan: Plan, progress: Progress, updates: Updates, output: Silent) -> None:
+def _epoch(plan: Plan, progress: Progress, updates: Updates, output: Output) -> None:
     """Do the steps of one epoch, validate, and record what happened."""
     begun = time.perf_counter()
     plan.random.begin_epoch(progress.epoch)

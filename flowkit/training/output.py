@@ -14,11 +14,21 @@ _SECONDS_BETWEEN_LINES = 30.0
 _LINES_PER_FIT = 10
 
 
-class Silent:
-    """Show nothing; the interface of what shows a fit."""
+class Output:
+    """Show nothing; the interface of what shows a fit.
+
+    Args:
+        stream: Where messages go; ``None`` for nowhere.
+    """
+
+    def __init__(self, stream: Any = None) -> None:
+        self.stream = stream
 
     def say(self, text: str) -> None:
-        """Show a message."""
+        """Write a line, above the bar if there is one."""
+        if self.stream is not None:
+            self.stream.write(f"fit: {text}\n")
+            self.stream.flush()
 
     def begin(self, progress: Progress) -> None:
         """Show that steps begin."""
@@ -31,19 +41,16 @@ class Silent:
 
     def end(self, progress: Progress | None = None) -> None:
         """Show why the fit stopped and which weights it leaves; without a fit only tidy up."""
+        if progress is not None:
+            self.say(outcome(progress))
 
 
-class Lines(Silent):
+class Lines(Output):
     """Write lines: at every tenth of the fit, and if that takes long, every half minute."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream
+        super().__init__(stream)
         self.last, self.tenth = time.monotonic(), 0
-
-    def say(self, text: str) -> None:
-        """Write a line."""
-        self.stream.write(f"fit: {text}\n")
-        self.stream.flush()
 
     def begin(self, progress: Progress) -> None:
         """Start the clock."""
@@ -73,13 +80,8 @@ class Lines(Silent):
                 text += f", validation {_number(history.validation[-1])}"
             self._write(progress, text)
 
-    def end(self, progress: Progress | None = None) -> None:
-        """Write the last line."""
-        if progress is not None:
-            self.say(outcome(progress))
 
-
-class Bar(Silent):
+class Bar(Output):
     """Show a progress bar over all steps.
 
     Args:
@@ -88,14 +90,9 @@ class Bar(Silent):
     """
 
     def __init__(self, kind: Any, stream: Any) -> None:
-        self.kind, self.stream = kind, stream
+        super().__init__(stream)
+        self.kind = kind
         self.bar: Any = None
-
-    def say(self, text: str) -> None:
-        """Write a line above the bar."""
-        if self.stream is not None:
-            self.stream.write(f"fit: {text}\n")
-            self.stream.flush()
 
     def begin(self, progress: Progress) -> None:
         """Show the bar."""
@@ -120,15 +117,14 @@ class Bar(Silent):
             if progress is not None and self.stream is None:
                 self.bar.set_postfix_str(outcome(progress))
             self.bar.close()
-        if progress is not None:
-            self.say(outcome(progress))
+        super().end(progress)
 
 
-def output(shown: bool) -> Silent:
+def output(shown: bool) -> Output:
     """Choose what shows a fit: nothing, a bar, or lines where standard error is no terminal."""
     stream = sys.stderr
     if not shown or stream is None:
-        return Silent()
+        return Output()
     if _in_notebook():
         # Without these a bar of tqdm is a warning and a heap of carriage returns.
         if importlib.util.find_spec("ipywidgets") is None:

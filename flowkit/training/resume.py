@@ -9,13 +9,13 @@ from typing import Any
 from flowkit.errors import CheckpointError
 from flowkit.training.checkpoint import read_checkpoint, same_shapes, write_checkpoint
 from flowkit.training.history import History
-from flowkit.training.output import Silent
+from flowkit.training.output import Output
 from flowkit.training.progress import Progress
 from flowkit.training.setup import Plan
 from flowkit.training.warn import warn
 
 
-def begin(plan: Plan, output: Silent) -> Progress:
+def begin(plan: Plan, output: Output) -> Progress:
     """Return the progress of a fit, from its checkpoint if there is one.
 
     Args:

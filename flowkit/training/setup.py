@@ -28,7 +28,7 @@ from flowkit.training.average import MovingAverage
 from flowkit.training.checkpoint import described, plain_settings
 from flowkit.training.keys import check_keys
 from flowkit.training.optimizers import choose_optimizer, choose_scheduler, needs_closure
-from flowkit.training.output import Silent
+from flowkit.training.output import Output
 from flowkit.training.processes import Processes
 from flowkit.training.randomness import Randomness
 from flowkit.training.step import Step
@@ -110,7 +110,7 @@ class Plan:
         parts = {
             "scheduler": self.scheduler,
             "plateau": self.plateau,
-            "average": self.average,
+            "average": None if self.average is None else self.average.module,
             "scaler": scaler,
         }
         return {name: part for name, part in parts.items() if part is not None}
@@ -209,7 +209,7 @@ def make_plan(
     train: DataSplit | None,
     held: DataSplit | None,
     generator: torch.Generator,
-    output: Silent,
+    output: Output,
 ) -> Plan:
     """Build optimiser, schedule and average, and hand the step to Fabric."""
     batch_size, per_epoch = options.batch_size, _EPOCH_WITHOUT_DATA

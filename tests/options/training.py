@@ -31,7 +31,7 @@ from flowkit.training import repeated_splits
 from flowkit.training.keys import Watched
 from flowkit.training.nonfinite import non_finite_error
 from flowkit.training.optimizers import choose_optimizer
-from flowkit.training.output import Bar, Lines, Silent
+from flowkit.training.output import Bar, Output
 from flowkit.training.progress import Progress
 
 from .harness import differs, falls, of, rises, same, seeds, shows
@@ -379,6 +379,14 @@ def ended(make: Any) -> Any:
     return see
 
 
-of(Lines.end, ended(Lines), progress=differs(done))
+of(
+    Output,
+    lambda **o: isinstance(Output(**o).stream, io.StringIO),
+    stream=shows(bool, io.StringIO()),
+)
 of(Bar.end, ended(lambda text: Bar(None, text)), progress=differs(done))
-of(Silent.end, ended(lambda text: Silent()), progress=same(done))  # it shows nothing
+of(
+    Output.end,
+    ended(Output),
+    progress=(differs(done), same(done, see=ended(lambda text: Output()))),
+)
