@@ -1,5 +1,6 @@
 # make demo: fit, score and sample a density on real data, in a few minutes
-# make test: the whole test suite
+# make test: all tests but the long ones, in a few minutes
+# make test-slow: the long ones
 # make test-oldest: the suite with the oldest versions that are declared
 # make lint: style, types, the direction of imports, the vocabulary
 # make bench: speed beside the limit and the peers, into docs/results (about half an hour)
@@ -10,13 +11,16 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 JOBS ?= 2
 
-.PHONY: demo test test-oldest lint bench docs clean
+.PHONY: demo test test-slow test-oldest lint bench docs clean
 
 demo: .venv/.core
 	.venv/bin/flowkit demo --output demo
 
 test: .venv/.test
-	.venv/bin/python -m pytest -n $(JOBS)
+	.venv/bin/python -m pytest -n $(JOBS) -m "not slow"
+
+test-slow: .venv/.test
+	.venv/bin/python -m pytest -n $(JOBS) -m slow
 
 # The oldest versions that pyproject.toml declares, of everything but torch and Python unless
 # TORCH and PYTHON say so. Newer packages below them warn, which is no failure here.

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch.distributions import biject_to, transform_to
 
+from flowkit import checks
 from flowkit.bases import Base
 from flowkit.errors import NotInvertibleError
 from flowkit.testing.densities import total_mass
@@ -59,6 +60,7 @@ def check_base(
         >>> check_base(Logistic(1)).skipped
         {'R13': 'there are no parameters to learn'}
     """
+    seed = checks.integer("check_base", "seed", seed, least=0, most=None)
     x = transform_to(base.support)(noise_of(ROWS, *base.event_shape, seed=seed))
     call = lambda module, x, context: module.log_prob(x, context)  # noqa: E731
     rules: dict[str, tuple[str, PartRule]] = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from flowkit import checks
 from flowkit.conditioners import AutoregressiveConditioner, Conditioner
 from flowkit.testing.parts import (
     DTYPES,
@@ -58,6 +59,7 @@ def check_conditioner(
         >>> check_conditioner(MaskedMLP(3, 2, hidden=(8,))).skipped
         {}
     """
+    seed = checks.integer("check_conditioner", "seed", seed, least=0, most=None)
     causal = isinstance(conditioner, AutoregressiveConditioner)
     net: Any = conditioner
     x = noise_of(ROWS, net.in_features, seed=seed) if x is None else x.double()

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.bases import Base, StandardNormal
 from flowkit.checks import fail
 from flowkit.errors import ShapeError
@@ -131,6 +132,10 @@ def check_transform(
         {'R14': 'the transform is deterministic',
          'R15': 'an event of 3 numbers is too large for a grid'}
     """
+    name = "check_transform"
+    seed = checks.integer(name, "seed", seed, least=0, most=None)
+    noise = checks.number(name, "noise", noise, least=0)
+    reach = checks.numbers(name, "far", far, len(checks.as_list(far) or [0]), least=0)
     bounds = {**TOLERANCE, **(tolerance or {})}
     if missing := set(dtypes) - set(bounds):
         raise fail("check_transform", "tolerance", f"one for {missing}", tolerance)
@@ -147,7 +152,7 @@ def check_transform(
         if base is not None
         else StandardNormal(*mapped_shape(moved, x.shape[1:])),
         target=target,
-        far=tuple(far),
+        far=reach if checks.as_list(far) else (),
         tolerance=bounds[torch.float64],
         backend=backend,
         starts_at_identity=starts_at_identity,

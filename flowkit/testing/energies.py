@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from flowkit import checks
 from flowkit.energies import Energy
 from flowkit.errors import NotInvertibleError
 from flowkit.testing.densities import total_mass
@@ -57,6 +58,7 @@ def check_energy(
         >>> check_energy(DoubleWell()).skipped
         {'R13': 'there are no parameters to learn'}
     """
+    seed = checks.integer("check_energy", "seed", seed, least=0, most=None)
     call = lambda module, x, context: module(x, context)  # noqa: E731
     rules: dict[str, tuple[str, PartRule]] = {
         "R5": ("the force is minus the gradient", _forces),

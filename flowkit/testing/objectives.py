@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flowkit import checks
 from flowkit.flow import Flow
 from flowkit.objectives import Batch, Loss, Objective
 from flowkit.testing.parts import (
@@ -62,6 +63,7 @@ def check_objective(
         >>> check_objective(MaximumLikelihood(), elementwise_flow(2), batch).skipped
         {}
     """
+    seed = checks.integer("check_objective", "seed", seed, least=0, most=None)
 
     def asked(rule: Callable[[Any], str | None], dtype: torch.dtype) -> str | None:
         parts = copy.deepcopy(nn.ModuleList([objective, flow])).to(dtype)

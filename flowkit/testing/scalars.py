@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.errors import ContractError
 from flowkit.scalar import ScalarMap
 from flowkit.testing.points import (
@@ -72,6 +73,10 @@ def check_scalar(
         >>> check_scalar(RationalQuadraticSpline(bins=4)).skipped
         {}
     """
+    seed = checks.integer("check_scalar", "seed", seed, least=0, most=None)
+    reach = checks.number("check_scalar", "reach", reach, above=1e-3)
+    count = len(checks.as_list(scales) or [0])
+    scales = checks.numbers("check_scalar", "scales", scales, count, least=0)
     rules = {
         "R4": ("the inverse undoes forward", _round_trips),
         "R5": ("log_slope is that of autodiff", _slopes),

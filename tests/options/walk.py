@@ -1,7 +1,6 @@
 """Every keyword argument of every public callable of flowkit, found by a walk over signatures.
 
-A public name is one in the ``__all__`` of a module whose path has no leading underscore or, where
-a module has no ``__all__``, a name without a leading underscore that is defined there. A public
+A public name is one in the ``__all__`` of the package or one of its direct parts. A public
 callable is a public function, the constructor of a public class, or one of its public methods
 (``__call__`` too); a function counts once, under the first public class that has it, so that
 methods inherited from private classes count as well. A keyword argument is a parameter with a
@@ -33,10 +32,19 @@ def modules() -> Iterator[ModuleType]:
             yield importlib.import_module(found.name)
 
 
-def public_objects() -> Iterator[Any]:
-    """Every public class and function, once; protocols are made by nobody."""
+def packages() -> Iterator[ModuleType]:
+    """The package and its direct parts, whose ``__all__`` says what is public."""
+    yield flowkit
+    for found in pkgutil.iter_modules(flowkit.__path__, "flowkit."):
+        module = importlib.import_module(found.name)
+        if hasattr(module, "__all__"):
+            yield module
+
+
+def public_objects(everything: bool = False) -> Iterator[Any]:
+    """Every public class and function, once, or those of all modules; no protocols."""
     seen = set()
-    for module in modules():
+    for module in modules() if everything else packages():
         names = getattr(module, "__all__", None)
         for name in names if names is not None else sorted(vars(module)):
             thing = getattr(module, name)
@@ -91,12 +99,17 @@ def commands() -> dict[tuple[str, str], Any]:
     }
 
 
-def arguments() -> dict[tuple[str, str], Any]:
-    """(callable, argument) -> the callable, for every keyword argument and command-line option."""
+def arguments(everything: bool = False) -> dict[tuple[str, str], Any]:
+    """(callable, argument) -> the callable, for every keyword argument and command-line option.
+
+    Args:
+        everything: Whether to walk all modules, also over what is not public.
+    """
     found: dict[tuple[str, str], Any] = commands()
     seen = set()
     # A class before those that inherit from it, so that a method counts where it is defined.
-    things = sorted(public_objects(), key=lambda t: len(t.__mro__) if inspect.isclass(t) else 0)
+    found_in = public_objects(everything)
+    things = sorted(found_in, key=lambda t: len(t.__mro__) if inspect.isclass(t) else 0)
     for thing in things:
         for target in methods(thing) if inspect.isclass(thing) else [thing]:
             function = function_of(target)
