@@ -9,11 +9,22 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+import flowkit
 from flowkit.bases import StandardNormal, Uniform
+from flowkit.conditioners import MLP
+from flowkit.energies import Energy
 from flowkit.errors import ContractError
+from flowkit.objectives import Loss, MaximumLikelihood
 from flowkit.scalar import Affine
 from flowkit.stochastic import Metropolis
-from flowkit.testing import check_scalar, check_transform
+from flowkit.testing import (
+    check_base,
+    check_conditioner,
+    check_energy,
+    check_objective,
+    check_scalar,
+    check_transform,
+)
 from flowkit.testing.points import expect_one_sided_derivatives, expect_second_derivatives
 from flowkit.testing.probe import Probe
 from flowkit.toys import DoubleWell
@@ -218,4 +229,112 @@ of(
         lambda: expect_second_derivatives("f", bent, at, torch.Generator().manual_seed(0), **o)
     ),
     wraps=shows(holds, True),
+)
+
+# Other parts ---------------------------------------------------------------------------------
+
+
+class Heavier(StandardNormal):
+    """A base whose density is not that of its samples."""
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        return super().log_prob(z) + 0.2
+
+
+class Remembering(StandardNormal):
+    """A base that remembers where it was asked."""
+
+    asked: list[Tensor] = []
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        self.asked.append(z.detach().clone())
+        return super().log_prob(z)
+
+
+class Drifting(Energy):
+    """An energy whose force is no gradient; it remembers where it was asked."""
+
+    asked: list[Tensor] = []
+
+    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        self.asked.append(x.detach().clone())
+        return x.square().sum(-1)
+
+    def energy_and_force(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.energy(x), 1 - 2 * x
+
+
+class Lifted(MLP):
+    """A network that does not start at zero; it remembers what it read."""
+
+    asked: list[Tensor] = []
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        self.asked.append(x.detach().clone())
+        return super().forward(x, context) + 1
+
+
+class Doubling(MaximumLikelihood):
+    """A loss with draws of the global state, and another gradient; it remembers the weights."""
+
+    asked: list[Tensor] = []
+
+    def forward(self, flow: Any, batch: Any, *, generator: Any = None, progress: Any = 1) -> Any:
+        self.asked.append(next(flow.parameters()).detach().clone())
+        value = super().forward(flow, batch).value
+        return Loss(value + value.detach(), {})
+
+
+def reported(check: Any, *parts: Any, **options: Any) -> str:
+    """The report on a part, or the rule that it breaks."""
+    try:
+        return str(check(*parts, **{"dtypes": (torch.float64,), **options}))
+    except ContractError as error:
+        return str(error)
+
+
+def first_asked(part: Any, check: Any, *more: Any, **options: Any) -> Any:
+    """What a part was given at first."""
+    part.asked.clear()
+    reported(check, part, *more, **options)
+    return part.asked[0]
+
+
+remembering = Remembering(1)
+heavier, drifting, lifted = Heavier(1), Drifting((2,)), Lifted(2, 2, hidden=(4,))
+doubling, learned = Doubling(), flowkit.elementwise_flow(2)
+PARTS: list[tuple[Any, tuple[Any, ...], tuple[str, ...]]] = [
+    (check_base, (heavier,), ("R5", "R14", "R15")),
+    (check_energy, (drifting,), ("R5",)),
+    (check_conditioner, (lifted,), ("R12",)),
+    (check_objective, (doubling, learned, {"x": X}), ("R7",)),
+]
+for check, parts, wrong in PARTS:
+    reasons = dict.fromkeys(wrong, "known")
+    of(
+        check,
+        lambda check=check, parts=parts, **o: reported(check, *parts, **o),
+        skip=shows(holds, reasons),
+        dtypes=differs(
+            (torch.float32,),
+            (torch.float64, torch.float32),
+            base=(torch.float64,),
+            using={"skip": reasons},
+        ),
+    )
+of(check_base, lambda **o: first_asked(remembering, check_base, **o), seed=seeds())
+of(check_energy, lambda **o: first_asked(drifting, check_energy, **o), seed=seeds())
+of(
+    check_conditioner,
+    lambda **o: first_asked(lifted, check_conditioner, **o),
+    seed=seeds(),
+    x=differs(2 * X),
+    starts_at_zero=shows(
+        holds, False, base=True, see=lambda **o: reported(check_conditioner, lifted, **o)
+    ),
+)
+of(
+    check_objective,
+    lambda **o: first_asked(doubling, check_objective, learned, {"x": X}, **o),
+    seed=seeds(),
 )
