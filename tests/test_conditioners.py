@@ -38,6 +38,23 @@ def test_a_context_counts_among_the_inputs(context):
     assert abs(kept.mean() - 2) < 4 * 1.8 / WIDTH**0.5
 
 
+def test_a_residual_perceptron_has_the_widths_activation_and_context_that_it_is_given():
+    x, context = torch.randn(5, 2), torch.ones(5, 3)
+    for width, blocks in ((4, 1), (6, 3)):
+        net = ResidualMLP(2, 4, context=3, hidden=(width,) * blocks)
+        inner = 2 * blocks * (width + 1) * width
+        count = sum(p.numel() for p in net.parameters())
+        assert count == (2 + 3 + 1) * width + inner + (width + 1) * 4
+    outputs = []
+    for activation in ("relu", "tanh", "silu"):
+        net = ResidualMLP(2, 4, context=3, hidden=(4,), activation=activation)
+        net = randomize(net, 0.5, torch.Generator().manual_seed(0))
+        outputs.append(net(x, context))
+        assert not torch.equal(net(x, context), net(x, 2 * context))
+    assert not torch.allclose(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[0], outputs[2])
+
+
 @pytest.mark.parametrize("kind", [MLP, ResidualMLP, MaskedMLP])
 def test_the_last_layer_starts_at_zero(kind):
     assert not kind(4, 6)(torch.randn(9, 4)).any()

@@ -35,7 +35,6 @@ tiny = {"hidden": (8,)}
 # Constructors -------------------------------------------------------------------------------
 
 of(MLP, None, **network(partial(MLP, 2, 4), FAR))
-of(ResidualMLP, None, **network(partial(ResidualMLP, 2, 4), FAR))
 of(
     MaskedMLP,
     None,
