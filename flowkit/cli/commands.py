@@ -37,25 +37,24 @@ def _fit(options: argparse.Namespace) -> None:
     settings = _settings(options.settings)
     table = read_table(options.data, chosen)
     _check_varied(table, options.data)
-    whole = _whole_columns(table)
-    if options.dequantize and not whole:
+    integers = _integer_columns(table)
+    if options.dequantize and not integers:
         raise DataError(f"--dequantize expected columns of integers, {options.data} has none")
-    if whole and not options.dequantize:
+    if integers and not options.dequantize:
         _note(
-            f"columns of integers: {_joined(whole)}, at which a density has no upper bound; "
+            f"columns of integers: {_joined(integers)}, at which a density has no upper bound; "
             "remedy: --dequantize"
         )
-    rounded = [name for name in _repeating_columns(table) if name not in whole]
+    rounded = [name for name in _repeating_columns(table) if name not in integers]
     if rounded:
         _note(
             f"columns with values that repeat: {_joined(rounded)}, as rounded numbers do; a "
             "density has no upper bound at them; remedy: multiply them to integers and use "
             "--dequantize, or FlowDensity(dequantize=width) in Python"
         )
-    noisy = whole if options.dequantize else []
+    noisy = integers if options.dequantize else []
     width = np.array([float(name in noisy) for name in table.columns])
-    double = needs_double(*size_and_spread(table.values, width))
-    fine = [name for name, is_fine in zip(table.columns, double, strict=True) if is_fine]
+    fine = _where(needs_double(*size_and_spread(table.values, width)), table)
     if fine:
         _note(f"float32 would lose digits of {', '.join(fine)}; the flow is fitted in float64")
     dtype = torch.float64 if fine else torch.float32
@@ -121,7 +120,7 @@ def _score(options: argparse.Namespace) -> None:
             f"{options.model} expected {len(columns)} columns, got {table.unnamed} in "
             f"{options.data}"
         )
-    fractional = set(noisy) - set(_whole_columns(table))
+    fractional = set(noisy) - set(_integer_columns(table))
     if fractional:
         raise DataError(
             f"{options.data}: column(s) {', '.join(sorted(fractional))} expected integers, "
@@ -317,8 +316,7 @@ def _check_differs(output: str, inputs: Sequence[str]) -> None:
 def _check_varied(table: Table, path: str) -> None:
     if len(table.values) < _LEAST_ROWS:
         raise DataError(f"a fit needs at least {_LEAST_ROWS} rows, {path} has {len(table.values)}")
-    flat = table.values.min(0) == table.values.max(0)
-    constant = [name for name, is_flat in zip(table.columns, flat, strict=True) if is_flat]
+    constant = _where(table.values.min(0) == table.values.max(0), table)
     if constant:
         raise DataError(
             f"{path}: column(s) {', '.join(map(repr, constant))} are constant, so they have no "
@@ -326,9 +324,13 @@ def _check_varied(table: Table, path: str) -> None:
         )
 
 
-def _whole_columns(table: Table) -> list[str]:
-    whole = (table.values == table.values.round()).all(0)
-    return [name for name, is_whole in zip(table.columns, whole, strict=True) if is_whole]
+def _integer_columns(table: Table) -> list[str]:
+    return _where((table.values == table.values.round()).all(0), table)
+
+
+def _where(chosen: np.ndarray, table: Table) -> list[str]:
+    """Names of the chosen columns."""
+    return [table.columns[i] for i in np.flatnonzero(chosen)]
 
 
 def _repeating_columns(table: Table) -> list[str]:
@@ -340,22 +342,15 @@ def _repeating_columns(table: Table) -> list[str]:
 
 def _objective(width: np.ndarray, dtype: torch.dtype) -> Any:
     """Likelihood of values in their cells; None for plain likelihood."""
-    if not width.any():
-        return None
     from flowkit.estimators.rounded import DequantizedLikelihood
 
-    return DequantizedLikelihood(torch.from_numpy(width).to(dtype))
+    return DequantizedLikelihood(torch.from_numpy(width).to(dtype)) if width.any() else None
 
 
-@torch.no_grad()
 def _log_prob(flow: Any, table: Table, noisy: Sequence[str]) -> np.ndarray:
     """Log-densities of the rows; of their cells in columns of integers."""
-    x = torch.from_numpy(table.values).to(flow.dtype)
-    if not noisy:
-        parts = [flow.log_prob(block) for block in x.split(_BLOCK)]
-    else:
-        from flowkit.estimators.rounded import cell_log_prob
+    from flowkit.estimators.rounded import cell_log_prob
 
-        width = np.array([float(name in noisy) for name in table.columns])
-        parts = [cell_log_prob(flow, block, width) for block in x.split(_BLOCK)]
-    return torch.cat(parts).double().numpy()
+    width = np.array([float(name in noisy) for name in table.columns])
+    blocks = torch.from_numpy(table.values).to(flow.dtype).split(_BLOCK)
+    return torch.cat([cell_log_prob(flow, x, width) for x in blocks]).double().numpy()

@@ -1,4 +1,4 @@
-"""The three kinds of tables: reads are bounded by the size of the file, nothing is unpickled."""
+"""Readers of .csv, .npy and .parquet files, bounded by their size; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import math
 import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def _csv_values(
     *,
     plain: bool,
 ) -> np.ndarray:
-    """The numbers of the chosen columns; an empty cell is missing."""
+    """Read the numbers of the chosen columns; an empty cell is missing."""
     values, blank = array("d"), 0
     for row in rows:
         if not row:
@@ -202,7 +202,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None) -> Rows:
                 f"{max(rows, about.num_rows)} rows"
             )
         table = file.read(columns=list(names)).select(list(names))
-        parts = [_parquet_column(table[name], name, path) for name in names]
+        parts = [_parquet_column(arrow, table[name], name, path) for name in names]
     except DataError:
         raise
     except (arrow.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
@@ -221,25 +221,12 @@ def _check_types(arrow: Any, kinds: Sequence[Any], names: Sequence[str], path: P
             )
 
 
-def _parquet_column(column: Any, name: str, path: Path) -> np.ndarray:
-    """One column as float64, with NaN where a value is missing."""
-    parts = list(_parquet_chunks(column, name, path))
-    return np.concatenate(parts) if parts else np.empty(0)
-
-
-def _parquet_chunks(column: Any, name: str, path: Path) -> Iterator[np.ndarray]:
-    for chunk in column.chunks:
-        if str(chunk.type) == "halffloat" and chunk.null_count:
-            yield np.array(chunk.to_pylist(), dtype=np.float64)
-            continue
-        whole = str(chunk.type).lstrip("u").startswith("int")
-        empty = chunk.is_null().to_numpy(zero_copy_only=False)
-        filled = chunk.fill_null(0) if chunk.null_count else chunk
-        numbers = filled.to_numpy(zero_copy_only=False)
-        beyond = (numbers > _LARGEST_INTEGER) | (numbers < -_LARGEST_INTEGER)
-        if whole and beyond.any():
-            raise _too_long(path, name)
-        yield np.where(empty, np.nan, numbers.astype(np.float64))
+def _parquet_column(arrow: Any, column: Any, name: str, path: Path) -> np.ndarray:
+    """Convert one column to float64, with NaN where a value is missing."""
+    try:
+        return column.cast(arrow.float64()).to_numpy()
+    except arrow.ArrowInvalid:
+        raise _too_long(path, name) from None
 
 
 READERS: dict[str, Callable[[Path, Sequence[str] | None], Rows]] = {
