@@ -311,7 +311,7 @@ def test_parquet_without_pyarrow_names_the_remedy(fails, model, monkeypatch):
             "2 feature(s)",
         ),
         (["--set", "scalar=quadratic"], "'quadratic'"),
-        (["--set", "context=2"], "the command line serves flows of plain rows"),
+        (["--set", "context=2"], "the command line serves flows of plain tables"),
         (["--columns", "height,age"], "t.csv has no column 'age'; it has 'height', 'weight'"),
         (["--columns", "height,height"], "columns were named twice"),
         (["--validation", "1.5"], "got 1.5"),
@@ -353,7 +353,7 @@ def test_unusable_models_are_refused_in_words(fails, model, tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "other.st")
     assert "without a flow in its header" in fails("describe", "other.st")
     flowkit.save(flowkit.coupling_flow(2, context=1, layers=1), tmp_path / "conditional.st")
-    assert "serves flows of plain rows" in fails("sample", "conditional.st", "-o", "x.npy")
+    assert "serves flows of plain tables" in fails("sample", "conditional.st", "-o", "x.npy")
     flow = flowkit.coupling_flow(2, layers=1)
     flowkit.save(flow, tmp_path / "names.st", extra={"columns": ["a"]})
     assert "names the columns ['a'], its flow has 2" in fails("describe", "names.st")

@@ -73,11 +73,11 @@ def _fit(command: argparse.ArgumentParser) -> None:
         help="dequantize columns of integers: add uniform noise in [-1/2, 1/2), score cells, and "
         "round samples to integers",
     )  # fmt: skip
-    add("--validation", type=float, default=0.1, help="fraction of the rows held out, in [0, 1)")
+    add("--validation", type=float, default=0.1, help="fraction of the samples held out, in [0, 1)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_POSITIVE, help="maximum number of epochs (100)")
     length.add_argument("--steps", type=_POSITIVE, help="optimiser steps, in place of epochs")
-    add("--batch-size", type=_POSITIVE, default=256, help="rows per step")
+    add("--batch-size", type=_POSITIVE, default=256, help="samples per step")
     add("--lr", type=_above_zero, default=1e-3, help="learning rate")
     add("--patience", type=_POSITIVE, default=20, help="epochs without gain before stopping")
     add("--seed", type=_SEED, default=0, help="seed of everything random")

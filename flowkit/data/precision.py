@@ -30,7 +30,7 @@ def size_and_spread(values: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, 
     """Largest absolute value per column, or 1 if that is 0, and the spread relative to it.
 
     Args:
-        values: ``(rows, columns)``.
+        values: ``(samples, columns)``.
         width: ``(columns,)``, the width of the noise that will be added to each; 0 for none.
     """
     size = np.maximum(np.abs(values).max(0), width)
@@ -54,7 +54,7 @@ def choose_dtype(values: np.ndarray, width: np.ndarray, names: Sequence[Any]) ->
     """Choose the dtype to train in, float32 where it holds the digits of every column.
 
     Args:
-        values: ``(rows, columns)``, called X in messages.
+        values: ``(samples, columns)``, called X in messages.
         width: ``(columns,)``, the width of the noise that will be added to each; 0 for none.
         names: Names of the columns.
 

@@ -1,4 +1,4 @@
-"""Tables of numbers in and out: .csv with numpy alone, .npy, and .parquet with pyarrow."""
+"""Tables of numbers: reading and writing .csv, .npy, and .parquet files."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def check_extension(path: str | Path) -> None:
 
 
 def pyarrow() -> Any:
-    """The package, with its submodule for files.
+    """Import pyarrow with its submodule for files.
 
     Raises:
         MissingDependencyError: If it is not installed.
@@ -187,10 +187,10 @@ def pyarrow() -> Any:
 def choose(
     present: Sequence[str] | int, columns: Sequence[str] | None, path: Path
 ) -> tuple[list[int], tuple[str, ...]]:
-    """Positions and names of the wanted columns, in a file with names or with a mere number.
+    """Choose columns by name, in a file with names or with a mere number of columns.
 
     Raises:
-        DataError: If there are no columns, or a wanted one is missing, nameless or named twice.
+        DataError: If there are no columns, or a chosen one is missing, nameless or named twice.
     """
     if not present:
         raise DataError(f"{path} has no columns")
@@ -205,22 +205,22 @@ def choose(
             names = tuple(columns)
     else:
         names = tuple(present)
-    wanted = names if columns is None else tuple(columns)
-    if "" in wanted:
+    chosen = names if columns is None else tuple(columns)
+    if "" in chosen:
         raise DataError(
-            f"{path}: column {wanted.index('') + 1} has no name; remedy: name it (pandas writes "
+            f"{path}: column {chosen.index('') + 1} has no name; remedy: name it (pandas writes "
             "its index so: index=False), or choose others with --columns"
         )
-    missing = [name for name in wanted if name not in names]
+    missing = [name for name in chosen if name not in names]
     if missing:
         raise DataError(f"{path} has no column {_listed(missing)}; it has {_listed(names)}")
-    twice = sorted(name for name, count in Counter(names).items() if count > 1 and name in wanted)
+    twice = sorted(name for name, count in Counter(names).items() if count > 1 and name in chosen)
     if twice:
         raise DataError(f"{path} has more than one column named {_listed(twice)}")
-    if len(set(wanted)) < len(wanted):
-        raise DataError(f"columns were named twice: {_listed(wanted)}")
+    if len(set(chosen)) < len(chosen):
+        raise DataError(f"columns were named twice: {_listed(chosen)}")
     place = {name: i for i, name in enumerate(names)}
-    return [place[name] for name in wanted], wanted
+    return [place[name] for name in chosen], chosen
 
 
 def _listed(names: Sequence[str]) -> str:

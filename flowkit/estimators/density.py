@@ -118,10 +118,10 @@ class FlowDensity(DensityMixin, FlowEstimator):
         """Fit the flow.
 
         Args:
-            X: ``(rows, columns)``, numbers, in any units: the flow standardises for itself.
+            X: ``(samples, columns)``, numbers, in any units: the flow standardises for itself.
             y: Ignored; pipelines pass it.
-            sample_weight: ``(rows,)``, non-negative; a weight of 2 counts as two rows, and a
-                weight of 0 takes the row out. Only the ratios matter.
+            sample_weight: ``(samples,)``, non-negative; a weight of 2 counts as two samples, and a
+                weight of 0 takes the sample out. Only the ratios matter.
 
         Returns:
             The estimator itself.
@@ -149,10 +149,10 @@ class FlowDensity(DensityMixin, FlowEstimator):
         sample: plus the logarithms of the widths, the log-probability of the rounded sample.
 
         Args:
-            X: ``(rows, columns)``.
+            X: ``(samples, columns)``.
 
         Returns:
-            ``(rows,)``, float64.
+            ``(samples,)``, float64.
 
         Raises:
             NotFittedError: Before ``fit``.
@@ -174,7 +174,7 @@ class FlowDensity(DensityMixin, FlowEstimator):
         be compared; :class:`sklearn.neighbors.KernelDensity` returns the total instead.
 
         Args:
-            X: ``(rows, columns)``.
+            X: ``(samples, columns)``.
             y: Ignored; grid searches pass it.
 
         Example:

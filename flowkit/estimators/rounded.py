@@ -58,11 +58,11 @@ def cell_log_prob(flow: Flow, x: Tensor, width: np.ndarray) -> Tensor:
 
     Args:
         flow: The flow.
-        x: ``(rows, columns)``.
+        x: ``(samples, columns)``.
         width: ``(columns,)``, 0 for columns that were not rounded.
 
     Returns:
-        ``(rows,)``.
+        ``(samples,)``.
     """
     rounded = np.flatnonzero(width > 0).tolist()
     if not rounded:
