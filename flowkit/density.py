@@ -213,7 +213,7 @@ class Density(Pushforward):
         self._require_exact("score")
         require_ordinary(self)
         create_graph = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(mode=False), torch.enable_grad():
             x, context = self._prepare(ordinary(x), ordinary(context))
             if not x.requires_grad:
                 x = leaf(x)
@@ -253,7 +253,7 @@ class Density(Pushforward):
                 f"distribution functions exist for scalar events; this flow has {self.event_shape}"
             )
 
-    def _tail(self, x: Tensor, context: Tensor | None, upper: bool) -> Tensor:
+    def _tail(self, x: Tensor, context: Tensor | None, *, upper: bool) -> Tensor:
         """Log-probability of one side of ``x``, which is the other side of a decreasing map."""
         self._require_scalar()
         x, context = self._prepare(x, context)

@@ -190,7 +190,7 @@ class FlowDistribution(Distribution):
         """Refuse: a flow has no formula for its mode."""
         self._no("mode", "start an optimiser of log_prob from the best of many samples")
 
-    def enumerate_support(self, expand: bool = True) -> Tensor:
+    def enumerate_support(self, expand: bool = True) -> Tensor:  # noqa: FBT001, FBT002
         """Refuse: the density is continuous."""
         self._no("enumeration of its support", "sample(), or a discrete distribution")
 

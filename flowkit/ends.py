@@ -31,7 +31,7 @@ def require_noise_everywhere(transform: Transform, base: Base, like: Tensor) -> 
         if layer.restricts and not inverted:
             shape = tuple(region.lower.shape[region.lower.ndim - layer.event_ndim :])
             ends = region_of(layer.domain, shape, like)
-            if ends is not None and _goes_beyond(region, ends, fixed):
+            if ends is not None and _goes_beyond(region, ends, fixed=fixed):
                 raise ShapeError(
                     f"{layer.label}, inverted, maps data only to noise between "
                     f"{ends.lower.tolist()} and {ends.upper.tolist()}, but noise of the base "
@@ -72,7 +72,7 @@ def within(base: Base, z: Tensor) -> Tensor:
     return clamp_through(z, least, torch.nextafter(region.upper, region.lower))
 
 
-def _goes_beyond(noise: Region, ends: Region, fixed: bool) -> bool:
+def _goes_beyond(noise: Region, ends: Region, *, fixed: bool) -> bool:
     """Whether noise has density beyond the ends of a layer, by more than rounding.
 
     Finite ends count only if they are fixed: else they may meet once the layers between have

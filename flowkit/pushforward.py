@@ -68,7 +68,7 @@ class Pushforward(nn.Module):
         self.transform = transform
         self.base = base
         self.embedding = embedding
-        self.register_buffer("initialized", torch.tensor(False))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
         self._has_circles = any(
             isinstance(layer, (Rescale, CircularShift)) and any(layer.circular)
             for layer in transform.modules()
@@ -163,7 +163,7 @@ class Pushforward(nn.Module):
         if x is not None:
             x, embedded = self._prepare(x, context)
             self.transform.initialize(x, embedded)
-        self.initialized.fill_(True)
+        self.initialized.fill_(value=True)
 
     def region(self, context: Tensor | None = None) -> Region | None:
         """The box that is the support, ``None`` if it is none: what :attr:`support` declares.

@@ -82,20 +82,20 @@ def _as_constraint(region: Region, event_ndim: int) -> constraints.Constraint | 
         low, high = low.all(dims), high.all(dims)
     kinds = list(zip(low.flatten().tolist(), high.flatten().tolist(), strict=True))
     if len(set(kinds)) == 1:
-        return _of_kind(*kinds[0], region)
+        return _of_kind(region, low=kinds[0][0], high=kinds[0][1])
     if event_ndim != 1:
         return None
     parts, lengths, start = [], [], 0
     for kind, run in itertools.groupby(kinds):
         length = len(list(run))
         part = Region(*(end[..., start : start + length] for end in region))
-        parts.append(_of_kind(*kind, part))
+        parts.append(_of_kind(part, low=kind[0], high=kind[1]))
         lengths.append(length)
         start += length
     return constraints.cat(parts, -1, lengths)
 
 
-def _of_kind(low: bool, high: bool, region: Region) -> constraints.Constraint:
+def _of_kind(region: Region, *, low: bool, high: bool) -> constraints.Constraint:
     if low and high:
         return constraints.interval(region.lower, region.upper)
     if low:

@@ -208,9 +208,9 @@ def _expect_slopes_at_exact_points(probe: Probe, transform: Transform) -> None:
 
         points = value.flatten(1)
         what = f"{name}, z and then log_det,"
-        expect_one_sided_derivatives(what, function, points, (True, smooth), wraps)
+        expect_one_sided_derivatives(what, function, points, (True, smooth), wraps=wraps)
         if smooth:
-            expect_second_derivatives(what, function, points, generator, wraps)
+            expect_second_derivatives(what, function, points, generator, wraps=wraps)
 
 
 def every_parameter_gets_a_gradient(probe: Probe) -> str | None:

@@ -37,7 +37,7 @@ def exact_points(scalar: ScalarMap, params: Tensor) -> list[float]:
 
 
 def expect_one_sided_derivatives(
-    what: str, f: Function, at: Tensor, both: Sequence[bool], wraps: bool = False
+    what: str, f: Function, at: Tensor, both: Sequence[bool], *, wraps: bool = False
 ) -> None:
     """Expect continuous values, and gradients that are the slopes of one side, or of both.
 
@@ -83,7 +83,7 @@ def expect_one_sided_derivatives(
 
 
 def expect_second_derivatives(
-    what: str, f: Function, at: Tensor, generator: torch.Generator, wraps: bool = False
+    what: str, f: Function, at: Tensor, generator: torch.Generator, *, wraps: bool = False
 ) -> None:
     """Expect second derivatives, in one direction, that are those of autodiff from both sides.
 

@@ -157,7 +157,7 @@ def randomize(transform: Transform, noise: float, generator: torch.Generator) ->
     return transform
 
 
-def expect(condition: bool, message: str) -> None:
+def expect(condition: bool, message: str) -> None:  # noqa: FBT001
     """Raise ``ContractError`` with ``message`` unless the condition holds."""
     if not condition:
         raise ContractError(message)

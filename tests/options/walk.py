@@ -113,7 +113,7 @@ def arguments(everything: bool = False) -> dict[tuple[str, str], Any]:
     for thing in things:
         for target in methods(thing) if inspect.isclass(thing) else [thing]:
             function = function_of(target)
-            if function in seen:
+            if function in seen and not (everything and inspect.isclass(target)):
                 continue
             seen.add(function)
             for argument in keywords(target):
