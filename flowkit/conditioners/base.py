@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit import checks
-from flowkit.conditioners.encodings import Encoding, encoding_or_clip
+from flowkit.conditioners.encodings import ClipEncoding, Encoding
 from flowkit.errors import ArgumentError
 
 
@@ -72,7 +72,9 @@ class Conditioner(nn.Module):
                 f"{name} has nothing to read: expected in_features + context >= 1, got 0; remedy: "
                 "Elementwise, for parameters that depend on nothing"
             )
-        self.encoding = encoding_or_clip(name, encoding, self._bound)
+        chosen = ClipEncoding(bound=self._bound) if encoding is None else encoding
+        remedy = "for example AsinhEncoding()"
+        self.encoding = checks.instance(name, "encoding", chosen, Encoding, remedy)
         constants = self.encoding.constants(self.in_features, self._causal)
         drawn = constants is not None and constants.is_floating_point()
         self.register_buffer("encoding_constants", constants, persistent=drawn)

@@ -273,10 +273,3 @@ class FourierEncoding(ClipEncoding):
         stop, count = x.shape[-1], self.n_frequencies
         frequencies = constants[start * count : stop * count, :stop]  # type: ignore[index]
         return self._columns(x[..., start:], F.linear(x, frequencies)).mT
-
-
-def encoding_or_clip(owner: str, encoding: Any, bound: float | None) -> Encoding:
-    """The encoding given; without one, a soft clip."""
-    if encoding is None:
-        return ClipEncoding(bound=bound)
-    return checks.instance(owner, "encoding", encoding, Encoding, "for example AsinhEncoding()")
