@@ -20,8 +20,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import flowkit
-from flowkit.errors import ArgumentError, DataError
+from flowkit.errors import ArgumentError, DataError, FlowFileError
 from flowkit.estimators import FlowDensity
+from flowkit.io import read_extra
 from flowkit.recipes import RECIPES
 
 torch.set_num_threads(1)
@@ -355,6 +356,32 @@ def test_stored_estimators_give_the_same_bits(fitted, how, tmp_path):
     np.testing.assert_array_equal(
         again.sample(9, random_state=0), fitted.sample(9, random_state=0)
     )
+
+
+def test_a_saved_estimator_is_the_same_model_with_its_names_and_cells(tmp_path):
+    frame = pd.DataFrame(normal_rows().round(), columns=["height", "weight"])
+    frame["height"] += normal_rows(seed=1)[:, 0]
+    model = quick(dequantize=[0, 1], options={"layers": 2, "hidden": [16]}).fit(frame)
+    model.save(tmp_path / "model.safetensors")
+    again = FlowDensity.load(tmp_path / "model.safetensors")
+    assert repr(again) == repr(model)
+    assert again.history_ == model.history_
+    np.testing.assert_array_equal(again.score_samples(frame), model.score_samples(frame))
+    np.testing.assert_array_equal(again.sample(9, random_state=0), model.sample(9, random_state=0))
+    with pytest.raises(ValueError, match="feature names should match"):
+        again.score_samples(frame[["weight", "height"]])
+    with pytest.raises(DataError, match="multiples of 1 in column 'weight'"):
+        again.score_samples(frame + 0.3)
+    assert read_extra(tmp_path / "model.safetensors")["columns"] == ["height", "weight"]
+    flowkit.save(flowkit.coupling_flow(2, layers=1), tmp_path / "flow.safetensors")
+    with pytest.raises(FlowFileError, match="holds no FlowDensity; remedy: flowkit.load"):
+        FlowDensity.load(tmp_path / "flow.safetensors")
+    damaged = {"estimator": {"class": "FlowDensity", "parameters": {"colour": 1}}}
+    flowkit.save(flowkit.coupling_flow(2, layers=1), tmp_path / "flow.safetensors", extra=damaged)
+    with pytest.raises(FlowFileError, match="describes no FlowDensity: .*colour"):
+        FlowDensity.load(tmp_path / "flow.safetensors")
+    with pytest.raises(NotFittedError):
+        quick().save(tmp_path / "none.safetensors")
 
 
 def test_fitting_again_starts_anew(fitted):

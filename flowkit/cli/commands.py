@@ -266,7 +266,7 @@ def _check_plain(flow: Any) -> None:
             else f"events {flow.event_shape} and {flow.context_size or 0} context features"
         )
         raise ShapeError(
-            f"the command line serves flows of plain tables; this one has {what}: use it from Python"
+            f"the command line serves flows of plain tables; this one has {what}; remedy: Python"
         )
 
 

@@ -73,7 +73,7 @@ def _fit(command: argparse.ArgumentParser) -> None:
         help="dequantize columns of integers: add uniform noise in [-1/2, 1/2), score cells, and "
         "round samples to integers",
     )  # fmt: skip
-    add("--validation", type=float, default=0.1, help="fraction of the samples held out, in [0, 1)")
+    add("--validation", type=float, default=0.1, help="held-out fraction, in [0, 1)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_POSITIVE, help="maximum number of epochs (100)")
     length.add_argument("--steps", type=_POSITIVE, help="optimiser steps, in place of epochs")
