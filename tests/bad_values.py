@@ -87,6 +87,8 @@ OWN: dict[str, dict[str, Any]] = {
     "tail_indices": {"x": torch.rand(500, 2)},
     "tail_verdict": {"x": torch.rand(500)},
 }
+#: Repetitions, which cost time alone: a large number is no mistake.
+ENDLESS = {("fit", "epochs"), ("fit", "steps"), ("adapt_step_sizes", "rounds")}
 # Their values are not numbers, or any number will do.
 NO_NUMBERS = {"progress", "generator", "dtype", "device", "extra"}
 
@@ -142,10 +144,13 @@ def constructor_calls() -> Iterator[tuple[str, str, Call]]:
 
 def option_calls() -> Iterator[tuple[str, str, Call]]:
     """Calls of the cases of ``tests/options`` that take no long time."""
-    from options import TABLE
+    from options import TABLE, arguments
     from options.harness import Fresh, function_of
 
+    known = arguments()
     for (name, argument), cases in TABLE.items():
+        if (name, argument) not in known:
+            continue
         case = cases[0]
         if case.target is None or case.see is None or name.startswith("flowkit "):
             continue
@@ -174,7 +179,7 @@ def attempt(call: Call, value: Any = None) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             call(value)
-    except (Exception, TooLong):
+    except (Exception, SystemExit, TooLong):
         return False
     finally:
         signal.alarm(0)
@@ -218,6 +223,8 @@ def main() -> None:
     escaped = []
     for (name, argument), call in calls.items():
         for value in BAD:
+            if value == 10**12 and (name.rpartition(".")[2], argument) in ENDLESS:
+                continue
             fault = outcome(call, value, argument)
             if fault is not None:
                 escaped.append([name, argument, repr(value), fault])
