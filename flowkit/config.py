@@ -107,9 +107,26 @@ def _record(cls: type) -> None:
     cls.__init__ = __init__  # type: ignore[misc]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Unnamed:
+    """In place of a function that no name leads to, which a pickle could not hold."""
+
+    __qualname__: str
+    __module__: str
+
+
 def _kept(value: Any) -> Any:
-    """A list as it is now, since its owner may change it."""
-    return tuple(value) if isinstance(value, list) else value
+    """A list as it is now, since its owner may change it; a function only if it has a name."""
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return tuple(map(_kept, value))
+    if isinstance(value, functools.partial):
+        keywords = {name: _kept(item) for name, item in value.keywords.items()}
+        function = _kept(value.func)
+        if isinstance(function, _Unnamed):
+            return function
+        return functools.partial(function, *map(_kept, value.args), **keywords)
+    name = getattr(value, "__qualname__", "")
+    return _Unnamed(name, value.__module__) if "<" in name else value
 
 
 def _settings(part: Any) -> dict[str, Any]:
@@ -179,7 +196,7 @@ class _Writer:
         if isinstance(value, functools.partial):
             arguments = _bound(value.func, value.args, value.keywords)
             return {"partial": self._name(value.func, where), **self._written(arguments, where)}
-        if isinstance(value, type) or inspect.isroutine(value):
+        if isinstance(value, (type, _Unnamed)) or inspect.isroutine(value):
             return {"partial": self._name(value, where), "arguments": {}}
         return self._part(value, where)
 
