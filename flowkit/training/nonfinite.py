@@ -107,7 +107,7 @@ def _first_bad_layer(
         return None
     base = f"the base {type(flow.base).__name__} is at fault"
     # Layers of constant slope, such as Rescale, leave it to the base to have no density there.
-    # (By what leaves them: of a circle all is read, modulo a turn.)
+    # (By what leaves them: a circular layer reads everything, modulo its period.)
     for number, (layer, out) in enumerate(zip(layers, outputs, strict=True)):
         outside = ~layer.codomain.check(out[rows])
         if bool(outside.any()):

@@ -78,7 +78,12 @@ def released(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in model.modules():
-            if isinstance(module, DistributedDataParallel):
-                # These own the hooks on the parameters.
-                del module.reducer, module.logger
+        release(model)
+
+
+def release(model: Any) -> None:
+    """Take the hooks of a wrapper from the parameters."""
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            # These own the hooks.
+            del module.reducer, module.logger

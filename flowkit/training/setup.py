@@ -29,7 +29,7 @@ from flowkit.training.checkpoint import described, plain_settings
 from flowkit.training.keys import check_keys
 from flowkit.training.optimizers import choose_optimizer, choose_scheduler, needs_closure
 from flowkit.training.output import Output
-from flowkit.training.processes import Processes
+from flowkit.training.processes import Processes, release
 from flowkit.training.randomness import Randomness
 from flowkit.training.step import Step
 from flowkit.training.suitability import periods, repeats
@@ -236,25 +236,28 @@ def make_plan(
             f"compiles the training step, which takes about "
             f"{seconds_to_compile(_layers(step)):.0f} s before the first one"
         )
-    random = Randomness(options.seed, fabric.global_rank, generator, step, chosen, compiled)
-    model, optimizer = fabric.setup(torch.compile(step) if compiled else step, chosen)  # type: ignore[arg-type]
-    groups = [plain_settings(group) for group in chosen.param_groups]
-    scheduler, plateau = choose_scheduler(chosen, options.scheduler, total, options.patience)
-    if scheduler is not None:
-        # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
-        by_step = scheduler.step
-        chosen.register_step_post_hook(lambda *_: by_step())
     settings = {
         **_settings(step, fabric, options, chosen),
         "rows": 0 if train is None else len(train),
         "batch_size": batch_size,
         "total_steps": total,
-        "optimizer_groups": groups,
     }
     if options.checkpoint is not None:
         # Only here, for it reads all samples.
         settings["data"] = "" if train is None else train.fingerprint()
         settings["validation"] = "" if held is None else held.fingerprint()
+    random = Randomness(options.seed, fabric.global_rank, generator, step, chosen, compiled)
+    model, optimizer = fabric.setup(torch.compile(step) if compiled else step, chosen)  # type: ignore[arg-type]
+    settings["optimizer_groups"] = [plain_settings(group) for group in chosen.param_groups]
+    try:
+        scheduler, plateau = choose_scheduler(chosen, options.scheduler, total, options.patience)
+    except BaseException:
+        release(model)
+        raise
+    if scheduler is not None:
+        # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
+        by_step = scheduler.step
+        chosen.register_step_post_hook(lambda *_: by_step())
     average = None if options.ema is None else MovingAverage(step, options.ema)
     return Plan(
         step=step, model=model, optimizer=optimizer, by_closure=needs_closure(chosen),
