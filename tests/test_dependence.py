@@ -202,7 +202,7 @@ def test_relatives_are_drawn_given_those_observed():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: EquicorrelatedBlocks([]), DataError, "one name a row"),
+        (lambda: EquicorrelatedBlocks([]), DataError, "one name per row"),
         (lambda: EquicorrelatedBlocks([0, 0, 0], rho=-0.6), DataError, "rho between -0.4999"),
         (lambda: EquicorrelatedBlocks([0.0, float("nan")]), DataError, "a name for every row"),
         (lambda: Kinship(), DataError, "a matrix or a factor"),

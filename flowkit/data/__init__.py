@@ -1,4 +1,4 @@
-"""What the user has: conversion to tensors, sources of rows, batches, files."""
+"""Read what the user has: conversion, sources of samples, splits and batches, dequantization."""
 
 from flowkit.data.dequantize import dequantize
 
