@@ -47,10 +47,7 @@ def register(part: T) -> T:
 
     Args:
         part: A class whose constructor takes what :func:`describe` can write down, or a function,
-            such as one that makes a network or computes an energy.
-
-    Returns:
-        The same class or function.
+            such as one that makes a network or computes an energy. It is returned as it is.
 
     Raises:
         DescriptionError: If it is defined within a function, where no name leads to it.
