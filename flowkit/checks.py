@@ -323,7 +323,7 @@ def permutation(owner: str, name: str, values: Any, length: int | None = None) -
     """Check a permutation of ``range(length)``."""
     given = as_list(values)
     count = len(given or []) if length is None else length
-    if given is None or not all(map(is_integer, given)) or sorted(given) != list(range(count)):
+    if not given or not all(map(is_integer, given)) or sorted(given) != list(range(count)):
         raise fail(owner, name, f"a permutation of the integers from 0 to {count - 1}", values)
     return [operator.index(v) for v in given]
 

@@ -20,7 +20,7 @@ from flowkit.bases import (
     DiagonalNormal,
     Logistic,
     NormalMixture,
-    Product,
+    ProductBase,
     StandardNormal,
     StudentT,
     Uniform,
@@ -64,9 +64,7 @@ from flowkit.stochastic import (
 )
 from flowkit.toys import DoubleWell
 from flowkit.transforms import (
-    Activation,
     ActNorm,
-    Box,
     CircularShift,
     Compose,
     Conv1x1,
@@ -130,15 +128,23 @@ fourier = partial(MaskedMLP, hidden=(7, 6), encoding=FourierEncoding(2, max_freq
 
 STRUCTURES: dict[str, Callable[[ScalarMap], Transform]] = {
     "elementwise-2": lambda s: Elementwise(2, s),
-    "elementwise-1-context-residual": lambda s: Elementwise(1, s, 2, residual),
-    "elementwise-3-context-mlp": lambda s: Elementwise(3, s, 1, mlp),
-    "coupling-1-context-mlp": lambda s: Coupling([True], s, mlp, context=2),
-    "coupling-2-mlp": lambda s: Coupling([False, True], s, mlp),
-    "coupling-2-context-residual": lambda s: Coupling([True, False], s, residual, context=1),
-    "coupling-5-residual": lambda s: Coupling([True, False, True, False, False], s, residual),
-    "autoregressive-1": lambda s: MaskedAutoregressive(1, s, masked),
-    "autoregressive-2-context": lambda s: MaskedAutoregressive(2, s, masked, context=2),
-    "autoregressive-3-ordered": lambda s: MaskedAutoregressive(3, s, masked, order=[2, 0, 1]),
+    "elementwise-1-context-residual": lambda s: Elementwise(1, s, context=2, conditioner=residual),
+    "elementwise-3-context-mlp": lambda s: Elementwise(3, s, context=1, conditioner=mlp),
+    "coupling-1-context-mlp": lambda s: Coupling([True], s, conditioner=mlp, context=2),
+    "coupling-2-mlp": lambda s: Coupling([False, True], s, conditioner=mlp),
+    "coupling-2-context-residual": lambda s: Coupling(
+        [True, False], s, conditioner=residual, context=1
+    ),
+    "coupling-5-residual": lambda s: Coupling(
+        [True, False, True, False, False], s, conditioner=residual
+    ),
+    "autoregressive-1": lambda s: MaskedAutoregressive(1, s, conditioner=masked),
+    "autoregressive-2-context": lambda s: MaskedAutoregressive(
+        2, s, conditioner=masked, context=2
+    ),
+    "autoregressive-3-ordered": lambda s: MaskedAutoregressive(
+        3, s, conditioner=masked, order=[2, 0, 1]
+    ),
 }
 
 # What is compiled with a C++ compiler; the rest goes through the same capture and autograd only.
@@ -183,7 +189,7 @@ def _whiten(features: int) -> Whiten:
 
 
 def _standardize(features: int, robust: bool = False) -> Standardize:
-    transform = Standardize(features, robust)
+    transform = Standardize(features, robust=robust)
     transform.initialize(torch.randn(50, features, generator=torch.Generator().manual_seed(1)) * 3)
     return transform
 
@@ -206,12 +212,14 @@ def _products(structure: str) -> Transform:
     )
     if structure == "autoregressive":
         net = partial(masked, encoding=CircularEncoding([False, True, False]))
-        layer: Transform = MaskedAutoregressive(3, maps, net, context=1, order=[2, 0, 1])
+        layer: Transform = MaskedAutoregressive(
+            3, maps, conditioner=net, context=1, order=[2, 0, 1]
+        )
     else:
         net = partial(mlp, encoding=CircularEncoding([True]))
-        layer = Coupling([False, True, True], maps, net, context=1)
-    shift = partial(CircularShift, 3, -1.0, 1.0, circular)
-    return Compose(Rescale(circular, *ends), shift(), layer, shift())
+        layer = Coupling([False, True, True], maps, conditioner=net, context=1)
+    shift = partial(CircularShift, 3, lower=-1.0, upper=1.0, circular=circular)
+    return Compose(Rescale(*ends, circular=circular), shift(), layer, shift())
 
 
 SIGN_ONLY = "an orthogonal number is a sign, which no small change of a reflection moves"
@@ -219,11 +227,11 @@ JUMP = "the density jumps between points of the grid; tested by itself"
 MOVED = {"starts_at_identity": False}
 SEEDED = torch.Generator().manual_seed(0)
 PRODUCT = {
-    "base": Product((Uniform(2, -1.0, 1.0), [0, 1]), (StandardNormal(1), [2])),
+    "base": ProductBase((Uniform(2, lower=-1.0, upper=1.0), [0, 1]), (StandardNormal(1), [2])),
     "far": (),
     **MOVED,
 }
-CIRCLE = {"base": Uniform(2, -math.pi, math.pi), "far": ()}
+CIRCLE = {"base": Uniform(2, lower=-math.pi, upper=math.pi), "far": ()}
 
 CASES: list[Case] = [
     *_structured(),
@@ -237,24 +245,28 @@ CASES: list[Case] = [
     Case("OrthogonalLinear-5-two-reflections", lambda: OrthogonalLinear(5, reflections=2)),
     Case("LULinear-5-in-groups", lambda: LULinear(5, groups=(2, 0, 3))),
     Case("Conv1x1", lambda: Conv1x1(3)),
-    Case("Conv1x1-orthogonal", lambda: Conv1x1(2, OrthogonalLinear)),
+    Case("Conv1x1-orthogonal", lambda: Conv1x1(2, linear=OrthogonalLinear)),
     Case("Conv2d", lambda: Conv2d(2), {"x": torch.randn(6, 2, 3, 4, generator=SEEDED)}),
     Case(
         "Conv2d-of-an-oblong-kernel",
-        lambda: Conv2d(1, (1, 3)),
+        lambda: Conv2d(1, kernel=(1, 3)),
         {"x": torch.randn(4, 1, 2, 3, generator=SEEDED)},
     ),
     Case(
-        "Activation-1", lambda: Activation(), {**MOVED, "x": torch.randn(6, 1, generator=SEEDED)}
+        "elementwise-1-activation",
+        lambda: Elementwise(1, SmoothLeakyReLU()),
+        {**MOVED, "x": torch.randn(6, 1, generator=SEEDED)},
     ),
     Case(
-        "Activation-image",
-        lambda: Activation(SmoothLeakyReLU(0.6), event_ndim=3),
+        "elementwise-image-activation",
+        lambda: Elementwise(2, SmoothLeakyReLU(0.6), event_ndim=3),
         {**MOVED, "x": torch.randn(4, 2, 3, 2, generator=SEEDED)},
     ),
     Case(
         "Compose-of-an-energy-based-flow",
-        lambda: Compose(DenseLinear(2), Activation(), DenseLinear(2), ActNorm(2)),
+        lambda: Compose(
+            DenseLinear(2), Elementwise(2, SmoothLeakyReLU()), DenseLinear(2), ActNorm(2)
+        ),
         MOVED,
     ),
     Case("Reshape", lambda: Reshape((2, 1, 3)), MOVED),
@@ -264,26 +276,38 @@ CASES: list[Case] = [
     Case("Inverse-of-Squeeze", lambda: Squeeze((1, 2, 4)).inv, MOVED),
     Case(
         "coupling-image",
-        lambda: Coupling([True, False, True], SCALARS["affine"], convolutional, event_ndim=3),
+        lambda: Coupling(
+            [True, False, True], SCALARS["affine"], conditioner=convolutional, event_ndim=3
+        ),
     ),
     Case(
         "coupling-image-context-of-spline",
-        lambda: Coupling([False, True], SCALARS["spline"], convolutional, 2, event_ndim=3),
+        lambda: Coupling(
+            [False, True], SCALARS["spline"], conditioner=convolutional, context=2, event_ndim=3
+        ),
     ),
-    Case("FactorOut", lambda: FactorOut((3, 2, 2), Conv1x1(1, DenseLinear)), MOVED),
+    Case("FactorOut", lambda: FactorOut((3, 2, 2), Conv1x1(1, linear=DenseLinear)), MOVED),
     Case(
         "Compose-of-two-scales",
         lambda: Compose(
             Squeeze((1, 4, 4)),
             ActNorm(4, event_ndim=3),
-            Coupling([False, False, True, True], Affine(), convolutional, 1, event_ndim=3),
+            Coupling(
+                [False, False, True, True],
+                Affine(),
+                conditioner=convolutional,
+                context=1,
+                event_ndim=3,
+            ),
             FactorOut((4, 2, 2), Compose(Squeeze((2, 2, 2)), Conv1x1(8))),
         ),
         MOVED,
     ),
     Case(
         "Compose-of-shapes-reversible",
-        lambda: Compose(Squeeze((1, 2, 2)), ActNorm(4, 3), Reshape((4, 1, 1)), reversible=True),
+        lambda: Compose(
+            Squeeze((1, 2, 2)), ActNorm(4, event_ndim=3), Reshape((4, 1, 1)), reversible=True
+        ),
         MOVED,
     ),
     Case("ActNorm-1", lambda: ActNorm(1)),
@@ -292,13 +316,18 @@ CASES: list[Case] = [
     Case("Whiten-3", lambda: _whiten(3), MOVED),
     Case("Standardize-1-new", lambda: Standardize(1)),
     Case("Standardize-2-robust", lambda: _standardize(2, robust=True), MOVED),
-    Case("autoregressive-3-asinh", lambda: MaskedAutoregressive(3, Affine(), asinh, context=1)),
+    Case(
+        "autoregressive-3-asinh",
+        lambda: MaskedAutoregressive(3, Affine(), conditioner=asinh, context=1),
+    ),
     Case(
         "coupling-5-in-groups-context",
         lambda: Coupling(
             [0, 1, 0, 1, 1],
             SCALARS["spline"],
-            partial(GroupedConditioner, conditioning=(1, 1), transformed=(1, 2), conditioner=mlp),
+            conditioner=partial(
+                GroupedConditioner, conditioning=(1, 1), transformed=(1, 2), conditioner=mlp
+            ),
             context=1,
         ),
     ),
@@ -307,16 +336,18 @@ CASES: list[Case] = [
         lambda: Coupling(
             [1, 1, 0, 1],
             Affine(),
-            partial(GroupedConditioner, conditioning=(0, 1), transformed=(1, 2), conditioner=mlp),
+            conditioner=partial(
+                GroupedConditioner, conditioning=(0, 1), transformed=(1, 2), conditioner=mlp
+            ),
         ),
     ),
-    Case("coupling-3-of-kernels", lambda: Coupling([0, 1, 1], Affine(), kernel)),
+    Case("coupling-3-of-kernels", lambda: Coupling([0, 1, 1], Affine(), conditioner=kernel)),
     Case(
         "coupling-3-context-of-sums-of-kernels-of-spline",
         lambda: Coupling(
             [0, 1, 0],
             SCALARS["spline"],
-            partial(
+            conditioner=partial(
                 KernelConditioner,
                 points=5,
                 kernel=Matern(nu=0.5) * SquaredExponential() + RationalQuadratic(),
@@ -327,43 +358,58 @@ CASES: list[Case] = [
     ),
     Case(
         "coupling-2-of-kernels-kept",
-        lambda: Coupling([0, 1], Affine(), partial(kernel, learn_points=False, kernel=Matern())),
+        lambda: Coupling(
+            [0, 1], Affine(), conditioner=partial(kernel, learn_points=False, kernel=Matern())
+        ),
     ),
     Case(
         "elementwise-1-context-of-kernels",
-        lambda: Elementwise(1, Affine(), 2, partial(kernel, kernel=Matern(nu=1.5))),
+        lambda: Elementwise(
+            1, Affine(), context=2, conditioner=partial(kernel, kernel=Matern(nu=1.5))
+        ),
     ),
     Case(
         "coupling-3-of-random-fourier-features",
-        lambda: Coupling([0, 1, 0], Affine(), partial(RandomFourierConditioner, n_frequencies=4)),
+        lambda: Coupling(
+            [0, 1, 0], Affine(), conditioner=partial(RandomFourierConditioner, n_frequencies=4)
+        ),
     ),
     Case(
         "coupling-2-context-of-random-fourier-features",
         lambda: Coupling(
             [0, 1],
             Affine(),
-            partial(RandomFourierConditioner, n_frequencies=4, kernel=Matern(), linear_term=True),
+            conditioner=partial(
+                RandomFourierConditioner, n_frequencies=4, kernel=Matern(), linear_term=True
+            ),
             context=1,
         ),
     ),
     Case("Permutation-1", lambda: Permutation([0])),
     Case("Permutation-4", lambda: Permutation([2, 0, 3, 1]), MOVED),
-    Case("Logit-1", lambda: Logit(1, -1.0, 3.0), MOVED),
+    Case("Logit-1", lambda: Logit(1, lower=-1.0, upper=3.0), MOVED),
     Case("Logit-2", lambda: Logit(2), MOVED),
     Case(
         "Box-2",
-        lambda: Box([0.0, -1.0], [2.0, 5.0]),
-        {**MOVED, "base": Uniform(2, -1.0, 1.0)},
+        lambda: Rescale([0.0, -1.0], [2.0, 5.0]),
+        {**MOVED, "base": Uniform(2, lower=-1.0, upper=1.0)},
     ),
     Case(
         "Rescale-3",
-        lambda: Rescale([True, False, False], [0.0, -1.0, -math.inf], [1.0, 3.0, math.inf]),
+        lambda: Rescale(
+            [0.0, -1.0, -math.inf], [1.0, 3.0, math.inf], circular=[True, False, False]
+        ),
         PRODUCT,
     ),
     Case(
         "CircularShift-3-of-two",
-        lambda: CircularShift(3, -1.0, 1.0, [True, False, True]),
-        {"base": Product((Uniform(2, -1.0, 1.0), [0, 2]), (StandardNormal(1), [1])), "far": ()},
+        lambda: CircularShift(3, lower=-1.0, upper=1.0, circular=[True, False, True]),
+        {
+            "base": ProductBase(
+                (Uniform(2, lower=-1.0, upper=1.0), [0, 2]), (StandardNormal(1), [1])
+            ),
+            "far": (),
+        },
     ),
     *(
         Case(f"products-{name}", partial(_products, name), PRODUCT)
@@ -376,20 +422,20 @@ CASES: list[Case] = [
     ),
     Case(
         "autoregressive-3-fourier-of-interval",
-        lambda: MaskedAutoregressive(3, SCALARS["interval"], fourier),
+        lambda: MaskedAutoregressive(3, SCALARS["interval"], conditioner=fourier),
     ),
     Case(
         "autoregressive-2-context-fourier-of-affine",
-        lambda: MaskedAutoregressive(2, SCALARS["affine"], fourier, context=1),
+        lambda: MaskedAutoregressive(2, SCALARS["affine"], conditioner=fourier, context=1),
     ),
     Case(
         "autoregressive-5-context-few-units-of-spline",
-        lambda: MaskedAutoregressive(5, SCALARS["spline"], few, context=1),
+        lambda: MaskedAutoregressive(5, SCALARS["spline"], conditioner=few, context=1),
     ),
     Case(
         "autoregressive-3-jacobi-of-affine",
         lambda: MaskedAutoregressive(
-            3, SCALARS["affine"], masked, order=[2, 0, 1], inverse_method="jacobi"
+            3, SCALARS["affine"], conditioner=masked, order=[2, 0, 1], inverse_method="jacobi"
         ),
     ),
     Case(
@@ -398,8 +444,8 @@ CASES: list[Case] = [
         MOVED,
     ),
     Case("Unconstrain-2-upper", lambda: Unconstrain([None, -3.0], [5.0, 2.0]), MOVED),
-    Case("Logit-2-own-ends", lambda: Logit(2, [0.0, -2.0], [1.0, 0.5]), MOVED),
-    Case("Log-2-own-ends", lambda: Log(2, [0.5, -2.0]), MOVED),
+    Case("Logit-2-own-ends", lambda: Logit(2, lower=[0.0, -2.0], upper=[1.0, 0.5]), MOVED),
+    Case("Log-2-own-ends", lambda: Log(2, lower=[0.5, -2.0]), MOVED),
     Case("Log-1", lambda: Log(1), MOVED),
     Case("Log-2", lambda: Log(2, lower=-1.0), MOVED),
     Case("CircularShift-2", lambda: CircularShift(2), CIRCLE),
@@ -409,19 +455,25 @@ CASES: list[Case] = [
         {
             **MOVED,
             "far": (5.0, 10.0),
-            "base": Uniform(2, 0.5, 3.0),
+            "base": Uniform(2, lower=0.5, upper=3.0),
             "skip": {"R15": JUMP},
         },
     ),
-    Case("Inverse-of-autoregressive", lambda: MaskedAutoregressive(2, Affine(), masked).inv),
-    Case("Inverse-of-coupling-context", lambda: Inverse(Coupling([0, 1], None, mlp, context=1))),
+    Case(
+        "Inverse-of-autoregressive",
+        lambda: MaskedAutoregressive(2, Affine(), conditioner=masked).inv,
+    ),
+    Case(
+        "Inverse-of-coupling-context",
+        lambda: Inverse(Coupling([0, 1], None, conditioner=mlp, context=1)),
+    ),
     Case(
         "Compose-of-five",
         lambda: Compose(
             Standardize(3),
-            Coupling([False, True, True], SCALARS["spline"], mlp, context=2),
+            Coupling([False, True, True], SCALARS["spline"], conditioner=mlp, context=2),
             LULinear(3),
-            MaskedAutoregressive(3, SCALARS["affine"], masked, context=2),
+            MaskedAutoregressive(3, SCALARS["affine"], conditioner=masked, context=2),
             ActNorm(3),
         ),
     ),
@@ -430,22 +482,24 @@ CASES: list[Case] = [
         lambda: Compose(
             Standardize(3),
             Permutation([2, 0, 1]),
-            Coupling([False, True, True], SCALARS["spline"], mlp, context=2),
+            Coupling([False, True, True], SCALARS["spline"], conditioner=mlp, context=2),
             LULinear(3),
-            Elementwise(3, SCALARS["affine"], 2, mlp),
-            Coupling([True, False, True], SCALARS["affine"], mlp).inv,
+            Elementwise(3, SCALARS["affine"], context=2, conditioner=mlp),
+            Coupling([True, False, True], SCALARS["affine"], conditioner=mlp).inv,
             reversible=True,
         ),
         MOVED,
     ),
     Case(
         "Compose-on-an-interval",
-        lambda: Compose(Logit(2, 0.0, 2.0), OrthogonalLinear(2), Elementwise(2, Affine())),
+        lambda: Compose(
+            Logit(2, lower=0.0, upper=2.0), OrthogonalLinear(2), Elementwise(2, Affine())
+        ),
         MOVED,
     ),
     Case(
         "Compose-on-a-torus",
-        lambda: Compose(CircularShift(2), Coupling([0, 1], SCALARS["circular"], mlp)),
+        lambda: Compose(CircularShift(2), Coupling([0, 1], SCALARS["circular"], conditioner=mlp)),
         CIRCLE,
     ),
     Case(
@@ -459,7 +513,9 @@ CASES: list[Case] = [
     ),
     Case(
         "Compose-of-counts",
-        lambda: Compose(Dequantize(2), Standardize(2), Coupling([0, 1], Affine(), mlp)),
+        lambda: Compose(
+            Dequantize(2), Standardize(2), Coupling([0, 1], Affine(), conditioner=mlp)
+        ),
         {
             "x": torch.tensor([[0.0, 3.0], [1.0, 20.0], [7.0, 2.0], [0.0, 1.0]]),
             "base": Logistic(2),
@@ -487,7 +543,10 @@ def _spring(x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
 
 
 def _untrained() -> list[Transform]:
-    return [Coupling([0, 1], Affine(), mlp), Coupling([1, 0], SCALARS["spline"], mlp)]
+    return [
+        Coupling([0, 1], Affine(), conditioner=mlp),
+        Coupling([1, 0], SCALARS["spline"], conditioner=mlp),
+    ]
 
 
 CASES += [
@@ -517,9 +576,11 @@ CASES += [
 ]
 
 BASES: dict[str, Callable[[], Base]] = {
-    "Product": lambda: Product((Uniform(1, -1.0, 3.0), [1]), (DiagonalNormal(1, 2), [0])),
+    "ProductBase": lambda: ProductBase(
+        (Uniform(1, lower=-1.0, upper=3.0), [1]), (DiagonalNormal(1, context=2), [0])
+    ),
     "StandardNormal": lambda: StandardNormal(2),
-    "StandardNormal-image": lambda: StandardNormal(2, 3, 3),
+    "StandardNormal-image": lambda: StandardNormal((2, 3, 3)),
     "DiagonalNormal": lambda: DiagonalNormal(2),
     "DiagonalNormal-context": lambda: DiagonalNormal(2, context=3),
     "NormalMixture": lambda: NormalMixture(2, components=3),
@@ -527,7 +588,7 @@ BASES: dict[str, Callable[[], Base]] = {
     "StudentT": lambda: StudentT(2, df=[1.5, 30.0]),
     "StudentT-shared": lambda: StudentT(2, df=3.0, shared=True),
     "StudentT-fixed": lambda: StudentT(2, df=4.0, learn=False),
-    "Uniform": lambda: Uniform(2, -1.0, 3.0),
+    "Uniform": lambda: Uniform(2, lower=-1.0, upper=3.0),
 }
 
 # name -> (constructor, arguments of check_conditioner)

@@ -72,7 +72,7 @@ ORACLES = {
     "DiagonalNormal": (diagonal, diagonal_oracle()),
     "NormalMixture": (mixture, MixtureOracle()),
     "Logistic": (lambda: Logistic(1), stats.logistic),
-    "Uniform": (lambda: Uniform(1, -1.0, 3.0), stats.uniform(-1, 4)),
+    "Uniform": (lambda: Uniform(1, lower=-1.0, upper=3.0), stats.uniform(-1, 4)),
     "StudentT": (lambda: StudentT(1, df=2.5), stats.t(2.5)),
 }
 WITH_CDF = [name for name in ORACLES if name != "StudentT"]
@@ -241,7 +241,7 @@ def test_the_context_moves_a_diagonal_normal_as_its_affine_map_says():
 
 
 def test_uniform_has_no_density_outside_and_no_nan_gradient():
-    base = Uniform(2, 0.0, 2.0)
+    base = Uniform(2, lower=0.0, upper=2.0)
     z = torch.tensor([[1.0, 1.0], [1.0, 3.0]], requires_grad=True)
     log_prob = base.log_prob(z)
     assert log_prob.tolist() == [pytest.approx(-2 * math.log(2)), -math.inf]
@@ -252,10 +252,16 @@ def test_uniform_has_no_density_outside_and_no_nan_gradient():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Uniform(1, 1.0, 1.0), "Uniform needs finite lower < upper, got 1.0, 1.0"),
-        (lambda: NormalMixture(1, components=0), "NormalMixture needs components >= 1, got 0"),
-        (lambda: StudentT(2, df=[1.0, -1.0]), "StudentT needs positive, finite degrees"),
-        (lambda: StudentT(3, df=[1.0, 2.0]), "one or 3, got"),
+        (
+            lambda: Uniform(1, lower=1.0, upper=1.0),
+            "Uniform expected upper as a finite number > 1, got 1.0",
+        ),
+        (
+            lambda: NormalMixture(1, components=0),
+            "NormalMixture expected components as an integer >= 1",
+        ),
+        (lambda: StudentT(2, df=[1.0, -1.0]), "StudentT expected df as a finite number > 0"),
+        (lambda: StudentT(3, df=[1.0, 2.0]), "one for each of 3 feature"),
     ],
 )
 def test_wrong_options_are_named(make, message):

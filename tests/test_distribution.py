@@ -41,7 +41,9 @@ def linear_flow():
 
 
 def curved_flow(context=0):
-    layers = Compose(LULinear(2), Coupling([False, True], Affine(), small_mlp, context))
+    layers = Compose(
+        LULinear(2), Coupling([False, True], Affine(), conditioner=small_mlp, context=context)
+    )
     return randomised(Flow(layers, StandardNormal(2)))
 
 
@@ -78,7 +80,10 @@ def test_shapes_are_those_of_torch_distributions(batch):
 
 
 def test_each_row_is_drawn_from_its_own_context():
-    flow = randomised(Flow(Elementwise(1, Affine(), C, small_mlp), StandardNormal(1)), noise=1.0)
+    flow = randomised(
+        Flow(Elementwise(1, Affine(), context=C, conditioner=small_mlp), StandardNormal(1)),
+        noise=1.0,
+    )
     context = 3 * torch.randn(4, C, dtype=torch.float64)
     x = flow.distribution(context).sample((20_000,))
     z = flow.to_noise(x, context)

@@ -23,7 +23,7 @@ from flowkit.bases import (
     DiagonalNormal,
     Logistic,
     NormalMixture,
-    Product,
+    ProductBase,
     StandardNormal,
     StudentT,
     Uniform,
@@ -33,9 +33,7 @@ from flowkit.conditioners import MLP
 from flowkit.errors import ShapeError
 from flowkit.scalar import Affine, SmoothLeakyReLU
 from flowkit.transforms import (
-    Activation,
     ActNorm,
-    Box,
     Compose,
     Coupling,
     DenseLinear,
@@ -58,8 +56,8 @@ BASES = {
     "mixture": lambda: NormalMixture(1, components=3),
     "logistic": lambda: Logistic(1),
     "student": lambda: StudentT(1, df=3.0),
-    "uniform": lambda: Uniform(1, -1.0, 2.0),
-    "product": lambda: Product((StudentT(1, df=5.0), [0])),
+    "uniform": lambda: Uniform(1, lower=-1.0, upper=2.0),
+    "product": lambda: ProductBase((StudentT(1, df=5.0), [0])),
 }
 
 
@@ -78,17 +76,17 @@ def decreasing():
 
 DOMAINS = {
     "line": lambda: [],
-    "log": lambda: [Log(1, 0.1)],
+    "log": lambda: [Log(1, lower=0.1)],
     "upper": lambda: [Unconstrain([None], [5.0])],
-    "logit": lambda: [Logit(1, -1.0, 3.0)],
-    "box": lambda: [Box([0.1], [0.7])],
-    "chart": lambda: [Rescale([False], [0.1], [0.7])],
+    "logit": lambda: [Logit(1, lower=-1.0, upper=3.0)],
+    "box": lambda: [Rescale([0.1], [0.7])],
+    "chart": lambda: [Rescale([0.1], [0.7], circular=[False])],
     "nested": lambda: [Log(1), Log(1)],
     "affine-log": lambda: [standardize(), Log(1)],
-    "affine-logit": lambda: [standardize(), ActNorm(1), Logit(1, -1.0, 0.7)],
+    "affine-logit": lambda: [standardize(), ActNorm(1), Logit(1, lower=-1.0, upper=0.7)],
     "decreasing-log": lambda: [decreasing(), Log(1)],
     "log-decreasing": lambda: [Log(1), decreasing()],
-    "inverse-of-logit": lambda: [Logit(1).inv, Box([0.0], [1.0])],
+    "inverse-of-logit": lambda: [Logit(1).inv, Rescale([0.0], [1.0])],
     "inverse-of-log": lambda: [Log(1), Elementwise(1, Affine()).inv],
 }
 # Maps of an interval or of a circle need a base that lives there.
@@ -117,7 +115,7 @@ def of_parts(domain, scalar, base):
     inside = domain in ("box", "chart", "inverse-of-logit")
     if scalar is not None:
         layers.append(Elementwise(1, SCALARS[scalar]))
-    ends = BASES[base]() if not inside else Uniform(1, -1.0, 1.0)
+    ends = BASES[base]() if not inside else Uniform(1, lower=-1.0, upper=1.0)
     return Flow(Compose(*layers) if layers else ActNorm(1), ends)
 
 
@@ -129,10 +127,10 @@ FLOWS = {
        for s in (*LINES, None) for b in ("normal", "student", "uniform")},
     **{f"{d}-spline-{b}": functools.partial(of_parts, d, "spline", b)
        for d in ("line", "log", "decreasing-log", "affine-logit") for b in BASES},
-    "interval": lambda: Flow(Elementwise(1, SCALARS["interval"]), Uniform(1, -2.0, 1.0)),
-    "smooth-interval": lambda: Flow(Elementwise(1, SCALARS["smooth"]), Uniform(1, -2.0, 1.0)),
+    "interval": lambda: Flow(Elementwise(1, SCALARS["interval"]), Uniform(1, lower=-2.0, upper=1.0)),
+    "smooth-interval": lambda: Flow(Elementwise(1, SCALARS["smooth"]), Uniform(1, lower=-2.0, upper=1.0)),
     "orthogonal": lambda: Flow(Compose(OrthogonalLinear(1), Log(1)), StandardNormal(1)),
-    "activation": lambda: Flow(Compose(Activation(SmoothLeakyReLU()), ActNorm(1)), Logistic(1)),
+    "activation": lambda: Flow(Compose(Elementwise(1, SmoothLeakyReLU()), ActNorm(1)), Logistic(1)),
     "autoregressive": lambda: Flow(MaskedAutoregressive(1, SCALARS["mixture"]), StandardNormal(1)),
     **{f"recipe-{name}": make for name, make in RECIPES.items()},
 }  # fmt: skip
@@ -230,7 +228,9 @@ def test_a_lognormal_waiting_time_survives_until_it_starts():
 
 def test_distribution_functions_of_conditional_flows_know_the_ends_of_each_context():
     net = functools.partial(MLP, hidden=(4,))
-    flow = Flow(Compose(Elementwise(1, Affine(), 1, net), Log(1)), StandardNormal(1))
+    flow = Flow(
+        Compose(Elementwise(1, Affine(), context=1, conditioner=net), Log(1)), StandardNormal(1)
+    )
     flow = roughened(flow, 1.0).double()
     context = torch.tensor([[-1.0], [0.0], [2.0]], dtype=D)
     ends = flow.region(context).lower
@@ -244,7 +244,7 @@ def test_distribution_functions_of_conditional_flows_know_the_ends_of_each_conte
     torch.testing.assert_close(flow.cdf(flow.quantile(q, context), context), q)
     with pytest.raises(ShapeError):
         flow.cdf(ends)
-    both = Flow(Coupling([True], Affine(), net, 1), StandardNormal(1)).double()
+    both = Flow(Coupling([True], Affine(), conditioner=net, context=1), StandardNormal(1)).double()
     assert both.quantile(q, context).tolist() == [[-math.inf], [0.0], [math.inf]]
 
 
@@ -253,7 +253,7 @@ TAILS = {
     "diagonal": (lambda: DiagonalNormal(1), stats.norm, lambda z: z + 1 / z),
     "logistic": (lambda: Logistic(1), stats.logistic, lambda z: 1.0),
     "student": (lambda: StudentT(1, df=3.0), stats.t(3.0), lambda z: 3 / z),
-    "product": (lambda: Product((StudentT(1, df=3.0), [0])), stats.t(3.0), lambda z: 3 / z),
+    "product": (lambda: ProductBase((StudentT(1, df=3.0), [0])), stats.t(3.0), lambda z: 3 / z),
 }
 
 

@@ -202,7 +202,7 @@ def test_no_false_alarm_where_no_gradient_is_needed():
 
 
 def test_a_flat_base_needs_no_force_in_an_interpolation():
-    flat = NegativeLogProb(Uniform(2, -5.0, 5.0))
+    flat = NegativeLogProb(Uniform(2, lower=-5.0, upper=5.0))
     x = torch.randn(6, 2)
     half = Interpolation(flat, DoubleWell(), 0.5)
     torch.testing.assert_close(half.force(x), 0.5 * DoubleWell().force(x))

@@ -229,7 +229,7 @@ class TestCircles:
         message = rf"circular column\(s\) \[0\] span many periods \(the first {turns:.0f} periods"
         flows = (
             smooth_flow(1, circular=True, layers=1),
-            Flow(CircularShift(1), Uniform(1, -math.pi, math.pi)),
+            Flow(CircularShift(1), Uniform(1, lower=-math.pi, upper=math.pi)),
         )
         for flow in flows:
             with pytest.warns(UserWarning, match=message + r".*lower=0, upper=360") as caught:

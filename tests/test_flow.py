@@ -184,8 +184,12 @@ def test_a_base_without_distribution_function_says_so():
 
 
 def test_support_is_the_domain_of_the_transform_or_of_the_base():
-    assert Flow(Logit(2, 0.0, 3.0), StandardNormal(2)).support.check(torch.tensor([1.0, 2.0]))
-    assert not Flow(Logit(2, 0.0, 3.0), StandardNormal(2)).support.check(torch.tensor([1.0, 4.0]))
+    assert Flow(Logit(2, lower=0.0, upper=3.0), StandardNormal(2)).support.check(
+        torch.tensor([1.0, 2.0])
+    )
+    assert not Flow(Logit(2, lower=0.0, upper=3.0), StandardNormal(2)).support.check(
+        torch.tensor([1.0, 4.0])
+    )
     assert not Flow(LULinear(1), Uniform(1)).support.check(torch.tensor([2.0]))
     assert Flow(LULinear(1), StandardNormal(1)).support.check(torch.tensor([1e6]))
 
@@ -200,13 +204,13 @@ def test_a_stochastic_flow_has_no_exact_density():
 
 
 def test_the_bound_rises_to_the_probability_of_the_count():
-    flow = Flow(Compose(Dequantize(1), Logit(1, -0.5, 3.5)), Logistic(1))
+    flow = Flow(Compose(Dequantize(1), Logit(1, lower=-0.5, upper=3.5)), Logistic(1))
     counts = torch.arange(4).unsqueeze(-1)
     generator = torch.Generator().manual_seed(0)
     # The logit of a uniform is logistic: every count has probability 1/4, and no path is better.
     bound = flow.log_prob_bound(counts, n=10, generator=generator)
     torch.testing.assert_close(bound, torch.full((4,), math.log(0.25)), atol=1e-5, rtol=0)
-    curved = Flow(Compose(Dequantize(1), Logit(1, -0.5, 3.5)), StandardNormal(1))
+    curved = Flow(Compose(Dequantize(1), Logit(1, lower=-0.5, upper=3.5)), StandardNormal(1))
     cdf = stats.norm.cdf([-math.inf, *(math.log(k / (4 - k)) for k in (1, 2, 3)), math.inf])
     exact = torch.tensor(cdf[1:] - cdf[:-1]).log().float()
     rounds = torch.stack([curved.log_prob_bound(counts, n=1) for _ in range(400)])

@@ -213,9 +213,13 @@ def test_a_naive_linear_layer_gains_the_inverse_that_nflows_lost():
 
 
 CONTRACT = {
-    "shift": lambda: Coupling([False, True, True], Shift(), small_mlp),
-    "sigmoid affine": lambda: Coupling([False, True, True], SigmoidAffine(), small_mlp),
-    "softplus affine": lambda: Coupling([False, True, True], SoftplusAffine(), small_mlp),
+    "shift": lambda: Coupling([False, True, True], Shift(), conditioner=small_mlp),
+    "sigmoid affine": lambda: Coupling(
+        [False, True, True], SigmoidAffine(), conditioner=small_mlp
+    ),
+    "softplus affine": lambda: Coupling(
+        [False, True, True], SoftplusAffine(), conditioner=small_mlp
+    ),
     "held coupling net": lambda: from_nflows(spline_coupling(num_bins=3)),
     "held conditional net": lambda: from_nflows(spline_coupling(net=residual_net(C), num_bins=3)),
     "held made": lambda: from_nflows(masked_affine()),
@@ -258,17 +262,19 @@ FLOWKIT_LAYERS = {
     "act norm": lambda: ActNorm(D),
     "affine": lambda: Elementwise(D, Affine()),
     "elementwise spline": lambda: Elementwise(D, RationalQuadraticSpline(6)),
-    "affine coupling": lambda: Coupling(MOVED, Affine(), small_mlp),
+    "affine coupling": lambda: Coupling(MOVED, Affine(), conditioner=small_mlp),
     "spline coupling": lambda: Coupling(MOVED, conditioner=small_residual),
-    "maf": lambda: MaskedAutoregressive(D, Affine(), small_masked, order=[2, 0, 3, 1]),
-    "masked spline": lambda: MaskedAutoregressive(D, None, small_masked, order=[2, 0, 3, 1]),
+    "maf": lambda: MaskedAutoregressive(D, Affine(), conditioner=small_masked, order=[2, 0, 3, 1]),
+    "masked spline": lambda: MaskedAutoregressive(
+        D, None, conditioner=small_masked, order=[2, 0, 3, 1]
+    ),
 }
 CONDITIONAL_FLOWKIT_LAYERS = {
-    "affine": lambda: Elementwise(D, Affine(), C, small_mlp),
-    "elementwise spline": lambda: Elementwise(D, None, C, small_mlp),
-    "affine coupling": lambda: Coupling(MOVED, Affine(), small_mlp, C),
-    "spline coupling": lambda: Coupling(MOVED, None, small_mlp, C),
-    "masked spline": lambda: MaskedAutoregressive(D, None, small_masked, C),
+    "affine": lambda: Elementwise(D, Affine(), context=C, conditioner=small_mlp),
+    "elementwise spline": lambda: Elementwise(D, None, context=C, conditioner=small_mlp),
+    "affine coupling": lambda: Coupling(MOVED, Affine(), conditioner=small_mlp, context=C),
+    "spline coupling": lambda: Coupling(MOVED, None, conditioner=small_mlp, context=C),
+    "masked spline": lambda: MaskedAutoregressive(D, None, conditioner=small_masked, context=C),
 }
 
 
@@ -305,7 +311,7 @@ def test_standardisation_and_intervals_reach_nflows_as_fixed_layers():
     theirs = to_nflows(ours)
     same_transform(theirs, ours)
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
-    box = Compose(Logit(D, -1.0, 2.0), LULinear(D)).double()
+    box = Compose(Logit(D, lower=-1.0, upper=2.0), LULinear(D)).double()
     x = 3 * torch.rand(ROWS, D, dtype=torch.float64) - 1
     for a, b in zip(to_nflows(box)(x), box(x), strict=True):
         same(a, b)
@@ -445,7 +451,7 @@ def test_a_diagonal_normal_keeps_its_density_and_learns_to_sample(double):
 
 
 def test_flowkit_flows_with_normal_bases_score_and_sample_alike(double):
-    layers = Compose(LULinear(D), Coupling(MOVED, None, small_mlp))
+    layers = Compose(LULinear(D), Coupling(MOVED, None, conditioner=small_mlp))
     for base in (StandardNormal(D), DiagonalNormal(D)):
         ours = randomised(Flow(layers, base))
         same_flow(to_nflows(ours), ours)
@@ -455,8 +461,8 @@ def test_flowkit_flows_with_normal_bases_score_and_sample_alike(double):
 def test_conditional_flowkit_flows_score_alike(double):
     embedding = StandardizeContext(C)
     embedding.initialize(5 + 3 * torch.randn(100, C))
-    layers = Compose(LULinear(D), Coupling(MOVED, Affine(), small_mlp, C))
-    ours = randomised(Flow(layers, DiagonalNormal(D, C), embedding=embedding))
+    layers = Compose(LULinear(D), Coupling(MOVED, Affine(), conditioner=small_mlp, context=C))
+    ours = randomised(Flow(layers, DiagonalNormal(D, context=C), embedding=embedding))
     context = 5 + 3 * torch.randn(ROWS, C)
     theirs = to_nflows(ours)
     same_flow(theirs, ours, context)
@@ -652,7 +658,7 @@ def test_a_subclass_that_only_sets_defaults_is_converted():
 
 
 def test_flowkit_layers_work_in_nflows_as_they_are():
-    coupling = randomised(Coupling(MOVED, LogisticMixture(3), small_mlp))
+    coupling = randomised(Coupling(MOVED, LogisticMixture(3), conditioner=small_mlp))
     theirs = nfl.Flow(
         nt.CompositeTransform([coupling, nt.LULinear(D).double()]), nd.StandardNormal([D])
     )
@@ -693,14 +699,18 @@ def test_what_a_coupling_does_to_the_features_it_conditions_on_is_kept(kind, oth
 
 
 def test_a_transform_of_some_features_keeps_the_contract():
-    layer = OnFeatures(3, [2, 0], Coupling([False, True], Affine(), small_mlp, context=1))
+    layer = OnFeatures(
+        3, [2, 0], Coupling([False, True], Affine(), conditioner=small_mlp, context=1)
+    )
     check_transform(layer, skip={"R8": "a coupling is compiled elsewhere"})
     z, _ = layer(torch.ones(3), torch.ones(1))
     assert z[1] == 1
 
 
 def test_a_transform_of_some_features_carries_their_ends():
-    flow = Flow(OnFeatures(3, [2, 0], Logit(2, [0.0, 1.0], [5.0, 7.0])), StandardNormal(3))
+    flow = Flow(
+        OnFeatures(3, [2, 0], Logit(2, lower=[0.0, 1.0], upper=[5.0, 7.0])), StandardNormal(3)
+    )
     x = torch.tensor([[3.0, -9.0, 2.0], [0.5, 0.0, 2.0], [3.0, 0.0, 6.0]])
     assert flow.support.lower.tolist() == [1.0, -math.inf, 0.0]
     assert flow.support.upper.tolist() == [7.0, math.inf, 5.0]

@@ -152,7 +152,9 @@ def test_expansions_interpolate_and_represent():
     # data vanishes on the data. What is left of it has there the same values, so that the flow
     # has the same likelihood, and a smaller norm.
     layer = Coupling(
-        [0, 0, 1], Affine(), partial(KernelConditioner, points=80, kernel=rough)
+        [0, 0, 1],
+        Affine(),
+        conditioner=partial(KernelConditioner, points=80, kernel=rough),
     ).double()
     wide = layer.conditioner
     torch.manual_seed(1)
@@ -174,7 +176,9 @@ def test_expansions_interpolate_and_represent():
 
 def test_far_from_the_data_a_layer_is_the_identity():
     for kernel, far in ((SquaredExponential(), 1e3), (Matern(nu=0.5), 1e3)):
-        layer = Coupling([0, 1], Affine(), partial(KernelConditioner, kernel=kernel)).double()
+        layer = Coupling(
+            [0, 1], Affine(), conditioner=partial(KernelConditioner, kernel=kernel)
+        ).double()
         torch.nn.init.normal_(layer.conditioner.weights)
         x = torch.tensor([[far, 2.0], [-far, -1.0]], dtype=torch.float64)
         assert (layer(x)[0] - x).abs().max() < 1e-12
@@ -192,7 +196,7 @@ def test_points_start_from_data_as_they_reach_their_layer():
     rows = (x - x.mean(0)) / x.std(0, correction=0)
     for layer in flow.transform.transforms:
         if isinstance(layer, Coupling):
-            read = rows[:, layer.fixed_index]
+            read = rows[:, layer.conditioning_index]
             assert torch.allclose(layer.conditioner.points, read, atol=1e-2)
             distance = torch.pdist(read).median() / math.sqrt(2)
             assert torch.allclose(layer.conditioner.kernel.length_scales, distance, rtol=0.05)

@@ -234,7 +234,9 @@ def test_a_step_costs_one_pass_of_the_flow(monkeypatch):
 
 def test_positions_on_a_circle_stay_unwrapped():
     spline = Elementwise(1, CircularSpline(bins=4, lower=-1.0, upper=1.0))
-    flow = Flow(Compose(CircularShift(1, -1.0, 1.0), spline), Uniform(1, -1.0, 1.0)).double()
+    flow = Flow(
+        Compose(CircularShift(1, lower=-1.0, upper=1.0), spline), Uniform(1, lower=-1.0, upper=1.0)
+    ).double()
     x = torch.tensor([[0.5]], dtype=torch.float64)
     # Uniform on the circle: no force, so the rotor turns for ever.
     path = FlowPotential(flow).velocity_verlet(x, torch.ones_like(x), 0.5, 20)
@@ -243,7 +245,7 @@ def test_positions_on_a_circle_stay_unwrapped():
 
 
 def test_a_step_too_long_is_named():
-    flow = Flow(Logit(1, 0.0, 1.0), StandardNormal(1)).double()
+    flow = Flow(Logit(1, lower=0.0, upper=1.0), StandardNormal(1)).double()
     potential = FlowPotential(flow)
     x = torch.tensor([[0.5], [0.5], [0.5]], dtype=torch.float64)
     v = torch.tensor([[0.0], [4.0], [-4.0]], dtype=torch.float64)
@@ -261,7 +263,7 @@ def run(x=None, v=None, **changes):
 
 
 def images():
-    return Flow(Conv1x1(2), StandardNormal(2, 3, 3))
+    return Flow(Conv1x1(2), StandardNormal((2, 3, 3)))
 
 
 def counts():

@@ -239,7 +239,7 @@ def test_the_energy_of_force_matching_reads_the_context_and_broadcasts():
 
 
 def test_the_force_loss_is_a_mean_over_all_coordinates_of_an_event():
-    flow = Flow(Conv1x1(2), StandardNormal(2, 3, 3)).double()
+    flow = Flow(Conv1x1(2), StandardNormal((2, 3, 3))).double()
     x = torch.randn(4, 2, 3, 3, dtype=torch.float64)
     exact = (-3 * x - flow.score(x)).square().mean()
     torch.testing.assert_close(ForceMatching()(flow, {"x": x, "force": -3 * x}).value, exact)

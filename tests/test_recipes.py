@@ -19,7 +19,7 @@ from flowkit.errors import ArgumentError, DataError, FlowFileError
 from flowkit.estimators import FlowDensity
 from flowkit.recipes import RECIPES, build, recipe
 from flowkit.scalar import Affine, LogisticMixture, PerFeature, RationalQuadraticSpline
-from flowkit.transforms import Box, Coupling, LULinear
+from flowkit.transforms import Coupling, LULinear, Rescale
 
 VARIANTS = [
     ("coupling_flow", {"features": 3}),
@@ -399,11 +399,11 @@ def test_a_flow_changed_after_its_recipe_is_not_saved(change, message, tmp_path)
 
 def test_another_box_or_mask_of_the_same_shape_is_not_saved(tmp_path):
     box = flowkit.box_flow([0], [1], hidden=(8,))
-    swap_layer(0, Box([0], [2]))(box)
+    swap_layer(0, Rescale([0], [2]))(box)
     with pytest.raises(FlowFileError, match="upper=\\(2.0,\\), expected \\(1.0,\\)"):
         flowkit.save(box, tmp_path / "f")
     flow = flowkit.box_flow([0], [1], hidden=(8,))
-    flow.base = Uniform(1, -2.0, 2.0)
+    flow.base = Uniform(1, lower=-2.0, upper=2.0)
     with pytest.raises(FlowFileError, match="flow.base has lower=-2.0, expected -1.0"):
         flowkit.save(flow, tmp_path / "f")
     flow = flowkit.coupling_flow(3, layers=1, linear=None, scalar="affine")

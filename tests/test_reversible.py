@@ -39,19 +39,21 @@ def mlp(*args, **kwargs):
 
 def every_kind_of_layer():
     torch.manual_seed(0)
-    shared = Coupling([True, False, True], Affine(), mlp)
+    shared = Coupling([True, False, True], Affine(), conditioner=mlp)
     return [
         Standardize(3),
         ActNorm(3),
         Permutation([2, 0, 1]),
-        Coupling([False, True, True], SPLINE, mlp, context=2),
+        Coupling([False, True, True], SPLINE, conditioner=mlp, context=2),
         LULinear(3),
         shared,
-        Elementwise(3, LogisticMixture(components=2), 2, mlp),
+        Elementwise(3, LogisticMixture(components=2), context=2, conditioner=mlp),
         OrthogonalLinear(3),
         MaskedAutoregressive(3, Affine()),
-        Coupling([True, True, False], SPLINE, mlp, context=2).inv,
-        Compose(Permutation([1, 2, 0]), Coupling([1, 1, 0], SPLINE, mlp), reversible=True),
+        Coupling([True, True, False], SPLINE, conditioner=mlp, context=2).inv,
+        Compose(
+            Permutation([1, 2, 0]), Coupling([1, 1, 0], SPLINE, conditioner=mlp), reversible=True
+        ),
         # The same layer again: its gradients add up.
         shared,
     ]
@@ -136,7 +138,9 @@ def test_frozen_parameters_get_no_gradient_and_early_layers_are_not_undone(monke
     calls = []
     inverse = LULinear.inverse
     monkeypatch.setattr(
-        LULinear, "inverse", lambda self, *args: calls.append(self) or inverse(self, *args)
+        LULinear,
+        "inverse",
+        lambda self, *args, **kw: calls.append(self) or inverse(self, *args, **kw),
     )
     z, log_det = reversible(x)
     (log_det.sum() + z.square().sum()).backward()
@@ -145,7 +149,9 @@ def test_frozen_parameters_get_no_gradient_and_early_layers_are_not_undone(monke
 
 
 def test_context_may_be_none_and_batches_may_have_any_shape():
-    plain, reversible = pair([LULinear(3), Coupling([0, 1, 1], SPLINE, mlp), ActNorm(3)])
+    plain, reversible = pair(
+        [LULinear(3), Coupling([0, 1, 1], SPLINE, conditioner=mlp), ActNorm(3)]
+    )
     for shape in ((3,), (0, 3), (2, 4, 3)):
         x = torch.randn(*shape, dtype=torch.float64)
         for t in (plain, reversible):
@@ -158,7 +164,9 @@ def test_context_may_be_none_and_batches_may_have_any_shape():
 
 
 def test_context_broadcasts_over_the_batch():
-    plain, reversible = pair([Coupling([0, 1, 1], SPLINE, mlp, context=2), LULinear(3)])
+    plain, reversible = pair(
+        [Coupling([0, 1, 1], SPLINE, conditioner=mlp, context=2), LULinear(3)]
+    )
     x, context = rows(5)
     expect_same(*(gradients(t, x, context[:1]) for t in (reversible, plain)), 1e-9)
 
@@ -235,14 +243,14 @@ def test_layers_that_cannot_be_undone_are_refused(layer, message):
 
 
 def test_active_dropout_is_refused():
-    t = Compose(Coupling([0, 1], Affine(), Noisy), reversible=True)
+    t = Compose(Coupling([0, 1], Affine(), conditioner=Noisy), reversible=True)
     with pytest.raises(NotInvertibleError, match=r"holds Dropout\(p=0.5\).*remedy"):
         t(torch.zeros(3, 2))
     t.eval()(torch.zeros(3, 2))[0].sum().backward()
 
 
 def test_gradients_can_be_differentiated_again():
-    plain, reversible = pair([Coupling([0, 1, 1], SPLINE, mlp), LULinear(3)])
+    plain, reversible = pair([Coupling([0, 1, 1], SPLINE, conditioner=mlp), LULinear(3)])
     found = []
     for t in (plain, reversible):
         x = rows()[0].requires_grad_()
@@ -256,7 +264,7 @@ def test_gradients_can_be_differentiated_again():
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_torch_func_and_forward_mode_see_the_layers():
-    plain, reversible = pair([Coupling([0, 1, 1], Affine(), mlp), LULinear(3)])
+    plain, reversible = pair([Coupling([0, 1, 1], Affine(), conditioner=mlp), LULinear(3)])
     x, _ = rows()
     results = [
         (
@@ -271,7 +279,7 @@ def test_torch_func_and_forward_mode_see_the_layers():
 
 
 def test_parameters_given_for_one_call_get_the_gradients():
-    plain, reversible = pair([Coupling([0, 1, 1], Affine(), mlp), LULinear(3)])
+    plain, reversible = pair([Coupling([0, 1, 1], Affine(), conditioner=mlp), LULinear(3)])
     x, _ = rows()
     found = []
     for t in (plain, reversible):

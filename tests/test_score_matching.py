@@ -23,7 +23,6 @@ from flowkit.errors import DataError, StochasticFlowError
 from flowkit.scalar import Affine, SmoothLeakyReLU
 from flowkit.stochastic import Dequantize
 from flowkit.transforms import (
-    Activation,
     ActNorm,
     Compose,
     Conv2d,
@@ -44,7 +43,7 @@ def generator(seed=0):
 
 
 def randomized(*layers, noise=0.3, seed=0):
-    flow = Flow(Compose(*layers), StandardNormal(*_event(layers))).double()
+    flow = Flow(Compose(*layers), StandardNormal(_event(layers))).double()
     source = generator(seed)
     with torch.no_grad():
         for p in flow.parameters():
@@ -82,7 +81,12 @@ def mean_and_error(flow, x, objective, parts=50):
 
 
 def test_scores_are_gradients_of_energies():
-    flow = randomized(DenseLinear(3), Activation(), Coupling([0, 1, 1], Affine()), ActNorm(3))
+    flow = randomized(
+        DenseLinear(3),
+        Elementwise(3, SmoothLeakyReLU()),
+        Coupling([0, 1, 1], Affine()),
+        ActNorm(3),
+    )
     x = torch.randn(20, 3, dtype=torch.float64, generator=generator(), requires_grad=True)
     (of_density,) = torch.autograd.grad(flow.log_prob(x).sum(), x)
     (of_energy,) = torch.autograd.grad(flow.energy(x).sum(), x)
@@ -91,7 +95,9 @@ def test_scores_are_gradients_of_energies():
 
 
 def test_the_log_normalizer_is_the_constant_log_determinants():
-    flow = randomized(DenseLinear(3), Activation(), DenseLinear(3), ActNorm(3))
+    flow = randomized(
+        DenseLinear(3), Elementwise(3, SmoothLeakyReLU()), DenseLinear(3), ActNorm(3)
+    )
     x = torch.randn(1000, 3, dtype=torch.float64, generator=generator())
     constant = flow.log_prob(x) + flow.energy(x)
     assert constant.std() < 1e-10
@@ -211,8 +217,12 @@ class Operators(TorchDispatchMode):
     ids=lambda o: o.method,
 )
 def test_no_determinant_runs_in_a_step_of_score_matching(objective):
-    flow = randomized(DenseLinear(3), Activation(), DenseLinear(3), ActNorm(3))
-    image = randomized(Conv2d(1), Activation(event_ndim=3), Conv2d(1), noise=0.1)
+    flow = randomized(
+        DenseLinear(3), Elementwise(3, SmoothLeakyReLU()), DenseLinear(3), ActNorm(3)
+    )
+    image = randomized(
+        Conv2d(1), Elementwise(1, SmoothLeakyReLU(), event_ndim=3), Conv2d(1), noise=0.1
+    )
     for module, event in ((flow, (3,)), (image, (1, 3, 4))):
         x = torch.randn(5, *event, dtype=torch.float64, generator=generator())
         with Operators() as seen:
@@ -226,7 +236,7 @@ def test_no_determinant_runs_in_a_step_of_score_matching(objective):
 
 def test_determinants_of_convolutions_against_autodiff():
     for kernel in (1, 3, (1, 3), (5, 3)):
-        layer = randomized(Conv2d(2, kernel), noise=0.2).transform
+        layer = randomized(Conv2d(2, kernel=kernel), noise=0.2).transform
         x = torch.randn(2, 3, 4, dtype=torch.float64, generator=generator())
         jacobian = torch.func.jacrev(lambda v, layer=layer: layer(v)[0])(x).reshape(24, 24)
         assert abs(layer(x)[1] - torch.linalg.slogdet(jacobian)[1]) < 1e-8
@@ -236,7 +246,7 @@ def test_determinants_of_convolutions_against_autodiff():
 def test_the_activation_is_undone_to_rounding():
     x = torch.linspace(-100, 100, 4001, dtype=torch.float64).unsqueeze(-1)
     for alpha in (0.05, 0.3, 0.9):
-        layer = Activation(SmoothLeakyReLU(alpha))
+        layer = Elementwise(1, SmoothLeakyReLU(alpha))
         z, log_det = layer(x)
         back, back_log_det = layer.inverse(z)
         assert (back - x).abs().max() < 1e-10
@@ -290,7 +300,7 @@ def test_non_negative_score_matching_of_an_exponential(slices):
 
 
 def test_images_are_events_of_their_numbers():
-    flow = randomized(Conv2d(1), Activation(event_ndim=3), noise=0.1)
+    flow = randomized(Conv2d(1), Elementwise(1, SmoothLeakyReLU(), event_ndim=3), noise=0.1)
     x = torch.randn(6, 1, 3, 4, dtype=torch.float64, generator=generator())
     exact = ScoreMatching("exact")(flow, {"x": x}).value
     # The mean over many random signs is the trace.
@@ -333,7 +343,9 @@ def test_learning_by_scores_reaches_the_likelihood_of_a_fit_by_likelihood():
         torch.manual_seed(0)
         # Without a determinant nothing keeps a dense matrix from passing through a singular one,
         # to densities with other modes, which scores at the data do not see.
-        flow = Flow(Compose(LULinear(2), Activation(), LULinear(2)), StandardNormal(2))
+        flow = Flow(
+            Compose(LULinear(2), Elementwise(2, SmoothLeakyReLU()), LULinear(2)), StandardNormal(2)
+        )
         fit(
             flow, x, objective, validation=None, epochs=60, batch_size=200, lr=1e-2,
             progress=False,
@@ -346,14 +358,19 @@ def test_learning_by_scores_reaches_the_likelihood_of_a_fit_by_likelihood():
 
 def counts_flow():
     """Counts from 0 to 255: dequantised, logit, and a linear layer."""
-    flow = Flow(Compose(Dequantize(2), Logit(2, -0.5, 255.5), DenseLinear(2)), StandardNormal(2))
+    flow = Flow(
+        Compose(Dequantize(2), Logit(2, lower=-0.5, upper=255.5), DenseLinear(2)),
+        StandardNormal(2),
+    )
     with torch.no_grad():
         flow.transform[2].weight.copy_(torch.tensor([[0.7, 0.1], [-0.2, 0.9]]))
     return flow.double()
 
 
 def test_likelihoods_do_not_see_the_preprocessing_and_scores_do():
-    flow = Flow(Compose(Logit(2, 0.0, 256.0), DenseLinear(2)), StandardNormal(2)).double()
+    flow = Flow(
+        Compose(Logit(2, lower=0.0, upper=256.0), DenseLinear(2)), StandardNormal(2)
+    ).double()
     x = 1 + 250 * torch.rand(50, 2, dtype=torch.float64, generator=generator())
     found = {}
     for kind, objective in (("ml", MaximumLikelihood()), ("sm", ScoreMatching("exact"))):
@@ -376,7 +393,9 @@ def test_dequantised_data_train_by_scores_behind_the_noise():
 
 
 def test_a_density_behind_the_preprocessing_is_one_of_the_data():
-    flow = Flow(Compose(Logit(1, 0.0, 256.0), DenseLinear(1)), StandardNormal(1)).double()
+    flow = Flow(
+        Compose(Logit(1, lower=0.0, upper=256.0), DenseLinear(1)), StandardNormal(1)
+    ).double()
     edges = torch.linspace(0, 256, 200_001, dtype=torch.float64)
     middles = 0.5 * (edges[1:] + edges[:-1])
     mass = flow.log_prob(middles.unsqueeze(-1)).exp().sum() * (edges[1] - edges[0])

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from flowkit import smooth_flow
-from flowkit.bases import DiagonalNormal, Product, StandardNormal, Uniform
+from flowkit.bases import DiagonalNormal, ProductBase, StandardNormal, Uniform
 from flowkit.errors import (
     ArgumentError,
     ConvergenceError,
@@ -460,18 +460,18 @@ def test_maps_of_features_move_what_each_alone_would_move():
 
 
 def test_a_chart_reads_circles_at_any_turn_and_starts_lines_from_data():
-    chart = Rescale([True, False], [0.0, -math.inf], [2.0, math.inf]).double()
+    chart = Rescale([0.0, -math.inf], [2.0, math.inf], circular=[True, False]).double()
     x = torch.tensor([[0.5, 10.0], [1.5, 30.0]], dtype=DOUBLE)
     chart.initialize(x)
     z, log_det = chart(x + torch.tensor([4.0, 0.0]))
     torch.testing.assert_close(z, torch.tensor([[-0.5, -1.0], [0.5, 1.0]], dtype=DOUBLE))
     torch.testing.assert_close(log_det, torch.full((2,), -math.log(10.0), dtype=DOUBLE))
-    with pytest.raises(ValueError, match="the circle 0"):
-        Rescale([True], [-math.inf], [math.inf])
+    with pytest.raises(ValueError, match="periodic variable 0"):
+        Rescale([-math.inf], [math.inf], circular=[True])
 
 
 def test_a_shift_leaves_lines_alone():
-    shift = CircularShift(3, -1.0, 1.0, [True, False, True])
+    shift = CircularShift(3, lower=-1.0, upper=1.0, circular=[True, False, True])
     with torch.no_grad():
         shift.shift.copy_(torch.tensor([0.5, 1.5]))
     x = torch.tensor([[0.75, 9.0, 0.0]])
@@ -487,13 +487,13 @@ def test_rounding_at_an_end_leads_out_of_no_interval_and_no_circle(dtype):
     width = 5 * torch.rand(200, generator=generator, dtype=DOUBLE) + 0.01
     upper = (lower + width).round(decimals=2)
     for circular in (False, True):
-        chart = Rescale([circular] * 200, lower.tolist(), upper.tolist()).to(dtype)
+        chart = Rescale(lower.tolist(), upper.tolist(), circular=[circular] * 200).to(dtype)
         ends = torch.stack([lower, upper]).to(dtype)
         assert float(chart(ends)[0].abs().max()) <= 1
         unit = torch.ones(200, dtype=dtype)
         back = torch.stack([chart.inverse(-unit)[0], chart.inverse(unit)[0]])
         assert bool(((back >= ends[0]) & (back <= ends[1])).all())
-    shift = CircularShift(4000, -math.pi, math.pi).to(dtype)
+    shift = CircularShift(4000, lower=-math.pi, upper=math.pi).to(dtype)
     x = torch.full((4000,), math.pi, dtype=dtype)
     x = x * (1 + torch.finfo(dtype).eps * torch.arange(-2000, 2000))
     assert shift(x)[0].detach().abs().max() <= torch.tensor(math.pi, dtype=dtype)
@@ -503,7 +503,7 @@ def test_rounding_at_an_end_leads_out_of_no_interval_and_no_circle(dtype):
 
 
 def test_a_circle_has_no_distribution_function_and_an_interval_has():
-    with pytest.raises(NotInvertibleError, match="no first point"):
+    with pytest.raises(NotInvertibleError, match="without a first point"):
         smooth_flow(1, circular=True).cdf(torch.zeros(1, 1))
     interval = smooth_flow(1, bounds=(0, 4), components=3)
     torch.testing.assert_close(interval.cdf(torch.tensor([[4.0]])), torch.ones(1))
@@ -541,14 +541,14 @@ def test_extreme_exponents_stay_finite(dtype, exponent):
 
 
 def test_products_of_bases_nest_and_name_what_does_not_fit():
-    inner = Product((Uniform(1), [0]), (StandardNormal(1), [1]))
-    outer = Product((inner, [0, 2]), (StandardNormal(1), [1]))
+    inner = ProductBase((Uniform(1), [0]), (StandardNormal(1), [1]))
+    outer = ProductBase((inner, [0, 2]), (StandardNormal(1), [1]))
     x = torch.tensor([[0.5, 3.0, -4.0], [1.5, 0.0, 0.0]])
     assert outer.support.check(x).tolist() == [True, False]
     want = StandardNormal(2).log_prob(x[:, 1:])
     torch.testing.assert_close(outer.log_prob(x)[0], want[0])
-    contexts = (DiagonalNormal(1, 2), [0]), (DiagonalNormal(1, 3), [1])
-    with pytest.raises(ShapeError, match=r"one context size, got \[2, 3\]"):
-        Product(*contexts)
-    with pytest.raises(ShapeError, match="pairs"):
-        Product(Uniform(1))
+    contexts = (DiagonalNormal(1, context=2), [0]), (DiagonalNormal(1, context=3), [1])
+    with pytest.raises(ArgumentError, match=r"one context size, got \[2, 3\]"):
+        ProductBase(*contexts)
+    with pytest.raises(ArgumentError, match="pairs"):
+        ProductBase(Uniform(1))

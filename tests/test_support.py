@@ -26,7 +26,7 @@ from flowkit import (
     smooth_flow,
     tail_adaptive_flow,
 )
-from flowkit.bases import Logistic, Product, StandardNormal, StudentT, Uniform
+from flowkit.bases import Logistic, ProductBase, StandardNormal, StudentT, Uniform
 from flowkit.conditioners import MLP, MaskedMLP
 from flowkit.errors import ArgumentError, DataError, FlowkitError, OutsideError, ShapeError
 from flowkit.numerics.rounding import next_inside
@@ -34,7 +34,6 @@ from flowkit.recipes import RECIPES
 from flowkit.scalar import Affine, IntervalSpline, LogisticMixture, RationalQuadraticSpline
 from flowkit.transforms import (
     ActNorm,
-    Box,
     CircularShift,
     Compose,
     Coupling,
@@ -184,18 +183,21 @@ def composed(seed, mixing):
         lambda: ActNorm(features),
         lambda: Permutation(rng.permutation(features).tolist()),
         lambda: Elementwise(features, maps[rng.integers(3)]),
-        lambda: Coupling(mask, maps[rng.integers(2)], mlp),
-        lambda: MaskedAutoregressive(features, maps[rng.integers(2)], masked),
+        lambda: Coupling(mask, maps[rng.integers(2)], conditioner=mlp),
+        lambda: MaskedAutoregressive(features, maps[rng.integers(2)], conditioner=masked),
         *(lambda kind=kind: Unconstrain(*ends[kind]) for kind in ends),
     ]
     makers += [lambda: LULinear(features)] if mixing else []
     layers = [makers[i]() for i in rng.integers(len(makers), size=rng.integers(2, 6))]
     bases = [
         StandardNormal(features),
-        Uniform(features, -0.9, 1.3),
+        Uniform(features, lower=-0.9, upper=1.3),
         Logistic(features),
-        StudentT(features, 3.0),
-        Product((Uniform(1, -2.0, 0.7), [0]), (StandardNormal(features - 1), range(1, features))),
+        StudentT(features, df=3.0),
+        ProductBase(
+            (Uniform(1, lower=-2.0, upper=0.7), [0]),
+            (StandardNormal(features - 1), range(1, features)),
+        ),
     ]
     torch.manual_seed(seed)
     flow = roughened(Flow(Compose(*layers), bases[seed % 5]), 0.2, seed)
@@ -217,7 +219,7 @@ def test_support_of_composed_flows_is_where_log_prob_is_finite(seed, dtype):
 def test_a_box_behind_an_affine_layer_is_the_box_in_units_of_the_data():
     scale = Standardize(1)
     scale.initialize(torch.tensor([[8.0], [12.0]]))
-    flow = Flow(scale, Uniform(1, -1.0, 1.0))
+    flow = Flow(scale, Uniform(1, lower=-1.0, upper=1.0))
     assert (flow.support.lower, flow.support.upper) == (8.0, 12.0)
     assert flow.support.check(torch.tensor([[11.0], [0.0]])).tolist() == [True, False]
 
@@ -240,22 +242,24 @@ def test_ends_go_through_permutations_monotone_maps_and_reshapes():
     assert Flow(mirrored, StandardNormal(1)).support.lower.tolist() == [3.0]
     for layer, inverse in (
         (Log(1).inv, math.log),
-        (Logit(1, 0.0, 4.0).inv, lambda u: math.log(u / (4 - u))),
+        (Logit(1, lower=0.0, upper=4.0).inv, lambda u: math.log(u / (4 - u))),
     ):
-        support = Flow(layer, Uniform(1, 1.0, 3.0)).support
+        support = Flow(layer, Uniform(1, lower=1.0, upper=3.0)).support
         want = torch.tensor([inverse(1.0), inverse(3.0)])
         torch.testing.assert_close(torch.cat([support.lower, support.upper]), want)
 
 
 def test_a_decreasing_layer_exchanges_the_ends():
-    flow = Flow(Compose(Whiten(1), flowkit.transforms.DenseLinear(1)), Uniform(1, 1.0, 3.0))
+    flow = Flow(
+        Compose(Whiten(1), flowkit.transforms.DenseLinear(1)), Uniform(1, lower=1.0, upper=3.0)
+    )
     with torch.no_grad():
         flow.transform[1].weight.fill_(-2.0)
     assert (flow.support.lower.item(), flow.support.upper.item()) == (-1.5, -0.5)
 
 
 def test_where_ends_are_mixed_there_is_no_box_and_check_is_still_right():
-    square = roughened(Flow(LULinear(2), Uniform(2, -1.0, 1.0)), 0.5).double()
+    square = roughened(Flow(LULinear(2), Uniform(2, lower=-1.0, upper=1.0)), 0.5).double()
     assert square.region() is None
     assert square.support.lower is None
     assert "no box" in repr(square.support)
@@ -268,8 +272,8 @@ def test_where_ends_are_mixed_there_is_no_box_and_check_is_still_right():
 
 
 def test_supports_of_every_shape_are_bijective_with_the_line():
-    skewed = roughened(Flow(LULinear(2), Uniform(2, -1.0, 1.0)), 0.5)
-    moved = Coupling([True, False], Affine(), functools.partial(MLP, hidden=(4,)))
+    skewed = roughened(Flow(LULinear(2), Uniform(2, lower=-1.0, upper=1.0)), 0.5)
+    moved = Coupling([True, False], Affine(), conditioner=functools.partial(MLP, hidden=(4,)))
     for flow in (
         skewed,
         roughened(Flow(moved, Uniform(2))),
@@ -289,8 +293,10 @@ def test_supports_of_every_shape_are_bijective_with_the_line():
 
 
 def test_a_support_that_depends_on_the_context_asks_for_it():
-    layers = Compose(Elementwise(1, Affine(), 1, functools.partial(MLP, hidden=(4,))))
-    flow = roughened(Flow(layers, Uniform(1, 0.0, 1.0)), 1.0)
+    layers = Compose(
+        Elementwise(1, Affine(), context=1, conditioner=functools.partial(MLP, hidden=(4,)))
+    )
+    flow = roughened(Flow(layers, Uniform(1, lower=0.0, upper=1.0)), 1.0)
     with pytest.raises(ShapeError, match=r"depends on its context; remedy"):
         flow.support.check(torch.zeros(1, 1))
     context = torch.tensor([[0.0], [2.0]])
@@ -320,7 +326,7 @@ class Raised(Transform):
 
 
 def test_channels_that_leave_have_the_ends_of_the_base_for_every_context():
-    flow = Flow(FactorOut((2, 1, 2), Raised((1, 1, 2), 1)), Uniform(4))
+    flow = Flow(FactorOut((2, 1, 2), Raised((1, 1, 2), context=1)), Uniform(4))
     region = flow.region(torch.tensor([[0.0], [3.0]]))
     inner, rest = torch.tensor([0.0, -1.5]), torch.zeros(2)
     for ends, width in ((region.lower, 0.0), (region.upper, 0.5)):
@@ -344,7 +350,7 @@ def test_ends_are_exact_in_the_dtype_of_the_flow(make):
         flow = make().to(dtype)
         low, high = torch.tensor(0.1, dtype=dtype), torch.tensor(0.7, dtype=dtype)
         assert (flow.support.lower.item(), flow.support.upper.item()) == (low, high)
-        closed = isinstance(flow.transform[0], (Box, Rescale))
+        closed = isinstance(flow.transform[0], Rescale)
         ends = torch.stack([low, high]).unsqueeze(-1)
         assert flow.support.check(ends).tolist() == [closed] * 2
         assert flow.log_prob(ends).isfinite().tolist() == [closed] * 2
@@ -441,7 +447,7 @@ def test_the_mask_of_infinite_numbers_costs_a_handful_of_operators():
 
 
 def test_own_samples_of_a_squashed_policy_are_inside():
-    flow = Flow(Logit(1, -1.0, 1.0), StandardNormal(1))
+    flow = Flow(Logit(1, lower=-1.0, upper=1.0), StandardNormal(1))
     x = flow.to_data(torch.tensor([[-20.0], [5.0], [20.0]]))
     assert bool((x.abs() < 1).all())
     assert flow.log_prob(x).isfinite().all()
@@ -459,13 +465,13 @@ def test_own_samples_of_a_squashed_policy_are_inside():
 @pytest.mark.parametrize(
     "transform",
     [
-        lambda: Logit(1, -1.0, 1.0), lambda: Logit(1, 0.1, 0.7), lambda: Logit(1, 1e6, 1e6 + 1),
-        lambda: Log(1), lambda: Log(1, 3.3), lambda: Unconstrain([None], [0.7]),
+        lambda: Logit(1, lower=-1.0, upper=1.0), lambda: Logit(1, lower=0.1, upper=0.7), lambda: Logit(1, lower=1e6, upper=1e6 + 1),
+        lambda: Log(1), lambda: Log(1, lower=3.3), lambda: Unconstrain([None], [0.7]),
         lambda: Unconstrain([None], [0.0]), lambda: Compose(Log(1), Log(1)),
-        lambda: Compose(Box([0.1], [0.7]), Logit(1, -1.0, 1.0)),
-        lambda: Compose(standardize(1), Logit(1, -1.0, 2.0)),
+        lambda: Compose(Rescale([0.1], [0.7]), Logit(1, lower=-1.0, upper=1.0)),
+        lambda: Compose(standardize(1), Logit(1, lower=-1.0, upper=2.0)),
         lambda: Compose(standardize(1), Log(1), Elementwise(1)),
-        lambda: Compose(Log(1), Logit(1, -1.0, 1.0)),
+        lambda: Compose(Log(1), Logit(1, lower=-1.0, upper=1.0)),
     ],
 )  # fmt: skip
 def test_noise_from_anywhere_gives_data_with_density(transform, dtype):
@@ -483,7 +489,7 @@ def test_noise_from_anywhere_gives_data_with_density(transform, dtype):
 
 
 def test_noise_without_density_is_not_moved_to_where_there_is_some():
-    flow = Flow(Compose(standardize(1), Box([-1.0], [1.0])), Uniform(1, -1.0, 1.0))
+    flow = Flow(Compose(standardize(1), Rescale([-1.0], [1.0])), Uniform(1, lower=-1.0, upper=1.0))
     z = torch.tensor([[-1.5], [0.5], [3.0]])
     want = flow.transform.inverse(z)[0]
     torch.testing.assert_close(flow.to_data(z), want, rtol=0, atol=0)
@@ -494,7 +500,7 @@ def test_clamped_samples_keep_their_derivatives():
     layer = Unconstrain([0.0, None, -1.0, 0.0, 1.0], [None, 2.0, 1.0, 3.0, None])
     assert torch.autograd.gradcheck(lambda z: layer.inverse(z), z)
     assert torch.autograd.gradgradcheck(lambda z: layer.inverse(z), z)
-    single = Logit(1, -1.0, 1.0)
+    single = Logit(1, lower=-1.0, upper=1.0)
     z = torch.tensor([[20.0]], requires_grad=True)
     x, log_det = single.inverse(z)
     (slope,) = torch.autograd.grad(x.sum(), z)
@@ -517,12 +523,12 @@ def test_the_next_number_inside_is_that_of_the_dtype(dtype):
 
 
 def test_a_uniform_base_draws_between_its_ends():
-    base = Uniform(1, 0.1, 0.7)
+    base = Uniform(1, lower=0.1, upper=0.7)
     generator = torch.Generator().manual_seed(0)
     x = base.sample((1_000_000,), generator=generator)
     low, high = torch.tensor(0.1), torch.tensor(0.7)
     assert bool((x > low).all() & (x < high).all())
-    wide = Uniform(1, 1e6, 1e6 + 0.25).sample((10_000,), generator=generator)
+    wide = Uniform(1, lower=1e6, upper=1e6 + 0.25).sample((10_000,), generator=generator)
     assert bool((wide > 1e6).all() & (wide < 1e6 + 0.25).all())
     # The uniform through the logistic quantile function is a logistic: no infinite sample.
     assert Flow(Logit(1).inv, Uniform(1)).sample(1_000_000, generator=generator).isfinite().all()
@@ -541,8 +547,8 @@ def test_u_shaped_data_in_single_precision_give_samples_with_density(dtype):
 def test_pyro_s_nuts_finds_its_start_on_bounded_flows():
     scale = Standardize(1)
     scale.initialize(torch.tensor([[8.0], [12.0]]))
-    uniform = Flow(scale, Uniform(1, -1.0, 1.0))
-    skewed = roughened(Flow(LULinear(2), Uniform(2, 8.0, 12.0)), 0.3)
+    uniform = Flow(scale, Uniform(1, lower=-1.0, upper=1.0))
+    skewed = roughened(Flow(LULinear(2), Uniform(2, lower=8.0, upper=12.0)), 0.3)
     for flow in (uniform, skewed):
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
@@ -585,21 +591,24 @@ def test_unconstrain_is_the_log_normal_and_the_logit_normal_of_scipy():
 def test_log_and_logit_take_an_end_for_each_feature():
     x = torch.tensor([[1.5, 4.0]])
     pairs = (
-        (Log(2, [1.0, 3.0]), [Log(1, 1.0), Log(1, 3.0)]),
-        (Logit(2, [1.0, 3.0], [2.0, 9.0]), [Logit(1, 1.0, 2.0), Logit(1, 3.0, 9.0)]),
+        (Log(2, lower=[1.0, 3.0]), [Log(1, lower=1.0), Log(1, lower=3.0)]),
+        (
+            Logit(2, lower=[1.0, 3.0], upper=[2.0, 9.0]),
+            [Logit(1, lower=1.0, upper=2.0), Logit(1, lower=3.0, upper=9.0)],
+        ),
     )
     for both, alone in pairs:
         z, log_det = both(x)
         parts = [t(x[:, i : i + 1]) for i, t in enumerate(alone)]
         torch.testing.assert_close(z, torch.cat([p[0] for p in parts], -1))
         torch.testing.assert_close(log_det, sum(p[1] for p in parts))
-    with pytest.raises(ValueError, match="Log needs a finite lower end"):
-        Log(2, [1.0])
-    with pytest.raises(ValueError, match="Logit needs finite lower < upper"):
-        Logit(2, [0.0, 0.0, 0.0], 1.0)
-    with pytest.raises(ValueError, match="Unconstrain needs lower < upper"):
+    with pytest.raises(ValueError, match="Log expected lower as a finite number"):
+        Log(2, lower=[1.0])
+    with pytest.raises(ValueError, match="Logit expected lower as a finite number"):
+        Logit(2, lower=[0.0, 0.0, 0.0], upper=1.0)
+    with pytest.raises(ValueError, match="Unconstrain expected lower < upper"):
         Unconstrain([1.0], [1.0])
-    with pytest.raises(ValueError, match="one lower and one upper end"):
+    with pytest.raises(ValueError, match="Unconstrain expected upper as"):
         Unconstrain([1.0], [2.0, 3.0])
 
 
@@ -671,7 +680,7 @@ def test_smooth_flows_take_half_lines(tmp_path):
     [
         (
             lambda: box_flow(0.0, 1.0, 2, **SMALL),
-            r"Box.*column 1 holds 0.5 to 1.5 .*between 0 and 1",
+            r"Rescale.*column 1 holds 0.5 to 1.5 .*between 0 and 1",
         ),
         (
             lambda: coupling_flow(2, lower=0.0, upper=1.0, layers=1),
@@ -708,8 +717,8 @@ def test_rows_outside_have_their_numbers_in_the_data():
 
 
 def test_circles_and_shifts_declare_one_turn():
-    flow = Flow(Compose(Permutation([1, 0]), CircularShift(2, 0.0, 2.0, [True, False])),
-                Product((Uniform(1, 0.0, 2.0), [0]), (StandardNormal(1), [1])))  # fmt: skip
+    flow = Flow(Compose(Permutation([1, 0]), CircularShift(2, lower=0.0, upper=2.0, circular=[True, False])),
+                ProductBase((Uniform(1, lower=0.0, upper=2.0), [0]), (StandardNormal(1), [1])))  # fmt: skip
     assert flow.support.lower.tolist() == [-math.inf, 0.0]
     assert flow.support.upper.tolist() == [math.inf, 2.0]
     x = torch.tensor([[0.0, 5.0], [math.inf, 1.0], [0.0, math.inf]])
@@ -717,7 +726,7 @@ def test_circles_and_shifts_declare_one_turn():
     assert flow.log_prob(x)[1] == -math.inf
     assert flow.log_prob(x)[2].isnan()
     # Of an arc there is no box on the other side of a rotation.
-    arc = Flow(CircularShift(1, 0.0, 2.0), Uniform(1, 0.5, 1.0))
+    arc = Flow(CircularShift(1, lower=0.0, upper=2.0), Uniform(1, lower=0.5, upper=1.0))
     assert arc.region() is None
 
 
@@ -729,7 +738,10 @@ def test_splines_leave_ends_in_place_that_they_do_not_reach():
         (IntervalSpline(4, lower=-1.0, upper=1.0), (-1.0, 1.0), True),
         (Affine(), (-1.0, 1.0), False),
     ):
-        flow = Flow(Coupling([True, False], scalar, mlp), Uniform(2, *ends))
+        flow = Flow(
+            Coupling([True, False], scalar, conditioner=mlp),
+            Uniform(2, lower=ends[0], upper=ends[1]),
+        )
         assert (flow.region() is not None) == known
         if known:
             assert flow.support.upper.tolist() == [ends[1]] * 2

@@ -52,7 +52,9 @@ def shifted():
             log_scale = torch.full_like(context, -math.log(2))
             return torch.cat([-1.5 * context, log_scale], -1)
 
-    layer = Elementwise(1, Affine(max_log_scale=None), 1, lambda *_, **__: Three())
+    layer = Elementwise(
+        1, Affine(max_log_scale=None), context=1, conditioner=lambda *_, **__: Three()
+    )
     return Flow(layer, StandardNormal(1))
 
 

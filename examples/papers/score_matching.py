@@ -68,7 +68,7 @@ def build(seed: int) -> Flow:
     layers: list[Transform] = []
     for i in range(10):
         mask = [i % 2 == 0, i % 2 == 1]
-        layers += [DenseLinear(2), Coupling(mask, Affine(), net), ActNorm(2)]
+        layers += [DenseLinear(2), Coupling(mask, Affine(), conditioner=net), ActNorm(2)]
     return Flow(Compose(*layers, DenseLinear(2)), StandardNormal(2))
 
 

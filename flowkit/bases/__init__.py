@@ -1,16 +1,18 @@
 """Base distributions, as modules."""
 
 from flowkit.bases.base import Base
+from flowkit.bases.logistic import Logistic
 from flowkit.bases.normal import DiagonalNormal, NormalMixture, StandardNormal
-from flowkit.bases.other import Logistic, StudentT, Uniform
-from flowkit.bases.product import Product
+from flowkit.bases.product import ProductBase
+from flowkit.bases.student import StudentT
+from flowkit.bases.uniform import Uniform
 
 __all__ = [
     "Base",
     "DiagonalNormal",
     "Logistic",
     "NormalMixture",
-    "Product",
+    "ProductBase",
     "StandardNormal",
     "StudentT",
     "Uniform",

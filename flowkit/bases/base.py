@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from flowkit import checks
 from flowkit.errors import NotInvertibleError
+from flowkit.numerics.types import Context, Generator
 
 
 class Base(nn.Module):
@@ -30,50 +33,48 @@ class Base(nn.Module):
 
     reparameterized: bool = True
 
-    def __init__(self, event_shape: tuple[int, ...], context: int = 0) -> None:
+    def __init__(self, event_shape: int | Sequence[int], *, context: int = 0) -> None:
         super().__init__()
-        self.event_shape = tuple(event_shape)
-        self.context_size = context
+        name = type(self).__name__
+        self.event_shape = checks.event_shape(name, event_shape)
+        self.context_size = checks.integer(name, "context", context, least=0)
 
     @property
     def support(self) -> constraints.Constraint:
         """Where the density is positive; the whole space unless a subclass says otherwise."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
         """Return the log-density ``(*batch,)``."""
         raise NotImplementedError(f"{type(self).__name__} does not define log_prob")
 
     def sample(
-        self,
-        shape: tuple[int, ...] = (),
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, shape: tuple[int, ...] = (), context: Context = None, generator: Generator = None
     ) -> Tensor:
         """Draw ``(*shape, *context_batch, *event)``."""
         raise NotInvertibleError(f"{type(self).__name__} does not define sample")
 
-    def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_cdf(self, z: Tensor, context: Context = None) -> Tensor:
         """Logarithm of the distribution function of every feature, of the shape of ``z``."""
         raise NotInvertibleError(f"{type(self).__name__} has no distribution function")
 
-    def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_survival(self, z: Tensor, context: Context = None) -> Tensor:
         """Logarithm of one minus the distribution function, of the shape of ``z``."""
         raise NotInvertibleError(f"{type(self).__name__} has no distribution function")
 
-    def cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def cdf(self, z: Tensor, context: Context = None) -> Tensor:
         """Distribution function of every feature, of the shape of ``z``."""
         return self.log_cdf(z, context).exp()
 
-    def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+    def icdf(self, q: Tensor, context: Context = None) -> Tensor:
         """Quantiles of every feature, of the shape of ``q``."""
         raise NotInvertibleError(f"{type(self).__name__} has no quantile function")
 
-    def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+    def isf(self, q: Tensor, context: Context = None) -> Tensor:
         """The ``z`` that are exceeded with probability ``q``, exact also where ``q`` is tiny."""
         return self.icdf(1 - q, context)
 
-    def _draw_shape(self, shape: tuple[int, ...], context: Tensor | None) -> tuple[int, ...]:
+    def _draw_shape(self, shape: tuple[int, ...], context: Context) -> tuple[int, ...]:
         """Sample shape, then the batch of the context, then the event."""
         batch = () if context is None else tuple(context.shape[:-1])
         return (*shape, *batch, *self.event_shape)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flowkit import checks
 from flowkit.bases.base import Base
 from flowkit.bases.special import log_normal_survival, normal_quantile
 from flowkit.config import register
 from flowkit.numerics.clips import soft_clip
 from flowkit.numerics.roots import attach_newton, find_root_by_newton
+from flowkit.numerics.types import Context, Generator
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -27,7 +29,10 @@ class StandardNormal(Base):
     r"""Independent standard normals: :math:`\log p(z) = -\frac12 |z|^2 - \frac D2 \log 2\pi`.
 
     Args:
-        *event_shape: Sizes of the event; one number for vectors.
+        event_shape: Sizes of the event; one number for vectors.
+
+    Raises:
+        ArgumentError: If a size is not an integer >= 1.
 
     Example:
         >>> import torch
@@ -38,20 +43,17 @@ class StandardNormal(Base):
 
     like: Tensor
 
-    def __init__(self, *event_shape: int) -> None:
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
         self.register_buffer("like", torch.zeros(()), persistent=False)
 
-    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
         """Return the log-density."""
         dims = tuple(range(-len(self.event_shape), 0))
         return -0.5 * (z * z).sum(dims) - _LOG_SQRT_2PI * math.prod(self.event_shape)
 
     def sample(
-        self,
-        shape: tuple[int, ...] = (),
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, shape: tuple[int, ...] = (), context: Context = None, generator: Generator = None
     ) -> Tensor:
         """Draw standard normals."""
         size = self._draw_shape(shape, context)
@@ -59,19 +61,19 @@ class StandardNormal(Base):
             size, generator=generator, dtype=self.like.dtype, device=self.like.device
         )
 
-    def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_cdf(self, z: Tensor, context: Context = None) -> Tensor:
         """Logarithm of the normal distribution function."""
         return log_normal_survival(-z)
 
-    def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_survival(self, z: Tensor, context: Context = None) -> Tensor:
         """Logarithm of the normal survival function."""
         return log_normal_survival(z)
 
-    def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+    def icdf(self, q: Tensor, context: Context = None) -> Tensor:
         """``ndtri(q)``."""
         return normal_quantile(q)
 
-    def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+    def isf(self, q: Tensor, context: Context = None) -> Tensor:
         """``-ndtri(q)``."""
         return -normal_quantile(q)
 
@@ -97,9 +99,13 @@ class DiagonalNormal(Base):
     """
 
     def __init__(
-        self, features: int, context: int = 0, max_log_scale: float | None = 10.0
+        self, features: int, *, context: int = 0, max_log_scale: float | None = 10.0
     ) -> None:
-        super().__init__((features,), context)
+        name = "DiagonalNormal"
+        super().__init__(checks.integer(name, "features", features, least=1), context=context)
+        if max_log_scale is not None:
+            max_log_scale = checks.number(name, "max_log_scale", max_log_scale, above=0)
+        checks.elements(name, 2 * features, max(context, 1))
         self.max_log_scale = max_log_scale
         self.params = None if context else nn.Parameter(torch.zeros(2 * features))
         self.from_context = nn.Linear(context, 2 * features) if context else None
@@ -107,25 +113,22 @@ class DiagonalNormal(Base):
             nn.init.zeros_(self.from_context.weight)
             nn.init.zeros_(self.from_context.bias)
 
-    def _moments(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _moments(self, context: Context) -> tuple[Tensor, Tensor]:
         params = self.params if self.from_context is None else self.from_context(context)
         mean, raw = params.unflatten(-1, (2, -1)).unbind(-2)  # type: ignore[union-attr]
         return mean, soft_clip(raw, self.max_log_scale)
 
-    def _standardize(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _standardize(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         mean, log_scale = self._moments(context)
         return (z - mean) * torch.exp(-log_scale), log_scale
 
-    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
         """Return the log-density."""
         u, log_scale = self._standardize(z, context)
         return (_log_normal(u) - log_scale).sum(-1)
 
     def sample(
-        self,
-        shape: tuple[int, ...] = (),
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, shape: tuple[int, ...] = (), context: Context = None, generator: Generator = None
     ) -> Tensor:
         """Draw ``mean + scale * eps``."""
         mean, log_scale = self._moments(context)
@@ -133,20 +136,20 @@ class DiagonalNormal(Base):
         eps = torch.randn(size, generator=generator, dtype=mean.dtype, device=mean.device)
         return mean + log_scale.exp() * eps
 
-    def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_cdf(self, z: Tensor, context: Context = None) -> Tensor:
         """That of the standardised value."""
         return log_normal_survival(-self._standardize(z, context)[0])
 
-    def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_survival(self, z: Tensor, context: Context = None) -> Tensor:
         """That of the standardised value."""
         return log_normal_survival(self._standardize(z, context)[0])
 
-    def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+    def icdf(self, q: Tensor, context: Context = None) -> Tensor:
         """``mean + scale * ndtri(q)``."""
         mean, log_scale = self._moments(context)
         return mean + log_scale.exp() * normal_quantile(q)
 
-    def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+    def isf(self, q: Tensor, context: Context = None) -> Tensor:
         """``mean - scale * ndtri(q)``."""
         mean, log_scale = self._moments(context)
         return mean - log_scale.exp() * normal_quantile(q)
@@ -156,14 +159,14 @@ class DiagonalNormal(Base):
 class NormalMixture(Base):
     r"""A learned mixture of K diagonal normals: :math:`p(z) = \sum_k w_k N(z; \mu_k, \sigma_k)`.
 
-    The means start spread over a standard normal (drawn from ``seed``). Samples carry gradients to
+    The means start spread over a standard normal. Samples carry gradients to
     means and scales, not to the weights. Distribution function and quantiles exist for one
     feature.
 
     Args:
         features: Number of features D.
         components: Number of components K.
-        seed: Seed of the starting means.
+        seed: Seed of the starting means; torch's global random state by default.
 
     Example:
         >>> import torch
@@ -174,13 +177,17 @@ class NormalMixture(Base):
 
     reparameterized = False
 
-    def __init__(self, features: int, components: int = 8, seed: int = 0) -> None:
-        if components < 1:
-            raise ValueError(f"NormalMixture needs components >= 1, got {components}")
-        super().__init__((features,))
-        means = np.random.default_rng(seed).standard_normal((components, features))
+    def __init__(self, features: int, *, components: int = 8, seed: int | None = None) -> None:
+        name = "NormalMixture"
+        super().__init__(checks.integer(name, "features", features, least=1))
+        checks.integer(name, "components", components, least=1)
+        checks.elements(name, components, features)
+        generator = None
+        if seed is not None:
+            seed = checks.integer(name, "seed", seed, least=0, most=2**63 - 1)
+            generator = torch.Generator().manual_seed(seed)
         self.logits = nn.Parameter(torch.zeros(components))
-        self.means = nn.Parameter(torch.tensor(means, dtype=torch.get_default_dtype()))
+        self.means = nn.Parameter(torch.randn(components, features, generator=generator))
         self.log_scales = nn.Parameter(torch.zeros(components, features))
 
     def _standardize(self, z: Tensor) -> Tensor:
@@ -189,7 +196,7 @@ class NormalMixture(Base):
     def _log_weights(self) -> Tensor:
         return torch.log_softmax(self.logits, -1)
 
-    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
         """Return the log-density."""
         inside = (_log_normal(self._standardize(z)) - self.log_scales).sum(-1)
         return self._mix(inside)
@@ -202,10 +209,7 @@ class NormalMixture(Base):
         return torch.where(nothing.squeeze(-1), -math.inf, value)
 
     def sample(
-        self,
-        shape: tuple[int, ...] = (),
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, shape: tuple[int, ...] = (), context: Context = None, generator: Generator = None
     ) -> Tensor:
         """Draw a component, then a normal."""
         size = self._draw_shape(shape, context)
@@ -231,19 +235,19 @@ class NormalMixture(Base):
         safe = torch.where(near_one, other, torch.full_like(other, -1.0))
         return torch.where(near_one, torch.log1p(-safe.exp()), tail)
 
-    def log_cdf(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_cdf(self, z: Tensor, context: Context = None) -> Tensor:
         """Distribution function, for one feature."""
         return self._from_smaller(z, -1.0)
 
-    def log_survival(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_survival(self, z: Tensor, context: Context = None) -> Tensor:
         """Survival function, for one feature."""
         return self._from_smaller(z, 1.0)
 
-    def icdf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+    def icdf(self, q: Tensor, context: Context = None) -> Tensor:
         """Quantiles, for one feature, by a root search between the components' own quantiles."""
         return self._quantile(q, q <= 0.5)
 
-    def isf(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+    def isf(self, q: Tensor, context: Context = None) -> Tensor:
         """Quantiles of ``1 - q``, for one feature."""
         return self._quantile(q, q > 0.5)
 

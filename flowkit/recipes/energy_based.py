@@ -16,13 +16,13 @@ from flowkit.recipes.checks import check_flags, check_network, check_sizes
 from flowkit.recipes.registry import choose, recipe
 from flowkit.scalar import Affine, SmoothLeakyReLU
 from flowkit.transforms import (
-    Activation,
     ActNorm,
     Compose,
     Conv1x1,
     Conv2d,
     Coupling,
     DenseLinear,
+    Elementwise,
     FactorOut,
     Logit,
     Reshape,
@@ -132,7 +132,7 @@ def energy_based_flow(
     if bounds is not None:
         lower, upper = _ends(bounds)
         margin = _MARGIN * (upper - lower)
-        first.append(Logit(size, lower - margin, upper + margin))
+        first.append(Logit(size, lower=lower - margin, upper=upper + margin))
     if standardize:
         first.append(Standardize(size))
     if per_image:
@@ -188,7 +188,7 @@ def _halvings(name: str, shape: tuple[int, ...], architecture: str, scales: Any)
 def _dense(shape: tuple[int], layers: int, scalar: SmoothLeakyReLU, **_: Any) -> list[Transform]:
     stack: list[Transform] = [DenseLinear(*shape)]
     for _i in range(layers - 1):
-        stack += [Activation(scalar), DenseLinear(*shape)]
+        stack += [Elementwise(shape[0], scalar), DenseLinear(*shape)]
     return stack
 
 
@@ -205,7 +205,7 @@ def _coupling(
     stack: list[Transform] = []
     for i in range(layers):
         mask = [(j + i) % 2 == 0 for j in range(size)]
-        stack += [DenseLinear(size), Coupling(mask, Affine(), net), ActNorm(size)]
+        stack += [DenseLinear(size), Coupling(mask, Affine(), conditioner=net), ActNorm(size)]
     return [*stack, DenseLinear(size)]
 
 
@@ -223,7 +223,7 @@ def _conv(
             stack.append(Squeeze(shape))
             shape = (4 * shape[0], shape[1] // 2, shape[2] // 2)
         for _i in range(layers):
-            stack += [Conv2d(shape[0], kernel), Activation(scalar, event_ndim=3)]
+            stack += [Conv2d(shape[0], kernel=kernel), Elementwise(shape[0], scalar, event_ndim=3)]
     return [*stack[:-1], Reshape(shape)]
 
 
@@ -245,14 +245,14 @@ def _glow(
     for _i, mask in zip(range(layers), masks, strict=False):
         stack += [
             ActNorm(channels, event_ndim=3),
-            Conv1x1(channels, DenseLinear),
-            Coupling(mask, Affine(), net, event_ndim=3),
+            Conv1x1(channels, linear=DenseLinear),
+            Coupling(mask, Affine(), conditioner=net, event_ndim=3),
         ]
     squeezed = (channels, height, width)
     if scales == 1:
         return [*stack, Reshape(squeezed)]
     rest = _glow((half, height, width), layers, scales - 1, hidden, activation)
-    prior = Coupling([i >= half for i in range(channels)], Affine(), net, event_ndim=3)
+    prior = Coupling([i >= half for i in range(channels)], Affine(), conditioner=net, event_ndim=3)
     return [*stack, prior, FactorOut(squeezed, Compose(*rest))]
 
 

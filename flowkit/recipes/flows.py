@@ -31,7 +31,6 @@ from flowkit.scalar import (
     ScalarMap,
 )
 from flowkit.transforms import (
-    Box,
     Compose,
     Coupling,
     Elementwise,
@@ -39,6 +38,7 @@ from flowkit.transforms import (
     MaskedAutoregressive,
     OrthogonalLinear,
     Permutation,
+    Rescale,
     Standardize,
     Transform,
     Unconstrain,
@@ -75,7 +75,7 @@ def mixing(linear: str | None, features: int, seed: int) -> list[Transform]:
     layer = choose("linear layer", linear, _LINEARS | {"permutation": None})
     if features == 1:
         return []
-    permutation = Permutation.random(features, seed)
+    permutation = Permutation.random(features, seed=seed)
     return [permutation] if layer is None else [permutation, layer(features)]
 
 
@@ -174,10 +174,10 @@ def coupling_flow(
     for i in range(layers):
         stack += mixing(linear, features, seed + i)
         if features == 1:
-            stack.append(Elementwise(1, chosen, context, factory))  # type: ignore[arg-type]
+            stack.append(Elementwise(1, chosen, context=context, conditioner=factory))  # type: ignore[arg-type]
             continue
         mask = half(features, linear, i)
-        stack.append(Coupling(mask, chosen, factory, context))  # type: ignore[arg-type]
+        stack.append(Coupling(mask, chosen, conditioner=factory, context=context))  # type: ignore[arg-type]
     first = unconstrained("coupling_flow", features, lower, upper)
     return _finish("coupling_flow", first, stack, features, context, base, standardize)
 
@@ -225,7 +225,11 @@ def autoregressive_flow(
     for i in range(layers):
         stack += mixing(linear, features, seed + i)
         order = list(range(features))[::-1] if linear is None and i % 2 == 1 else None
-        stack.append(MaskedAutoregressive(features, chosen, factory, context, order))
+        stack.append(
+            MaskedAutoregressive(
+                features, chosen, conditioner=factory, context=context, order=order
+            )
+        )
     first = unconstrained("autoregressive_flow", features, lower, upper)
     return _finish("autoregressive_flow", first, stack, features, context, base, standardize)
 
@@ -265,8 +269,8 @@ def elementwise_flow(
     factory = functools.partial(MLP, hidden=hidden, activation=activation)
     stack: list[Transform] = []
     for _ in range(layers):
-        stack.append(Elementwise(features, Affine(), context, factory))
-        stack.append(Elementwise(features, chosen, context, factory))
+        stack.append(Elementwise(features, Affine(), context=context, conditioner=factory))
+        stack.append(Elementwise(features, chosen, context=context, conditioner=factory))
     first = unconstrained("elementwise_flow", features, lower, upper)
     return _finish("elementwise_flow", first, stack, features, context, base, standardize)
 
@@ -349,7 +353,7 @@ def box_flow(
     # Least bins twenty times smaller than a spline's default: on a box, detail can be fine.
     scalar = IntervalSpline(bins=bins, min_size=0.004, lower=-1.0, upper=1.0)
     first = list(range(features)) if order is None else order
-    stack: list[Transform] = [Box(lower, upper)]
+    stack: list[Transform] = [Rescale(lower, upper)]
     for i in range(layers):
         factory: Callable[..., AutoregressiveConditioner] = functools.partial(
             MaskedMLP, hidden=hidden, activation=activation
@@ -358,6 +362,10 @@ def box_flow(
             encoding = FourierEncoding(waves, max_frequency=highest, seed=seed + i)
             factory = functools.partial(factory, encoding=encoding)
         turned = first[::-1] if i % 2 else first
-        stack.append(MaskedAutoregressive(features, scalar, factory, context, turned))
+        stack.append(
+            MaskedAutoregressive(
+                features, scalar, conditioner=factory, context=context, order=turned
+            )
+        )
     embedding = StandardizeContext(context) if context else None
-    return Flow(Compose(*stack), Uniform(features, -1.0, 1.0), embedding=embedding)
+    return Flow(Compose(*stack), Uniform(features, lower=-1.0, upper=1.0), embedding=embedding)

@@ -134,8 +134,10 @@ def kernelised_flow(
         if alone is not None:
             stack.append(Elementwise(features, alone))
         if features == 1:
-            stack.append(Elementwise(1, chosen, context, net))
+            stack.append(Elementwise(1, chosen, context=context, conditioner=net))
         else:
-            stack.append(Coupling(half(features, linear, i), chosen, net, context))
+            stack.append(
+                Coupling(half(features, linear, i), chosen, conditioner=net, context=context)
+            )
     embedding = StandardizeContext(context) if context and standardize else None
     return Flow(Compose(*stack), StandardNormal(features), embedding=embedding)

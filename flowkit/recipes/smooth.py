@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flowkit.bases import Base, Product, StandardNormal, Uniform
+from flowkit.bases import Base, ProductBase, StandardNormal, Uniform
 from flowkit.conditioners import MLP, CircularEncoding, MaskedMLP, StandardizeContext
 from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
@@ -195,18 +195,22 @@ def smooth_flow(
         [open_ if s else end for s, end in zip(straight, side, strict=True)]
         for side, open_ in ((lower, -math.inf), (upper, math.inf))
     )
-    stack.append(Rescale(around, *ends))
+    stack.append(Rescale(*ends, circular=around))
     shuffled = np.random.default_rng(seed).permutation(features).tolist()
     for i in range(layers):
         if any(around):
-            stack.append(CircularShift(features, -1.0, 1.0, around))
+            stack.append(CircularShift(features, lower=-1.0, upper=1.0, circular=around))
         if structure == "autoregressive":
             order = shuffled[:: -1 if i % 2 else 1]
             masked = functools.partial(
                 MaskedMLP, hidden=hidden, activation=activation,
                 encoding=CircularEncoding([around[j] for j in order]),
             )  # fmt: skip
-            stack.append(MaskedAutoregressive(features, maps, masked, context, order))
+            stack.append(
+                MaskedAutoregressive(
+                    features, maps, conditioner=masked, context=context, order=order
+                )
+            )
             continue
         # With one feature there is only context to read.
         moved = set(shuffled[i % 2 :: 2] if features > 1 else [0])
@@ -215,12 +219,16 @@ def smooth_flow(
             MLP, hidden=hidden, activation=activation, encoding=CircularEncoding(read)
         )  # fmt: skip
         if features == 1:
-            stack.append(Elementwise(1, maps, context, net))
+            stack.append(Elementwise(1, maps, context=context, conditioner=net))
         else:
-            stack.append(Coupling([j in moved for j in range(features)], maps, net, context))
+            stack.append(
+                Coupling(
+                    [j in moved for j in range(features)], maps, conditioner=net, context=context
+                )
+            )
     if any(around):
         # Rounding may have moved a point past the cut.
-        stack.append(CircularShift(features, -1.0, 1.0, around))
+        stack.append(CircularShift(features, lower=-1.0, upper=1.0, circular=around))
     embedding = StandardizeContext(context) if context else None
     return Flow(Compose(*stack), _product_base(straight), embedding=embedding)
 
@@ -229,7 +237,9 @@ def _product_base(straight: Sequence[bool]) -> Base:
     lines = [i for i, free in enumerate(straight) if free]
     rest = [i for i, free in enumerate(straight) if not free]
     if not lines:
-        return Uniform(len(rest), -1.0, 1.0)
+        return Uniform(len(rest), lower=-1.0, upper=1.0)
     if not rest:
         return StandardNormal(len(lines))
-    return Product((Uniform(len(rest), -1.0, 1.0), rest), (StandardNormal(len(lines)), lines))
+    return ProductBase(
+        (Uniform(len(rest), lower=-1.0, upper=1.0), rest), (StandardNormal(len(lines)), lines)
+    )

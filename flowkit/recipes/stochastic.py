@@ -178,8 +178,10 @@ def _moving(
 ) -> Transform:
     """A layer that moves some of the features."""
     if features == 1:
-        return Elementwise(1, scalar, context, net)
-    return Coupling([j in moved for j in range(features)], scalar, net, context)
+        return Elementwise(1, scalar, context=context, conditioner=net)
+    return Coupling(
+        [j in moved for j in range(features)], scalar, conditioner=net, context=context
+    )
 
 
 def insert_stochastic_layers(

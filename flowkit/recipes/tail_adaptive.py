@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from flowkit.bases import Base, Product, StandardNormal, StudentT
+from flowkit.bases import Base, ProductBase, StandardNormal, StudentT
 from flowkit.conditioners import (
     MLP,
     AsinhEncoding,
@@ -169,7 +169,9 @@ def tail_adaptive_flow(
     elif chosen.grouped:
         base = _base([min(sides[i]) for i in heavy], len(light), chosen.learned)
     else:
-        base = StudentT(features, _START_DF[variant], chosen.learned, chosen.shared)
+        base = StudentT(
+            features, df=_START_DF[variant], learn=chosen.learned, shared=chosen.shared
+        )
     rng = np.random.default_rng(seed)
     maps = scalar if isinstance(scalar, ScalarMap) else choose("scalar map", scalar, _SCALARS)()
     options: dict[str, Any] = {"hidden": hidden, "activation": activation}
@@ -181,12 +183,12 @@ def tail_adaptive_flow(
     for layer in range(layers):
         first, second = (rng.permutation(size) for size in groups)
         mixed = [*first.tolist(), *(groups[0] + second).tolist()]
-        stack += [Permutation(mixed), LULinear(features, groups)]
+        stack += [Permutation(mixed), LULinear(features, groups=groups)]
         if coupled:
             stack.append(_coupling(groups, layer, maps, context, options))
         else:
             net = functools.partial(MaskedMLP, **options)
-            stack.append(MaskedAutoregressive(features, maps, net, context))
+            stack.append(MaskedAutoregressive(features, maps, conditioner=net, context=context))
     embedding = StandardizeContext(context) if context else None
     return Flow(Compose(*stack), base, embedding=embedding)
 
@@ -241,14 +243,16 @@ def _coupling(
     grouped = functools.partial(
         GroupedConditioner, conditioning=reads, transformed=moves, conditioner=net
     )
-    return Coupling(mask, scalar, grouped, context)
+    return Coupling(mask, scalar, conditioner=grouped, context=context)
 
 
 def _base(indices: list[float], light: int, learned: bool) -> Base:
     heavy = len(indices)
     if not heavy:
         return StandardNormal(light)
-    tailed = StudentT(heavy, indices, learned)
+    tailed = StudentT(heavy, df=indices, learn=learned)
     if not light:
         return tailed
-    return Product((StandardNormal(light), range(light)), (tailed, range(light, light + heavy)))
+    return ProductBase(
+        (StandardNormal(light), range(light)), (tailed, range(light, light + heavy))
+    )

@@ -7,10 +7,10 @@ from flowkit.stochastic.langevin import OverdampedLangevin, UnderdampedLangevin
 from flowkit.stochastic.metropolis import HMC, MALA, Metropolis
 
 __all__ = [
-    "Chains",
-    "Dequantize",
     "HMC",
     "MALA",
+    "Chains",
+    "Dequantize",
     "Metropolis",
     "OverdampedLangevin",
     "StochasticTransform",

@@ -103,7 +103,7 @@ class EnergyTransform(StochasticTransform):
                 f"{name} expected an Energy, got {type(energy).__name__}; remedy: "
                 "flowkit.energies.from_callable(function, event_shape)"
             )
-        super().__init__(energy.event_shape, energy.context_size)
+        super().__init__(energy.event_shape, context=energy.context_size)
         if type(steps) is not int or steps < 1:
             raise DataError(f"{name} expected steps as a whole number >= 1, got {steps!r}")
         self.energy = energy

@@ -150,7 +150,7 @@ def check_transform(
         context=context,
         base=copy.deepcopy(base)
         if base is not None
-        else StandardNormal(*mapped_shape(moved, x.shape[1:])),
+        else StandardNormal(mapped_shape(moved, x.shape[1:])),
         target=target,
         far=reach if checks.as_list(far) else (),
         tolerance=bounds[torch.float64],

@@ -40,7 +40,7 @@ def it_vmaps(probe: Probe) -> str | None:
     """R9: per-sample scores by ``vmap(grad(log_prob))``; ensembles by stacked parameters."""
     if probe.moved.stochastic:
         return _RANDOM
-    base = StandardNormal(*probe.noise_shape).to(probe.dtype)
+    base = StandardNormal(probe.noise_shape).to(probe.dtype)
 
     def log_prob(*row: Tensor) -> Tensor:
         # Not of a flow, which would refuse a base that goes on beyond the ends of a layer.

@@ -35,6 +35,7 @@ TOYS: Mapping[str, Callable[[], Toy]] = MappingProxyType(
 )
 
 __all__ = [
+    "TOYS",
     "DoubleWell",
     "Funnel",
     "GaussianMixture",
@@ -43,7 +44,6 @@ __all__ = [
     "NoisedShape",
     "Picture",
     "Ring",
-    "TOYS",
     "TorusRings",
     "Toy",
     "checkerboard",

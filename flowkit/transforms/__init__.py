@@ -1,20 +1,13 @@
 """Maps of vectors between data and noise, all on the Transform contract."""
 
-from flowkit.transforms.activation import Activation
 from flowkit.transforms.autoregressive import MaskedAutoregressive
 from flowkit.transforms.base import Inverse, Transform
 from flowkit.transforms.compose import Compose
+from flowkit.transforms.convolution import Conv1x1, Conv2d
 from flowkit.transforms.coupling import Coupling
-from flowkit.transforms.domain import Box, CircularShift, Rescale
+from flowkit.transforms.domain import CircularShift, Rescale
 from flowkit.transforms.elementwise import Elementwise
-from flowkit.transforms.linear import (
-    Conv1x1,
-    Conv2d,
-    DenseLinear,
-    LULinear,
-    OrthogonalLinear,
-    TriangularLinear,
-)
+from flowkit.transforms.linear import DenseLinear, LULinear, OrthogonalLinear, TriangularLinear
 from flowkit.transforms.normalize import ActNorm, Standardize, Whiten
 from flowkit.transforms.permute import Permutation
 from flowkit.transforms.reshape import FactorOut, Reshape, Squeeze
@@ -22,9 +15,6 @@ from flowkit.transforms.unconstrain import Log, Logit, Unconstrain
 
 __all__ = [
     "ActNorm",
-    "Activation",
-    "Box",
-    "Rescale",
     "CircularShift",
     "Compose",
     "Conv1x1",
@@ -40,6 +30,7 @@ __all__ = [
     "MaskedAutoregressive",
     "OrthogonalLinear",
     "Permutation",
+    "Rescale",
     "Reshape",
     "Squeeze",
     "Standardize",

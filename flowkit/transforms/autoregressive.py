@@ -1,4 +1,4 @@
-"""Masked autoregressive layers: each feature is moved by a map that those before it choose."""
+"""Masked autoregressive layers: features before each feature choose how it is transformed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.conditioners import AutoregressiveConditioner, MaskedMLP
 from flowkit.config import register
 from flowkit.numerics.layout import features_first, features_last
 from flowkit.numerics.roots import all_known
-from flowkit.scalar import Affine, PerFeature, RationalQuadraticSpline, ScalarMap
-from flowkit.transforms.base import Transform
-from flowkit.transforms.permute import check_order
-from flowkit.transforms.region import Region, ends_stay, keep_ends
+from flowkit.numerics.types import Context, Generator, Mapped
+from flowkit.scalar import Affine, PerFeature, ScalarMap
+from flowkit.transforms.structure import ScalarStructure
 
 
 @register
-class MaskedAutoregressive(Transform):
-    r"""Move feature i by a scalar map whose parameters the features before i give.
+class MaskedAutoregressive(ScalarStructure):
+    r"""Transform feature i by a scalar map whose parameters the features before it give.
 
     With an order :math:`o`, :math:`z_{o_i} = f(x_{o_i}; \theta_i(x_{o_1}, \dots, x_{o_{i-1}},
     c))`. The forward direction is one pass of the network. The inverse goes feature by feature,
@@ -34,13 +34,13 @@ class MaskedAutoregressive(Transform):
         context: Number of context features.
         order: A permutation of ``range(features)``, the first feature first; natural by default.
         inverse_method: ``"incremental"``, feature by feature, or ``"jacobi"``: all features at
-            once with parameters from the last sweep, until nothing moves or D sweeps are done. A
-            sweep costs one pass forward; how many a flow needs depends on how strongly its
-            features do. Worth a trial where the batch is small and the scalar map cheap.
+            once with parameters from the last sweep, until no value changes or D sweeps are done.
+            A sweep costs one forward pass; how many a flow needs depends on how strongly its
+            features depend on each other. It can be faster where the batch is small and the
+            scalar map cheap.
 
     Raises:
-        ShapeError: If ``order`` is not a permutation of the features.
-        ValueError: If ``inverse_method`` is unknown.
+        ArgumentError: If ``order`` is not a permutation of the features, or a name is unknown.
 
     References:
         Papamakarios et al. 2017, Masked Autoregressive Flow, arXiv 1705.07057.
@@ -60,25 +60,27 @@ class MaskedAutoregressive(Transform):
         self,
         features: int,
         scalar: ScalarMap | None = None,
+        *,
         conditioner: Callable[..., AutoregressiveConditioner] = MaskedMLP,
         context: int = 0,
         order: Sequence[int] | Tensor | None = None,
         inverse_method: str = "incremental",
     ) -> None:
-        super().__init__((features,), context)
-        if inverse_method not in ("incremental", "jacobi"):
-            raise ValueError(
-                f"unknown inverse_method {inverse_method!r}: choose from incremental, jacobi"
-            )
-        self.inverse_method = inverse_method
-        first_to_last = list(range(features)) if order is None else check_order(order, features)
-        scalar = RationalQuadraticSpline() if scalar is None else scalar
-        self.scalar = scalar.take(first_to_last, features)
-        self.keeps_intervals = self.scalar.keeps_interval
+        name = "MaskedAutoregressive"
+        features = checks.integer(name, "features", features, least=1)
+        first_to_last = list(range(features))
+        if order is not None:
+            first_to_last = checks.permutation(name, "order", order, features)
+        super().__init__(features, scalar, first_to_last, context=context)
+        methods = ("incremental", "jacobi")
+        self.inverse_method = checks.choice(name, "inverse_method", inverse_method, methods)
         self.register_buffer("order", torch.tensor(first_to_last))
         self._natural = order is None
-        self.conditioner = conditioner(features, self.scalar.param_size, context=context)
-        self._compiled_solve: Callable[..., tuple[Tensor, Tensor]] | None = None
+        checks.function(name, "conditioner", conditioner)
+        self.conditioner: AutoregressiveConditioner = conditioner(
+            features, self.scalar.param_size, context=context
+        )
+        self._compiled_solve: Callable[..., Mapped] | None = None
 
     def compile_inverse(self, *args: Any, **kwargs: Any) -> None:
         """Compile how the scalar map is undone, with the arguments of ``torch.compile``.
@@ -94,42 +96,29 @@ class MaskedAutoregressive(Transform):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compiled_solve": None}
 
-    def _sort(self, x: Tensor) -> Tensor:
-        """The features in their order, ``(features, *batch)``."""
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """All features in their order, twice: each is transformed, and read by later ones."""
         rows = features_first(x)
-        return rows if self._natural else rows.index_select(0, self.order)
+        rows = rows if self._natural else rows.index_select(0, self.order)
+        return rows, rows
 
-    def _unsort(self, rows: Tensor) -> Tensor:
-        """Undo :meth:`_sort`."""
-        rows = rows if self._natural else rows.index_select(0, self.order.argsort())
-        return features_last(rows)
+    def merge(self, read: Tensor, transformed: Tensor) -> Tensor:
+        """Restore the order of the event."""
+        if not self._natural:
+            transformed = transformed.index_select(0, self.order.argsort())
+        return features_last(transformed)
 
-    def _params(self, rows: Tensor, context: Tensor | None) -> Tensor:
+    def parameters_from(self, read: Tensor, context: Context) -> Tensor:
         """Parameters ``(features, *batch, param_size)``."""
-        params = self.conditioner(features_last(rows), context).to(rows.dtype)
+        params = self.conditioner(features_last(read), context).to(read.dtype)
         return params.movedim((-1, -2), (0, 1)).contiguous().movedim(0, -1)
 
-    def map_region(
-        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
-    ) -> Region | None:
-        """Carry a box whose ends stay, and any of one feature."""
-        if self.event_shape == (1,) and (context is not None or not self.needs_context):
-            return keep_ends(self.scalar, region, self._map_ends(region, context, inverse))
-        in_order = Region(*(self._sort(end) for end in region))
-        return region if ends_stay(self.scalar, in_order) else None
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map data to noise in one pass."""
-        rows = self._sort(x)
-        z, log_slope = self.scalar.forward(rows, self._params(rows, context))
-        return self._unsort(z), log_slope.sum(0)
-
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Map noise to data by the method that ``inverse_method`` names."""
         if self.inverse_method == "jacobi":
             return self._sweep(z, context)
         batch, features = z.shape[:-1], z.shape[-1]
-        rows = self._sort(z).unsqueeze(-1).flatten(1)
+        rows = self.split(z)[0].unsqueeze(-1).flatten(1)
         if context is not None:
             context = context.reshape(-1, context.shape[-1]) if self.needs_context else None
         log_slopes: list[Tensor] = []
@@ -145,23 +134,22 @@ class MaskedAutoregressive(Transform):
             return x
 
         x = self.conditioner.unroll(solve, rows, context)
-        return self._unsort(x.reshape(features, *batch)), torch.cat(log_slopes).sum(0).reshape(
-            batch
-        )
+        log_det = torch.cat(log_slopes).sum(0).reshape(batch)
+        return self.merge(x, x.reshape(features, *batch)), log_det
 
-    def _sweep(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _sweep(self, z: Tensor, context: Context) -> Mapped:
         """Invert all features at once, with parameters from the last sweep's.
 
         Every sweep makes at least one more feature final, so D sweeps are exact. Derivatives need
         all of them, too.
         """
-        rows = self._sort(z)
+        rows = self.split(z)[0]
         x, log_slope = torch.zeros_like(rows), torch.zeros_like(rows)
         for _ in range(len(rows)):
             before = x
-            x, log_slope = self.scalar.inverse(rows, self._params(x, context))
+            x, log_slope = self.scalar.inverse(rows, self.parameters_from(x, context))
             least = 16 * torch.finfo(x.dtype).eps * (1 + x.abs())
             # A missing value compares false, and is not waited for.
             if not torch.is_grad_enabled() and all_known(~((x - before).abs() > least)):
                 break
-        return self._unsort(x), log_slope.sum(0)
+        return self.merge(x, x), log_slope.sum(0)

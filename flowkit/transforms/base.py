@@ -7,7 +7,8 @@ see only inputs of the right shape, and a context that already has the batch sha
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.errors import NotInvertibleError, ShapeError
+from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.shapes import batch_text, last_axis_remedy
 from flowkit.transforms.region import Region, is_whole_line, map_ends, region_of
 
@@ -26,7 +29,8 @@ class Transform(nn.Module):
 
     A subclass defines ``forward(x, context)``, which returns :math:`z` and
     :math:`\log |\det \partial z / \partial x|`, and where it can ``inverse(z, context)``. It sets
-    :attr:`event_shape` (by ``super().__init__``) and the flags below.
+    :attr:`event_shape` (by ``super().__init__``) and the flags below. Both directions are called
+    with a ``generator``, too; a layer that draws nothing may leave this argument out.
 
     Shapes:
         ``x`` is ``(*batch, *event)`` with any number of batch dimensions, the log-determinant
@@ -42,7 +46,7 @@ class Transform(nn.Module):
         constant_log_det: Promises that the log-determinant does not depend on ``x``; ``False``
             means "not known".
         stochastic: The log-determinant slot holds a log path-probability ratio
-            :math:`\log \tilde q(z \to x) - \log q(x \to z)`. Methods take ``generator=``.
+            :math:`\log \tilde q(z \to x) - \log q(x \to z)`, drawn from ``generator``.
         accepts_integers: Whether ``x`` may be of an integer dtype.
         reshapes: Whether ``z`` is no more than the numbers of ``x`` in another shape.
         elementwise: Whether each number of ``z`` is a monotone function of the number of ``x`` in
@@ -76,22 +80,23 @@ class Transform(nn.Module):
 
     def __init__(
         self,
-        event_shape: tuple[int | None, ...],
+        event_shape: Sequence[int | None],
+        *,
         context: int = 0,
-        noise_shape: tuple[int | None, ...] | None = None,
+        noise_shape: Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
         self.noise_shape = self.event_shape if noise_shape is None else tuple(noise_shape)
-        self.context_size = context
+        self.context_size = checks.integer(type(self).__name__, "context", context, least=0)
         if context:
             self.needs_context = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in ("forward", "inverse", "unnormalized"):
-            if name in cls.__dict__:
-                setattr(cls, name, _checked(cls.__dict__[name], "z" if name == "inverse" else "x"))
+            if name in vars(cls):
+                setattr(cls, name, _checked(vars(cls)[name], "z" if name == "inverse" else "x"))
 
     @property
     def event_ndim(self) -> int:
@@ -119,7 +124,7 @@ class Transform(nn.Module):
         return not is_whole_line(self.domain)
 
     def map_region(
-        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+        self, region: Region, context: Context = None, *, inverse: bool = True
     ) -> Region | None:
         """Carry a box of ``z`` to the box of the ``x`` that are mapped into it.
 
@@ -143,7 +148,7 @@ class Transform(nn.Module):
     def _map_ends(
         self,
         region: Region,
-        context: Tensor | None,
+        context: Context,
         inverse: bool,
         increasing: Tensor | bool = True,
     ) -> Region | None:
@@ -179,22 +184,24 @@ class Transform(nn.Module):
         """A view with the two directions exchanged; it shares the parameters."""
         return Inverse(self)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Map data to noise: return ``z (*batch, *noise)`` and ``log|det dz/dx| (*batch,)``."""
         raise NotInvertibleError(f"{self.label} does not define forward")
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Map noise to data: return ``x (*batch, *event)`` and ``log|det dx/dz| (*batch,)``."""
         raise NotInvertibleError(
             f"{self.label} does not define inverse: it can score data, but not sample"
         )
 
-    def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def unnormalized(
+        self, x: Tensor, context: Context = None, generator: Generator = None
+    ) -> Mapped:
         """Like ``forward``, less the terms of the log-determinant that do not depend on ``x``."""
-        z, log_det = self(x, context)
+        z, log_det = self(x, context, generator, _fits=True)
         return z, torch.zeros_like(log_det) if self.constant_log_det else log_det
 
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, context: Context = None) -> None:
         """Start from data ``x (*batch, *event)``; called by the first ``fit``, not by forward."""
 
     @property
@@ -213,9 +220,7 @@ class Transform(nn.Module):
             return f"{type(self).__name__}(features={self.event_shape[0]})"
         return f"{type(self).__name__}(event_shape={self.event_shape})"
 
-    def _prepare(
-        self, x: Tensor, context: Tensor | None, name: str
-    ) -> tuple[Tensor, Tensor | None]:
+    def _prepare(self, x: Tensor, context: Context, name: str) -> tuple[Tensor, Tensor | None]:
         """Check shapes and bring ``x`` and a context that is read to one batch shape."""
         if not isinstance(x, Tensor):
             raise ShapeError(
@@ -268,7 +273,7 @@ def at_least_single(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def broadcast_context(x: Tensor, context: Tensor, event_ndim: int) -> tuple[Tensor, Tensor]:
+def broadcast_context(x: Tensor, context: Tensor, event_ndim: int) -> Mapped:
     """Expand ``x (*batch, *event)`` and ``context (*b, C)`` to one batch shape."""
     batch, event = x.shape[: x.ndim - event_ndim], x.shape[x.ndim - event_ndim :]
     if batch == context.shape[:-1]:
@@ -283,17 +288,37 @@ def broadcast_context(x: Tensor, context: Tensor, event_ndim: int) -> tuple[Tens
     return x.expand(*both, *event), context.expand(*both, context.shape[-1])
 
 
-def _checked(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _checked(method: Callable[..., Mapped], name: str) -> Callable[..., Mapped]:
+    """Let a direction see inputs of the right shape, and a generator only if it takes one.
+
+    A container whose layers fit together by construction says so by ``_fits=True``, and nothing is
+    checked again.
+    """
+    draws = "generator" in inspect.signature(method).parameters
+
     @functools.wraps(method)
     def checked(
-        self: Transform, *args: Any, context: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        value = args[0] if args else kwargs.pop(name)
-        context = args[1] if len(args) > 1 else context
-        value, context = self._prepare(value, context, name)
-        return method(self, value, context, *args[2:], **kwargs)
+        self: Transform,
+        value: Any = None,
+        context: Context = None,
+        generator: Generator = None,
+        *,
+        _fits: bool = False,
+        **named: Any,
+    ) -> Mapped:
+        value = named.pop(name, value)
+        if not _fits:
+            value, context = self._prepare(value, context, name)
+        if draws:
+            named["generator"] = generator
+        return method(self, value, context, **named)
 
     return checked
+
+
+Transform.forward = _checked(Transform.forward, "x")  # type: ignore[method-assign]
+Transform.inverse = _checked(Transform.inverse, "z")  # type: ignore[method-assign]
+Transform.unnormalized = _checked(Transform.unnormalized, "x")  # type: ignore[method-assign]
 
 
 @register
@@ -312,8 +337,11 @@ class Inverse(Transform):
     """
 
     def __init__(self, transform: Transform) -> None:
+        checks.instance("Inverse", "transform", transform, Transform)
         super().__init__(
-            transform.noise_shape, transform.context_size, noise_shape=transform.event_shape
+            transform.noise_shape,
+            context=transform.context_size,
+            noise_shape=transform.event_shape,
         )
         self.transform = transform
         self.needs_context = transform.needs_context
@@ -342,7 +370,7 @@ class Inverse(Transform):
         return self.transform.restricts or not is_whole_line(self.domain)
 
     def map_region(
-        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+        self, region: Region, context: Context = None, *, inverse: bool = True
     ) -> Region | None:
         """Carry a box by the transform held, the other way round."""
         return self.transform.map_region(region, context, inverse=not inverse)
@@ -355,14 +383,10 @@ class Inverse(Transform):
         """That of the transform held."""
         return self.transform.orientation()
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Apply the inverse of the transform held."""
-        return self.transform.inverse(x, context, **kwargs)
+        return self.transform.inverse(x, context, generator, _fits=True)  # type: ignore[call-arg]
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Apply the transform held."""
-        return self.transform(z, context, **kwargs)
+        return self.transform(z, context, generator, _fits=True)

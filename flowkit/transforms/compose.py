@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.errors import NotInvertibleError, ShapeError
+from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.transforms.base import Inverse, Transform
 from flowkit.transforms.region import Region
 from flowkit.transforms.reversible import run_reversibly
@@ -60,22 +63,21 @@ class Compose(Transform):
 
     def __init__(self, *transforms: Transform, reversible: bool = False) -> None:
         if not transforms:
-            raise ShapeError("Compose needs at least one transform, got none")
+            raise checks.fail("Compose", "transforms", "one Transform or more", ())
         for t in transforms:
-            if not isinstance(t, Transform):
-                raise ShapeError(f"Compose takes Transforms, got {type(t).__name__}")
+            checks.instance("Compose", "transforms", t, Transform)
         sizes = {t.context_size for t in transforms if t.needs_context}
         if len(sizes) > 1:
             raise ShapeError(f"Compose needs one context size, got {sorted(sizes)}")
         event_shape, noise_shape = _joined_shapes(transforms)
-        super().__init__(event_shape, max(sizes, default=0), noise_shape)
+        super().__init__(event_shape, context=max(sizes, default=0), noise_shape=noise_shape)
         self.needs_context = bool(sizes)
         self.transforms = nn.ModuleList(transforms)
         self.constant_log_det = all(t.constant_log_det for t in transforms)
         self.stochastic = any(t.stochastic for t in transforms)
         self.keeps_intervals = all(t.keeps_intervals for t in transforms)
         self.accepts_integers = transforms[0].accepts_integers
-        self.reversible = reversible
+        self.reversible = checks.flag("Compose", "reversible", reversible)
 
     @property
     def reversible(self) -> bool:
@@ -130,7 +132,7 @@ class Compose(Transform):
         return any(self[i].restricts for i in range(len(self)))
 
     def map_region(
-        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+        self, region: Region, context: Context = None, *, inverse: bool = True
     ) -> Region | None:
         """Carry a box through all transforms."""
         carried: Region | None = region
@@ -153,30 +155,17 @@ class Compose(Transform):
             sign = sign * self[i].orientation()
         return sign
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Apply all transforms and add up their log-determinants."""
         return self._run("forward", x, context, generator)
 
-    def inverse(
-        self,
-        z: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Apply all inverses in reverse order and add up their log-determinants."""
         return self._run("inverse", z, context, generator)
 
     def unnormalized(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        self, x: Tensor, context: Context = None, generator: Generator = None
+    ) -> Mapped:
         """Apply all transforms; only log-determinants that depend on ``x`` are computed."""
         return self._run("unnormalized", x, context, generator)
 
@@ -184,9 +173,9 @@ class Compose(Transform):
         self,
         direction: str,
         x: Tensor,
-        context: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor]:
+        context: Context,
+        generator: Generator,
+    ) -> Mapped:
         if self._reversible and not torch.compiler.is_compiling():
             layers = list(self.transforms)
             return run_reversibly(
@@ -197,23 +186,21 @@ class Compose(Transform):
             )
         total = None
         for t in reversed(self.transforms) if direction == "inverse" else self.transforms:
-            kwargs = {"generator": generator} if t.stochastic else {}
-            apply = t if direction == "forward" else getattr(t, direction)
-            x, log_det = apply(x, context, **kwargs)
+            apply: Any = t if direction == "forward" else getattr(t, direction)
+            x, log_det = apply(x, context, generator, _fits=True)
             total = log_det if total is None else total + log_det
         return x, total  # type: ignore[return-value]
 
     def states(
         self,
         x: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        context: Context = None,
+        generator: Generator = None,
     ) -> list[Tensor]:
         """Return ``x`` and the value after each transform, in order."""
         states = [x]
         for t in self.transforms:
-            kwargs = {"generator": generator} if t.stochastic else {}
-            states.append(t(states[-1], context, **kwargs)[0])
+            states.append(t(states[-1], context, generator)[0])
         return states
 
     @property
@@ -221,7 +208,7 @@ class Compose(Transform):
         """Whether any transform starts from data."""
         return any(t.starts_from_data for t in self.transforms)
 
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, context: Context = None) -> None:
         """Start each transform from the data as they reach it, as far as any starts from data."""
         starting = [i for i, t in enumerate(self.transforms) if t.starts_from_data]
         for i, t in enumerate(self.transforms[: max(starting, default=-1) + 1]):

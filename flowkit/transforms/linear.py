@@ -1,16 +1,16 @@
-"""Linear layers: dense, triangular, LU, orthogonal, and each of them across channels."""
+"""Linear layers of vectors: dense, triangular, LU and orthogonal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from flowkit import checks
 from flowkit.config import register
-from flowkit.errors import ShapeError
 from flowkit.numerics.layout import linear
-from flowkit.shapes import as_shape
+from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.transforms.base import Transform, at_least_single, full_precision
 from flowkit.transforms.region import Region
 
@@ -21,6 +21,9 @@ class _Linear(Transform):
     constant_log_det = True
 
     def __init__(self, features: int) -> None:
+        name = type(self).__name__
+        features = checks.integer(name, "features", features, least=1)
+        checks.elements(name, features, features)
         super().__init__((features,))
         self.bias = nn.Parameter(torch.zeros(features))
 
@@ -36,13 +39,13 @@ class _Linear(Transform):
         """``W^-1`` times ``columns (features, n)``, in single precision or better."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Return ``W x + b`` and ``log|det W|``."""
         with full_precision(x):
             z = linear(x, self.weight_matrix(), self.bias)
             return z, self.log_abs_det().expand(x.shape[:-1])
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Return ``W^-1 (z - b)`` and ``-log|det W|``."""
         rows = (z - self.bias).reshape(-1, z.shape[-1])
         with full_precision(z):
@@ -50,14 +53,16 @@ class _Linear(Transform):
             return x.to(z.dtype), -self.log_abs_det().expand(z.shape[:-1])
 
     def map_region(
-        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+        self, region: Region, context: Context = None, *, inverse: bool = True
     ) -> Region | None:
-        """Carry a box of one feature; of more, the line alone: a box is turned into no box."""
+        """Carry a box of one feature; of more, the whole space alone."""
         if self.event_shape == (1,):
             return self._map_ends(region, context, inverse, self.orientation() > 0)
         return super().map_region(region, context, inverse=inverse)
 
-    def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def unnormalized(
+        self, x: Tensor, context: Context = None, generator: Generator = None
+    ) -> Mapped:
         """Return ``W x + b`` and zeros: no determinant is computed."""
         with full_precision(x):
             return linear(x, self.weight_matrix(), self.bias), x.new_zeros(x.shape[:-1])
@@ -159,7 +164,7 @@ class LULinear(_Linear):
         groups: Sizes of the groups, from the first; one group by default. A size may be 0.
 
     Raises:
-        ShapeError: If the sizes do not add up to D.
+        ArgumentError: If the sizes do not add up to D.
 
     References:
         Kingma and Dhariwal 2018, Glow, arXiv 1807.03039, section 3.2; Laszkiewicz et al. 2022,
@@ -174,11 +179,12 @@ class LULinear(_Linear):
 
     upper: Tensor
 
-    def __init__(self, features: int, groups: Sequence[int] | None = None) -> None:
+    def __init__(self, features: int, *, groups: Sequence[int] | None = None) -> None:
         super().__init__(features)
-        sizes = (features,) if groups is None else as_shape(groups)
+        sizes = [features] if groups is None else groups
+        sizes = checks.integers("LULinear", "groups", sizes, least=0)
         if sum(sizes) != features:
-            raise ShapeError(f"LULinear expected groups that add up to {features}, got {groups!r}")
+            raise checks.fail("LULinear", "groups", f"sizes that add up to {features}", groups)
         # Where U may differ from zero off its diagonal: a lower L fills the other blocks of L U.
         blocks = [torch.ones(size, size) for size in sizes]
         self.register_buffer("upper", torch.block_diag(*blocks).triu(1), persistent=False)
@@ -186,7 +192,7 @@ class LULinear(_Linear):
         # are then a few steps away.
         self.lower_upper = nn.Parameter(torch.zeros(features, features))
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
+    def _factors(self) -> Mapped:
         lower = self.lower_upper.tril(-1) + torch.diag(torch.ones_like(self.bias))
         diagonal = self.lower_upper.diagonal().exp()
         return lower, self.lower_upper * self.upper + torch.diag(diagonal)
@@ -231,11 +237,12 @@ class OrthogonalLinear(_Linear):
         True
     """
 
-    def __init__(self, features: int, reflections: int | None = None) -> None:
+    def __init__(self, features: int, *, reflections: int | None = None) -> None:
         super().__init__(features)
-        pairs = ((reflections if reflections is not None else features) + 1) // 2
-        if pairs < 1:
-            raise ValueError(f"OrthogonalLinear needs reflections >= 1, got {reflections}")
+        if reflections is None:
+            reflections = features
+        pairs = (checks.integer("OrthogonalLinear", "reflections", reflections, least=1) + 1) // 2
+        checks.elements("OrthogonalLinear", features, 2 * pairs)
         # Spread basis vectors: gradients of different pairs then differ from the first step on.
         half = torch.eye(features)[:, torch.arange(pairs) % features]
         self.vectors = nn.Parameter(half.repeat_interleave(2, dim=1))
@@ -264,132 +271,3 @@ class OrthogonalLinear(_Linear):
 
     def _solve(self, columns: Tensor) -> Tensor:
         return at_least_single(self.weight_matrix()).mT @ columns
-
-
-@register
-class Conv1x1(Transform):
-    r"""The same linear layer at every pixel of ``(channels, height, width)``: a 1 x 1 convolution.
-
-    :math:`\log|\det| = H W \log|\det W|`.
-
-    Args:
-        channels: Number of channels.
-        linear: Factory of the linear layer across channels, such as :class:`LULinear`.
-
-    References:
-        Kingma and Dhariwal 2018, Glow, arXiv 1807.03039.
-
-    Example:
-        >>> import torch
-        >>> from flowkit.transforms import Conv1x1
-        >>> z, log_det = Conv1x1(3)(torch.randn(5, 3, 8, 8))
-        >>> z.shape, log_det.shape
-        (torch.Size([5, 3, 8, 8]), torch.Size([5]))
-    """
-
-    constant_log_det = True
-
-    def __init__(self, channels: int, linear: Callable[[int], Transform] = LULinear) -> None:
-        super().__init__((channels, None, None))
-        self.linear = linear(channels)
-
-    def _at_every_pixel(
-        self, apply: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        out, log_det = apply(x.movedim(-3, -1))
-        return out.movedim(-1, -3), log_det.sum((-2, -1))
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mix the channels."""
-        return self._at_every_pixel(self.linear, x)
-
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Unmix the channels."""
-        return self._at_every_pixel(self.linear.inverse, z)
-
-    def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mix the channels; no determinant is computed."""
-        return self._at_every_pixel(self.linear.unnormalized, x)
-
-
-@register
-class Conv2d(Transform):
-    r"""A convolution of ``(channels, height, width)`` with zero padding, as one linear map.
-
-    .. math:: z_{c} = b_c + \sum_{c'} K_{cc'} \star x_{c'}, \qquad
-              \log|\det| = \log|\det M(K)|
-
-    where M is the matrix of the map, with as many rows as an event has numbers. Neither
-    ``forward`` of an energy nor a score needs it: it is made for the log-determinant and the
-    inverse only, by the convolution of unit images, and costs the cube of that number. Starts at
-    the identity.
-
-    Args:
-        channels: Number of channels.
-        kernel: Height and width of the kernel, odd; one number for both.
-
-    Raises:
-        ShapeError: If a size is not a whole number >= 1, or a kernel is even.
-
-    References:
-        Chao et al. 2023, arXiv 2305.15267, for flows that never need the determinant to train.
-
-    Example:
-        >>> import torch
-        >>> from flowkit.transforms import Conv2d
-        >>> z, log_det = Conv2d(2, kernel=3)(torch.randn(5, 2, 4, 4))
-        >>> z.shape, log_det.shape
-        (torch.Size([5, 2, 4, 4]), torch.Size([5]))
-    """
-
-    constant_log_det = True
-
-    def __init__(self, channels: int, kernel: int | tuple[int, int] = 3) -> None:
-        sizes = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
-        for size in (channels, *sizes):
-            if type(size) is not int or size < 1:
-                raise ShapeError(f"Conv2d expected sizes >= 1, got {channels} and {kernel}")
-        if len(sizes) != 2 or any(size % 2 == 0 for size in sizes):
-            raise ShapeError(
-                f"Conv2d expected an odd kernel (height, width), got {kernel}; remedy: for "
-                "example 3 or (3, 5)"
-            )
-        super().__init__((channels, None, None))
-        self.padding = (sizes[0] // 2, sizes[1] // 2)
-        weight = torch.zeros(channels, channels, *sizes)
-        self.weight = nn.Parameter(nn.init.dirac_(weight))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def _convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        images = x.reshape(-1, *x.shape[-3:])
-        out = torch.nn.functional.conv2d(images, self.weight, bias, padding=self.padding)
-        return out.reshape(x.shape)
-
-    def matrix(self, height: int, width: int) -> Tensor:
-        """The matrix of the map, of flattened events; by the convolution of every unit image."""
-        size = len(self.bias) * height * width
-        unit = torch.eye(size, dtype=self.weight.dtype, device=self.weight.device)
-        columns = self._convolve(unit.reshape(size, len(self.bias), height, width), None)
-        return columns.reshape(size, size).mT
-
-    def _log_det(self, x: Tensor) -> Tensor:
-        matrix = at_least_single(self.matrix(*x.shape[-2:]))
-        return torch.linalg.slogdet(matrix)[1].to(x.dtype).expand(x.shape[:-3])
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Convolve."""
-        with full_precision(x):
-            return self._convolve(x, self.bias), self._log_det(x)
-
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Solve for the image."""
-        with full_precision(z):
-            rows = (z - self.bias.reshape(-1, 1, 1)).reshape(-1, z.shape[-3:].numel())
-            matrix = at_least_single(self.matrix(*z.shape[-2:]))
-            x = torch.linalg.solve(matrix, at_least_single(rows).mT).mT
-            return x.to(z.dtype).reshape(z.shape), -self._log_det(z)
-
-    def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Convolve; no determinant is computed."""
-        with full_precision(x):
-            return self._convolve(x, self.bias), x.new_zeros(x.shape[:-3])

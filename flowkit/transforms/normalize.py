@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowkit import checks
 from flowkit.arrays import not_positive
 from flowkit.config import register
 from flowkit.errors import DataError
+from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.transforms.base import Transform, at_least_single, full_precision
 from flowkit.transforms.region import Region
 
@@ -16,9 +18,7 @@ from flowkit.transforms.region import Region
 _NORMAL_RANGE = 1.3489795003921634
 
 
-def _moments(
-    x: Tensor, event_ndim: int, label: str, robust: bool = False
-) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, event_ndim: int, label: str, robust: bool = False) -> Mapped:
     """Centre and scale over everything but the first dimension of the event."""
     features = x.shape[-event_ndim]
     rows = x.movedim(-event_ndim, -1).reshape(-1, features).double()
@@ -70,16 +70,17 @@ class Standardize(Transform):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, features: int, robust: bool = False) -> None:
+    def __init__(self, features: int, *, robust: bool = False) -> None:
+        features = checks.integer("Standardize", "features", features, least=1)
         super().__init__((features,))
-        self.robust = robust
+        self.robust = checks.flag("Standardize", "robust", robust)
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, context: Context = None) -> None:
         """Take centre and scale from data."""
-        mean, scale = _moments(x, 1, self.label, self.robust)
+        mean, scale = moments(x, 1, self.label, self.robust)
         self.mean.copy_(mean)
         self.scale.copy_(scale)
 
@@ -87,11 +88,11 @@ class Standardize(Transform):
         """Say what is wrong with stored numbers; files are checked by it."""
         return not_positive("scale", self.scale)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Standardise."""
         return (x - self.mean) / self.scale, -self.scale.log().sum().expand(x.shape[:-1])
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Return to the units of the data."""
         return z * self.scale + self.mean, self.scale.log().sum().expand(z.shape[:-1])
 
@@ -131,14 +132,16 @@ class Whiten(Transform):
     whitener: Tensor
 
     def __init__(self, features: int) -> None:
+        features = checks.integer("Whiten", "features", features, least=1)
+        checks.elements("Whiten", features, features)
         super().__init__((features,))
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("whitener", torch.eye(features))
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, context: Context = None) -> None:
         """Take mean and covariance from data."""
-        mean, scale = _moments(x, 1, self.label)
+        mean, scale = moments(x, 1, self.label)
         rows = (x.reshape(-1, x.shape[-1]).double() - mean) / scale
         count, features = rows.shape
         correlation = rows.mT @ rows / count
@@ -160,7 +163,7 @@ class Whiten(Transform):
         return not_positive("whitener's diagonal", self.whitener.diagonal())
 
     def map_region(
-        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+        self, region: Region, context: Context = None, *, inverse: bool = True
     ) -> Region | None:
         """Carry a box of one feature; of more, the line alone."""
         if self.event_shape == (1,):
@@ -170,12 +173,12 @@ class Whiten(Transform):
     def _log_det(self, like: Tensor) -> Tensor:
         return self.whitener.diagonal().log().sum().expand(like.shape[:-1])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Whiten."""
         with full_precision(x):
             return F.linear(x - self.mean, self.whitener), self._log_det(x)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Return to the units of the data."""
         with full_precision(z):
             columns = at_least_single(z.reshape(-1, z.shape[-1]).mT)
@@ -186,7 +189,7 @@ class Whiten(Transform):
 
 @register
 class ActNorm(Transform):
-    r""":math:`z = (x - b)\, e^{-s}` with learned b and s, one pair a feature or channel.
+    r""":math:`z = (x - b)\, e^{-s}` with learned b and s, one pair per feature or channel.
 
     ``initialize`` sets them so that the first batch leaves with mean 0 and variance 1; until then
     the layer is the identity.
@@ -208,15 +211,17 @@ class ActNorm(Transform):
     constant_log_det = True
     elementwise = True
 
-    def __init__(self, features: int, event_ndim: int = 1) -> None:
+    def __init__(self, features: int, *, event_ndim: int = 1) -> None:
+        features = checks.integer("ActNorm", "features", features, least=1)
+        event_ndim = checks.integer("ActNorm", "event_ndim", event_ndim, least=1, most=8)
         super().__init__((features, *(None,) * (event_ndim - 1)))
         self.shift = nn.Parameter(torch.zeros(features))
         self.log_scale = nn.Parameter(torch.zeros(features))
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, context: Context = None) -> None:
         """Take shift and scale from data."""
-        mean, scale = _moments(x, self.event_ndim, self.label)
+        mean, scale = moments(x, self.event_ndim, self.label)
         self.shift.copy_(mean)
         self.log_scale.copy_(scale.log())
 
@@ -227,12 +232,12 @@ class ActNorm(Transform):
         batch, event = x.shape[: x.ndim - self.event_ndim], x.shape[x.ndim - self.event_ndim :]
         return (-self.log_scale.sum() * event[1:].numel()).expand(batch)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Shift and scale."""
         z = (x - self._per_feature(self.shift)) * self._per_feature(torch.exp(-self.log_scale))
         return z, self._log_det(x)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Undo shift and scale."""
         x = z * self._per_feature(self.log_scale.exp()) + self._per_feature(self.shift)
         return x, -self._log_det(z)

@@ -8,20 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.config import register
-from flowkit.errors import ShapeError
 from flowkit.numerics.layout import features_last
+from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.transforms.base import Transform
 from flowkit.transforms.region import Region
-
-
-def check_order(order: Sequence[int] | Tensor, features: int | None = None) -> list[int]:
-    """Return ``order`` as a list if it is a permutation of ``range(features)``."""
-    listed = order.tolist() if isinstance(order, Tensor) else [int(i) for i in order]
-    size = len(listed) if features is None else features
-    if size < 1 or sorted(listed) != list(range(size)):
-        raise ShapeError(f"expected an order that is a permutation of 0..{size - 1}, got {listed}")
-    return listed
 
 
 @register
@@ -32,7 +24,7 @@ class Permutation(Transform):
         order: A permutation of ``range(features)``.
 
     Raises:
-        ShapeError: If ``order`` is not a permutation.
+        ArgumentError: If ``order`` is not a permutation.
 
     Example:
         >>> import torch
@@ -46,17 +38,21 @@ class Permutation(Transform):
     order: Tensor
 
     def __init__(self, order: Sequence[int] | Tensor) -> None:
-        listed = check_order(order)
+        listed = checks.permutation("Permutation", "order", order)
         super().__init__((len(listed),))
         self.register_buffer("order", torch.tensor(listed))
 
     @classmethod
-    def random(cls, features: int, seed: int = 0) -> Permutation:
-        """A permutation drawn from ``seed``, without touching the global generator."""
+    def random(cls, features: int, *, seed: int | None = None) -> Permutation:
+        """Draw a permutation, from a seed or from torch's global random state."""
+        features = checks.integer("Permutation.random", "features", features, least=1)
+        if seed is None:
+            return cls(torch.randperm(features))
+        seed = checks.integer("Permutation.random", "seed", seed, least=0, most=None)
         return cls(np.random.default_rng(seed).permutation(features).tolist())
 
     def map_region(
-        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+        self, region: Region, context: Context = None, *, inverse: bool = True
     ) -> Region | None:
         """Reorder the ends."""
         move = self.inverse if inverse else self
@@ -70,10 +66,10 @@ class Permutation(Transform):
     def _select(x: Tensor, order: Tensor) -> Tensor:
         return features_last(x.movedim(-1, 0).index_select(0, order))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Reorder."""
         return self._select(x, self.order), x.new_zeros(x.shape[:-1])
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Restore the order."""
         return self._select(z, self.order.argsort()), z.new_zeros(z.shape[:-1])

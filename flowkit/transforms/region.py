@@ -126,11 +126,13 @@ def ends_stay(scalar: ScalarMap, region: Region) -> bool:
     return all(bool((end.isinf() | scalar.fixes(end)).all()) for end in region)
 
 
-def keep_ends(scalar: ScalarMap, before: Region, after: Region | None) -> Region | None:
+def keep_ends(
+    scalar: ScalarMap, before: Region, after: Region | None, event_ndim: int = 1
+) -> Region | None:
     """The box that a scalar map of every feature gives, exact where it leaves an end in place."""
     if after is None:
         return None
-    stay = (scalar.fixes(end.movedim(-1, 0)).movedim(0, -1) for end in before)
+    stay = (scalar.fixes(end.movedim(-event_ndim, 0)).movedim(0, -event_ndim) for end in before)
     return Region(
         *(torch.where(s, old, new) for s, old, new in zip(stay, before, after, strict=True))
     )

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.errors import ShapeError, StochasticFlowError
-from flowkit.shapes import as_shape
+from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.transforms.base import Transform
 from flowkit.transforms.region import Region
 
 
 def _image_shape(name: str, event_shape: Sequence[int]) -> tuple[int, int, int]:
-    shape = as_shape(event_shape)
-    if len(shape) != 3 or min(shape) < 1:
-        raise ShapeError(
-            f"{name} expected images (channels, height, width) of sizes >= 1, got {event_shape!r}"
-        )
+    shape = checks.integers(name, "event_shape", event_shape, least=1, length=3)
+    checks.elements(name, *shape)
     return shape[0], shape[1], shape[2]
 
 
@@ -34,7 +33,7 @@ class Reshape(Transform):
         noise_shape: Shape of what it becomes, with as many numbers; a vector by default.
 
     Raises:
-        ShapeError: If the numbers of numbers differ.
+        ArgumentError: If the shapes hold different numbers of elements.
 
     Example:
         >>> import torch
@@ -51,32 +50,33 @@ class Reshape(Transform):
     def __init__(
         self, event_shape: int | Sequence[int], noise_shape: int | Sequence[int] | None = None
     ) -> None:
-        event = as_shape(event_shape)
-        noise = (math.prod(event),) if noise_shape is None else as_shape(noise_shape)
-        if math.prod(event) != math.prod(noise):
-            raise ShapeError(
-                f"Reshape expected shapes of as many numbers, got {event} and {noise}, with "
-                f"{math.prod(event)} and {math.prod(noise)}"
-            )
+        event = checks.event_shape("Reshape", event_shape)
+        size = math.prod(event)
+        noise = (size,)
+        if noise_shape is not None:
+            noise = checks.event_shape("Reshape", noise_shape, "noise_shape")
+        if math.prod(noise) != size:
+            words = f"a shape of {size} numbers, as many as {event} has"
+            raise checks.fail("Reshape", "noise_shape", words, noise)
         super().__init__(event, noise_shape=noise)
 
     @staticmethod
-    def _to(value: Tensor, old: int, shape: tuple[int | None, ...]) -> tuple[Tensor, Tensor]:
+    def _to(value: Tensor, old: int, shape: tuple[int | None, ...]) -> Mapped:
         batch = value.shape[: value.ndim - old]
         return value.reshape(*batch, *shape), value.new_zeros(batch)
 
     def map_region(
-        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+        self, region: Region, context: Context = None, *, inverse: bool = True
     ) -> Region | None:
         """Reshape the ends."""
         move = self.inverse if inverse else self
         return Region(move(region.lower)[0], move(region.upper)[0])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Reshape."""
         return self._to(x, self.event_ndim, self.noise_shape)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Restore the shape."""
         return self._to(z, self.noise_ndim, self.event_shape)
 
@@ -93,7 +93,7 @@ class Squeeze(Transform):
         factor: Side f of a block.
 
     Raises:
-        ShapeError: If f does not divide height and width.
+        ArgumentError: If f does not divide height and width.
 
     References:
         Dinh et al. 2017, Real NVP, arXiv 1605.08803, section 3.6.
@@ -109,33 +109,32 @@ class Squeeze(Transform):
     reshapes = True
     keeps_intervals = True
 
-    def __init__(self, event_shape: Sequence[int], factor: int = 2) -> None:
+    def __init__(self, event_shape: Sequence[int], *, factor: int = 2) -> None:
         channels, height, width = shape = _image_shape("Squeeze", event_shape)
-        if type(factor) is not int or factor < 1 or height % factor or width % factor:
-            raise ShapeError(
-                f"Squeeze expected a factor that divides the {height} x {width} pixels, got "
-                f"{factor!r}"
-            )
+        factor = checks.integer("Squeeze", "factor", factor, least=1)
+        if height % factor or width % factor:
+            words = f"a divisor of the {height} x {width} pixels"
+            raise checks.fail("Squeeze", "factor", words, factor)
         super().__init__(
             shape, noise_shape=(channels * factor**2, height // factor, width // factor)
         )
         self.factor = factor
 
     def map_region(
-        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+        self, region: Region, context: Context = None, *, inverse: bool = True
     ) -> Region | None:
         """Reshape the ends."""
         move = self.inverse if inverse else self
         return Region(move(region.lower)[0], move(region.upper)[0])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Make channels of blocks."""
         f = self.factor
         blocks = x.unflatten(-1, (-1, f)).unflatten(-3, (-1, f))  # c, h, i, w, j
         channels = blocks.movedim((-3, -1), (-4, -3))  # c, i, j, h, w
         return channels.flatten(-5, -3), x.new_zeros(x.shape[:-3])
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Make blocks of channels."""
         f = self.factor
         channels = z.unflatten(-3, (-1, f, f))  # c, i, j, h, w
@@ -175,9 +174,7 @@ class FactorOut(Transform):
 
     def __init__(self, event_shape: Sequence[int], transform: Transform) -> None:
         channels, height, width = shape = _image_shape("FactorOut", event_shape)
-        if not isinstance(transform, Transform):
-            raise ShapeError(f"FactorOut takes a Transform, got {type(transform).__name__}")
-        inner = transform.event_shape
+        inner = checks.instance("FactorOut", "transform", transform, Transform).event_shape
         if (
             len(inner) != 3
             or inner[0] is None
@@ -194,13 +191,15 @@ class FactorOut(Transform):
                 f"FactorOut holds no stochastic layer, got {transform.label}; remedy: put it "
                 "before or after"
             )
-        super().__init__(shape, transform.context_size, (channels * height * width,))
+        super().__init__(
+            shape, context=transform.context_size, noise_shape=(channels * height * width,)
+        )
         self.transform = transform
         self.needs_context = transform.needs_context
         self.constant_log_det = transform.constant_log_det
-        self.kept = inner[0]
+        self.inner_size = inner[0]
         changes = transform.noise_shape != inner
-        self._inner_noise = transform.noise_shape if changes else (self.kept, height, width)
+        self._inner_noise = transform.noise_shape if changes else (self.inner_size, height, width)
 
     @property
     def codomain(self) -> constraints.Constraint:
@@ -213,7 +212,7 @@ class FactorOut(Transform):
         return self.transform.restricts
 
     def map_region(
-        self, region: Region, context: Tensor | None = None, *, inverse: bool = True
+        self, region: Region, context: Context = None, *, inverse: bool = True
     ) -> Region | None:
         """Carry the part of the inner transform; the rest stays."""
         ends = [self._part(end, inverse) for end in region]
@@ -230,10 +229,10 @@ class FactorOut(Transform):
         )
         return Region(lower, upper)
 
-    def _part(self, value: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _part(self, value: Tensor, inverse: bool) -> Mapped:
         """What the inner transform maps, and the rest; of a row for the inverse."""
         if not inverse:
-            first, rest = value.split((self.kept, value.shape[-3] - self.kept), -3)
+            first, rest = value.split((self.inner_size, value.shape[-3] - self.inner_size), -3)
             return first, rest
         size = math.prod(self._inner_noise)  # type: ignore[arg-type]
         first, rest = value.split((size, value.shape[-1] - size), -1)
@@ -247,25 +246,33 @@ class FactorOut(Transform):
         _, height, width = self.event_shape
         return torch.cat([first, rest.unflatten(-1, (-1, height, width))], -3)
 
-    def _map(self, x: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
+    def _inner(self, direction: str, value: Tensor, context: Context) -> Mapped:
+        apply: Any = (
+            self.transform if direction == "forward" else getattr(self.transform, direction)
+        )
+        return apply(value, context, _fits=True)
+
+    def _map(self, x: Tensor, context: Context, name: str) -> Mapped:
         first, rest = self._part(x, inverse=False)
-        z, log_det = getattr(self.transform, name)(first, context)
+        z, log_det = self._inner(name, first, context)
         return self._whole(z, rest, inverse=False), log_det
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Map the earlier channels, and put the later ones behind them."""
         return self._map(x, context, "forward")
 
-    def unnormalized(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def unnormalized(
+        self, x: Tensor, context: Context = None, generator: Generator = None
+    ) -> Mapped:
         """The same without the constant part of the log-determinant."""
         return self._map(x, context, "unnormalized")
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Map the earlier channels back, and join them with the later ones."""
         first, rest = self._part(z, inverse=True)
-        x, log_det = self.transform.inverse(first, context)
+        x, log_det = self._inner("inverse", first, context)
         return self._whole(x, rest, inverse=True), log_det
 
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, context: Context = None) -> None:
         """Start the inner transform from the earlier channels."""
-        self.transform.initialize(x[..., : self.kept, :, :], context)
+        self.transform.initialize(x[..., : self.inner_size, :, :], context)

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from flowkit.errors import NotInvertibleError
 from flowkit.numerics.compiling import is_traced
+from flowkit.numerics.types import Context, Mapped
 from flowkit.transforms.base import Transform
 from flowkit.transforms.coupling import Coupling
 
 
 def run_reversibly(
-    layers: Sequence[Transform], direction: str, x: Tensor, context: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    layers: Sequence[Transform], direction: str, x: Tensor, context: Context
+) -> Mapped:
     """Apply layers one after the other, and remember no more than both ends.
 
     Args:
@@ -110,7 +111,7 @@ class _Stack:
             for (held, name, _), tensor in zip(slots, before, strict=True):
                 held[name] = tensor
 
-    def run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def run(self, x: Tensor, context: Context) -> Mapped:
         """The plain pass."""
         total: Tensor | None = None
         for layer in self.layers:
@@ -119,19 +120,16 @@ class _Stack:
         return x, total  # type: ignore[return-value]
 
 
-def _call(
-    layer: Transform, direction: str, value: Tensor, context: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return (layer if direction == "forward" else getattr(layer, direction))(value, context)
+def _call(layer: Transform, direction: str, value: Tensor, context: Context) -> Mapped:
+    apply: Any = layer if direction == "forward" else getattr(layer, direction)
+    return apply(value, context, _fits=True)
 
 
 class _Reversible(torch.autograd.Function):
     """The whole stack as one node, a function of data, context, parameters and buffers."""
 
     @staticmethod
-    def forward(
-        ctx: Any, stack: _Stack, x: Tensor, context: Tensor | None, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, stack: _Stack, x: Tensor, context: Context, *tensors: Tensor) -> Mapped:
         with stack.autocast():
             z, log_det = stack.run(x, context)
         ctx.stack = stack
@@ -185,7 +183,7 @@ def _layer_by_layer(
     if not (x_needed or context_needed):
         first = next(i for i, places in enumerate(wanted) if places)
     sums: list[Tensor | None] = [None] * len(tensors)
-    sum_context: Tensor | None = None
+    sum_context: Context = None
     grad_z, grad_log_det = grads
     with stack.lent(leaves):
         for i in reversed(range(first, len(stack.layers))):
@@ -232,7 +230,7 @@ def _repeat(
     layer: Transform,
     direction: str,
     z: Tensor,
-    context: Tensor | None,
+    context: Context,
     known: Tensor | None,
     differentiate: bool,
 ) -> _Step:
@@ -247,23 +245,22 @@ def _repeat(
 
 
 def _repeat_coupling(
-    layer: Coupling, direction: str, z: Tensor, context: Tensor | None, differentiate: bool
+    layer: Coupling, direction: str, z: Tensor, context: Context, differentiate: bool
 ) -> _Step:
-    """The same for a coupling: what the conditioner reads did not move, so it runs once."""
+    """The same for a coupling: what the conditioner reads is unchanged, so it runs once."""
     scalar = layer.scalar
     backwards = direction == "inverse"
     apply = scalar.inverse if backwards else scalar.forward
     undo = scalar.forward if backwards else scalar.inverse
-    z, context = layer._prepare(z, context, "z")
-    fixed, moved = layer._split(z)
-    fixed = fixed.detach().requires_grad_(differentiate)
+    read, transformed = layer.split(z)
+    read = read.detach().requires_grad_(differentiate)
     with torch.enable_grad():
-        params = layer._params(fixed, context)
-    value = undo(moved, params.detach())[0].detach().requires_grad_(differentiate)
+        params = layer.parameters_from(read, context)
+    value = undo(transformed, params.detach())[0].detach().requires_grad_(differentiate)
     with torch.enable_grad():
         new, log_slope = apply(value, params)
-        outputs = layer._merge(fixed, new), layer._sum(log_slope)
-    return _Step((fixed, value), layer._merge, outputs)
+        outputs = layer.merge(read, new), layer.log_det(log_slope)
+    return _Step((read, value), layer.merge, outputs)
 
 
 def _plus(total: Tensor | None, more: Tensor | None) -> Tensor | None:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.errors import OutsideError
 from flowkit.numerics.rounding import clamp_through, next_inside
+from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.transforms.base import Transform
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHOWN = 5
+#: Ends of features: one number for all or one per feature, ``None`` or infinity for none.
+Ends = float | Sequence[float | None] | None
 
 
 @register
@@ -40,7 +43,7 @@ class Unconstrain(Transform):
         upper: Upper ends; ``inf`` or ``None`` for none.
 
     Raises:
-        ValueError: If the numbers of ends differ, or a lower end is not below its upper one.
+        ArgumentError: If the numbers of ends differ, or a lower end is not below its upper one.
         OutsideError: From ``initialize``, if rows are not inside; names rows, columns and ends.
 
     References:
@@ -57,21 +60,11 @@ class Unconstrain(Transform):
 
     elementwise = True
 
-    def __init__(self, lower: Sequence[float | None], upper: Sequence[float | None]) -> None:
-        name = type(self).__name__
-        lows = [-math.inf if end is None else float(end) for end in lower]
-        highs = [math.inf if end is None else float(end) for end in upper]
-        if len(lows) != len(highs) or not lows:
-            raise ValueError(
-                f"{name} needs one lower and one upper end for each feature, got {lower} and "
-                f"{upper}"
-            )
-        for i, (low, high) in enumerate(zip(lows, highs, strict=True)):
-            if not low < high or low == math.inf or high == -math.inf:
-                raise ValueError(f"{name} needs lower < upper, got {low} and {high} for {i}")
+    def __init__(self, lower: Ends, upper: Ends) -> None:
+        lows, highs = checks.bounds(type(self).__name__, lower, upper)
         super().__init__((len(lows),))
         # Python numbers, not buffers: a buffer would be rounded to float32 for good.
-        self.lower, self.upper = tuple(lows), tuple(highs)
+        self.lower, self.upper = lows, highs
         self._innermost = {
             dtype: tuple(
                 tuple(
@@ -96,13 +89,13 @@ class Unconstrain(Transform):
         """The product of the lines, half-lines and intervals."""
         return product_constraint(self.lower, self.upper)
 
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, context: Context = None) -> None:
         """Check that all rows are inside; nothing is set."""
         lower, upper = self._ends(x)
         outside = (x <= lower) | (x >= upper)
         refuse_outside(self.label, x, outside, self.lower, self.upper, "strictly between")
 
-    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _ends(self, like: Tensor) -> Mapped:
         return like.new_tensor(self.lower), like.new_tensor(self.upper)
 
     def _log_width(self, like: Tensor) -> Tensor:
@@ -110,7 +103,7 @@ class Unconstrain(Transform):
         ends = zip(self.lower, self.upper, strict=True)
         return like.new_tensor([math.log(b - a) if math.isfinite(b - a) else 0.0 for a, b in ends])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Map the domain to the line."""
         lower, upper = self._ends(x)
         inside = (x > lower) & (x < upper)
@@ -129,7 +122,7 @@ class Unconstrain(Transform):
         missing = x.isnan()
         return torch.where(missing, x, z), torch.where(missing, x, log_slope).sum(-1)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Map the line to the domain."""
         ends = self._ends(z)
         has_lower, has_upper = ends[0] > -math.inf, ends[1] < math.inf
@@ -163,34 +156,29 @@ class Logit(Unconstrain):
 
     Args:
         features: Number of features.
-        lower: Lower end l, one number or one for each feature.
+        lower: Lower end l, one number or one per feature.
         upper: Upper end u, likewise.
 
     Raises:
-        ValueError: If ends are not finite, ``lower`` is not below ``upper``, or their numbers are
-            not those of the features.
+        ArgumentError: If ends are not finite, ``lower`` is not below ``upper``, or there is not
+            one per feature.
         OutsideError: From ``initialize``, if rows are not inside.
 
     Example:
         >>> import torch
         >>> from flowkit.transforms import Logit
-        >>> Logit(1, 0.0, 1.0)(torch.tensor([[0.5], [1.5]]))
+        >>> Logit(1)(torch.tensor([[0.5], [1.5]]))
         (tensor([[0.], [0.]]), tensor([1.3863,   -inf]))
     """
 
     def __init__(
         self,
         features: int,
+        *,
         lower: float | Sequence[float] = 0.0,
         upper: float | Sequence[float] = 1.0,
     ) -> None:
-        lows, highs = each(lower, features), each(upper, features)
-        pairs = zip(lows, highs, strict=False)
-        if not len(lows) == len(highs) == features or not all(
-            math.isfinite(a) and math.isfinite(b) and a < b for a, b in pairs
-        ):
-            raise ValueError(f"Logit needs finite lower < upper, got {lower}, {upper}")
-        super().__init__(lows, highs)
+        super().__init__(*_finite("Logit", features, lower=lower, upper=upper))
 
 
 @register
@@ -202,10 +190,10 @@ class Log(Unconstrain):
 
     Args:
         features: Number of features.
-        lower: The end l, one number or one for each feature.
+        lower: The end l, one number or one per feature.
 
     Raises:
-        ValueError: If ``lower`` is not finite, or has another number of ends than features.
+        ArgumentError: If ``lower`` is not finite, or has another number of ends than features.
         OutsideError: From ``initialize``, if rows are not inside.
 
     Example:
@@ -215,16 +203,15 @@ class Log(Unconstrain):
         tensor([[0.]])
     """
 
-    def __init__(self, features: int, lower: float | Sequence[float] = 0.0) -> None:
-        lows = each(lower, features)
-        if len(lows) != features or not all(map(math.isfinite, lows)):
-            raise ValueError(f"Log needs a finite lower end, got {lower}")
-        super().__init__(lows, [math.inf] * features)
+    def __init__(self, features: int, *, lower: float | Sequence[float] = 0.0) -> None:
+        (lows,) = _finite("Log", features, lower=lower)
+        super().__init__(lows, [math.inf] * len(lows))
 
 
-def each(value: Any, features: int) -> list[float]:
-    """One number for each feature, from one for all or from as many."""
-    return [float(v) for v in value] if isinstance(value, Sequence) else [float(value)] * features
+def _finite(name: str, features: int, **ends: Ends) -> list[tuple[float, ...]]:
+    """One finite end per feature, of each kind."""
+    features = checks.integer(name, "features", features, least=1)
+    return [checks.numbers(name, kind, values, features) for kind, values in ends.items()]
 
 
 def product_constraint(lower: Sequence[float], upper: Sequence[float]) -> constraints.Constraint:

@@ -11,7 +11,7 @@ from flowkit.bases import (
     DiagonalNormal,
     Logistic,
     NormalMixture,
-    Product,
+    ProductBase,
     StandardNormal,
     StudentT,
     Uniform,
@@ -42,7 +42,7 @@ def _draws(make: Any, context: Any = None) -> None:
 NORMAL, LOGISTIC, UNIFORM = StandardNormal(1), Logistic(1), Uniform(1)
 FROM_CONTEXT = stirred(DiagonalNormal(1, context=1))
 MIXTURE, STUDENT = stirred(NormalMixture(1, components=3)), StudentT(1)
-PRODUCT = Product((stirred(DiagonalNormal(1, context=1)), [1]), (StandardNormal(1), [0]))
+PRODUCT = ProductBase((stirred(DiagonalNormal(1, context=1)), [1]), (StandardNormal(1), [0]))
 
 
 class Given(Base):

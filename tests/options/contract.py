@@ -28,7 +28,7 @@ from flowkit.testing import (
 from flowkit.testing.points import expect_one_sided_derivatives, expect_second_derivatives
 from flowkit.testing.probe import Probe
 from flowkit.toys import DoubleWell
-from flowkit.transforms import Box, Coupling, DenseLinear, Transform
+from flowkit.transforms import Coupling, DenseLinear, Rescale, Transform
 
 from .harness import differs, of, seeds, shows
 from .parts import C, D, X, rows, small, stirred
@@ -57,7 +57,7 @@ class Shifted(Transform):
     seen: list[tuple[Tensor, Tensor | None]] = []
 
     def __init__(self, wrong: float = 0.0, far: float = 0.0, context: int = 0) -> None:
-        super().__init__((1,), context)
+        super().__init__((1,), context=context)
         self.wrong, self.far = wrong, far
         self.shift = nn.Parameter(torch.zeros(1))
 
@@ -126,7 +126,11 @@ of(
     tolerance=shows(holds, {torch.float64: 0.2}, see=lambda **o: checked(Shifted(wrong=0.1), **o)),
     far=shows(holds, (10.0,), see=lambda **o: checked(Shifted(far=1.0), **o)),
     noise=shows(holds, 0.0, see=lambda **o: checked(Moving(), **o)),
-    base=shows(holds, Uniform(1, -1.0, 1.0), see=lambda **o: checked(Box([0.0], [1.0]), **o)),
+    base=shows(
+        holds,
+        Uniform(1, lower=-1.0, upper=1.0),
+        see=lambda **o: checked(Rescale([0.0], [1.0]), **o),
+    ),
     target=differs(normal, see=lambda **o: checked(walker, **o)),
     backend=differs("aot_eager", "eager", see=backends),
     seed=seeds(see=given),

@@ -36,9 +36,9 @@ of(
     kinds_first=differs(True),
 )
 ignores_context(ZeroNet(2), X, "forward")
-inner = stirred(Elementwise(1, Affine(), 1, small))
+inner = stirred(Elementwise(1, Affine(), context=1, conditioner=small))
 reads_context(OnFeatures(2, [1], inner), X, "forward", "inverse")
-layer = stirred(Coupling([0, 1], Affine(), small, 1))
+layer = stirred(Coupling([0, 1], Affine(), conditioner=small, context=1))
 reads_context(CouplingNet(layer), X[:, :1], "forward")
 reads_context(MaskedNet(stirred(MaskedAutoregressive(2, Affine(), context=1))), X, "forward")
 

@@ -63,9 +63,12 @@ def conditional(features: int = 2, seed: int = 0) -> Flow:
     """A flow that reads one number of context."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = [Standardize(features), Elementwise(features, Affine(), 1, small)]
+        layers = [
+            Standardize(features),
+            Elementwise(features, Affine(), context=1, conditioner=small),
+        ]
         if features == 2:
-            layers.append(Coupling([0, 1], Affine(), small, 1))
+            layers.append(Coupling([0, 1], Affine(), conditioner=small, context=1))
     return stirred(Flow(Compose(*layers), StandardNormal(features)))
 
 
@@ -74,7 +77,11 @@ def plain(features: int = 2, seed: int = 0) -> Flow:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         two = features == 2
-        layer = Coupling([0, 1], Affine(), small) if two else Elementwise(features, Affine())
+        layer = (
+            Coupling([0, 1], Affine(), conditioner=small)
+            if two
+            else Elementwise(features, Affine())
+        )
     return stirred(Flow(Compose(Standardize(features), layer), StandardNormal(features)))
 
 

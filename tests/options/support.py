@@ -22,7 +22,6 @@ from flowkit.interop.nflows.layers import OnFeatures
 from flowkit.scalar import Affine
 from flowkit.support import Support
 from flowkit.transforms import (
-    Box,
     CircularShift,
     Compose,
     Coupling,
@@ -64,7 +63,7 @@ def carries(
         return layer.map_region(region, **{**given, **options})
 
     first, second = context if given else (None, None)
-    of(
+    also(
         type(layer).map_region,
         see,
         context=differs(second, base=first) if given else same(C),
@@ -90,25 +89,30 @@ started = Standardize(1)
 started.initialize(5 + 3 * X[:, :1])
 whitened = Whiten(1)
 whitened.initialize(5 + 3 * X[:, :1])
-moving = stirred(Elementwise(2, Affine(), 1, small))
+moving = stirred(Elementwise(2, Affine(), context=1, conditioner=small))
 masked = partial(MaskedMLP, hidden=(8,))
 carries(started, box(1), None)
 carries(whitened, box(1), None)
 carries(stirred(DenseLinear(1)), box(1), None)
 carries(moving, box(2))
-carries(stirred(MaskedAutoregressive(1, Affine(), masked, 1)), box(1))
-carries(stirred(Coupling([True], Affine(), small, 1)), box(1))
+carries(stirred(MaskedAutoregressive(1, Affine(), conditioner=masked, context=1)), box(1))
+carries(stirred(Coupling([True], Affine(), conditioner=small, context=1)), box(1))
 carries(Compose(moving, Permutation([1, 0])), box(2))
 carries(Inverse(moving), box(2))
 carries(OnFeatures(3, [0, 2], moving), box(3))
 carries(Permutation([1, 2, 0]), box(3), None)
 # A whole turn stays one, whichever way.
-carries(CircularShift(1, -1.0, 2.0), Region(*torch.tensor([[-1.0], [2.0]])), None, same(False))
+carries(
+    CircularShift(1, lower=-1.0, upper=2.0),
+    Region(*torch.tensor([[-1.0], [2.0]])),
+    None,
+    same(False),
+)
 # Where events change their shape, the box has that of where it comes from.
 for layer, shapes in (
     (Reshape((2, 3)), ((6,), (2, 3))),
     (Squeeze((1, 4, 2)), ((4, 2, 1), (1, 4, 2))),
-    (FactorOut((2, 1, 2), Raised((1, 1, 2), 1)), ((4,), (2, 1, 2))),
+    (FactorOut((2, 1, 2), Raised((1, 1, 2), context=1)), ((4,), (2, 1, 2))),
 ):
 
     def carried(layer: Any = layer, shapes: Any = shapes, **options: Any) -> Any:
@@ -128,14 +132,14 @@ turning = CircularShift(3, circular=[True, False, False])
 for layer, expected in (
     (Standardize(3), same(True)),
     (turning, same(True)),
-    (Rescale([True, False, False], [-9.0] * 3, [9.0] * 3), same(True)),
+    (Rescale([-9.0] * 3, [9.0] * 3, circular=[True, False, False]), same(True)),
     (Permutation([1, 2, 0]), differs(True)),
     (Inverse(Permutation([1, 2, 0])), differs(True)),
     (Compose(Permutation([1, 2, 0]), turning), differs(True)),
 ):
     of(type(layer).circular_columns, partial(layer.circular_columns, ONE), inverse=expected)
 
-ignores_context(Box([-9.0] * 2, [9.0] * 2), X, "initialize")
+ignores_context(Rescale([-9.0] * 2, [9.0] * 2), X, "initialize")
 ignores_context(Unconstrain([-9.0] * 2, [9.0, None]), X, "initialize")
 line = Region(torch.full((2,), -torch.inf), torch.full((2,), torch.inf))
 of(
@@ -146,7 +150,7 @@ of(
 
 # Flows --------------------------------------------------------------------------------------
 
-shifted = Flow(stirred(Elementwise(1, Affine(), 1, small)), Uniform(1))
+shifted = Flow(stirred(Elementwise(1, Affine(), context=1, conditioner=small)), Uniform(1))
 grid = torch.linspace(-3, 3, 600).reshape(100, 6, 1)
 of(Flow.region, lambda **o: shifted.region(**o), context=differs(C, D))
 of(Flow.in_support, lambda **o: shifted.in_support(grid, **o), context=differs(D, base=C))

@@ -24,9 +24,7 @@ from flowkit.stochastic import (
 from flowkit.stochastic.base import EnergyTransform, StochasticTransform, Walk
 from flowkit.toys import DoubleWell
 from flowkit.transforms import (
-    Activation,
     ActNorm,
-    Box,
     CircularShift,
     Compose,
     Conv1x1,
@@ -81,9 +79,9 @@ SPRINGS = from_callable(springs, 2, context=1)
 
 # Context ------------------------------------------------------------------------------------
 
-coupling = stirred(Coupling([0, 1], Affine(), small, context=1))
-composed = Compose(Coupling([0, 1], Affine(), few, 1), coupling)
-inner = Coupling([1], Affine(), partial(ConvNet, hidden=(4,)), 1, event_ndim=3)
+coupling = stirred(Coupling([0, 1], Affine(), conditioner=small, context=1))
+composed = Compose(Coupling([0, 1], Affine(), conditioner=few, context=1), coupling)
+inner = Coupling([1], Affine(), conditioner=partial(ConvNet, hidden=(4,)), context=1, event_ndim=3)
 factored = stirred(FactorOut((2, 4, 4), inner))
 
 
@@ -107,10 +105,10 @@ class Reader(Conv1x1):
 
 
 reads_context(coupling, X, *WAYS)
-reads_context(Coupling([0, 1], Affine(), few, context=1), X, "initialize")
-reads_context(stirred(Elementwise(2, Affine(), 1, small)), X, *WAYS)
-reads_context(Elementwise(2, Affine(), 1, few), X, "initialize")
-reads_context(stirred(MaskedAutoregressive(2, Affine(), masked, 1)), X, *WAYS)
+reads_context(Coupling([0, 1], Affine(), conditioner=few, context=1), X, "initialize")
+reads_context(stirred(Elementwise(2, Affine(), context=1, conditioner=small)), X, *WAYS)
+reads_context(Elementwise(2, Affine(), context=1, conditioner=few), X, "initialize")
+reads_context(stirred(MaskedAutoregressive(2, Affine(), conditioner=masked, context=1)), X, *WAYS)
 reads_context(Inverse(coupling), X, *WAYS)
 reads_context(composed, X, *WAYS, "unnormalized", "states", "initialize")
 reads_context(factored, IMAGE, "forward", "unnormalized")
@@ -133,13 +131,13 @@ for method in (Transform.forward, Transform.inverse):
     of(method, None, context="abstract: raises, whatever is given")
 
 for layer in (
-    Activation(),
+    Elementwise(2, SmoothLeakyReLU()),
     ActNorm(2),
-    Box([-9.0] * 2, [9.0] * 2),
-    Rescale([True, False], [-9.0, -torch.inf], [9.0, torch.inf]),
+    Rescale([-9.0] * 2, [9.0] * 2),
+    Rescale([-9.0, -torch.inf], [9.0, torch.inf], circular=[True, False]),
     CircularShift(2),
     Log(2, lower=-9.0),
-    Logit(2, -9.0, 9.0),
+    Logit(2, lower=-9.0, upper=9.0),
     Permutation([1, 0]),
     Reshape(2),
     Standardize(2),
@@ -147,7 +145,7 @@ for layer in (
     DenseLinear(2),
 ):
     ignores_context(layer, X, *WAYS)
-for layer in (ActNorm(2), Rescale([True, False], [-9.0, -torch.inf], [9.0, torch.inf])):
+for layer in (ActNorm(2), Rescale([-9.0, -torch.inf], [9.0, torch.inf], circular=[True, False])):
     ignores_context(layer, X, "initialize")
 for layer in (Standardize(2), Whiten(2)):
     ignores_context(layer, X, "initialize")
@@ -221,23 +219,15 @@ for way in (moved.forward, moved.inverse):
 
 def saved_bytes(**options: Any) -> float:
     """Numbers that are kept for the backward pass."""
-    layers = [stirred(Coupling([0, 1], Affine(), small)) for _ in range(4)]
+    layers = [stirred(Coupling([0, 1], Affine(), conditioner=small)) for _ in range(4)]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()), lambda t: t):
         Compose(*layers, **options)(X)
     return float(sum(kept))
 
 
-layers = [stirred(Coupling([0, 1], Affine(), small)) for _ in range(4)]
+layers = [stirred(Coupling([0, 1], Affine(), conditioner=small)) for _ in range(4)]
 of(Compose, saved_bytes, reversible=falls(True))
-of(
-    Activation,
-    lambda **o: mapped(Activation(**o)),
-    **{
-        "scalar": differs(SmoothLeakyReLU(0.7)),
-        "event_ndim": differs(3, see=lambda **o: Activation(**o)(IMAGE)[1]),
-    },
-)
 of(ActNorm, lambda **o: ActNorm(2, **o).event_shape, event_ndim=differs(3))
 of(Standardize, lambda **o: _started(Standardize(2, **o), HEAVY), robust=differs(True))
 of(
@@ -260,6 +250,7 @@ of(
     scalar=differs(Affine(), RationalQuadraticSpline(3)),
     context=rises(1, 2, see=size(Elementwise, 2)),
     conditioner=falls(small, see=size(partial(Elementwise, 2, context=1))),
+    event_ndim=differs(3, see=lambda **o: Elementwise(2, Affine(), **o).event_shape),
 )
 of(
     MaskedAutoregressive,
@@ -270,7 +261,9 @@ of(
     order=differs((1, 0)),
     inverse_method=same(
         "jacobi",
-        see=lambda **o: stirred(MaskedAutoregressive(2, Affine(), masked, **o)).inverse(X),
+        see=lambda **o: stirred(
+            MaskedAutoregressive(2, Affine(), conditioner=masked, **o)
+        ).inverse(X),
         rounding=1e-5,
     ),
 )

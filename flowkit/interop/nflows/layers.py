@@ -31,7 +31,7 @@ class OnFeatures(Transform):
     index: Tensor
 
     def __init__(self, features: int, index: Sequence[int], transform: Transform) -> None:
-        super().__init__((features,), transform.context_size)
+        super().__init__((features,), context=transform.context_size)
         self.transform = transform
         self.needs_context = transform.needs_context
         self.constant_log_det = transform.constant_log_det

@@ -261,7 +261,7 @@ class MaskedNet(NetForNflows):
         if isinstance(layer, MaskedAutoregressive):
             raw = self._raw(inputs[..., layer.order], context)[..., layer.order.argsort(), :]
         elif isinstance(layer, Coupling):
-            fixed = inputs[..., layer.fixed_index]
+            fixed = inputs[..., layer.conditioning_index]
             raw = self._raw(fixed, context)
             identity = raw.new_zeros(*fixed.shape, raw.shape[-1])
             raw = torch.cat([identity, raw], -2)[..., layer.merge_index, :]

@@ -424,7 +424,7 @@ class _Reader:
         held = HeldNet(deepcopy(net), context, scale, offset, kinds_first)
         mask = torch.zeros(t.features, dtype=torch.bool)
         mask[t.transform_features.cpu()] = True
-        return Coupling(mask, scalar, lambda *_, **__: held, context)
+        return Coupling(mask, scalar, conditioner=lambda *_, **__: held, context=context)
 
     def _spline_coupling(self, t: Any) -> Transform:
         spline = self._spline(t, t.num_bins)
@@ -452,7 +452,9 @@ class _Reader:
         if conditioner is None:
             conditioner = HeldMADE(deepcopy(net), features, context, scale, offset)
         chosen: AutoregressiveConditioner = conditioner
-        return MaskedAutoregressive(features, scalar, lambda *_, **__: chosen, context)
+        return MaskedAutoregressive(
+            features, scalar, conditioner=lambda *_, **__: chosen, context=context
+        )
 
     def _masked_affine(self, t: Any) -> Transform:
         scalar = SoftplusAffine(floor=t._epsilon)

@@ -372,7 +372,7 @@ class _Writer:
             self._refuse(t, "no counterpart in nflows")
         mask = torch.ones(features, dtype=torch.long)
         if isinstance(t, Coupling):
-            mask[t.fixed_index.cpu()] = 0
+            mask[t.conditioning_index.cpu()] = 0
         net = t.conditioner
         network = deepcopy(net.net) if isinstance(net, HeldNet) else CouplingNet(t)
         return kind(mask, lambda *_: network, **options)
