@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import inspect
 import shutil
 import tempfile
 import warnings
@@ -121,12 +122,26 @@ def reads_context(part: Any, x: Any, *names: str, context: Any = (C, D), **how: 
     for name in names:
         see = _calls(part, name, x)
         also(getattr(type(part), name), see, context=differs(second, base=first, **how))
+        given = {"context": first} if name in DIRECTIONS else {}
+        _ignores_generator(part, name, lambda see=see, given=given, **o: see(**given, **o))
 
 
 def ignores_context(part: Any, x: Any, *names: str, context: Tensor = C, **how: Any) -> None:
     """Methods of parts without context: what is handed on to other layers does not change them."""
     for name in names:
         also(getattr(type(part), name), _calls(part, name, x), context=same(context, **how))
+        _ignores_generator(part, name, _calls(part, name, x))
+
+
+DIRECTIONS = ("forward", "inverse", "unnormalized")
+
+
+def _ignores_generator(part: Any, name: str, see: Callable[..., Any]) -> None:
+    """Layers that draw nothing take a generator, which the contract hands on, and ignore it."""
+    parameters = inspect.signature(getattr(type(part), name)).parameters
+    if name in DIRECTIONS and "generator" in parameters and not part.stochastic:
+        generator = torch.Generator().manual_seed(1)
+        also(getattr(type(part), name), see, generator=same(generator))
 
 
 def _calls(part: Any, name: str, x: Any) -> Callable[..., Any]:

@@ -234,8 +234,8 @@ class NetForNflows(nn.Module):
         context = context if self.context_features else None
         if isinstance(self.layer, MaskedAutoregressive):
             return self.layer.conditioner(x, context)
-        rows = features_first(x) if isinstance(self.layer, Coupling) else x
-        return self.layer._params(rows, context).movedim(0, -2)
+        rows = features_first(x) if isinstance(self.layer, Coupling) else self.layer.split(x)[0]
+        return self.layer.parameters_from(rows, context).movedim(0, -2)
 
 
 class CouplingNet(NetForNflows):
