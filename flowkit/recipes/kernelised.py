@@ -1,21 +1,20 @@
-"""The recipe of kernelised flows: few parameters, for little data."""
+"""Flows of kernel expansions: few parameters, for little data."""
 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
-from operator import add
+from typing import Any
 
-from flowkit.bases import StandardNormal
-from flowkit.conditioners import KernelConditioner, RandomFourierConditioner, StandardizeContext
+from flowkit import checks
+from flowkit.conditioners import KernelConditioner, RandomFourierConditioner
 from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.kernels import Kernel, Matern, RationalQuadratic, SquaredExponential
-from flowkit.recipes.checks import check_flags, check_sizes
-from flowkit.recipes.flows import half, mixing, named_scalar, unconstrained
-from flowkit.recipes.registry import choose, recipe
+from flowkit.recipes import parts
 from flowkit.scalar import ScalarMap
-from flowkit.transforms import Compose, Coupling, Elementwise, Standardize
+from flowkit.transforms import Elementwise, Transform
 
 _KERNELS: dict[str, Callable[[], Kernel]] = {
     "squared-exponential": SquaredExponential,
@@ -26,67 +25,60 @@ _KERNELS: dict[str, Callable[[], Kernel]] = {
 }
 
 
-def _named(name: str) -> Kernel:
-    """One kernel, or a sum of some: ``"matern-5/2 + rational-quadratic"``."""
-    parts = [choose("kernel", part.strip(), _KERNELS)() for part in name.split("+")]
-    return functools.reduce(add, parts)
-
-
-@recipe
 def kernelised_flow(
     features: int,
+    *,
     context: int = 0,
     layers: int = 8,
-    points: int = 150,
-    kernel: str | Kernel = "matern-3/2",
     scalar: str | ScalarMap = "affine",
     linear: str | None = "lu",
-    mean: bool = False,
-    learn_points: bool = True,
-    frequencies: int | None = None,
-    elementwise: str | ScalarMap | None = None,
     lower: float | Sequence[float | None] | None = None,
     upper: float | Sequence[float | None] | None = None,
+    kernel: str | Kernel = "matern-3/2",
+    points: int | None = None,
+    learn_points: bool | None = None,
+    n_frequencies: int | None = None,
+    linear_term: bool = False,
+    elementwise: str | ScalarMap | None = None,
     standardize: bool = True,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Flow:
-    """A stack of coupling layers whose functions are kernel expansions, not networks.
+    r"""Stack coupling layers whose functions are kernel expansions, not networks.
 
-    A layer has N ``points``, which are learned, and a weight a point and parameter: with affine
-    maps :math:`2N(D - d) + Nd` for d of D features that stay, a tenth of the parameters of a
-    network up to some ten features. Functions are smooth and fall back to the identity where no
-    data are. Made for some hundreds of rows. Early stopping, which ``fit`` has, remains
-    necessary; :class:`flowkit.KernelNorm` is the penalty to add.
+    The parameters of a layer are :math:`\theta(x_a) = \sum_{j=1}^N k(x_a, w_j)\, A_j` with N
+    points :math:`w_j`, which are learned, and weights A. With affine maps that is :math:`2N(D - d)
+    + Nd` numbers for d of D conditioning features, a tenth of the parameters of a network up to
+    some ten features. Functions are smooth and fall back to the identity where no data are. Made
+    for some hundreds of samples. Early stopping, which ``fit`` has, remains necessary;
+    :class:`flowkit.KernelNorm` is a penalty to add.
 
     Args:
-        features: Number of features D.
+        features: Number of features D; with context, one is enough, else two.
         context: Number of context features.
         layers: Number of coupling layers.
-        points: Number of auxiliary points a layer.
+        scalar: ``"affine"``, or another of :func:`coupling_flow`.
+        linear: What mixes the features before each layer, as in :func:`coupling_flow`.
+        lower: Lower ends of the data, as in :func:`coupling_flow`.
+        upper: Upper ends of the data, likewise.
         kernel: ``"squared-exponential"``, ``"matern-1/2"``, ``"matern-3/2"``, ``"matern-5/2"``,
-            ``"rational-quadratic"``, a sum of such as ``"matern-1/2 + matern-5/2"``, or a
-            kernel without a number of features, such as ``Matern(nu=1.5) * RationalQuadratic()``.
-        scalar: ``"affine"``, ``"spline"``, ``"mixture"``, or a scalar map.
-        linear: What mixes the features between layers: ``"lu"``, ``"orthogonal"``,
-            ``"permutation"``, or ``None``, where the two halves alternate.
-        mean: Whether an affine function is added to each expansion.
-        learn_points: Whether points are learned, or stay where the first fit puts them, on the
-            data as they reach the layer then.
-        frequencies: Number of random Fourier frequencies, in place of points, for one kernel that
+            ``"rational-quadratic"``, a sum such as ``"matern-1/2 + matern-5/2"``, or a kernel
+            without a number of features, such as ``Matern(nu=1.5) * RationalQuadratic()``.
+        points: Number of points of each layer; 150 by default.
+        learn_points: Whether points are learned, as by default, or stay where the start of the
+            first fit puts them: on the data as they reach the layer then.
+        n_frequencies: Number of random Fourier frequencies in place of points, for one kernel that
             is squared-exponential or Matérn; see
             :class:`flowkit.conditioners.RandomFourierConditioner`.
-        elementwise: A scalar map of every feature by itself before each coupling layer, named as
-            ``scalar`` is: ``"spline"`` bends marginal distributions for some twenty parameters a
-            feature, which kernels of many features learn badly.
-        lower: Where the data begin: a number, or one for each feature, ``None`` or ``-inf`` where
-            there is no such end. ``lower=0`` is for positive data. See
-            :class:`flowkit.transforms.Unconstrain`, with which the flow then starts.
-        upper: Where they end, likewise.
+        linear_term: Whether an affine function is added to each expansion.
+        elementwise: A scalar map, named as ``scalar`` is, of each feature by itself before each
+            coupling layer: ``"spline"`` shapes marginal distributions for some twenty parameters
+            per feature, which kernels of many features learn badly.
         standardize: Whether the flow starts with a :class:`flowkit.transforms.Standardize`.
-        seed: Seed of the permutations and of the frequencies.
+        seed: Seed of permutations, points and frequencies; torch's global state by default.
 
     Raises:
-        ArgumentError: If an argument is out of its range or unknown.
+        ArgumentError: If an argument is out of its range or unknown, or ``points`` or
+            ``learn_points`` is given beside ``n_frequencies``.
 
     References:
         English, Kirchler, Lippert 2024, Kernelised Normalising Flows, arXiv 2307.14839.
@@ -94,50 +86,64 @@ def kernelised_flow(
     Example:
         >>> import torch
         >>> from flowkit import kernelised_flow
-        >>> flow = kernelised_flow(features=6, layers=2)
-        >>> flow.log_prob(torch.zeros(5, 6)).shape
+        >>> kernelised_flow(6, layers=2).log_prob(torch.zeros(5, 6)).shape
         torch.Size([5])
     """
     name = "kernelised_flow"
-    check_sizes(name, features=features, context=context, layers=layers, points=points, seed=seed)
-    check_flags(name, mean=mean, learn_points=learn_points, standardize=standardize)
+    features = checks.integer(name, "features", features, least=1)
+    context = checks.integer(name, "context", context, least=0)
+    layers = checks.integer(name, "layers", layers, least=1)
     if features + context < 2:
-        raise ArgumentError(
-            f"{name} needs at least 2 features, or context to read, got 1 feature(s); remedy: "
-            "elementwise_flow"
+        raise checks.fail(
+            name, "features", "at least 2, or context to read", features, "elementwise_flow"
         )
-    chosen = named_scalar(scalar)
-    alone = None if elementwise is None else named_scalar(elementwise)
-    chosen_kernel = _named(kernel) if isinstance(kernel, str) else kernel
-    stack = unconstrained(name, features, lower, upper)
-    stack += [Standardize(features)] if standardize else []
-    for i in range(layers):
-        net: Callable[..., KernelConditioner | RandomFourierConditioner]
-        if frequencies is None:
-            net = functools.partial(
-                KernelConditioner,
-                points=points,
-                kernel=chosen_kernel,
-                linear_term=mean,
-                learn_points=learn_points,
+    chosen = parts.scalar_map(name, scalar)
+    alone = None
+    if elementwise is not None:
+        alone = parts.scalar_map(name, elementwise, name="elementwise")
+    net = _network(name, kernel, points, learn_points, n_frequencies, linear_term)
+    stack: list[Transform] = []
+    with parts.seeded(name, seed):
+        for i in range(layers):
+            stack += parts.mixing(name, linear, features)
+            stack += [] if alone is None else [Elementwise(features, alone)]
+            stack.append(parts.coupling(parts.half(features, linear, i), chosen, net, context))
+        return parts.assemble(
+            name, stack, "normal", features,
+            context=context, lower=lower, upper=upper, standardize=standardize,
+        )  # fmt: skip
+
+
+def _network(
+    name: str, kernel: Any, points: Any, learn_points: Any, n_frequencies: Any, linear_term: Any
+) -> parts.Factory:
+    """The conditioner: an expansion at points, or one in random frequencies."""
+    made = _named(name, kernel) if isinstance(kernel, str) else kernel
+    made = checks.instance(name, "kernel", made, Kernel, "a name, or for example Matern(nu=1.5)")
+    linear_term = checks.flag(name, "linear_term", linear_term)
+    if n_frequencies is None:
+        return functools.partial(
+            KernelConditioner,
+            points=150 if points is None else checks.integer(name, "points", points, least=1),
+            kernel=made,
+            linear_term=linear_term,
+            learn_points=learn_points is None or checks.flag(name, "learn_points", learn_points),
+        )
+    for option, value in (("points", points), ("learn_points", learn_points)):
+        if value is not None:
+            raise ArgumentError(
+                f"{name} with n_frequencies has no points, got {option}={value!r}; remedy: one of "
+                "the two"
             )
-        else:
-            check_sizes(name, frequencies=frequencies)
-            net = functools.partial(
-                RandomFourierConditioner,
-                n_frequencies=frequencies,
-                kernel=chosen_kernel,
-                linear_term=mean,
-                seed=seed + i,
-            )
-        stack += mixing(linear, features, seed + i)
-        if alone is not None:
-            stack.append(Elementwise(features, alone))
-        if features == 1:
-            stack.append(Elementwise(1, chosen, context=context, conditioner=net))
-        else:
-            stack.append(
-                Coupling(half(features, linear, i), chosen, conditioner=net, context=context)
-            )
-    embedding = StandardizeContext(context) if context and standardize else None
-    return Flow(Compose(*stack), StandardNormal(features), embedding=embedding)
+    return functools.partial(
+        RandomFourierConditioner,
+        n_frequencies=checks.integer(name, "n_frequencies", n_frequencies, least=1),
+        kernel=made,
+        linear_term=linear_term,
+    )
+
+
+def _named(name: str, kernel: str) -> Kernel:
+    """One kernel, or a sum: ``"matern-5/2 + rational-quadratic"``."""
+    terms = [checks.choice(name, "kernel", term.strip(), _KERNELS)() for term in kernel.split("+")]
+    return functools.reduce(operator.add, terms)

@@ -1,4 +1,4 @@
-"""The recipe of smooth flows on products of circles, intervals and lines."""
+"""Smooth flows of periodic, bounded and real variables."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
+from torch import nn
 
-from flowkit.bases import Base, ProductBase, StandardNormal, Uniform
-from flowkit.conditioners import MLP, CircularEncoding, MaskedMLP, StandardizeContext
+from flowkit import checks
+from flowkit.bases import Base, Product, StandardNormal, Uniform
+from flowkit.conditioners import CircularEncoding
 from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
-from flowkit.recipes.checks import check_ends, check_network, check_sizes
-from flowkit.recipes.registry import choose, recipe
+from flowkit.recipes import parts
 from flowkit.scalar import (
     CircularSmoothMixture,
     CircularSpline,
@@ -25,19 +25,10 @@ from flowkit.scalar import (
     ScalarMap,
     SmoothMixture,
 )
-from flowkit.transforms import (
-    CircularShift,
-    Compose,
-    Coupling,
-    Elementwise,
-    MaskedAutoregressive,
-    Rescale,
-    Transform,
-    Unconstrain,
-)
+from flowkit.transforms import CircularShift, MaskedAutoregressive, Rescale, Transform, Unconstrain
 
-# For a circle and an interval, both [-1, 1], and for the line.
-_PRODUCTS: dict[str, Callable[[int], tuple[ScalarMap, ScalarMap, ScalarMap]]] = {
+# For periodic and bounded variables, both on [-1, 1], and for real ones.
+_SCALARS: dict[str, Callable[[int], tuple[ScalarMap, ScalarMap, ScalarMap]]] = {
     "smooth": lambda components: (
         CircularSmoothMixture(components, lower=-1.0, upper=1.0),
         SmoothMixture(components, lower=-1.0, upper=1.0),
@@ -51,99 +42,52 @@ _PRODUCTS: dict[str, Callable[[int], tuple[ScalarMap, ScalarMap, ScalarMap]]] = 
 }
 
 
-def _places(
-    features: int, circular: Any, bounds: Any
-) -> tuple[tuple[bool, ...], tuple[float, ...], tuple[float, ...]]:
-    """Which features are circles, and the ends of all."""
-    if circular is None or isinstance(circular, bool):
-        circular = (bool(circular),) * features
-    if (
-        not isinstance(circular, tuple)
-        or len(circular) != features
-        or any(c not in (0, 1) for c in circular)
-    ):
-        raise ArgumentError(
-            f"smooth_flow needs circular to be one boolean for each of {features} features, or "
-            f"one for all, got {circular!r}"
-        )
-    if bounds is None:
-        bounds = tuple((-math.pi, math.pi) if c else None for c in circular)
-    elif isinstance(bounds, tuple) and len(bounds) == 2 and all(_is_number(b) for b in bounds):
-        bounds = (bounds,) * features
-    if not isinstance(bounds, tuple) or len(bounds) != features:
-        raise ArgumentError(
-            f"smooth_flow needs bounds to be one pair (lower, upper) or None for each of "
-            f"{features} features, or one pair for all, got {bounds!r}"
-        )
-    ends = []
-    for i, (turns, pair) in enumerate(zip(circular, bounds, strict=True)):
-        if pair is None and turns:
-            raise ArgumentError(
-                f"smooth_flow needs bounds (lower, upper) for feature {i}, a circle; got None"
-            )
-        if pair is not None and not (
-            isinstance(pair, tuple)
-            and len(pair) == 2
-            and all(b is None or _is_number(b) for b in pair)
-        ):
-            raise ArgumentError(
-                f"smooth_flow needs bounds of feature {i} as (lower, upper) or None, got {pair!r}"
-            )
-        low, high = (None, None) if pair is None else pair
-        ends.append((low, high))
-    lows, highs = zip(*ends, strict=True)
-    lower, upper = check_ends("smooth_flow", lows, highs, features)
-    for i, (turns, low, high) in enumerate(zip(circular, lower, upper, strict=True)):
-        if turns and not math.isfinite(high - low):
-            raise ArgumentError(
-                f"smooth_flow needs finite bounds of feature {i}, a circle; got ({low}, {high})"
-            )
-    return tuple(bool(c) for c in circular), lower, upper
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-@recipe
 def smooth_flow(
     features: int,
-    circular: bool | Sequence[bool] = False,
-    bounds: Sequence[Any] | None = None,
+    *,
     context: int = 0,
     layers: int = 4,
-    structure: str = "coupling",
+    hidden: Sequence[int] | None = None,
+    activation: str | None = None,
     scalar: str = "smooth",
+    conditioner: str | Callable[..., nn.Module] = "mlp",
+    lower: float | Sequence[float | None] | None = None,
+    upper: float | Sequence[float | None] | None = None,
+    circular: bool | Sequence[bool] = False,
+    structure: str = "coupling",
     components: int = 16,
-    hidden: Sequence[int] = (128, 128),
-    activation: str = "silu",
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Flow:
-    r"""Infinitely differentiable densities of products of circles, intervals and lines.
+    r"""Stack smooth layers for periodic, bounded and real variables, such as torsions.
 
-    Forces :math:`\nabla \log p` are smooth, also across the cut of a circle: for force matching,
-    as potentials, and in dynamics. Circles and intervals are brought to [-1, 1] and lines to unit
-    scale; bases are uniform and normal. Every layer moves each feature by the smooth mixture of
-    its kind; networks read circles as cosine and sine, and circles turn between layers.
+    Densities have derivatives of every order, also across the cut of a periodic variable, so that
+    forces :math:`\nabla \log p` are smooth: for force matching, as potentials, and in dynamics.
+    Periodic and bounded variables are scaled to [-1, 1], with a uniform base, real ones to unit
+    variance, with a normal base. Each layer transforms every variable by the smooth mixture of its
+    kind; networks read the sine and cosine of periodic variables, which are shifted between
+    layers.
 
     Args:
         features: Number of features.
-        circular: Which features are circles: one boolean a feature, or one for all.
-        bounds: For every feature its pair (lower, upper): the period of a circle, the ends of an
-            interval, the one end of a half-line beside an infinity or ``None`` (it starts with
-            :class:`flowkit.transforms.Unconstrain`, and is a line from there on), or ``None`` for
-            a line; one pair serves all. By default circles are :math:`[-\pi, \pi]` and everything
-            else is a line.
-        context: Number of context features.
+        context: Number of context features, which are standardised.
         layers: Number of layers.
-        structure: ``"coupling"``, where layers move one half and then the other, or
-            ``"autoregressive"``.
+        hidden: Widths of the hidden layers of each network; (128, 128) by default.
+        activation: Activation of each network, a smooth one; ``"silu"`` by default.
         scalar: ``"smooth"``, or ``"spline"`` for the same flow of rational-quadratic splines,
             whose forces jump at knots.
-        components: Bumps of every mixture, or bins of every spline.
-        hidden: Widths of the hidden layers of every conditioner.
-        activation: A smooth one; see :class:`flowkit.conditioners.Conditioner`.
-        seed: Seed of the halves or orders.
+        conditioner: The network: ``"mlp"``, with ``structure="coupling"`` also ``"residual"``, or
+            a factory as for :func:`coupling_flow` or :func:`autoregressive_flow`, which takes
+            ``encoding=`` too.
+        lower: Lower ends, one number, or one per feature: where the period of a periodic variable
+            begins (:math:`-\pi` by default), the lower end of a bounded one, ``None`` or ``-inf``
+            for an open side. A variable with one end starts with
+            :class:`flowkit.transforms.Unconstrain` and is a real one from there on.
+        upper: Upper ends, likewise (:math:`\pi` by default for periodic variables).
+        circular: Which variables are periodic: one boolean per feature, or one for all.
+        structure: ``"coupling"``, where layers transform one half and then the other, or
+            ``"autoregressive"``.
+        components: Number of components of each mixture, or of bins of each spline.
+        seed: Seed of the halves or orders and of initial weights; torch's global state by default.
 
     Raises:
         ArgumentError: If an argument is out of its range or unknown.
@@ -155,91 +99,109 @@ def smooth_flow(
     Example:
         >>> import torch
         >>> from flowkit import smooth_flow
-        >>> flow = smooth_flow(3, circular=[True, False, False], bounds=[(0, 1), (0, 4), None])
+        >>> flow = smooth_flow(3, circular=[True, False, False], lower=[0, 0, None],
+        ...                    upper=[1, 4, None])
         >>> x = torch.tensor([[0.25, 3.0, 0.1], [1.25, 3.0, 0.1]])
         >>> torch.allclose(*flow.log_prob(x))
         True
     """
-    check_sizes(
-        "smooth_flow", features=features, context=context, layers=layers, components=components,
-        seed=seed,
-    )  # fmt: skip
-    check_network("smooth_flow", hidden, activation)
-    choose("structure", structure, {"coupling": None, "autoregressive": None})
+    name = "smooth_flow"
+    features = checks.integer(name, "features", features, least=1)
+    context = checks.integer(name, "context", context, least=0)
+    layers = checks.integer(name, "layers", layers, least=1)
+    components = checks.integer(name, "components", components, least=1)
+    checks.choice(name, "structure", structure, ("autoregressive", "coupling"))
+    kinds = checks.choice(name, "scalar", scalar, _SCALARS)(components)
     if scalar == "smooth" and activation in ("elu", "relu"):
-        raise ArgumentError(
-            "smooth_flow needs an activation with derivatives of every order, got "
-            f"{activation!r}; remedy: gelu, silu, softplus or tanh, or scalar='spline'"
-        )
-    around, lower, upper = _places(features, circular, bounds)
-    straight = [math.isinf(b - a) for a, b in zip(lower, upper, strict=True)]
-    half = [
-        line and (math.isfinite(a) or math.isfinite(b))
-        for line, a, b in zip(straight, lower, upper, strict=True)
-    ]
-    circle, interval, line = choose("scalar map", scalar, _PRODUCTS)(components)
+        words = "one with derivatives of every order"
+        remedy = "gelu, silu, softplus or tanh, or scalar='spline'"
+        raise checks.fail(name, "activation", words, activation, remedy)
+    coupled = structure == "coupling"
+    known = parts.CONDITIONERS if coupled else parts.MASKED_CONDITIONERS
+    net: Any = parts.network(name, conditioner, known, hidden, activation)
+    periodic, lows, highs = _domains(name, features, circular, lower, upper)
+    real = [math.isinf(b - a) for a, b in zip(lows, highs, strict=True)]
     maps = PerFeature(
-        tuple(
-            circle if turns else line if free else interval
-            for turns, free in zip(around, straight, strict=True)
-        )
+        tuple(kinds[0 if p else 2 if r else 1] for p, r in zip(periodic, real, strict=True))
     )
-    stack: list[Transform] = []
-    if any(half):
-        ends = (
-            [end if h else open_ for h, end in zip(half, side, strict=True)]
-            for side, open_ in ((lower, -math.inf), (upper, math.inf))
-        )
-        stack.append(Unconstrain(*ends))
-    ends = (
-        [open_ if s else end for s, end in zip(straight, side, strict=True)]
-        for side, open_ in ((lower, -math.inf), (upper, math.inf))
-    )
-    stack.append(Rescale(*ends, circular=around))
-    shuffled = np.random.default_rng(seed).permutation(features).tolist()
-    for i in range(layers):
-        if any(around):
-            stack.append(CircularShift(features, lower=-1.0, upper=1.0, circular=around))
-        if structure == "autoregressive":
+    stack = _scaling(periodic, real, lows, highs)
+    with parts.seeded(name, seed):
+        shuffled = parts.shuffled(features)
+        for i in range(layers):
+            stack += _shift(periodic)
             order = shuffled[:: -1 if i % 2 else 1]
-            masked = functools.partial(
-                MaskedMLP, hidden=hidden, activation=activation,
-                encoding=CircularEncoding([around[j] for j in order]),
-            )  # fmt: skip
-            stack.append(
-                MaskedAutoregressive(
-                    features, maps, conditioner=masked, context=context, order=order
+            # With one feature there is only context to read.
+            half = set(shuffled[i % 2 :: 2] if features > 1 else [0])
+            read = [j for j in range(features) if j not in half] if coupled else order
+            encoding = CircularEncoding([periodic[j] for j in read])
+            factory = functools.partial(net, encoding=encoding)
+            if coupled:
+                mask = [j in half for j in range(features)]
+                stack.append(parts.coupling(mask, maps, factory, context))
+            else:
+                stack.append(
+                    MaskedAutoregressive(
+                        features, maps, conditioner=factory, context=context, order=order
+                    )
                 )
-            )
-            continue
-        # With one feature there is only context to read.
-        moved = set(shuffled[i % 2 :: 2] if features > 1 else [0])
-        read = [around[j] for j in range(features) if j not in moved]
-        net = functools.partial(
-            MLP, hidden=hidden, activation=activation, encoding=CircularEncoding(read)
-        )  # fmt: skip
-        if features == 1:
-            stack.append(Elementwise(1, maps, context=context, conditioner=net))
-        else:
-            stack.append(
-                Coupling(
-                    [j in moved for j in range(features)], maps, conditioner=net, context=context
-                )
-            )
-    if any(around):
-        # Rounding may have moved a point past the cut.
-        stack.append(CircularShift(features, lower=-1.0, upper=1.0, circular=around))
-    embedding = StandardizeContext(context) if context else None
-    return Flow(Compose(*stack), _product_base(straight), embedding=embedding)
+    # The last shift is for points that rounding has moved past the cut.
+    stack += _shift(periodic)
+    return parts.finish(stack, _base(real), context)
 
 
-def _product_base(straight: Sequence[bool]) -> Base:
-    lines = [i for i, free in enumerate(straight) if free]
-    rest = [i for i, free in enumerate(straight) if not free]
-    if not lines:
-        return Uniform(len(rest), lower=-1.0, upper=1.0)
+def _domains(
+    name: str, features: int, circular: Any, lower: Any, upper: Any
+) -> tuple[tuple[bool, ...], tuple[float, ...], tuple[float, ...]]:
+    """Which variables are periodic, and the ends of all."""
+    listed = [circular] * features if checks.as_list(circular) is None else circular
+    periodic = checks.flags(name, "circular", listed, features)
+    ends = []
+    for given, end in ((lower, -math.pi), (upper, math.pi)):
+        sides = checks.as_list(given)
+        sides = [given] * features if sides is None else sides
+        if len(sides) == features:
+            sides = [
+                end if p and side is None else side
+                for p, side in zip(periodic, sides, strict=True)
+            ]
+        ends.append(sides)
+    lows, highs = checks.bounds(name, *ends, features)
+    for i, (p, low, high) in enumerate(zip(periodic, lows, highs, strict=True)):
+        if p and not math.isfinite(high - low):
+            raise ArgumentError(
+                f"{name} expected finite ends of feature {i}, which is periodic, got {low} and "
+                f"{high}"
+            )
+    return periodic, lows, highs
+
+
+def _scaling(
+    periodic: Sequence[bool], real: Sequence[bool], lower: Sequence[float], upper: Sequence[float]
+) -> list[Transform]:
+    """The first layers: variables with one end are made real, all others are scaled."""
+    ends = list(zip(real, lower, upper, strict=True))
+    open_ = (-math.inf, math.inf)
+    half = [(a, b) if r else open_ for r, a, b in ends]
+    whole = [open_ if r else (a, b) for r, a, b in ends]
+    lows, highs = zip(*whole, strict=True)
+    rescale = Rescale(lower=lows, upper=highs, circular=periodic)
+    if all(pair == open_ for pair in half):
+        return [rescale]
+    return [Unconstrain(*zip(*half, strict=True)), rescale]
+
+
+def _shift(periodic: Sequence[bool]) -> list[Transform]:
+    if not any(periodic):
+        return []
+    return [CircularShift(len(periodic), lower=-1.0, upper=1.0, circular=periodic)]
+
+
+def _base(real: Sequence[bool]) -> Base:
+    """Uniform for periodic and bounded variables, normal for real ones."""
+    reals = [i for i, r in enumerate(real) if r]
+    rest = [i for i, r in enumerate(real) if not r]
+    if not reals:
+        return Uniform(len(rest), -1.0, 1.0)
     if not rest:
-        return StandardNormal(len(lines))
-    return ProductBase(
-        (Uniform(len(rest), lower=-1.0, upper=1.0), rest), (StandardNormal(len(lines)), lines)
-    )
+        return StandardNormal(len(reals))
+    return Product((Uniform(len(rest), -1.0, 1.0), rest), (StandardNormal(len(reals)), reals))
