@@ -216,7 +216,9 @@ figure
 # propose the moves of a Markov chain that is exact in the long run.
 
 # %%
-annealing = flowkit.stochastic_flow(2, well, blocks=10 if SMALL else 40, scalar=None, steps=5)
+annealing = flowkit.stochastic_flow(
+    2, energy=well, blocks=10 if SMALL else 40, scalar=None, steps=5
+)
 with torch.no_grad():
     plain = sample_paths(annealing, SAMPLES // 4, well, generator=seeded(4))
     particles = sample_paths(annealing, SAMPLES // 4, well, generator=seeded(4), resample=0.5)

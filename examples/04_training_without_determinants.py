@@ -41,7 +41,8 @@ from flowkit import (
     MaximumLikelihood,
     ScoreMatching,
     StochasticMaximumLikelihood,
-    energy_based_flow,
+    coupling_flow,
+    dense_flow,
 )
 from flowkit.data import dequantize
 from flowkit.datasets import digits
@@ -78,7 +79,7 @@ grid = torch.cartesian_prod(side, side)
 pictures = {"exact": toy.log_prob(grid)}
 for name, loss in losses.items():
     torch.manual_seed(0)
-    flow = energy_based_flow(2, "coupling", layers=5)
+    flow = coupling_flow(2, layers=5, hidden=(64, 64, 64), scalar="affine", linear="dense")
     flowkit.fit(
         flow, x, loss, validation=None, steps=STEPS, batch_size=512, lr=2e-3, progress=False
     )
@@ -118,7 +119,7 @@ figure  # noqa: B018
 parts = digits(seed=0)
 train, held = (dequantize(p, seed=i) for i, p in enumerate((parts.train, parts.test)))
 torch.manual_seed(0)
-flow = energy_based_flow(64, "dense", bounds=(-0.5, 16.5))
+flow = dense_flow(64, lower=-0.5, upper=16.5)
 print(flow.summary())
 loss = AfterPreprocessing(
     ScoreMatching("denoising", noise=0.3, antithetic=True, energy_weight=0.1)

@@ -99,9 +99,9 @@ for name in ("GE", "KO", "BAC"):
 tails = tail_indices(before)
 sides = tail_indices(before, tail="apart")
 flows = {
-    "spline": tail_adaptive_flow([None] * len(stocks.names)),
-    "mtaf": tail_adaptive_flow(tails),
-    "ttf": tail_adaptive_flow(sides, variant="ttf"),
+    "spline": tail_adaptive_flow(len(stocks.names), tails=None),
+    "mtaf": tail_adaptive_flow(len(tails), tails=tails),
+    "ttf": tail_adaptive_flow(len(sides), tails=sides, variant="ttf"),
 }
 drawn = {}
 for name, flow in flows.items():

@@ -37,7 +37,7 @@ class Support(constraints.independent):
     Example:
         >>> import torch
         >>> from flowkit import box_flow
-        >>> support = box_flow([0.0, 0.0], [1.0, 2.0], hidden=(8,)).support
+        >>> support = box_flow(2, lower=0.0, upper=[1.0, 2.0], hidden=(8,)).support
         >>> support.upper, support.check(torch.tensor([[0.5, 1.5], [0.5, 2.5]]))
         (tensor([1., 2.]), tensor([ True, False]))
     """

@@ -631,7 +631,7 @@ def _flow() -> flowkit.Flow:
 
 
 def _walking() -> flowkit.Flow:
-    return flowkit.stochastic_flow(2, DoubleWell(), blocks=1, steps=2, hidden=(4,))
+    return flowkit.stochastic_flow(2, energy=DoubleWell(), blocks=1, steps=2, hidden=(4,))
 
 
 def _samples() -> dict[str, torch.Tensor]:

@@ -98,15 +98,19 @@ RECIPES = {
     "elementwise-interval": lambda: elementwise_flow(1, lower=0.1, upper=0.7),
     "elementwise-logistic": lambda: elementwise_flow(1, base="logistic", scalar="mixture"),
     "elementwise-mixture": lambda: elementwise_flow(1, base="mixture"),
-    "box": lambda: box_flow([0.1], [0.7], bins=4, **SMALL),
+    "box": lambda: box_flow(1, lower=0.1, upper=0.7, bins=4, **SMALL),
     "smooth": lambda: smooth_flow(1, components=3, layers=1, **SMALL),
-    "smooth-interval": lambda: smooth_flow(1, bounds=(0.1, 0.7), components=3, layers=1, **SMALL),
-    "smooth-positive": lambda: smooth_flow(
-        1, bounds=(0.0, math.inf), components=3, layers=1, **SMALL
+    "smooth-interval": lambda: smooth_flow(
+        1, lower=0.1, upper=0.7, components=3, layers=1, **SMALL
     ),
-    "tails": lambda: tail_adaptive_flow([3.0], layers=1, **SMALL),
-    "tails-positive": lambda: tail_adaptive_flow([3.0], layers=1, lower=0.0, **SMALL),
-    "tails-ttf": lambda: tail_adaptive_flow([(3.0, 4.0)], variant="ttf", layers=1, **SMALL),
+    "smooth-positive": lambda: smooth_flow(
+        1, lower=0.0, upper=math.inf, components=3, layers=1, **SMALL
+    ),
+    "tails": lambda: tail_adaptive_flow(1, tails=[3.0], layers=1, **SMALL),
+    "tails-positive": lambda: tail_adaptive_flow(1, tails=[3.0], layers=1, lower=0.0, **SMALL),
+    "tails-ttf": lambda: tail_adaptive_flow(
+        1, tails=[(3.0, 4.0)], variant="ttf", layers=1, **SMALL
+    ),
 }
 
 

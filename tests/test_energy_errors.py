@@ -19,7 +19,6 @@ from flowkit import (
     box_flow,
     coupling_flow,
     elementwise_flow,
-    energy_based_flow,
     fit,
     smooth_flow,
     stochastic_flow,
@@ -77,7 +76,9 @@ def flow(features=2, **options):
 
 def langevin(**options):
     torch.manual_seed(0)
-    return stochastic_flow(2, "double_well", layer="langevin", steps=2, hidden=(8,), **options)
+    return stochastic_flow(
+        2, energy="double_well", layer="langevin", steps=2, hidden=(8,), **options
+    )
 
 
 OBJECTIVES = {
@@ -370,8 +371,8 @@ LOG_DENSITIES = {
     "autoregressive": lambda x: autoregressive_flow(2, layers=2, hidden=(8,)).to(x).log_prob(x),
     "mixture flow": lambda x: coupling_flow(2, scalar="mixture", hidden=(8,)).to(x).log_prob(x),
     "smooth": lambda x: smooth_flow(2, hidden=(8,)).to(x).log_prob(x),
-    "dense": lambda x: energy_based_flow(2, "coupling").to(x).log_prob(x),
-    "tails": lambda x: tail_adaptive_flow([2.0, None]).to(x).log_prob(x),
+    "dense": lambda x: coupling_flow(2, scalar="affine", linear="dense").to(x).log_prob(x),
+    "tails": lambda x: tail_adaptive_flow(2, tails=[2.0, None]).to(x).log_prob(x),
 }
 
 
@@ -419,9 +420,9 @@ def test_no_false_alarm_for_the_sign_of_legal_targets(name, dtype):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: box_flow([-1.0, -1.0], [1.0, 1.0], hidden=(8,)),
+        lambda: box_flow(2, lower=-1.0, upper=1.0, hidden=(8,)),
         lambda: smooth_flow(2, circular=True, hidden=(8,)),
-        lambda: smooth_flow(2, bounds=[(0.0, 1.0), None], hidden=(8,)),
+        lambda: smooth_flow(2, lower=[0.0, None], upper=[1.0, None], hidden=(8,)),
         lambda: Flow(Logit(2), StandardNormal(2)),
     ],
 )
@@ -464,7 +465,7 @@ def test_energies_that_are_not_finite_have_a_remedy_about_the_energy(name, objec
 
 def test_the_remedy_for_hard_walls_is_true():
     # Uniform in the box but for a spring: a flow between the walls learns it.
-    box = box_flow([0.0, 0.0], [4.0, 4.0], hidden=(8,))
+    box = box_flow(2, lower=0.0, upper=4.0, hidden=(8,))
     history = fit(box, None, ReverseKL(walls, samples=64), steps=40, lr=1e-2, progress=False)
     assert math.isfinite(history.train[-1])
     soft = ReverseKL(lambda x: 0.5 * x.square().sum(-1) + 100 * x.clamp(max=0).square().sum(-1))
@@ -478,7 +479,7 @@ def test_a_log_density_that_is_not_finite_is_named_as_one():
 
 def test_paths_that_leave_for_infinity_have_a_remedy_of_their_own():
     torch.manual_seed(0)
-    far = stochastic_flow(2, "double_well", layer="langevin", steps=20, step_size=3.0)
+    far = stochastic_flow(2, energy="double_well", layer="langevin", steps=20, step_size=3.0)
     with pytest.raises(NonFiniteLossError, match="paths .*remedy: a smaller step_size"):
         fit(far, None, PathKL(DoubleWell()), steps=5, progress=False)
 

@@ -246,7 +246,7 @@ class TestCircles:
 
     def test_bounds_in_degrees_or_some_turns_are_none(self):
         torch.manual_seed(0)
-        fit(smooth_flow(1, circular=True, bounds=[(0, 360)], layers=1), self.degrees, **QUIET)
+        fit(smooth_flow(1, circular=True, lower=0, upper=360, layers=1), self.degrees, **QUIET)
         fit(smooth_flow(1, circular=True, layers=1), self.degrees / 10, **QUIET)
 
 
@@ -390,7 +390,7 @@ class TestValidationThatIsNotFinite:
         message += (
             r"data.*Uniform.*domain of number 0, Box\(features=1\); remedy: leave these rows"
         )
-        flow = box_flow([0.0], [1.0], hidden=(8,))
+        flow = box_flow(1, lower=0.0, upper=1.0, hidden=(8,))
         with pytest.raises(NonFiniteLossError, match=message):
             fit(flow, x, validation=held, **QUIET)
         assert torch.isfinite(flow.log_prob(x)).all()
@@ -404,12 +404,12 @@ class TestValidationThatIsNotFinite:
                 places.append(batch["x"])
                 return super().forward(flow, batch)
 
-        flow = box_flow([0.0], [1.0], hidden=(8,))
+        flow = box_flow(1, lower=0.0, upper=1.0, hidden=(8,))
         fit(flow, x, Watch(), **QUIET)
         held = places[-1]
         row = int((x == held[3]).nonzero()[0, 0])
         x[row] = 1.5
-        flow = box_flow([0.0], [1.0], hidden=(8,))
+        flow = box_flow(1, lower=0.0, upper=1.0, hidden=(8,))
         flow.initialize(torch.rand(9, 1))
         with pytest.raises(
             NonFiniteLossError, match=rf"validation.*row\(s\) \[{row}\] of the data"

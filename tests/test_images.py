@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from flowkit import AfterPreprocessing, Flow, ScoreMatching, energy_based_flow, fit
+from flowkit import (
+    AfterPreprocessing,
+    Flow,
+    ScoreMatching,
+    conv_flow,
+    dense_flow,
+    fit,
+    glow_flow,
+)
 from flowkit.bases import StandardNormal
 from flowkit.conditioners import ConvNet
 from flowkit.data import dequantize
@@ -75,7 +83,7 @@ def test_a_flow_of_another_shape_than_its_noise():
     assert flow.sample(3).shape == flow.score(x[:3]).shape == (3, 1, 4, 6)
     assert flow.log_normalizer() == 0
     assert flow.support.event_dim == 3
-    bounded = energy_based_flow((1, 4, 4), "conv", bounds=(0, 1), kernel=3)
+    bounded = conv_flow((1, 4, 4), lower=0, upper=1, kernel=3)
     inside = torch.full((1, 4, 4), 0.5)
     assert bounded.support.check(inside)
     assert not bounded.support.check(inside + 1)
@@ -175,15 +183,15 @@ def _one_pixel(a, b, context=0):
     return ConvNet(a, b, context=context, hidden=(128, 128), kernel=1)
 
 
-@pytest.mark.parametrize("architecture", ["dense", "conv", "glow", "coupling"])
-def test_an_energy_based_flow_learns_digits_in_their_own_units(architecture):
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [(dense_flow, {}), (conv_flow, {"kernel": 3}), (glow_flow, {"hidden": (16,)})],
+)
+def test_flows_of_images_learn_digits_in_their_own_units(recipe, options):
     counts = digits(seed=0).train[:600].reshape(-1, 1, 8, 8)
     x = dequantize(counts, seed=0)
     torch.manual_seed(1)
-    options = {"conv": {"kernel": 3}, "glow": {"hidden": (16,)}, "coupling": {"hidden": (16,)}}
-    flow = energy_based_flow(
-        (1, 8, 8), architecture, bounds=(-0.5, 16.5), **options.get(architecture, {})
-    )
+    flow = recipe((1, 8, 8), lower=-0.5, upper=16.5, **options)
     flow.initialize(x)
     before = flow.log_prob(x).mean()
     objective = AfterPreprocessing(ScoreMatching("denoising", noise=0.5))
@@ -201,7 +209,7 @@ def test_a_multi_scale_flow_trains_the_same_reversibly():
     gradients = []
     for reversible in (False, True):
         torch.manual_seed(0)
-        flow = energy_based_flow((1, 4, 4), "glow", scales=2, layers=2, hidden=(8,)).double()
+        flow = glow_flow((1, 4, 4), scales=2, layers=2, hidden=(8,)).double()
         for p in flow.parameters():
             p.data += 0.1 * torch.randn_like(p)
         flow.transform.reversible = reversible
@@ -211,14 +219,14 @@ def test_a_multi_scale_flow_trains_the_same_reversibly():
 
 
 def test_preprocessing_ends_where_learning_begins():
-    flow = energy_based_flow((1, 4, 4), "conv", bounds=(0, 1), kernel=3).double()
+    flow = conv_flow((1, 4, 4), lower=0, upper=1, kernel=3).double()
     for p in flow.parameters():
         p.data += 0.1 * torch.randn_like(p)
     x = {"x": torch.rand(5, 1, 4, 4, dtype=torch.float64)}
     exact = ScoreMatching("exact")
     assert AfterPreprocessing(exact)(flow, x).value == AfterPreprocessing(exact, 3)(flow, x).value
     with pytest.raises(DataError, match="begins with layers without parameters"):
-        AfterPreprocessing(exact)(energy_based_flow(3, standardize=False), {"x": torch.ones(2, 3)})
+        AfterPreprocessing(exact)(dense_flow(3, standardize=False), {"x": torch.ones(2, 3)})
 
 
 def _idx(folder, pixels):

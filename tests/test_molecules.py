@@ -34,7 +34,13 @@ def springs(mean, scale, kT=1.0, mass=1.0):
 def smooth_flow(context=0):
     """Couplings of mixtures with random weights, in float64: smooth and far from Gaussian."""
     flow = coupling_flow(
-        2, context, layers=2, scalar="mixture", hidden=(16,), linear=None, standardize=False
+        2,
+        context=context,
+        layers=2,
+        scalar="mixture",
+        hidden=(16,),
+        linear=None,
+        standardize=False,
     ).double()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():

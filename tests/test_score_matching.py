@@ -440,7 +440,7 @@ def test_score_matching_refuses_what_it_cannot_use():
         (lambda: ScoreMatching("multiplicative")(flow, negative), DataError, "data > 0, got -1"),
         (lambda: ScoreMatching("non-negative")(flow, negative), DataError, "data > 0"),
         (
-            lambda: ScoreMatching()(stochastic_flow(1, "double_well"), negative),
+            lambda: ScoreMatching()(stochastic_flow(1, energy="double_well"), negative),
             StochasticFlowError,
             "score does not exist",
         ),

@@ -302,7 +302,10 @@ def stir(flow, scale=0.3):
 
 PLACES = {
     "torus": ({"circular": True}, 2),
-    "mixed": ({"circular": [True, False, False], "bounds": [(0, 1), (-2, 2), None]}, 3),
+    "mixed": (
+        {"circular": [True, False, False], "lower": [0, -2, None], "upper": [1, 2, None]},
+        3,
+    ),
     "line": ({}, 2),
 }
 
@@ -398,7 +401,7 @@ def test_training_stays_finite_in_single_precision(features):
 
 def test_bounds_circles_and_lines_are_where_they_are_said_to_be():
     flow = smooth_flow(
-        3, circular=[True, False, False], bounds=[(0, 360), (-1, 1), None], components=4
+        3, circular=[True, False, False], lower=[0, -1, None], upper=[360, 1, None], components=4
     ).double()
     stir(flow, 0.1)
     x = flow.sample(500, generator=torch.Generator().manual_seed(0))
@@ -413,12 +416,15 @@ def test_bounds_circles_and_lines_are_where_they_are_said_to_be():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"circular": [True]}, "one boolean for each of 2"),
-        ({"circular": True, "bounds": [None, (0, 1)]}, "a circle; got None"),
-        ({"bounds": [(0, 1)]}, "one pair"),
-        ({"bounds": [(1, 0), None]}, "lower < upper"),
+        ({"circular": [True]}, "a sequence of 2 boolean"),
+        (
+            {"circular": True, "upper": [math.inf, 1]},
+            "finite ends of feature 0, which is periodic",
+        ),
+        ({"lower": [0]}, "one for each of 2 feature"),
+        ({"lower": [1, None], "upper": [0, None]}, "lower < upper"),
         ({"structure": "autoregresive"}, "did you mean 'autoregressive'"),
-        ({"circular": [0, 2]}, "one boolean for each of 2"),
+        ({"circular": [0, 2]}, "a sequence of 2 boolean"),
         ({"activation": "relu"}, "derivatives of every order"),
         ({"scalar": "smoth"}, "did you mean 'smooth'"),
     ],
@@ -497,7 +503,7 @@ def test_rounding_at_an_end_leads_out_of_no_interval_and_no_circle(dtype):
     x = torch.full((4000,), math.pi, dtype=dtype)
     x = x * (1 + torch.finfo(dtype).eps * torch.arange(-2000, 2000))
     assert shift(x)[0].detach().abs().max() <= torch.tensor(math.pi, dtype=dtype)
-    flow = smooth_flow(2, bounds=[(0.11, 4.19), (2.84, 5.91)], components=3).to(dtype)
+    flow = smooth_flow(2, lower=[0.11, 2.84], upper=[4.19, 5.91], components=3).to(dtype)
     at_ends = torch.tensor([[0.11, 2.84], [4.19, 5.91]], dtype=dtype)
     assert bool(flow.log_prob(at_ends).isfinite().all())
 
@@ -505,12 +511,12 @@ def test_rounding_at_an_end_leads_out_of_no_interval_and_no_circle(dtype):
 def test_a_circle_has_no_distribution_function_and_an_interval_has():
     with pytest.raises(NotInvertibleError, match="without a first point"):
         smooth_flow(1, circular=True).cdf(torch.zeros(1, 1))
-    interval = smooth_flow(1, bounds=(0, 4), components=3)
+    interval = smooth_flow(1, lower=0, upper=4, components=3)
     torch.testing.assert_close(interval.cdf(torch.tensor([[4.0]])), torch.ones(1))
 
 
 def test_data_beyond_an_interval_are_named_before_training():
-    flow = smooth_flow(2, bounds=[(0, 1), None], components=3)
+    flow = smooth_flow(2, lower=[0, None], upper=[1, None], components=3)
     with pytest.raises(DataError, match="column 0 holds 0 to 90"):
         flow.initialize(torch.tensor([[0.0, 1.0], [90.0, 2.0]]))
 

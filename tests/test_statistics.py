@@ -194,7 +194,7 @@ def test_independence_chains_have_the_target(deterministic):
         flow = coupling_flow(2, layers=4, hidden=(32, 32))
         fit(flow, well.sample(2000, torch.Generator().manual_seed(0)), epochs=30, progress=False)
     else:
-        flow = stochastic_flow(2, "double_well", blocks=10, scalar=None, steps=5)
+        flow = stochastic_flow(2, energy="double_well", blocks=10, scalar=None, steps=5)
     chain = flow_mcmc(flow, well, 2000, chains=20, generator=torch.Generator().manual_seed(1))
     assert chain.x.shape == (2000, 20, 2)
     assert 0.2 < chain.acceptance.mean() < 1
@@ -226,7 +226,7 @@ def test_neutra_chains_have_the_target():
 
 def test_chains_that_cannot_run():
     flow = Flow(Compose(Permutation([1, 0])), StandardNormal(2))
-    walled = stochastic_flow(2, "double_well")
+    walled = stochastic_flow(2, energy="double_well")
     for call, error, words in (
         (lambda: flow_mcmc(flow, DoubleWell(), 0), DataError, "steps as a whole number"),
         (lambda: flow_mcmc(flow, DoubleWell(), 5, warmup=-1), DataError, "warmup"),

@@ -258,7 +258,7 @@ def test_more_fractions_give_more_effective_samples(runs):
 def test_gradients_of_the_path_divergence_against_central_differences(name):
     torch.manual_seed(0)
     flow = stochastic_flow(
-        2, "double_well", blocks=2, layer=name, steps=2, hidden=(4,), learn_fractions=True
+        2, energy="double_well", blocks=2, layer=name, steps=2, hidden=(4,), learn_fractions=True
     ).double()
     with torch.no_grad():
         for p in flow.parameters():
@@ -291,7 +291,7 @@ def test_gradients_of_the_path_divergence_against_central_differences(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_generator_is_the_only_source_of_randomness(name):
-    flow = stochastic_flow(2, "double_well", blocks=2, layer=name, steps=3).double()
+    flow = stochastic_flow(2, energy="double_well", blocks=2, layer=name, steps=3).double()
     state = torch.get_rng_state()
     first = flow.sample_with_log_weight(20, WELL, generator=generator(5))
     again = flow.sample_with_log_weight(20, WELL, generator=generator(5))
@@ -306,7 +306,7 @@ def test_the_generator_is_the_only_source_of_randomness(name):
 
 
 def test_there_is_no_state_on_the_layers():
-    flow = stochastic_flow(2, "double_well", blocks=2)
+    flow = stochastic_flow(2, energy="double_well", blocks=2)
     before = {k: v.clone() for k, v in flow.state_dict().items()}
     attributes = {n: set(vars(m)) for n, m in flow.named_modules()}
     flow.sample_with_log_weight(10, WELL)
@@ -396,7 +396,9 @@ def test_a_langevin_step_to_infinity_gets_a_weight_of_zero():
 
 def test_step_sizes_adapt_to_their_acceptance():
     for name in REVERSIBLE:
-        flow = stochastic_flow(2, "double_well", blocks=2, layer=name, steps=5, step_size=1.0)
+        flow = stochastic_flow(
+            2, energy="double_well", blocks=2, layer=name, steps=5, step_size=1.0
+        )
         reports = adapt_step_sizes(flow, 2000, generator=generator())
         targets = {"metropolis": 0.3, "mala": 0.574, "hmc": 0.651}
         assert len(reports) == 2
@@ -413,7 +415,7 @@ def test_step_sizes_adapt_to_their_acceptance():
 
 
 def test_the_callback_adapts_while_fitting():
-    flow = stochastic_flow(2, "double_well", blocks=1, steps=2, step_size=5.0, hidden=(8,))
+    flow = stochastic_flow(2, energy="double_well", blocks=1, steps=2, step_size=5.0, hidden=(8,))
     before = [m.step_size.clone() for m in flow.modules() if isinstance(m, Metropolis)]
     callback = AdaptStepSizes(rows=256, rounds=10)
     fit(flow, None, PathKL(WELL, 32), steps=3, progress=False, callbacks=[callback])
@@ -446,7 +448,7 @@ def test_sequential_monte_carlo_is_unbiased_and_keeps_its_particles():
 
 
 def test_a_report_says_what_happened_in_every_layer():
-    flow = stochastic_flow(2, "double_well", blocks=2)
+    flow = stochastic_flow(2, energy="double_well", blocks=2)
     text = str(sample_paths(flow, 100, WELL, generator=generator(), resample=0.99))
     assert text.count("Metropolis(features=2)") == 2
     assert "accepted 0." in text
@@ -536,7 +538,7 @@ def test_the_score_of_decisions_makes_the_gradient_unbiased():
 @pytest.mark.parametrize("name", REVERSIBLE)
 def test_reinforced_gradients_are_finite(name):
     flow = stochastic_flow(
-        2, WELL, blocks=2, layer=name, steps=2, hidden=(4,), learn_fractions=True
+        2, energy=WELL, blocks=2, layer=name, steps=2, hidden=(4,), learn_fractions=True
     )
     loss = PathKL(WELL, 64, gradient="reinforce")(flow, {})
     loss.value.backward()
@@ -545,7 +547,7 @@ def test_reinforced_gradients_are_finite(name):
 
 
 def test_training_raises_the_effective_sample_size():
-    flow = stochastic_flow(2, "double_well", blocks=2, steps=5, hidden=(32, 32))
+    flow = stochastic_flow(2, energy="double_well", blocks=2, steps=5, hidden=(32, 32))
     before = effective_sample_size(
         flow.sample_with_log_weight(4000, WELL, generator=generator())[1]
     )
@@ -561,7 +563,7 @@ def test_training_raises_the_effective_sample_size():
 
 
 def test_an_exact_density_is_refused_and_named_as_a_bound():
-    flow = stochastic_flow(2, "double_well")
+    flow = stochastic_flow(2, energy="double_well")
     for call in (flow.log_prob, flow.energy, flow.score):
         with pytest.raises(StochasticFlowError, match="log_prob_bound"):
             call(torch.zeros(2))
@@ -575,7 +577,12 @@ def test_an_exact_density_is_refused_and_named_as_a_bound():
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_stochastic_flow_is_a_file(name, tmp_path):
     flow = stochastic_flow(
-        2, GaussianMixture.ring(3), layer=name, steps=2, scalar="spline", learn_fractions=True
+        2,
+        energy=GaussianMixture.ring(3),
+        layer=name,
+        steps=2,
+        scalar="spline",
+        learn_fractions=True,
     )
     adapt_step_sizes(flow, 64, rounds=2)
     save(flow, tmp_path / "flow.safetensors")
@@ -589,7 +596,7 @@ def test_a_stochastic_flow_is_a_file(name, tmp_path):
 
 
 def test_an_energy_of_the_users_cannot_be_in_a_file(tmp_path):
-    flow = stochastic_flow(2, lambda x: x.square().sum(-1))
+    flow = stochastic_flow(2, energy=lambda x: x.square().sum(-1))
     with pytest.raises(FlowFileError, match="not built by a recipe with JSON arguments"):
         save(flow, tmp_path / "flow.safetensors")
 
@@ -622,14 +629,14 @@ def test_layers_go_between_those_of_a_trained_flow():
 def test_recipes_refuse_what_they_cannot_build():
     flow = coupling_flow(2, layers=1)
     for call, words in (
-        (lambda: stochastic_flow(2, "double_wel"), "did you mean 'double_well'"),
-        (lambda: stochastic_flow(2, 3.0), "needs energy as an Energy, a function"),
-        (lambda: stochastic_flow(3, "ring"), "events"),
-        (lambda: stochastic_flow(2, WELL, layer="gibbs"), "unknown stochastic layer"),
-        (lambda: stochastic_flow(2, WELL, fractions=(0.5,)), "fractions as 4 numbers"),
-        (lambda: stochastic_flow(2, WELL, fractions=(None,) * 4), "one number at least"),
-        (lambda: stochastic_flow(2, WELL, step_size=-1.0), "step_size > 0"),
-        (lambda: stochastic_flow(2, WELL, learn_fractions=1), "True or False"),
+        (lambda: stochastic_flow(2, energy="double_wel"), "did you mean 'double_well'"),
+        (lambda: stochastic_flow(2, energy=3.0), "needs energy as an Energy, a function"),
+        (lambda: stochastic_flow(3, energy="ring"), "events"),
+        (lambda: stochastic_flow(2, energy=WELL, layer="gibbs"), "unknown stochastic layer"),
+        (lambda: stochastic_flow(2, energy=WELL, fractions=(0.5,)), "fractions as 4 numbers"),
+        (lambda: stochastic_flow(2, energy=WELL, fractions=(None,) * 4), "one number at least"),
+        (lambda: stochastic_flow(2, energy=WELL, step_size=-1.0), "step_size > 0"),
+        (lambda: stochastic_flow(2, energy=WELL, learn_fractions=1), "True or False"),
         (
             lambda: insert_stochastic_layers(flow, WELL, positions=[99]),
             "positions as different whole",
@@ -661,7 +668,7 @@ def test_conditional_layers_read_the_context():
     def spring(x, context):
         return 0.5 * (x - context).square().sum(-1) + math.log(2 * math.pi)
 
-    flow = stochastic_flow(2, spring, context=2, blocks=4, scalar=None, steps=10)
+    flow = stochastic_flow(2, energy=spring, context=2, blocks=4, scalar=None, steps=10)
     context = torch.tensor([[0.0, 0.0], [1.5, -1.0]])
     x, log_weight = flow.sample_with_log_weight(
         20_000, spring, context=context, generator=generator()
@@ -689,7 +696,7 @@ def test_a_learned_base_is_the_base_of_the_energies():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("name", LAYERS)
 def test_compiled_flows_leave_their_stochastic_layers_out(name):
-    flow = stochastic_flow(2, "double_well", blocks=2, layer=name, steps=2, hidden=(4,))
+    flow = stochastic_flow(2, energy="double_well", blocks=2, layer=name, steps=2, hidden=(4,))
     compiled = torch.compile(flow.log_prob_bound, backend="aot_eager")
     x, gradients = torch.randn(6, 2, generator=generator()), []
     for bound in (flow.log_prob_bound, compiled):
@@ -721,11 +728,11 @@ def test_dequantized_counts_have_paths_too():
 @pytest.mark.parametrize("name", ["mala", "hmc", "langevin", "underdamped"])
 def test_gradients_of_a_force_without_one_are_refused_in_every_flow(name):
     given = from_callable(lambda x: 0.25 * (x**4).sum(-1), 2, force=lambda x: -(x**3))
-    flow = stochastic_flow(2, given, layer=name, blocks=2, steps=2, hidden=(4,))
+    flow = stochastic_flow(2, energy=given, layer=name, blocks=2, steps=2, hidden=(4,))
     assert flow.sample_with_log_weight(5, given)[1].isfinite().all()
     with pytest.raises(DataError, match="a force that came as a function"):
         PathKL(given, 16)(flow, {}).value.backward()
-    metropolis = stochastic_flow(2, given, blocks=2, steps=2, hidden=(4,))
+    metropolis = stochastic_flow(2, energy=given, blocks=2, steps=2, hidden=(4,))
     PathKL(given, 16)(metropolis, {}).value.backward()
 
 
@@ -760,7 +767,7 @@ def test_an_energy_may_compute_in_another_dtype(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_inference_mode_samples(name):
-    flow = stochastic_flow(2, "double_well", layer=name, blocks=1, steps=2)
+    flow = stochastic_flow(2, energy="double_well", layer=name, blocks=1, steps=2)
     with torch.inference_mode():
         x, log_weight = flow.sample_with_log_weight(5, WELL, generator=generator())
     again, _ = flow.sample_with_log_weight(5, WELL, generator=generator())
@@ -772,14 +779,14 @@ def test_reverse_weights_broadcast_their_context():
     def spring(x, context):
         return 0.5 * (x - context).square().sum(-1)
 
-    flow = stochastic_flow(2, spring, context=2, blocks=1, steps=2)
+    flow = stochastic_flow(2, energy=spring, context=2, blocks=1, steps=2)
     context = torch.randn(3, 2, generator=generator())
     for x, shape in ((torch.zeros(2), (3,)), (torch.zeros(5, 1, 2), (5, 3))):
         assert flow.reverse_log_weight(x, spring, context).shape == shape
 
 
 def test_numbers_that_would_break_a_flow_are_refused():
-    flow = stochastic_flow(2, "double_well")
+    flow = stochastic_flow(2, energy="double_well")
     with pytest.raises(DataError, match="rows as a whole number >= 1, got 0"):
         adapt_step_sizes(flow, rows=0)
     with pytest.raises(StochasticFlowError, match="log_normalizer"):

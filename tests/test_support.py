@@ -55,7 +55,6 @@ from flowkit.transforms import (
 
 DTYPES = [torch.float32, torch.float64]
 SMALL = {"hidden": (6,)}
-energy_based_flow = RECIPES["energy_based_flow"]
 
 RECIPE_FLOWS = {
     "coupling": lambda: coupling_flow(2, layers=2, **SMALL),
@@ -70,23 +69,14 @@ RECIPE_FLOWS = {
     "elementwise-ends": lambda: elementwise_flow(2, upper=3.0, base="student_t"),
     "kernelised": lambda: kernelised_flow(2, layers=2, points=5),
     "kernelised-ends": lambda: kernelised_flow(2, layers=2, points=5, lower=(None, -2.0)),
-    "box": lambda: box_flow([0.1, -3.0], [0.7, 5.0], **SMALL),
-    "tail_adaptive": lambda: tail_adaptive_flow([2.0, None], layers=2, **SMALL),
-    "tail_adaptive-ends": lambda: tail_adaptive_flow(
-        [2.0, None], layers=2, lower=(0, None), **SMALL
-    ),
-    "tail_adaptive-ttf": lambda: tail_adaptive_flow([2.0, 3.0], variant="ttf", layers=1, **SMALL),
-    "smooth": lambda: smooth_flow(
-        3, circular=[True, False, False], bounds=[(0, 1), (0, 4), None], layers=2, components=3,
-        **SMALL,
-    ),
-    "smooth-half-lines": lambda: smooth_flow(
-        3, bounds=[(0, math.inf), (0, 4), (None, 5.0)], layers=2, components=3, **SMALL
-    ),
-    "energy_based": lambda: energy_based_flow(2, bounds=(0.0, 1.0)),
-    "energy_based-image": lambda: energy_based_flow(
-        (1, 4, 4), "glow", bounds=(0.0, 17.0), hidden=(4,)
-    ),
+    "box": lambda: box_flow(2, lower=[0.1, -3.0], upper=[0.7, 5.0], **SMALL),
+    "tail_adaptive": lambda: tail_adaptive_flow(2, tails=[2.0, None], layers=2, **SMALL),
+    "tail_adaptive-ends": lambda: tail_adaptive_flow(2, tails=[2.0, None], layers=2, lower=(0, None), **SMALL),
+    "tail_adaptive-ttf": lambda: tail_adaptive_flow(2, tails=[2.0, 3.0], variant="ttf", layers=1, **SMALL),
+    "smooth": lambda: smooth_flow(3, circular=[True, False, False], lower=[0, 0, None], upper=[1, 4, None], layers=2, components=3, **SMALL),
+    "smooth-half-lines": lambda: smooth_flow(3, lower=[0, 0, None], upper=[math.inf, 4, 5.0], layers=2, components=3, **SMALL),
+    "dense": lambda: dense_flow(2, lower=0.0, upper=1.0),
+    "glow": lambda: glow_flow((1, 4, 4), lower=0.0, upper=17.0, hidden=(4,)),
 }  # fmt: skip
 
 
@@ -278,7 +268,7 @@ def test_supports_of_every_shape_are_bijective_with_the_line():
         skewed,
         roughened(Flow(moved, Uniform(2))),
         coupling_flow(3, layers=1, lower=(0.0, None, -1), upper=(None, 5.0, 1.0), **SMALL),
-        box_flow(0.0, 1.0, 2, **SMALL),
+        box_flow(2, lower=0.0, upper=1.0, **SMALL),
         coupling_flow(2, layers=1, **SMALL),
     ):
         flow = flow.double().requires_grad_(False)
@@ -341,9 +331,9 @@ def test_a_context_that_a_layer_does_not_read_leaves_its_box_alone():
 
 
 @pytest.mark.parametrize("make", [
-    lambda: box_flow([0.1], [0.7], **SMALL),
+    lambda: box_flow(1, lower=0.1, upper=0.7, **SMALL),
     lambda: coupling_flow(1, lower=0.1, upper=0.7, layers=1),
-    lambda: smooth_flow(1, bounds=(0.1, 0.7), layers=1, components=3, **SMALL),
+    lambda: smooth_flow(1, lower=0.1, upper=0.7, layers=1, components=3, **SMALL),
 ])  # fmt: skip
 def test_ends_are_exact_in_the_dtype_of_the_flow(make):
     for dtype in DTYPES:
@@ -359,7 +349,7 @@ def test_ends_are_exact_in_the_dtype_of_the_flow(make):
 
 
 def test_the_normalizer_of_a_bounded_flow_is_on_the_device_of_the_flow():
-    flow = box_flow([0.0], [1.0], hidden=(8,))
+    flow = box_flow(1, lower=0.0, upper=1.0, hidden=(8,))
     assert flow.log_normalizer().item() == pytest.approx(-math.log(2), abs=1e-6)
     assert flow.to("meta").log_normalizer().device.type == "meta"
     deep = Flow(Compose(standardize(1), Log(1)), StandardNormal(1))
@@ -565,7 +555,7 @@ def test_pyro_s_nuts_finds_its_start_on_bounded_flows():
 
 
 def test_supports_are_pickled_and_copied_with_their_flow():
-    support = box_flow([0.1], [0.7], **SMALL).support
+    support = box_flow(1, lower=0.1, upper=0.7, **SMALL).support
     x = torch.tensor([[0.5], [0.9]])
     for other in (pickle.loads(pickle.dumps(support)), copy.deepcopy(support)):
         assert other.check(x).tolist() == [True, False]
@@ -628,7 +618,7 @@ BOUNDED = {
     "elementwise_flow": lambda **ends: elementwise_flow(2, **ends),
     "kernelised_flow": lambda **ends: kernelised_flow(2, layers=1, points=3, **ends),
     "tail_adaptive_flow": lambda **ends: tail_adaptive_flow(
-        [None, 3.0], layers=1, **SMALL, **ends
+        2, tails=[None, 3.0], layers=1, **SMALL, **ends
     ),
 }
 
@@ -657,37 +647,32 @@ def test_recipes_take_ends_and_files_keep_them_exactly(name, tmp_path):
 
 
 def test_smooth_flows_take_half_lines(tmp_path):
-    flow = smooth_flow(
-        4, circular=[True, False, False, False], components=3, layers=1, **SMALL,
-        bounds=[(0, 1), (0.0, math.inf), (None, 5.0), (0.1, 0.7)],
-    )  # fmt: skip
+    flow = smooth_flow(4, circular=[True, False, False, False], components=3, layers=1, lower=[0, 0.0, None, 0.1], upper=[1, math.inf, 5.0, 0.7], **SMALL)  # fmt: skip
     assert flow.support.lower.tolist() == pytest.approx([0.0, 0.0, -math.inf, 0.1])
     flowkit.save(flow, tmp_path / "flow.st")
     x = flow.sample(100)
     assert torch.equal(flowkit.load(tmp_path / "flow.st").log_prob(x), flow.log_prob(x))
-    assert smooth_flow(2, bounds=(0.0, math.inf), layers=1, **SMALL).support.lower.tolist() == [
-        0,
-        0,
-    ]
-    with pytest.raises(ArgumentError, match="needs finite bounds of feature 0, a circle"):
-        smooth_flow(1, circular=True, bounds=(0.0, math.inf))
-    with pytest.raises(ArgumentError, match="needs lower < upper"):
-        smooth_flow(1, bounds=(1.0, 0.0))
+    positive = smooth_flow(2, lower=0.0, upper=math.inf, layers=1, **SMALL)
+    assert positive.support.lower.tolist() == [0, 0]
+    with pytest.raises(ArgumentError, match="finite ends of feature 0, which is periodic"):
+        smooth_flow(1, circular=True, lower=0.0, upper=math.inf)
+    with pytest.raises(ArgumentError, match="expected lower < upper"):
+        smooth_flow(1, lower=1.0, upper=0.0)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (
-            lambda: box_flow(0.0, 1.0, 2, **SMALL),
-            r"Rescale.*column 1 holds 0.5 to 1.5 .*between 0 and 1",
+            lambda: box_flow(2, lower=0.0, upper=1.0, **SMALL),
+            r"Box.*column 1 holds 0.5 to 1.5 .*between 0 and 1",
         ),
         (
             lambda: coupling_flow(2, lower=0.0, upper=1.0, layers=1),
             r"Unconstrain.*strictly between 0 and 1",
         ),
         (
-            lambda: smooth_flow(2, bounds=(0.0, 1.0), layers=1, **SMALL),
+            lambda: smooth_flow(2, lower=0.0, upper=1.0, layers=1, **SMALL),
             r"Rescale.*between 0 and 1",
         ),
     ],
@@ -712,7 +697,7 @@ def test_rows_outside_have_their_numbers_in_the_data():
     x = torch.rand(200, 1) * 0.9 + 0.05
     x[150:] -= 2.0
     with pytest.raises(FlowkitError) as caught:
-        fit(box_flow([0.0], [1.0], **SMALL), x, progress=False, seed=3)
+        fit(box_flow(1, lower=0.0, upper=1.0, **SMALL), x, progress=False, seed=3)
     assert min(caught.value.rows) >= 150
 
 

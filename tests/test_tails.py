@@ -192,7 +192,9 @@ def test_groups_are_of_all_features(groups):
 def test_light_features_never_see_heavy_ones(scalar, kind):
     torch.manual_seed(0)
     tails = [2.0, None, None, 3.0, math.inf]
-    flow = tail_adaptive_flow(tails, scalar=scalar, kind=kind, hidden=(16,)).double()
+    flow = tail_adaptive_flow(
+        len(tails), tails=tails, scalar=scalar, structure=kind, hidden=(16,)
+    ).double()
     for p in flow.parameters():
         p.data += 0.3 * torch.randn_like(p)
     heavy = torch.tensor([t is not None and t < math.inf for t in tails])
@@ -212,7 +214,9 @@ def test_light_features_never_see_heavy_ones(scalar, kind):
 @pytest.mark.parametrize("tails", [[2.0, None, 3.5], [None, None], [2.0, (3.0, None)]])
 def test_densities_and_gradients_are_finite_far_out(tails, variant, kind):
     torch.manual_seed(0)
-    flow = tail_adaptive_flow(tails, variant=variant, kind=kind, hidden=(16,))
+    flow = tail_adaptive_flow(
+        len(tails), tails=tails, variant=variant, structure=kind, hidden=(16,)
+    )
     for p in flow.parameters():
         p.data += 0.1 * torch.randn_like(p)
     sides = torch.tensor([1e8, -1e8])
@@ -356,7 +360,7 @@ def test_mass_of_a_heavy_tail_made_by_a_map():
 
 
 def test_a_map_makes_tails_apart():
-    flow = tail_adaptive_flow([None, (2.0, 8.0)], variant="ttf", hidden=(8,))
+    flow = tail_adaptive_flow(2, tails=[None, (2.0, 8.0)], variant="ttf", hidden=(8,))
     flow.initialize(torch.randn(200, 2, generator=torch.Generator().manual_seed(0)))
     x = flow.sample(20_000, generator=torch.Generator().manual_seed(1)).double()
     units = flow.transform[0](x)[0][:, 1].detach().numpy()
@@ -366,7 +370,7 @@ def test_a_map_makes_tails_apart():
         assert abs(len(beyond) / len(units) - 0.5) < 4 * 0.5 / math.sqrt(len(units))
         assert scipy.stats.kstest(beyond, scipy.stats.genpareto(1 / index).cdf).pvalue > 1e-3
     assert not tail_verdict(x[:, 0]).heavy
-    fixed = tail_adaptive_flow([2.0], variant="ttf-fixed")
+    fixed = tail_adaptive_flow(1, tails=[2.0], variant="ttf-fixed")
     assert not next(t for t in fixed.transform if hasattr(t, "params")).params.requires_grad
 
 
@@ -389,7 +393,7 @@ def test_tails_of_columns_and_their_confusion():
     left, right = tail_indices(x, tail="apart")[2]
     assert left < 3
     assert right == math.inf
-    flow = tail_adaptive_flow(tail_indices(x), layers=1)
+    flow = tail_adaptive_flow(x.shape[-1], tails=tail_indices(x), layers=1)
     assert flow.event_shape == (3,)
     assert tail_confusion([None, 2.0, (2.0, None)], x).tolist() == [[1, 0], [0, 2]]
     assert tail_confusion([3.0, math.inf, 2.0], torch.from_numpy(x)).tolist() == [[0, 1], [1, 1]]
@@ -424,7 +428,9 @@ def trained():
     flows = {}
     for name, tails in (("vanilla", [None] * 8), ("mtaf", toy.tails)):
         torch.manual_seed(0)
-        flows[name] = tail_adaptive_flow(tails, layers=3, kind="coupling", hidden=(32,))
+        flows[name] = tail_adaptive_flow(
+            len(tails), tails=tails, layers=3, structure="coupling", hidden=(32,)
+        )
         fit(
             flows[name],
             rows,
@@ -450,7 +456,7 @@ def test_a_trained_flow_generates_the_tails_of_its_data(trained):
         else:
             assert hill_estimate(column, 400).index == pytest.approx(index, rel=0.3)
     # The same flow with matrices that mix everything makes light features heavy.
-    dense = tail_adaptive_flow(toy.tails, layers=3, hidden=(32,))
+    dense = tail_adaptive_flow(len(toy.tails), tails=toy.tails, layers=3, hidden=(32,))
     dense.initialize(toy.sample(2_000, seed=1))
     for module in dense.modules():
         if isinstance(module, LULinear):

@@ -39,7 +39,7 @@ def moved(flow, noise=0.3):
 
 @functools.cache
 def flow_of(context=0):
-    return moved(coupling_flow(2, context, layers=2, hidden=(8,)))
+    return moved(coupling_flow(2, context=context, layers=2, hidden=(8,)))
 
 
 @functools.cache
@@ -174,13 +174,11 @@ OPTIONS = {
         {"linear": "orthogonal", "base": "mixture"},
     ],
     "autoregressive_flow": [{}, {"scalar": "affine", "base": "logistic"}],
-    "box_flow": [{}, {"waves": 2}],
-    "kernelised_flow": [{"points": 4}, {"frequencies": 4}],
+    "box_flow": [{}, {"n_frequencies": 2}],
+    "kernelised_flow": [{"points": 4}, {"n_frequencies": 4}],
     "smooth_flow": [{}, {"circular": True}, {"structure": "autoregressive"}],
-    "energy_based_flow": [
-        {"hidden": None},
-        {"hidden": None, "event_shape": (1, 4, 4), "architecture": "conv", "layers": 1},
-    ],
+    "conv_flow": [{"event_shape": (1, 4, 4), "layers": 1}],
+    "glow_flow": [{"event_shape": (1, 4, 4), "layers": 1}],
     "tail_adaptive_flow": [{"tails": [3.0, None]}, {"tails": [3.0, None], "variant": "ttf"}],
 }
 EXACT = [name for name in RECIPES if name != "stochastic_flow"]

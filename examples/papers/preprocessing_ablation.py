@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 import flowkit
-from flowkit import AfterPreprocessing, MaximumLikelihood, ScoreMatching, energy_based_flow
+from flowkit import AfterPreprocessing, MaximumLikelihood, ScoreMatching, dense_flow
 from flowkit.data import dequantize
 from flowkit.datasets import digits
 
@@ -38,7 +38,7 @@ def train(loss: str, after: bool, ema: float | None, seed: int, steps: int) -> f
     parts = digits(seed=seed)
     rows = [dequantize(part, seed=3 * seed + i) for i, part in enumerate(parts[:3])]
     torch.manual_seed(seed)
-    flow = energy_based_flow(64, "dense", bounds=(-0.5, 16.5))
+    flow = dense_flow(64, lower=-0.5, upper=16.5)
     flowkit.fit(
         flow,
         rows[0],

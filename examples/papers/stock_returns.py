@@ -102,7 +102,9 @@ def train(name: str, date: str, seed: int, options: argparse.Namespace) -> Resul
         rows = torch.from_numpy(before).float()
         tails = [None] * rows.shape[1] if name == "spline" else tail_indices(rows, seed=seed)
         torch.manual_seed(seed)
-        flow = tail_adaptive_flow(tails, variant="mtaf" if name == "spline" else name)
+        flow = tail_adaptive_flow(
+            len(tails), tails=tails, variant="mtaf" if name == "spline" else name
+        )
         flowkit.fit(
             flow,
             rows,

@@ -102,7 +102,10 @@ def fit(
     features = rows.shape[-1]
     torch.manual_seed(seed)
     flow = tail_adaptive_flow(
-        [None] * features if name == "vanilla" else tail_indices(held, resamples=60, seed=seed),
+        features,
+        tails=[None] * features
+        if name == "vanilla"
+        else tail_indices(held, resamples=60, seed=seed),
         variant="mtaf" if name == "vanilla" else name,
         layers=5,
         hidden=(UNITS[features],),

@@ -88,8 +88,9 @@ def train_flow(
 ) -> tuple[Flow, History]:  # fmt: skip
     """Fit a flow on the box of the pixels, position first; without steps, it times 20 of them."""
     upper = [255.5, 255.5, 255.5, photo.width - 0.5, photo.height - 0.5]
-    options = {"upper": upper, "order": [3, 4, 0, 1, 2], "waves": 32, "seed": seed}
-    build = partial(box_flow, features=5, lower=-0.5, **options)
+    build = partial(
+        box_flow, 5, lower=-0.5, upper=upper, n_frequencies=32, order=[3, 4, 0, 1, 2], seed=seed
+    )
     if steps is None:
         begun = time.perf_counter()
         fit(build(), train, steps=20, validation=None, progress=False)

@@ -56,7 +56,7 @@ class PathKL(Objective):
         >>> import torch
         >>> from flowkit import PathKL, stochastic_flow
         >>> from flowkit.toys import DoubleWell
-        >>> flow = stochastic_flow(2, "double_well", layer="langevin", steps=2)
+        >>> flow = stochastic_flow(2, energy="double_well", layer="langevin", steps=2)
         >>> loss = PathKL(DoubleWell(), samples=64)(flow, {})
         >>> loss.value.backward()
         >>> sorted(loss.terms)

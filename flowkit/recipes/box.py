@@ -75,9 +75,7 @@ def box_flow(
         tensor([-0.6931,    -inf])
     """
     name = "box_flow"
-    features = checks.integer(name, "features", features, least=1)
-    context = checks.integer(name, "context", context, least=0)
-    layers = checks.integer(name, "layers", layers, least=1)
+    features, context, layers = parts.sizes(name, features, context, layers=layers)
     lows, highs = checks.bounds(name, lower, upper, features)
     if not all(map(math.isfinite, (*lows, *highs))):
         raise checks.fail(
@@ -96,7 +94,7 @@ def box_flow(
     if n_frequencies is not None:
         encoding = FourierEncoding(
             checks.integer(name, "n_frequencies", n_frequencies, least=1),
-            40.0 if max_frequency is None else max_frequency,
+            max_frequency=40.0 if max_frequency is None else max_frequency,
         )
         net = functools.partial(net, encoding=encoding)
     elif max_frequency is not None:

@@ -64,7 +64,7 @@ def dense_flow(
     """
     name = "dense_flow"
     shape = checks.event_shape(name, event_shape)
-    layers = checks.integer(name, "layers", layers, least=1)
+    layers = checks.integer(name, "layers", layers, least=1, most=parts.MAX_LAYERS)
     scalar = SmoothLeakyReLU(negative_slope)
     size = math.prod(shape)
     stack: list[Transform] = [DenseLinear(size)]

@@ -74,9 +74,7 @@ def coupling_flow(
         torch.Size([5])
     """
     name = "coupling_flow"
-    features = checks.integer(name, "features", features, least=1)
-    context = checks.integer(name, "context", context, least=0)
-    layers = checks.integer(name, "layers", layers, least=1)
+    features, context, layers = parts.sizes(name, features, context, layers=layers)
     chosen = parts.scalar_map(name, scalar)
     net = parts.network(name, conditioner, parts.CONDITIONERS, hidden, activation)
     stack: list[Transform] = []
@@ -142,9 +140,7 @@ def autoregressive_flow(
         torch.Size([5, 3])
     """
     name = "autoregressive_flow"
-    features = checks.integer(name, "features", features, least=1)
-    context = checks.integer(name, "context", context, least=0)
-    layers = checks.integer(name, "layers", layers, least=1)
+    features, context, layers = parts.sizes(name, features, context, layers=layers)
     chosen = parts.scalar_map(name, scalar)
     net: Any = parts.network(name, conditioner, parts.MASKED_CONDITIONERS, hidden, activation)
     stack: list[Transform] = []
@@ -210,9 +206,7 @@ def elementwise_flow(
         tensor([0.5000])
     """
     name = "elementwise_flow"
-    features = checks.integer(name, "features", features, least=1)
-    context = checks.integer(name, "context", context, least=0)
-    layers = checks.integer(name, "layers", layers, least=1)
+    features, context, layers = parts.sizes(name, features, context, layers=layers)
     chosen = parts.scalar_map(name, scalar)
     net = parts.network(name, conditioner, parts.CONDITIONERS, hidden, activation)
     parts.refuse_unread(name, "context", context > 0, hidden, activation, conditioner)

@@ -75,7 +75,7 @@ def conv_flow(
     """
     name = "conv_flow"
     shape = _image(name, event_shape)
-    layers = checks.integer(name, "layers", layers, least=1)
+    layers = checks.integer(name, "layers", layers, least=1, most=parts.MAX_LAYERS)
     kernel = checks.integer(name, "kernel", kernel, least=1)
     if kernel % 2 == 0:
         raise checks.fail(name, "kernel", "an odd integer", kernel)
@@ -139,7 +139,7 @@ def glow_flow(
     """
     name = "glow_flow"
     shape = _image(name, event_shape)
-    layers = checks.integer(name, "layers", layers, least=1)
+    layers = checks.integer(name, "layers", layers, least=1, most=parts.MAX_LAYERS)
     net = parts.network(name, conditioner, _CONDITIONERS, hidden, activation)
     possible = _halvings(shape)
     if not possible:

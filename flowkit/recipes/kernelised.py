@@ -90,9 +90,7 @@ def kernelised_flow(
         torch.Size([5])
     """
     name = "kernelised_flow"
-    features = checks.integer(name, "features", features, least=1)
-    context = checks.integer(name, "context", context, least=0)
-    layers = checks.integer(name, "layers", layers, least=1)
+    features, context, layers = parts.sizes(name, features, context, layers=layers)
     if features + context < 2:
         raise checks.fail(
             name, "features", "at least 2, or context to read", features, "elementwise_flow"

@@ -63,6 +63,20 @@ LINEARS: dict[str, Callable[[int], Transform] | None] = {
 }
 
 
+#: The most layers, or blocks of layers, of one flow.
+MAX_LAYERS = 2**16
+
+
+def sizes(owner: str, features: Any, context: Any, **layers: Any) -> tuple[int, int, int]:
+    """Check the numbers of features, of context features and of layers."""
+    ((name, count),) = layers.items()
+    return (
+        checks.integer(owner, "features", features, least=1, most=checks.MAX_FEATURES),
+        checks.integer(owner, "context", context, least=0, most=checks.MAX_FEATURES),
+        checks.integer(owner, name, count, least=1, most=MAX_LAYERS),
+    )
+
+
 def seeded(owner: str, seed: Any) -> AbstractContextManager[Any]:
     """Let all that is drawn while a flow is built come from its seed, without one from torch."""
     if seed is None:

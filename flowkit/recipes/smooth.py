@@ -106,9 +106,7 @@ def smooth_flow(
         True
     """
     name = "smooth_flow"
-    features = checks.integer(name, "features", features, least=1)
-    context = checks.integer(name, "context", context, least=0)
-    layers = checks.integer(name, "layers", layers, least=1)
+    features, context, layers = parts.sizes(name, features, context, layers=layers)
     components = checks.integer(name, "components", components, least=1)
     checks.choice(name, "structure", structure, ("autoregressive", "coupling"))
     kinds = checks.choice(name, "scalar", scalar, _SCALARS)(components)

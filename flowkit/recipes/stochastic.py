@@ -98,9 +98,7 @@ def stochastic_flow(
         (torch.Size([100, 2]), torch.Size([100]), True)
     """
     name = "stochastic_flow"
-    features = checks.integer(name, "features", features, least=1)
-    context = checks.integer(name, "context", context, least=0)
-    blocks = checks.integer(name, "blocks", blocks, least=1)
+    features, context, blocks = parts.sizes(name, features, context, blocks=blocks)
     base = StandardNormal(features)
     start, target = NegativeLogProb(base), target_energy(name, energy, base, context)
     places = fractions_of(name, fractions, [i / blocks for i in range(blocks + 1)])

@@ -142,10 +142,8 @@ def tail_adaptive_flow(
         True
     """
     name = "tail_adaptive_flow"
-    features = checks.integer(name, "features", features, least=1)
+    features, context, layers = parts.sizes(name, features, context, layers=layers)
     sides = _sides(name, tails, features)
-    context = checks.integer(name, "context", context, least=0)
-    layers = checks.integer(name, "layers", layers, least=1)
     chosen: _Variant = checks.choice(name, "variant", variant, _VARIANTS)
     checks.choice(name, "structure", structure, ("autoregressive", "coupling"))
     coupled = structure == "coupling"

@@ -84,7 +84,7 @@ def flow_mcmc(
         >>> from flowkit import stochastic_flow
         >>> from flowkit.toys import DoubleWell
         >>> from flowkit.stochastic import flow_mcmc
-        >>> flow = stochastic_flow(2, "double_well", blocks=10, scalar=None)
+        >>> flow = stochastic_flow(2, energy="double_well", blocks=10, scalar=None)
         >>> run = flow_mcmc(
         ...     flow, DoubleWell(), 200, chains=8, generator=torch.Generator().manual_seed(0)
         ... )

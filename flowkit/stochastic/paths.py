@@ -129,7 +129,7 @@ def sample_paths(
         >>> from flowkit import stochastic_flow
         >>> from flowkit.toys import DoubleWell
         >>> from flowkit.stochastic.paths import sample_paths
-        >>> annealing = stochastic_flow(2, "double_well", blocks=10, scalar=None, steps=5)
+        >>> annealing = stochastic_flow(2, energy="double_well", blocks=10, scalar=None, steps=5)
         >>> with torch.no_grad():
         ...     paths = sample_paths(
         ...         annealing, 1000, DoubleWell(), generator=torch.Generator().manual_seed(0)
@@ -228,7 +228,7 @@ def adapt_step_sizes(
         >>> import torch
         >>> from flowkit import stochastic_flow
         >>> from flowkit.stochastic.paths import adapt_step_sizes
-        >>> flow = stochastic_flow(2, "double_well", blocks=2, scalar=None, step_size=5.0)
+        >>> flow = stochastic_flow(2, energy="double_well", blocks=2, scalar=None, step_size=5.0)
         >>> reports = adapt_step_sizes(flow, generator=torch.Generator().manual_seed(0))
         >>> all(abs(report.acceptance - 0.3) < 0.05 for report in reports)
         True
@@ -273,7 +273,7 @@ class AdaptStepSizes:
         >>> from flowkit import PathKL, fit, stochastic_flow
         >>> from flowkit.toys import DoubleWell
         >>> from flowkit.stochastic.paths import AdaptStepSizes
-        >>> flow = stochastic_flow(2, "double_well", blocks=1, steps=2)
+        >>> flow = stochastic_flow(2, energy="double_well", blocks=1, steps=2)
         >>> callbacks = [AdaptStepSizes(rows=256, rounds=5)]
         >>> objective = PathKL(DoubleWell(), samples=32)
         >>> history = fit(flow, None, objective, steps=2, progress=False, callbacks=callbacks)

@@ -39,7 +39,9 @@ def timed(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float
 
 def measure(name: str, energy: Energy, rounds: int) -> list[str]:
     """One row of the table."""
-    flow = stochastic_flow(2, energy, blocks=LAYERS, scalar=None, steps=STEPS, step_size=0.3)
+    flow = stochastic_flow(
+        2, energy=energy, blocks=LAYERS, scalar=None, steps=STEPS, step_size=0.3
+    )
     energies = [layer.energy for layer in flow.transform.transforms]
     x = energy.sample(ROWS, torch.Generator().manual_seed(0))
     outermost = features_last(features_first(x))

@@ -117,8 +117,8 @@ of(
     generator=draws(),
     **targets(lambda **o: PLAIN.sample_with_log_weight(5, **o)[1]),
 )
-walking = stochastic_flow(2, DoubleWell(), blocks=2, steps=2, hidden=(8,))
-pulled = stochastic_flow(2, spring, 1, blocks=1, steps=2, hidden=(8,))
+walking = stochastic_flow(2, energy=DoubleWell(), blocks=2, steps=2, hidden=(8,))
+pulled = stochastic_flow(2, energy=spring, context=1, blocks=1, steps=2, hidden=(8,))
 of(
     Flow.reverse_log_weight,
     lambda **o: walking.reverse_log_weight(X, DoubleWell(), **o),
@@ -218,7 +218,7 @@ for swap in (features_first, features_last):
 
 # Paths --------------------------------------------------------------------------------------
 
-annealing = stochastic_flow(2, DoubleWell(), blocks=3, scalar=None, steps=2)
+annealing = stochastic_flow(2, energy=DoubleWell(), blocks=3, scalar=None, steps=2)
 of(
     sample_paths,
     lambda **o: sample_paths(annealing, 20, DoubleWell(), **o).log_weight,

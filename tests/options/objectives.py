@@ -79,7 +79,7 @@ of(
     samples=falls(256, base=16, see=spread(ReverseKL)),
     **targets(lambda **o: gradient(ReverseKL(**o), {}, FLOW)),
 )
-chain = stochastic_flow(2, WELL, blocks=2, steps=2, hidden=(8,), learn_fractions=True)
+chain = stochastic_flow(2, energy=WELL, blocks=2, steps=2, hidden=(8,), learn_fractions=True)
 of(
     PathKL,
     None,

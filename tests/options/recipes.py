@@ -12,24 +12,25 @@ from flowkit import (
     Flow,
     autoregressive_flow,
     box_flow,
+    conv_flow,
     coupling_flow,
+    dense_flow,
     elementwise_flow,
-    energy_based_flow,
+    glow_flow,
     kernelised_flow,
     smooth_flow,
     stochastic_flow,
     tail_adaptive_flow,
 )
-from flowkit.conditioners import MLP
+from flowkit.conditioners import MLP, ConvNet, MaskedMLP
 from flowkit.kernels import Matern
-from flowkit.recipes import build, insert_stochastic_layers
-from flowkit.recipes.checks import check_flags, check_sizes
+from flowkit.recipes import insert_stochastic_layers
 from flowkit.recipes.registry import build_for_columns
 from flowkit.scalar import Affine
-from flowkit.toys import DoubleWell
+from flowkit.toys import DoubleWell, Ring
 
-from .harness import differs, falls, number_of_parameters, of, rises, shows
-from .parts import UNIT, X, message, rows, stirred
+from .harness import differs, falls, number_of_parameters, of, rises
+from .parts import UNIT, X, rows, stirred
 
 HEAVY = 3 * rows(12, 2)
 
@@ -72,6 +73,11 @@ tiny: dict[str, Any] = {"layers": 2, "hidden": (8,)}
 three = rows(6, 3)
 
 
+def conditioner(make: Callable[..., Flow]) -> Any:
+    """A factory of the networks of a recipe, with other widths than the default."""
+    return partial(MaskedMLP if make in (autoregressive_flow, box_flow) else MLP, hidden=(9,))
+
+
 def shared(make: Callable[..., Flow]) -> dict[str, Any]:
     """Cases of the recipes of rows on the line."""
     see = density(make, 3, x=three, **tiny)
@@ -79,6 +85,9 @@ def shared(make: Callable[..., Flow]) -> dict[str, Any]:
         **network(make, 3, **tiny) | {"activation": differs("relu", "tanh", see=see)},
         "scalar": differs("affine", "mixture", "smooth", Affine(1.0), see=see),
         "base": differs("student_t", "logistic", "mixture", see=see),
+        "conditioner": differs(
+            conditioner(make), see=density(make, 3, x=three, layers=2, context=1)
+        ),
         "standardize": differs(False, see=layers(make, 3, **tiny)),
     }
 
@@ -98,18 +107,14 @@ def see_permutations(make: Callable[..., Flow], **options: Any) -> Any:
     return [t.order for t in flow.transform.transforms if type(t).__name__ == "Permutation"]
 
 
-of(
-    coupling_flow,
-    density(coupling_flow, 3, x=three, **tiny),
-    **shared(coupling_flow),
-    **mixed(coupling_flow),
-    conditioner=differs("residual", partial(MLP, hidden=(9,))),
-)
+of(coupling_flow, None, **shared(coupling_flow), **mixed(coupling_flow))
 of(autoregressive_flow, None, **shared(autoregressive_flow), **mixed(autoregressive_flow))
 elementwise = shared(elementwise_flow)
 # Without context there is no network.
 conditional = {"context": 1, **tiny}
 elementwise |= {
+    "context": rises(1, 3, see=count(elementwise_flow, 3, layers=2)),
+    "seed": differs(1, 2, see=density(elementwise_flow, 3, x=three, layers=2, context=1)),
     "hidden": rises((16,), base=(8,), see=count(elementwise_flow, 3, **conditional)),
     "activation": differs(
         "relu", "tanh", see=density(elementwise_flow, 3, x=three, **conditional)
@@ -117,21 +122,26 @@ elementwise |= {
 }
 of(elementwise_flow, None, **elementwise)
 
-box = ((0.0, 0.0), (1.0, 1.0))
-see_box = density(box_flow, *box, x=UNIT, bins=4, **tiny)
+box: dict[str, Any] = {"lower": 0.0, "upper": 1.0, **tiny}
+see_box = density(box_flow, 2, x=UNIT, bins=4, **box)
+see_frequencies = density(box_flow, 2, x=UNIT, **box, n_frequencies=4)
 of(
     box_flow,
     see_box,
-    features=rises(3, 4, base=2, see=lambda **o: float(box_flow(0.0, 1.0, **o).event_shape[0])),
-    context=rises(1, 3, see=count(box_flow, *box, **tiny)),
-    layers=rises(3, 4, see=count(box_flow, *box, **tiny)),
-    hidden=rises((16,), (16, 16), base=(8,), see=count(box_flow, *box, **tiny)),
+    lower=differs(-1.0, (-1.0, 0.0), base=0.0),
+    upper=differs(2.0, (1.0, 2.0), base=1.0),
+    context=rises(1, 3, see=count(box_flow, 2, **box)),
+    layers=rises(3, 4, see=count(box_flow, 2, **box)),
+    hidden=rises((16,), (16, 16), base=(8,), see=count(box_flow, 2, **box)),
     activation=differs("silu", "tanh"),
-    bins=rises(20, 30, see=count(box_flow, *box, **tiny)),
-    waves=rises(4, 8, see=count(box_flow, *box, **tiny)),
-    highest=differs(2.0, 100.0, using={"waves": 4}),
+    conditioner=differs(
+        conditioner(box_flow), see=density(box_flow, 2, x=UNIT, lower=0.0, upper=1.0)
+    ),
+    bins=rises(20, 30, see=count(box_flow, 2, **box)),
+    n_frequencies=rises(4, 8, see=count(box_flow, 2, **box)),
+    max_frequency=differs(2.0, 100.0, see=see_frequencies),
     order=differs((1, 0)),
-    seed=differs(1, 2, using={"waves": 4}),
+    seed=differs(1, 2, see=see_frequencies),
 )
 
 kernels = partial(kernelised_flow, layers=2, points=5)
@@ -145,9 +155,9 @@ of(
     kernel=differs("matern-1/2", "squared-exponential", Matern(), see=see_kernels),
     scalar=differs("spline", "mixture", see=see_kernels),
     linear=differs("orthogonal", "permutation", None, see=see_kernels),
-    mean=rises(True),
+    linear_term=rises(True),
     learn_points=falls(False),
-    frequencies=differs(3, 4),
+    n_frequencies=differs(3, 4, using={"points": None}),
     elementwise=rises("affine", "spline"),
     standardize=differs(False, see=layers(kernels, 3)),
     seed=differs(1, 2, see=partial(see_permutations, kernels)),
@@ -158,7 +168,11 @@ of(
     smooth_flow,
     see_smooth,
     circular=differs(True, (True, False), (False, True)),
-    bounds=differs((-3.0, 3.0), ((-3.0, 3.0), None), (None, (-3.0, 3.0))),
+    lower=differs(-3.0, (-3.0, None), using={"upper": 3.0}),
+    upper=differs(3.0, (3.0, None), using={"lower": -3.0}),
+    conditioner=differs(
+        conditioner(smooth_flow), see=density(smooth_flow, 2, x=0.5 * X, components=3, layers=2)
+    ),
     **network(smooth_flow, 2, components=3, **tiny),
     structure=differs("autoregressive"),
     scalar=differs("spline"),
@@ -172,20 +186,53 @@ of(
 )
 
 images = (1, 4, 4)
+
+
+def unbounded(make: Callable[..., Flow], shape: Any, **fixed: Any) -> dict[str, Any]:
+    """Cases of what the flows for training without determinants share."""
+    see = layers(make, shape, **fixed)
+    return {
+        "layers": rises(3, 5, base=2, see=count(make, shape)),
+        "lower": differs(-0.5, -1.0, see=lambda **o: logit(make, shape, **{"upper": 2.0} | o)),
+        "upper": differs(2.0, 3.0, see=lambda **o: logit(make, shape, **{"lower": -1.0} | o)),
+        "standardize": differs(False, see=see),
+    }
+
+
+def logit(make: Callable[..., Flow], shape: Any, **options: Any) -> Any:
+    """The ends of the logit that a flow starts with; without it, the first error in words."""
+    if {"lower", "upper"} - set(options):
+        return None
+    region = make(shape, **options).region()
+    return None if region is None else [end.flatten() for end in region]
+
+
 of(
-    energy_based_flow,
-    count(energy_based_flow, images),
-    architecture=differs("conv", "glow", "coupling"),
-    layers=rises(3, 4),
-    scales=rises(2, base=1, using={"architecture": "glow"}),
-    bounds=differs((0.0, 1.0), see=layers(energy_based_flow, 2)),
-    standardize=differs(False, see=layers(energy_based_flow, 2)),
-    negative_slope=differs(0.1, 0.9, see=density(energy_based_flow, 2)),
-    kernel=rises(5, base=3, using={"architecture": "conv"}),
-    hidden=rises((16,), base=(8,), using={"architecture": "coupling"}),
-    activation=differs(
-        "relu", "tanh", see=density(energy_based_flow, 2, architecture="coupling", layers=2)
+    dense_flow,
+    None,
+    **unbounded(dense_flow, 2),
+    negative_slope=differs(0.1, 0.9, see=density(dense_flow, 2)),
+)
+of(
+    conv_flow,
+    count(conv_flow, images),
+    **unbounded(conv_flow, images),
+    scales=rises(2, 3, base=1),
+    kernel=rises(5, base=3),
+    negative_slope=differs(
+        0.1, 0.9, see=density(conv_flow, images, x=rows(3, 16).view(3, 1, 4, 4))
     ),
+)
+see_glow = density(glow_flow, images, x=rows(3, 16).view(3, 1, 4, 4), layers=1)
+of(
+    glow_flow,
+    count(glow_flow, images),
+    **unbounded(glow_flow, images),
+    hidden=rises((16,), base=(8,)),
+    activation=differs("relu", "tanh", see=see_glow),
+    conditioner=differs(partial(ConvNet, hidden=(9,)), see=see_glow),
+    scales=rises(2, base=1),
+    seed=differs(1, 2, see=see_glow),
 )
 
 well = DoubleWell()
@@ -212,11 +259,12 @@ WALKS: dict[str, Any] = {
     "steps": differs(1, 3),
     "step_size": differs(0.01, (0.01, 0.1)),
 }
-see_chain = count(stochastic_flow, 2, well, **annealed)
+see_chain = count(stochastic_flow, 2, energy=well, **annealed)
 of(
     stochastic_flow,
-    sampled(stochastic_flow, 2, well, **annealed),
-    context=rises(1, 2, see=count(stochastic_flow, 2, well, **annealed)),
+    sampled(stochastic_flow, 2, **annealed),
+    energy=differs(Ring(), "funnel", base=well),
+    context=rises(1, 2, see=see_chain),
     blocks=rises(3, 4, see=see_chain),
     scalar=rises("affine", "spline", base=None, see=see_chain),
     **WALKS,
@@ -224,6 +272,7 @@ of(
     learn_fractions=rises(True, see=see_chain),
     hidden=rises((16,), base=(8,), see=see_chain),
     activation=differs("relu", "tanh", see=lambda **o: stirred_noise(**o)),
+    conditioner=differs("residual", see=lambda **o: stirred_noise(**o)),
     seed=differs(1, 2, 3, see=lambda **o: halves(**o)),
 )
 
@@ -231,14 +280,14 @@ of(
 def stirred_noise(**options: Any) -> Any:
     """What the couplings of a stochastic flow, their parameters moved, make of noise."""
     flow = stirred(
-        stochastic_flow(2, well, **{**annealed, "fractions": (0.0, None, None), **options})
+        stochastic_flow(2, energy=well, **{**annealed, "fractions": (0.0, None, None), **options})
     )
     return flow.to_data(X)
 
 
 def halves(**options: Any) -> Any:
     """Which features each coupling moves."""
-    flow = stochastic_flow(6, springs, 1, **{**annealed, "steps": 1, **options})
+    flow = stochastic_flow(6, energy=springs, context=1, **{**annealed, "steps": 1, **options})
     return [t.moved_index for t in flow.transform.transforms if hasattr(t, "moved_index")]
 
 
@@ -257,13 +306,21 @@ of(
     learn_fractions=rises(True, see=count(inserted)),
 )
 
-see_tails = density(tail_adaptive_flow, (2.0, None), x=HEAVY, **tiny)
+heavy: dict[str, Any] = {"tails": (2.0, None), **tiny}
+see_tails = density(tail_adaptive_flow, 2, x=HEAVY, **heavy)
 of(
     tail_adaptive_flow,
     see_tails,
-    **network(tail_adaptive_flow, (2.0, None), **tiny),
+    **network(tail_adaptive_flow, 2, **heavy),
+    tails=differs((3.0, None), 2.0, base=(2.0, None)),
+    lower=differs(-99.0, (-99.0, None)),
+    upper=differs(99.0, (99.0, None)),
+    conditioner=differs(
+        partial(MaskedMLP, hidden=(9,)),
+        see=density(tail_adaptive_flow, 2, x=HEAVY, layers=2, tails=(2.0, None)),
+    ),
     variant=differs("gtaf", "taf", "ttf"),
-    kind=differs("coupling"),
+    structure=differs("coupling"),
     scalar=differs("affine", Affine(1.0)),
     seed=differs(1, 2, see=lambda **o: tail_orders(**o)),
 )
@@ -271,29 +328,14 @@ of(
 
 def tail_orders(**options: Any) -> Any:
     """The orders of the features within their groups."""
-    flow = tail_adaptive_flow([2.0] * 4 + [None] * 4, **{**tiny, **options})
+    flow = tail_adaptive_flow(features, tails=[2.0] * 4 + [None] * 4, **{**tiny, **options})
     return [t.order for t in flow.transform.transforms if type(t).__name__ == "Permutation"]
 
 
 # Building by name ---------------------------------------------------------------------------
 
 of(
-    build,
-    lambda **o: build("coupling_flow", **{"features": 2, "layers": 2, **o}).recipe,
-    arguments=differs({"layers": 3}, {"layers": 2, "hidden": (8,)}),
-)
-of(
     build_for_columns,
-    lambda **o: build_for_columns("coupling_flow", 2, **o).recipe,
-    arguments=differs({"layers": 3}, {"layers": 2, "hidden": (8,)}),
-)
-of(
-    check_sizes,
-    lambda **o: message(lambda: check_sizes("a recipe", **o)),
-    sizes=shows(bool, {"layers": 0}, {"context": -1}),
-)
-of(
-    check_flags,
-    lambda **o: message(lambda: check_flags("a recipe", **o)),
-    flags=shows(bool, {"mean": 1}, {"standardize": "yes"}),
+    lambda **o: number_of_parameters(build_for_columns("coupling_flow", 2, **o)),
+    options=differs({"layers": 3}, {"layers": 2, "hidden": (8,)}),
 )
