@@ -316,18 +316,19 @@ def test_little_data_of_moons():
     train, test = toy.sample(500, seed=1), toy.sample(5_000, seed=2)
     scores = {}
     for points in (10, 150):
-        torch.manual_seed(0)
-        flow = kernelised_flow(2, layers=8, points=points)
+        flow = kernelised_flow(2, layers=8, points=points, seed=0)
         scores[points] = nll(flow, train, 3e-3, 0, test)
     assert scores[150] <= scores[10]
-    torch.manual_seed(0)
-    kernel = kernelised_flow(2, layers=8, points=135, elementwise="spline")
-    torch.manual_seed(0)
-    perceptrons = coupling_flow(2, layers=8, scalar="affine", hidden=(19, 19))
-    counts = [sum(p.numel() for p in flow.parameters()) for flow in (kernel, perceptrons)]
-    assert counts[0] == pytest.approx(counts[1], rel=0.1)
-    ours, theirs = (nll(flow, train, 3e-3, 0, test) for flow in (kernel, perceptrons))
-    assert ours <= theirs - 0.05
+    # Networks depend on their initial weights, so each has three starts.
+    ours, theirs = [], []
+    for seed in range(3):
+        kernel = kernelised_flow(2, layers=8, points=135, elementwise="spline", seed=seed)
+        perceptrons = coupling_flow(2, layers=8, scalar="affine", hidden=(19, 19), seed=seed)
+        counts = [sum(p.numel() for p in flow.parameters()) for flow in (kernel, perceptrons)]
+        assert counts[0] == pytest.approx(counts[1], rel=0.1)
+        ours.append(nll(kernel, train, 3e-3, 0, test))
+        theirs.append(nll(perceptrons, train, 3e-3, 0, test))
+    assert sum(ours) / 3 <= sum(theirs) / 3 - 0.05
 
 
 @pytest.mark.parametrize(

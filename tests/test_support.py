@@ -20,8 +20,10 @@ from flowkit import (
     autoregressive_flow,
     box_flow,
     coupling_flow,
+    dense_flow,
     elementwise_flow,
     fit,
+    glow_flow,
     kernelised_flow,
     smooth_flow,
     tail_adaptive_flow,
@@ -30,7 +32,6 @@ from flowkit.bases import Logistic, ProductBase, StandardNormal, StudentT, Unifo
 from flowkit.conditioners import MLP, MaskedMLP
 from flowkit.errors import ArgumentError, DataError, FlowkitError, OutsideError, ShapeError
 from flowkit.numerics.rounding import next_inside
-from flowkit.recipes import RECIPES
 from flowkit.scalar import Affine, IntervalSpline, LogisticMixture, RationalQuadraticSpline
 from flowkit.transforms import (
     ActNorm,
@@ -638,11 +639,11 @@ def test_recipes_take_ends_and_files_keep_them_exactly(name, tmp_path):
     assert make(lower=0.0).support.lower.tolist() == [0.0, 0.0]
     assert make(lower=None, upper=math.inf).support.upper.tolist() == [math.inf] * 2
     for ends in ({"lower": (1.0,)}, {"upper": "a"}, {"upper": math.nan}, {"lower": True}):
-        with pytest.raises(
-            ArgumentError, match=r"needs (lower|upper) to be a number, or one for each"
-        ):
+        with pytest.raises(ArgumentError, match=r"(lower|upper) as a number, or one for each"):
             make(**ends)
-    with pytest.raises(ArgumentError, match="needs lower < upper, got 2.0 and 1.0 for feature 0"):
+    with pytest.raises(
+        ArgumentError, match="expected lower < upper, got 2.0 and 1.0 for feature 0"
+    ):
         make(lower=2.0, upper=1.0)
 
 
@@ -665,7 +666,7 @@ def test_smooth_flows_take_half_lines(tmp_path):
     [
         (
             lambda: box_flow(2, lower=0.0, upper=1.0, **SMALL),
-            r"Box.*column 1 holds 0.5 to 1.5 .*between 0 and 1",
+            r"Rescale.*column 1 holds 0.5 to 1.5 .*between 0 and 1",
         ),
         (
             lambda: coupling_flow(2, lower=0.0, upper=1.0, layers=1),

@@ -199,10 +199,10 @@ def report(results: list[Result], options: argparse.Namespace, command: str) -> 
         f"`{command}`: {versions}, Python {platform.python_version()}, {platform.machine()}, one "
         "thread a training.",
         "",
-        f"{name}: flows of `dense_flow`, `conv_flow` and `glow_flow`, images with uniform noise in [0, 1), batches of "
-        f"100, Adam from {LIKELIHOOD_RATE} for likelihoods and {SCORE_RATE} for score matching "
-        f"({LIKELIHOOD_RATE} for denoising with convolutions; cosine to zero), moving average "
-        "of 0.999. Losses behind a logit: "
+        f"{name}: flows of `dense_flow`, `conv_flow` and `glow_flow`, images with uniform noise "
+        f"in [0, 1), batches of 100, Adam from {LIKELIHOOD_RATE} for likelihoods and "
+        f"{SCORE_RATE} for score matching ({LIKELIHOOD_RATE} for denoising with convolutions; "
+        "cosine to zero), moving average of 0.999. Losses behind a logit: "
         f"noise {NOISE} in pairs, radius {RADIUS}, and for score matching {WEIGHT} times the mean "
         "energy. "
         "Bits per dimension are exact likelihoods of test images, with their standard error over "
