@@ -299,8 +299,8 @@ def test_parquet_without_pyarrow_names_the_remedy(fails, model, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--recipe", "cupling_flow"], "unknown recipe 'cupling_flow'; did you mean"),
-        (["--set", "hiden=[8]"], "coupling_flow has no argument 'hiden'; did you mean 'hidden'?"),
+        (["--recipe", "cupling_flow"], "remedy: did you mean 'coupling_flow'?"),
+        (["--set", "hiden=[8]"], "remedy: did you mean 'hidden'?"),
         (["--set", "layers=0"], ">= 1, got 0"),
         (["--set", "layers"], "--set expected NAME=VALUE, got 'layers'"),
         (["--set", "hidden=8"], "got 8"),

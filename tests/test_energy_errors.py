@@ -316,8 +316,8 @@ def test_a_fit_warns_once_of_a_log_density():
 def test_recipes_with_chains_warn_of_a_log_density(make):
     first = 2 if make is stochastic_flow else flow()
     with pytest.warns(UserWarning, match="falls without bound.*remedy: energy=lambda x: -log_pr"):
-        make(first, log_prob)
-    make(first, NegativeLogProb(StandardNormal(2)))
+        make(first, energy=log_prob)
+    make(first, energy=NegativeLogProb(StandardNormal(2)))
 
 
 @pytest.mark.parametrize("estimator", ["path", "reparam"])

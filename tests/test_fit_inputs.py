@@ -388,7 +388,7 @@ class TestValidationThatIsNotFinite:
         held = torch.cat([x[:50], torch.tensor([[1.0001]])])
         message = r"validation loss became inf after epoch 1; row\(s\) \[50\] of the validation "
         message += (
-            r"data.*Uniform.*domain of number 0, Box\(features=1\); remedy: leave these rows"
+            r"data.*Uniform.*domain of number 0, Rescale\(features=1\); remedy: leave these rows"
         )
         flow = box_flow(1, lower=0.0, upper=1.0, hidden=(8,))
         with pytest.raises(NonFiniteLossError, match=message):

@@ -173,7 +173,9 @@ def test_without_a_seed_a_recipe_draws_from_torch(name):
         flows.append(seeded(name, None).state_dict().values())
     first, same, other = flows
     assert all(map(torch.equal, first, same))
-    assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, other))
+    assert not all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, other, strict=True)
+    )
 
 
 # Arguments ------------------------------------------------------------------------------------

@@ -72,10 +72,19 @@ RECIPE_FLOWS = {
     "kernelised-ends": lambda: kernelised_flow(2, layers=2, points=5, lower=(None, -2.0)),
     "box": lambda: box_flow(2, lower=[0.1, -3.0], upper=[0.7, 5.0], **SMALL),
     "tail_adaptive": lambda: tail_adaptive_flow(2, tails=[2.0, None], layers=2, **SMALL),
-    "tail_adaptive-ends": lambda: tail_adaptive_flow(2, tails=[2.0, None], layers=2, lower=(0, None), **SMALL),
-    "tail_adaptive-ttf": lambda: tail_adaptive_flow(2, tails=[2.0, 3.0], variant="ttf", layers=1, **SMALL),
-    "smooth": lambda: smooth_flow(3, circular=[True, False, False], lower=[0, 0, None], upper=[1, 4, None], layers=2, components=3, **SMALL),
-    "smooth-half-lines": lambda: smooth_flow(3, lower=[0, 0, None], upper=[math.inf, 4, 5.0], layers=2, components=3, **SMALL),
+    "tail_adaptive-ends": lambda: tail_adaptive_flow(
+        2, tails=[2.0, None], layers=2, lower=(0, None), **SMALL
+    ),
+    "tail_adaptive-ttf": lambda: tail_adaptive_flow(
+        2, tails=[2.0, 3.0], variant="ttf", layers=1, **SMALL
+    ),
+    "smooth": lambda: smooth_flow(
+        3, circular=[True, False, False], lower=[0, 0, None], upper=[1, 4, None], layers=2,
+        components=3, **SMALL,
+    ),
+    "smooth-half-lines": lambda: smooth_flow(
+        3, lower=[0, 0, None], upper=[math.inf, 4, 5.0], layers=2, components=3, **SMALL
+    ),
     "dense": lambda: dense_flow(2, lower=0.0, upper=1.0),
     "glow": lambda: glow_flow((1, 4, 4), lower=0.0, upper=17.0, hidden=(4,)),
 }  # fmt: skip
@@ -648,7 +657,10 @@ def test_recipes_take_ends_and_files_keep_them_exactly(name, tmp_path):
 
 
 def test_smooth_flows_take_half_lines(tmp_path):
-    flow = smooth_flow(4, circular=[True, False, False, False], components=3, layers=1, lower=[0, 0.0, None, 0.1], upper=[1, math.inf, 5.0, 0.7], **SMALL)  # fmt: skip
+    flow = smooth_flow(
+        4, circular=[True, False, False, False], lower=[0, 0.0, None, 0.1],
+        upper=[1, math.inf, 5.0, 0.7], components=3, layers=1, **SMALL,
+    )  # fmt: skip
     assert flow.support.lower.tolist() == pytest.approx([0.0, 0.0, -math.inf, 0.1])
     flowkit.save(flow, tmp_path / "flow.st")
     x = flow.sample(100)

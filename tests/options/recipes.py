@@ -80,15 +80,17 @@ def conditioner(make: Callable[..., Flow]) -> Any:
 
 def shared(make: Callable[..., Flow]) -> dict[str, Any]:
     """Cases of the recipes of rows on the line."""
-    see = density(make, 3, x=three, **tiny)
+    # Without context there are no networks in elementwise flows.
+    fixed = {"layers": 2} if make is elementwise_flow else tiny
+    see = density(make, 3, x=three, **fixed)
     return {
-        **network(make, 3, **tiny) | {"activation": differs("relu", "tanh", see=see)},
+        **network(make, 3, **fixed) | {"activation": differs("relu", "tanh", see=see)},
         "scalar": differs("affine", "mixture", "smooth", Affine(1.0), see=see),
         "base": differs("student_t", "logistic", "mixture", see=see),
         "conditioner": differs(
             conditioner(make), see=density(make, 3, x=three, layers=2, context=1)
         ),
-        "standardize": differs(False, see=layers(make, 3, **tiny)),
+        "standardize": differs(False, see=layers(make, 3, **fixed)),
     }
 
 
@@ -262,11 +264,16 @@ WALKS: dict[str, Any] = {
 see_chain = count(stochastic_flow, 2, energy=well, **annealed)
 of(
     stochastic_flow,
-    sampled(stochastic_flow, 2, **annealed),
-    energy=differs(Ring(), "funnel", base=well),
+    sampled(stochastic_flow, 2, energy=well, **annealed),
+    energy=differs(Ring(), "funnel"),
     context=rises(1, 2, see=see_chain),
     blocks=rises(3, 4, see=see_chain),
-    scalar=rises("affine", "spline", base=None, see=see_chain),
+    scalar=rises(
+        "affine",
+        "spline",
+        base=None,
+        see=count(stochastic_flow, 2, energy=well, blocks=2, steps=2),
+    ),
     **WALKS,
     fractions=differs((None, 0.3, 1.0), (0.0, 0.5, 1.0)),
     learn_fractions=rises(True, see=see_chain),
@@ -287,7 +294,7 @@ def stirred_noise(**options: Any) -> Any:
 
 def halves(**options: Any) -> Any:
     """Which features each coupling moves."""
-    flow = stochastic_flow(6, energy=springs, context=1, **{**annealed, "steps": 1, **options})
+    flow = stochastic_flow(12, energy=springs, context=1, **{**annealed, "steps": 1, **options})
     return [t.moved_index for t in flow.transform.transforms if hasattr(t, "moved_index")]
 
 
@@ -328,7 +335,7 @@ of(
 
 def tail_orders(**options: Any) -> Any:
     """The orders of the features within their groups."""
-    flow = tail_adaptive_flow(features, tails=[2.0] * 4 + [None] * 4, **{**tiny, **options})
+    flow = tail_adaptive_flow(8, **{**tiny, "tails": [2.0] * 4 + [None] * 4, **options})
     return [t.order for t in flow.transform.transforms if type(t).__name__ == "Permutation"]
 
 
