@@ -14,7 +14,6 @@ from flowkit.errors import (
     DataError,
     FlowkitError,
     NotInvertibleError,
-    ShapeError,
     StochasticFlowError,
 )
 from flowkit.flow import Flow

@@ -111,4 +111,4 @@ def box_flow(
                     features, scalar, conditioner=net, context=context, order=turned
                 )
             )
-    return parts.finish(stack, Uniform(features, -1.0, 1.0), context)
+    return parts.finish(stack, Uniform(features, lower=-1.0, upper=1.0), context)

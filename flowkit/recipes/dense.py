@@ -12,7 +12,7 @@ from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.recipes import parts
 from flowkit.scalar import SmoothLeakyReLU
-from flowkit.transforms import Activation, DenseLinear, Logit, Reshape, Standardize, Transform
+from flowkit.transforms import DenseLinear, Elementwise, Logit, Reshape, Standardize, Transform
 
 # How far the interval of a logit reaches beyond the ends, relative to its length.
 _MARGIN = 1e-6
@@ -69,7 +69,7 @@ def dense_flow(
     size = math.prod(shape)
     stack: list[Transform] = [DenseLinear(size)]
     for _ in range(layers - 1):
-        stack += [Activation(scalar), DenseLinear(size)]
+        stack += [Elementwise(size, scalar), DenseLinear(size)]
     first = preprocessing(name, shape, lower, upper, standardize)
     return parts.finish([*first, *stack], StandardNormal(size), 0)
 
@@ -90,7 +90,7 @@ def preprocessing(
         low = checks.number(owner, "lower", lower)
         high = checks.number(owner, "upper", upper, above=low)
         margin = _MARGIN * (high - low)
-        first.append(Logit(size, low - margin, high + margin))
+        first.append(Logit(size, lower=low - margin, upper=high + margin))
     if checks.flag(owner, "standardize", standardize):
         first.append(Standardize(size))
     return first

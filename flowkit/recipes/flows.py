@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from flowkit import checks
 from flowkit.flow import Flow
 from flowkit.recipes import parts
 from flowkit.scalar import Affine, ScalarMap

@@ -16,13 +16,13 @@ from flowkit.recipes import parts
 from flowkit.recipes.dense import preprocessing
 from flowkit.scalar import Affine, SmoothLeakyReLU
 from flowkit.transforms import (
-    Activation,
     ActNorm,
     Compose,
     Conv1x1,
     Conv2d,
     Coupling,
     DenseLinear,
+    Elementwise,
     FactorOut,
     Reshape,
     Squeeze,
@@ -87,7 +87,7 @@ def conv_flow(
             stack.append(Squeeze(shape))
             shape = (4 * shape[0], shape[1] // 2, shape[2] // 2)
         for _ in range(layers):
-            stack += [Conv2d(shape[0], kernel), Activation(scalar, event_ndim=3)]
+            stack += [Conv2d(shape[0], kernel=kernel), Elementwise(shape[0], scalar, event_ndim=3)]
     stack = [*first, *stack[:-1], Reshape(shape)]
     return parts.finish(stack, StandardNormal(math.prod(shape)), 0)
 
@@ -162,7 +162,7 @@ def _glow(shape: tuple[int, ...], layers: int, scales: int, net: parts.Factory) 
         mask = second if layer % 2 == 0 else [not m for m in second]
         stack += [
             ActNorm(channels, event_ndim=3),
-            Conv1x1(channels, DenseLinear),
+            Conv1x1(channels, linear=DenseLinear),
             Coupling(mask, Affine(), conditioner=net, event_ndim=3),
         ]
     squeezed = (channels, height, width)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from flowkit import checks
-from flowkit.bases import Base, Product, StandardNormal, Uniform
+from flowkit.bases import Base, ProductBase, StandardNormal, Uniform
 from flowkit.conditioners import CircularEncoding
 from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
@@ -199,7 +199,9 @@ def _base(real: Sequence[bool]) -> Base:
     reals = [i for i, r in enumerate(real) if r]
     rest = [i for i, r in enumerate(real) if not r]
     if not reals:
-        return Uniform(len(rest), -1.0, 1.0)
+        return Uniform(len(rest), lower=-1.0, upper=1.0)
     if not rest:
         return StandardNormal(len(reals))
-    return Product((Uniform(len(rest), -1.0, 1.0), rest), (StandardNormal(len(reals)), reals))
+    return ProductBase(
+        (Uniform(len(rest), lower=-1.0, upper=1.0), rest), (StandardNormal(len(reals)), reals)
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from flowkit import checks
-from flowkit.bases import Base, Product, StandardNormal, StudentT
+from flowkit.bases import Base, ProductBase, StandardNormal, StudentT
 from flowkit.conditioners import AsinhEncoding, GroupedConditioner
 from flowkit.flow import Flow
 from flowkit.recipes import parts
@@ -235,4 +235,4 @@ def _base(variant: _Variant, start_df: float | None, indices: list[float]) -> Ba
     tailed = StudentT(len(heavy), df=heavy, learn=variant.learned)
     if not light:
         return tailed
-    return Product((StandardNormal(light), range(light)), (tailed, range(light, features)))
+    return ProductBase((StandardNormal(light), range(light)), (tailed, range(light, features)))

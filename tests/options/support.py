@@ -172,6 +172,7 @@ def ends(make: Any, *args: Any, **fixed: Any) -> dict[str, Expectation]:
 
 
 for make in (coupling_flow, autoregressive_flow, elementwise_flow):
-    also(make, None, **ends(make, 2, hidden=(8,)))
+    hidden = {} if make is elementwise_flow else {"hidden": (8,)}
+    also(make, None, **ends(make, 2, **hidden))
 also(kernelised_flow, None, **ends(kernelised_flow, 2, points=3))
-also(tail_adaptive_flow, None, **ends(tail_adaptive_flow, (2.0, None), hidden=(8,)))
+also(tail_adaptive_flow, None, **ends(tail_adaptive_flow, 2, tails=(2.0, None), hidden=(8,)))
