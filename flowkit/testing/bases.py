@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch.distributions import biject_to, transform_to
@@ -12,22 +11,17 @@ from torch.distributions import biject_to, transform_to
 from flowkit import checks
 from flowkit.bases import Base
 from flowkit.errors import NotInvertibleError
-from flowkit.testing.densities import total_mass
-from flowkit.testing.parts import (
-    DRAWS,
-    DTYPES,
-    ERRORS,
-    ROWS,
-    Part,
-    PartRule,
-    check_part,
-    noise_of,
-    part_of,
-)
+from flowkit.testing.common import DRAWS, OF_PARTS, STANDARD_ERRORS, Part
+from flowkit.testing.densities import mass_is_one
 from flowkit.testing.probe import (
+    DTYPES,
+    ROWS,
+    Rules,
+    check_probe,
     expect,
     expect_close,
     expect_shape,
+    noise_of,
 )
 from flowkit.testing.report import ContractReport
 
@@ -61,16 +55,10 @@ def check_base(
         {'R13': 'there are no parameters to learn'}
     """
     seed = checks.integer("check_base", "seed", seed, least=0, most=None)
-    x = transform_to(base.support)(noise_of(ROWS, *base.event_shape, seed=seed))
-    call = lambda module, x, context: module.log_prob(x, context)  # noqa: E731
-    rules: dict[str, tuple[str, PartRule]] = {
-        "R4": ("quantiles undo the distribution function", _quantiles),
-        "R5": ("the density is the slope of the distribution function", _slopes),
-        "R14": ("samples follow the density", partial(_samples, seed=seed)),
-        "R15": ("the density integrates to one", _integrates),
-    }
-    part = part_of(base, call, x, base.context_size, (), seed)
-    return check_part("check_base", part, rules, skip, dtypes, seed)
+    generator = torch.Generator().manual_seed(seed)
+    x = transform_to(base.support)(noise_of(ROWS, *base.event_shape, generator=generator))
+    part = Part.of(base, x, base.context_size, seed, function=type(base).log_prob)
+    return check_probe("check_base", type(base).__name__, part, _RULES, dtypes, skip)
 
 
 @torch.no_grad()
@@ -101,11 +89,10 @@ def _slopes(part: Part) -> str | None:
 
 
 @torch.no_grad()
-def _samples(part: Part, seed: int) -> None:
+def _samples(part: Part) -> None:
     before = torch.get_rng_state()
-    generator = torch.Generator().manual_seed(seed)
     context = None if part.context is None else part.context[:1]
-    x = part.moved.sample((DRAWS,), context, generator)
+    x = part.moved.sample((DRAWS,), context, part.generator())
     shape = (DRAWS, *([] if context is None else [1]), *part.moved.event_shape)
     expect_shape("samples", x, shape)
     expect(torch.equal(before, torch.get_rng_state()), "expected a generator to be the only "
@@ -116,12 +103,12 @@ def _samples(part: Part, seed: int) -> None:
     low, high = flat.quantile(0.3, 0), flat.quantile(0.7, 0)
     inside = ((flat >= low) & (flat <= high)).all(-1)
     log_volume = (high - low).log().sum()
-    log_prob = part.call(part.moved, x, context).reshape(DRAWS).double()
+    log_prob = part(x, context).reshape(DRAWS).double()
     weight = torch.where(inside, (-log_volume - log_prob).exp(), 0.0)
     mean, error = weight.mean().item(), weight.std().item() / math.sqrt(DRAWS)
     if bool(inside.sum() > 100):
         expect(
-            abs(mean - 1) <= ERRORS * error + 1e-3,
+            abs(mean - 1) <= STANDARD_ERRORS * error + 1e-3,
             f"expected weights of a box in place of the base with mean 1, got {mean:.5g} with a "
             f"standard error of {error:.2g}",
         )
@@ -129,11 +116,14 @@ def _samples(part: Part, seed: int) -> None:
 
 @torch.no_grad()
 def _integrates(part: Part) -> str | None:
-    size = part.x[0].numel()
-    if size > 2:
-        return f"an event of {size} numbers is too large for a grid"
     context = None if part.context is None else part.context[0]
-    to_support = biject_to(part.moved.support)
-    mass = total_mass(lambda x: part(x, context), to_support, part.x.shape[1:], part.x.dtype)
-    expect(abs(mass - 1) <= 0.02, f"expected a density with a total mass of 1, got {mass:.6g}")
-    return None
+    return mass_is_one(lambda x: part(x, context), biject_to(part.moved.support), part.x[0])
+
+
+_RULES: Rules[Part] = {
+    **OF_PARTS,
+    "R4": ("quantiles undo the distribution function", _quantiles),
+    "R5": ("the density is the slope of the distribution function", _slopes),
+    "R14": ("samples follow the density", _samples),
+    "R15": ("the density integrates to one", _integrates),
+}

@@ -11,18 +11,15 @@ from torch.func import jacrev, vmap
 
 from flowkit import checks
 from flowkit.conditioners import AutoregressiveConditioner, Conditioner
-from flowkit.testing.parts import (
+from flowkit.testing.common import OF_PARTS, Part
+from flowkit.testing.probe import (
     DTYPES,
     ROWS,
-    Part,
-    PartRule,
-    check_part,
-    noise_of,
-    part_of,
-)
-from flowkit.testing.probe import (
+    Rules,
+    check_probe,
     expect,
     expect_close,
+    noise_of,
 )
 from flowkit.testing.report import ContractReport
 
@@ -62,7 +59,8 @@ def check_conditioner(
     seed = checks.integer("check_conditioner", "seed", seed, least=0, most=None)
     causal = isinstance(conditioner, AutoregressiveConditioner)
     net: Any = conditioner
-    x = noise_of(ROWS, net.in_features, seed=seed) if x is None else x.double()
+    if x is None:
+        x = noise_of(ROWS, net.in_features, generator=torch.Generator().manual_seed(seed))
     size: int = getattr(net, "context_size", 0)
     if causal:
         out = (net.in_features, net.param_size)
@@ -71,25 +69,23 @@ def check_conditioner(
     else:
         out = tuple(net(x[:1].float(), None).shape[1:])
 
+    @torch.no_grad()
     def starts(part: Part) -> str | None:
         if not starts_at_zero:
             return "starts_at_zero=False"
-        with torch.no_grad():
-            got = part.call(part.start, part.x, part.context)
-        expect_close("the output of a new conditioner", got, torch.zeros_like(got), part.tolerance)
+        got = part.start(part.x, part.context)
+        expect_close("the output of a new conditioner", got, 0 * got, part.tolerance)
         return None
 
-    rules: dict[str, tuple[str, PartRule]] = {"R12": ("starts at zero", starts)}
+    rules: Rules[Part] = {**OF_PARTS, "R12": ("starts at zero", starts)}
     if causal:
-        rules["R5"] = ("nothing reads itself or later features", _causal)
-    call = lambda module, x, context: module(x, context)  # noqa: E731
-    part = part_of(conditioner, call, x, size, out, seed)
-    return check_part("check_conditioner", part, rules, skip, dtypes, seed)
+        rules = {**rules, "R5": ("nothing reads itself or later features", _causal)}
+    part = Part.of(net, x.double(), size, seed, out=out)
+    return check_probe("check_conditioner", type(net).__name__, part, rules, dtypes, skip)
 
 
 def _causal(part: Part) -> None:
-    rows = (part.x,) if part.context is None else (part.x, part.context)
-    jacobian = vmap(jacrev(part))(*rows).abs().sum((0, 2))
+    jacobian = vmap(jacrev(part))(*part.rows).abs().sum((0, 2))
     token = torch.arange(len(jacobian)) // getattr(part.moved, "block", 1)
     read = jacobian * (token.unsqueeze(-1) <= token)
     expect(

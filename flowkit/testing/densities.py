@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from flowkit.flow import Flow
-from flowkit.testing.probe import Probe, expect
-
-_DRAWS = 20_000
-_STANDARD_ERRORS = 5.0
+from flowkit.testing.common import DRAWS, STANDARD_ERRORS
+from flowkit.testing.layers import Layer
+from flowkit.testing.probe import expect
 
 
 @torch.no_grad()
-def path_weights_average_to_one(probe: Probe) -> str | None:
+def path_weights_average_to_one(probe: Layer) -> str | None:
     r"""R14: :math:`E[r(x)\, e^{s} / p_Z(z)] = 1` for a normalised target density r.
 
     The expectation is over noise :math:`z \sim p_Z` and its path to x; s is what ``inverse``
@@ -30,34 +29,50 @@ def path_weights_average_to_one(probe: Probe) -> str | None:
     if not probe.invertible:
         return "the transform defines no inverse"
     generator = probe.generator()
-    rows = None if probe.context is None else probe.context[:1].expand(_DRAWS, -1)
-    z = probe.base.sample((_DRAWS,), None, generator)
-    x, ratio = probe.moved.inverse(z, rows, generator=generator)  # type: ignore[call-arg]
+    rows = None if probe.context is None else probe.context[:1].expand(DRAWS, -1)
+    z = probe.base.sample((DRAWS,), None, generator)
+    x, ratio = probe.moved.inverse(z, rows, generator=generator)
     weights = torch.exp(probe.target(x) + ratio - probe.base.log_prob(z)).double()
-    mean, error = weights.mean().item(), weights.std().item() / math.sqrt(_DRAWS)
+    mean, error = weights.mean().item(), weights.std().item() / math.sqrt(DRAWS)
     expect(
-        abs(mean - 1) <= _STANDARD_ERRORS * error + probe.tolerance,
+        abs(mean - 1) <= STANDARD_ERRORS * error + probe.tolerance,
         f"expected path weights with mean 1, got {mean:.5g} with a standard error of {error:.2g}",
     )
     return None
 
 
 @torch.no_grad()
-def the_density_integrates_to_one(probe: Probe) -> str | None:
+def the_density_integrates_to_one(probe: Layer) -> str | None:
     """R15: the mass of the flow on its domain, by the trapezoidal rule in 1 and 2 dimensions."""
-    if probe.moved.stochastic:
-        return "a stochastic layer has no exact density"
-    event = probe.x.shape[1:]
-    size = event.numel()
-    if size > 2:
-        return f"an event of {size} numbers is too large for a grid"
     context = None if probe.context is None else probe.context[0]
     flow = Flow(probe.moved, probe.base)
-    to_domain = biject_to(probe.moved.domain)
-    mass = total_mass(lambda x: flow.log_prob(x, context), to_domain, event, probe.dtype)
+    return mass_is_one(
+        lambda x: flow.log_prob(x, context),
+        biject_to(probe.moved.domain),
+        probe.x[0],
+        max(2e-3, 10 * probe.tolerance),
+    )
+
+
+def mass_is_one(
+    log_prob: Callable[[Tensor], Tensor],
+    to_domain: Transform | None,
+    event: Tensor,
+    tolerance: float = 0.02,
+) -> str | None:
+    """Expect a total mass of 1 of a density, if its events are small enough.
+
+    Args:
+        log_prob: The log-density ``(n, *event) -> (n,)``.
+        to_domain: Maps the whole space to where it is defined; ``None`` for the identity.
+        event: One event.
+        tolerance: Largest error of the mass.
+    """
+    if event.numel() > 2:
+        return f"an event of {event.numel()} numbers is too large for a grid"
+    mass = total_mass(log_prob, to_domain, event.shape, event.dtype)
     expect(
-        abs(mass - 1) <= max(2e-3, 10 * probe.tolerance),
-        f"expected a density with a total mass of 1, got {mass:.6g}",
+        abs(mass - 1) <= tolerance, f"expected a density with a total mass of 1, got {mass:.6g}"
     )
     return None
 

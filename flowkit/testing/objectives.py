@@ -5,25 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowkit import checks
 from flowkit.flow import Flow
 from flowkit.objectives import Batch, Loss, Objective
-from flowkit.testing.parts import (
-    DTYPES,
-)
-from flowkit.testing.probe import (
-    expect,
-    expect_finite,
-    expect_shape,
-    randomize,
-)
-from flowkit.testing.programs import expect_same_copies
+from flowkit.testing.common import expect_same_copies
+from flowkit.testing.probe import DTYPES, expect, expect_finite, expect_shape, noise_of, randomize
 from flowkit.testing.report import ContractReport
 from flowkit.testing.runner import run_rules
 
@@ -65,17 +56,14 @@ def check_objective(
     """
     seed = checks.integer("check_objective", "seed", seed, least=0, most=None)
 
-    def asked(rule: Callable[[Any], str | None], dtype: torch.dtype) -> str | None:
-        parts = copy.deepcopy(nn.ModuleList([objective, flow])).to(dtype)
-        randomize(parts[1], 0.1, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    def prepare(dtype: torch.dtype) -> _Evaluated:
+        given: Any = copy.deepcopy(nn.ModuleList([objective, flow])).to(dtype)
+        randomize(given[1], 0.1, torch.Generator().manual_seed(seed))
         values = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
-        given: Any = list(parts)
-        return rule(_Evaluated(given[0], given[1], values, dtype, seed))
+        return _Evaluated(given[0], given[1], values, dtype, seed)
 
-    questions = {
-        name: (title, partial(asked, rule)) for name, (title, rule) in _OBJECTIVES.items()
-    }
-    return run_rules("check_objective", type(objective).__name__, questions, dtypes, skip, seed)
+    name = type(objective).__name__
+    return run_rules("check_objective", name, _OBJECTIVES, prepare, dtypes, skip, seed)
 
 
 @dataclass(frozen=True)
@@ -86,10 +74,17 @@ class _Evaluated:
     dtype: torch.dtype
     seed: int
 
+    @property
+    def learned(self) -> list[Tensor]:
+        return [p for p in self.flow.parameters() if p.requires_grad]
+
     def __call__(self, objective: Any = None) -> Loss:
         generator = torch.Generator().manual_seed(self.seed)
         chosen = self.objective if objective is None else objective
         return chosen(self.flow, self.batch, generator=generator)
+
+    def gradients(self) -> list[Tensor | None]:
+        return list(torch.autograd.grad(self().value, self.learned, allow_unused=True))
 
 
 def _losses(given: _Evaluated) -> None:
@@ -108,17 +103,14 @@ def _loss_dtype(given: _Evaluated) -> None:
 def _loss_gradient(given: _Evaluated) -> str | None:
     if given.dtype != torch.float64:
         return "finite differences need float64"
-    learned = [p for p in given.flow.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(given().value, learned, allow_unused=True)
     generator = torch.Generator().manual_seed(given.seed)
-    steps = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in learned]
-    slope = sum(
-        float((g * s).sum()) for g, s in zip(gradients, steps, strict=True) if g is not None
-    )
+    steps = [noise_of(*p.shape, generator=generator) for p in given.learned]
+    pairs = zip(given.gradients(), steps, strict=True)
+    slope = sum(float((g * s).sum()) for g, s in pairs if g is not None)
     values = []
     for width in (1e-5, -2e-5):
         with torch.no_grad():
-            for p, step in zip(learned, steps, strict=True):
+            for p, step in zip(given.learned, steps, strict=True):
                 p.add_(width * step)
         values.append(given().value.item())
     finite = (values[0] - values[1]) / 2e-5
@@ -144,9 +136,7 @@ def _loss_reads(given: _Evaluated) -> str | None:
 
 
 def _loss_learns(given: _Evaluated) -> None:
-    learned = [p for p in given.flow.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(given().value, learned, allow_unused=True)
-    known = any(g is not None and bool((g != 0).any()) for g in gradients)
+    known = any(g is not None and bool((g != 0).any()) for g in given.gradients())
     expect(known, "expected a gradient for the flow, got none, or zeros throughout")
 
 

@@ -1,4 +1,4 @@
-"""Probe: a transform in one dtype with everything that the rules need to question it.
+"""Probe: a part in one dtype with everything that the rules need to question it.
 
 A rule is a function of a probe. It raises ``ContractError`` where the rule is broken, returns
 ``None`` where it holds, and returns the reason where it does not apply.
@@ -7,53 +7,54 @@ A rule is a function of a probe. It raises ``ContractError`` where the rule is b
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
-from torch.distributions import constraints, transform_to
+from torch import Tensor, nn
 
-from flowkit.bases import Base
-from flowkit.errors import ContractError, NotInvertibleError
-from flowkit.transforms import Inverse, Transform
+from flowkit.errors import ContractError
+from flowkit.testing.report import ContractReport
+from flowkit.testing.runner import run_rules
 
-Rule = Callable[["Probe"], "str | None"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
+ROWS = 6
+DTYPES = (torch.float64, torch.float32)
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+AnyProbe = TypeVar("AnyProbe", bound="Probe")
+Rules = Mapping[str, tuple[str, Callable[[AnyProbe], "str | None"]]]
+#: A name for messages, a module, and what it can be called with.
+Directions = Iterator[tuple[str, Any, Tensor]]
+#: A name for messages, an input with its context, and what is expected.
+BatchCase = tuple[str, Tensor, "Tensor | None", Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A transform, inputs and settings, all in one dtype.
+    """A module that maps ``(*batch, *event)`` and a context to tensors, all in one dtype.
 
     Attributes:
-        start: A copy of the transform as it was given.
+        start: A copy of the module as its constructor left it.
         moved: A copy with randomised parameters; all rules but R12 question this one.
-        x: Inputs ``(n, *event)``, an even number of rows.
-        context: ``(n, C)``, or ``None`` for a transform that reads none.
-        base: Base of the density of R15.
-        target: Normalised log-density over ``x`` for R14.
-        far: Distances from the data at which a map of the whole line is questioned.
+        x: Inputs ``(n, *event)``.
+        context: ``(n, C)``, or ``None`` for a module that reads none.
         tolerance: Largest error, relative to one plus the magnitude.
-        backend: Backend of ``torch.compile``.
-        starts_at_identity: What R12 expects.
-        invertible: Whether the transform defines its inverse.
         seed: Seed of everything random.
     """
 
-    start: Transform
-    moved: Transform
+    start: Any
+    moved: Any
     x: Tensor
     context: Tensor | None
-    base: Base
-    target: Callable[[Tensor], Tensor] | None
-    far: tuple[float, ...]
     tolerance: float
-    backend: str
-    starts_at_identity: bool
-    invertible: bool
     seed: int
+
+    outputs: ClassVar[tuple[str, ...]] = ("output",)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,100 +62,80 @@ class Probe:
         return self.x.dtype
 
     @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Shape of one ``z``."""
-        return mapped_shape(self.moved, self.x.shape[1:])
+    def rows(self) -> tuple[Tensor, ...]:
+        """The inputs, with the context if there is one."""
+        return (self.x,) if self.context is None else (self.x, self.context)
 
-    def to(self, dtype: torch.dtype) -> Probe:
-        """The same probe in another dtype."""
-        return replace(
-            self,
-            start=copy.deepcopy(self.start).to(dtype),
-            moved=copy.deepcopy(self.moved).to(dtype),
-            x=self.x.to(dtype),
-            context=None if self.context is None else self.context.to(dtype),
-            base=copy.deepcopy(self.base).to(dtype),
-        )
+    def to(self, dtype: torch.dtype, device: str = "cpu") -> Self:
+        """The same probe in another dtype and on another device, with copies of its modules."""
+        start, moved = (copy.deepcopy(m).to(device, dtype) for m in (self.start, self.moved))
+        context = None if self.context is None else self.context.to(device, dtype)
+        x = self.x.to(device, dtype)
+        return replace(self, start=start, moved=moved, x=x, context=context)
 
     def generator(self) -> torch.Generator:
         """A fresh generator, always in the same state."""
         return torch.Generator().manual_seed(self.seed)
 
-    def call(
-        self, module: torch.nn.Module, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Call a transform; a stochastic one gets the generator in its first state."""
-        if self.moved.stochastic and x.device.type == "cpu":
-            return module(x, context, generator=self.generator())
-        return module(x, context)
+    def call(self, module: Any, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What a copy of the module computes: one tensor for every name in ``outputs``."""
+        raise NotImplementedError
 
-    def directions(
-        self,
-        x: Tensor | None = None,
-        context: Tensor | None = None,
-        transform: Transform | None = None,
-    ) -> Iterator[tuple[str, Transform, Tensor]]:
-        """Yield name, map and input of the forward direction and, if it exists, of the inverse."""
-        if x is None:
-            x, context = self.x, self.context
-        transform = self.moved if transform is None else transform
-        yield "forward", transform, x
-        if self.invertible:
-            with torch.no_grad():
-                z = self.call(transform, x, context)[0]
-            yield "inverse", Inverse(transform), z
+    def shapes(self, module: Any, event: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the outputs for one event."""
+        raise NotImplementedError
 
-    def far_rows(self) -> Tensor:
-        """Rows of ``x`` moved outwards by every distance in ``far``, to either side."""
-        sign = torch.randint(0, 2, self.x.shape, generator=self.generator()).to(self.x) * 2 - 1
-        return torch.cat([self.x + distance * sign for distance in self.far])
+    def directions(self) -> Directions:
+        """Yield name, module and input for every way in which the module can be called."""
+        yield type(self.start).__name__, self.moved, self.x
 
-    def on_whole_line(self) -> bool:
-        """Whether the domain of ``x`` is the whole space."""
-        domain = self.moved.domain
-        while isinstance(domain, constraints.independent):
-            domain = domain.base_constraint
-        return domain is constraints.real
+    def broadcasts(self, module: Any, value: Tensor, want: Sequence[Tensor]) -> list[BatchCase]:
+        """Batches whose context is broadcast."""
+        return []
+
+    def learned(self) -> Any:
+        """A copy that differs from the start as a trained one does."""
+        return copy.deepcopy(self.moved)
 
 
-def has_inverse(transform: Transform, x: Tensor, context: Tensor | None) -> bool:
-    """Whether the transform defines its inverse."""
-    try:
-        with torch.no_grad():
-            transform.inverse(transform(x, context)[0], context)
-    except NotInvertibleError:
-        return False
-    except Exception:
-        return True  # It has one that does not work, which is for the rules to say.
-    return True
+def check_probe(
+    owner: str,
+    label: str,
+    probe: AnyProbe,
+    rules: Rules[AnyProbe],
+    dtypes: Sequence[torch.dtype],
+    skip: Mapping[str, str] | None,
+    tolerance: Mapping[torch.dtype, float] = TOLERANCE,
+) -> ContractReport:
+    """Ask the rules, in the order of their numbers, about fresh copies of a probe in float64."""
+
+    def prepare(dtype: torch.dtype) -> AnyProbe:
+        # Fresh copies for every rule: what a call may leave behind goes no further.
+        return replace(probe.to(dtype), tolerance=tolerance[dtype])
+
+    return run_rules(owner, label, rules, prepare, dtypes, skip, probe.seed)
 
 
-def mapped_shape(transform: Transform, event: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of what one event of this shape is mapped to."""
-    if transform.noise_shape == transform.event_shape:
-        return tuple(event)
-    expect(
-        None not in transform.noise_shape,
-        f"expected all sizes of the noise_shape of a layer that changes shapes, got "
-        f"{transform.noise_shape}",
-    )
-    return transform.noise_shape  # type: ignore[return-value]
+def states(
+    module: AnyModule, noise: float, generator: torch.Generator
+) -> tuple[AnyModule, AnyModule]:
+    """Copies in float64 and evaluation mode, as the module is and with randomised parameters."""
+    start = copy.deepcopy(module).double().eval()
+    return start, randomize(copy.deepcopy(start), noise, generator)
 
 
-def draw_inputs(transform: Transform, rows: int, generator: torch.Generator) -> Tensor:
-    """Draw ``(rows, *event)`` in float64 from the transform's domain."""
-    event = [2 + i if size is None else size for i, size in enumerate(transform.event_shape)]
-    raw = torch.randn(rows, *event, generator=generator, dtype=torch.float64)
-    return transform_to(transform.domain)(raw)
+def noise_of(*shape: int, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers in float64."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 @torch.no_grad()
-def randomize(transform: Transform, noise: float, generator: torch.Generator) -> Transform:
+def randomize(module: AnyModule, noise: float, generator: torch.Generator) -> AnyModule:
     """Add normal noise to every parameter, in place; the numbers do not depend on the dtype."""
-    for parameter in transform.parameters():
-        step = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    for parameter in module.parameters():
+        step = noise_of(*parameter.shape, generator=generator)
         parameter.add_((noise * step).to(parameter))
-    return transform
+    return module
 
 
 def expect(condition: bool, message: str) -> None:  # noqa: FBT001
@@ -195,3 +176,15 @@ def expect_finite(what: str, got: Tensor) -> None:
         f"expected {what} to be finite, got {got[bad][:3].tolist()} in {int(bad.sum())} of "
         f"{got.numel()} places",
     )
+
+
+def expect_finite_gradients(what: str, value: Tensor, named: Mapping[str, Tensor]) -> None:
+    """Expect finite gradients of the sum of a tensor in others, by their names."""
+    if not value.requires_grad:
+        return
+    gradients = torch.autograd.grad(
+        value.sum(), list(named.values()), retain_graph=True, allow_unused=True
+    )
+    for name, gradient in zip(named, gradients, strict=True):
+        if gradient is not None:
+            expect_finite(f"the gradient of {what} in {name}", gradient)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
@@ -12,8 +13,7 @@ from flowkit.checks import fail
 from flowkit.errors import ContractError, FlowkitError
 from flowkit.testing.report import ContractReport, RuleResult
 
-#: The title of a rule, and what asks it: ``None`` if it holds, the reason if it does not apply.
-Question = tuple[str, Callable[[torch.dtype], "str | None"]]
+Subject = TypeVar("Subject")
 
 # A check that takes longer than this shows its progress.
 _PATIENCE = 10.0
@@ -22,17 +22,20 @@ _PATIENCE = 10.0
 def run_rules(
     owner: str,
     label: str,
-    rules: Mapping[str, Question],
+    rules: Mapping[str, tuple[str, Callable[[Subject], str | None]]],
+    prepare: Callable[[torch.dtype], Subject],
     dtypes: Sequence[torch.dtype],
-    skip: Mapping[str, str] | None = None,
-    seed: int = 0,
+    skip: Mapping[str, str] | None,
+    seed: int,
 ) -> ContractReport:
     """Ask every rule in every dtype; the global random state stays as it is.
 
     Args:
         owner: The check, for messages.
         label: The name of what is checked.
-        rules: The rules by their names.
+        rules: By its name the title of a rule, and what asks it: ``None`` if it holds, the reason
+            if it does not apply.
+        prepare: Makes what a rule is asked about, in a dtype.
         dtypes: The dtypes of the numbers.
         skip: Rules that shall not be checked, each with a reason.
         seed: Seed of everything random.
@@ -42,30 +45,31 @@ def run_rules(
         ContractError: If a rule is broken, or cannot be checked.
     """
     skip = skip or {}
-    for name, reason in skip.items():
+    for name, why in skip.items():
         if name not in rules:
             raise fail(owner, "skip", f"reasons by rules, of {', '.join(rules)}", name)
-        if not isinstance(reason, str) or not reason.strip():
-            raise fail(owner, "skip", f"a reason for {name}", reason)
+        if not isinstance(why, str) or not why.strip():
+            raise fail(owner, "skip", f"a reason for {name}", why)
     results = []
-    pairs = list(itertools.product(dtypes, rules))
+    pairs = list(itertools.product(dtypes, sorted(rules, key=lambda name: int(name[1:]))))
     with (
         torch.random.fork_rng(devices=[]),
         tqdm(pairs, f"{owner} {label}", delay=_PATIENCE, leave=False) as progress,
     ):
         torch.manual_seed(seed)
         for dtype, name in progress:
-            title, question = rules[name]
-            told = skip[name] if name in skip else ask(label, name, title, question, dtype)
-            results.append(RuleResult(name, title, dtype, told))
+            title, rule = rules[name]
+            asked = f"{name} ({title}) in {str(dtype)[6:]}"
+            reason = skip[name] if name in skip else _ask(label, asked, rule, prepare, dtype)
+            results.append(RuleResult(name, title, dtype, reason))
     return ContractReport(label, tuple(results))
 
 
-def ask(
+def _ask(
     label: str,
-    name: str,
-    title: str,
-    question: Callable[[torch.dtype], str | None],
+    asked: str,
+    rule: Callable[[Subject], str | None],
+    prepare: Callable[[torch.dtype], Subject],
     dtype: torch.dtype,
 ) -> str | None:
     """Ask one rule.
@@ -73,17 +77,13 @@ def ask(
     What the package raises on purpose, such as a root search that did not converge, says that the
     rule could not be checked; any other exception breaks it.
     """
-    rule = f"{name} ({title}) in {str(dtype)[6:]}"
     try:
-        return question(dtype)
+        return rule(prepare(dtype))
     except ContractError as error:
-        raise ContractError(f"{label} breaks {rule}: {error}") from error
+        raise ContractError(f"{label} breaks {asked}: {error}") from error
     except FlowkitError as error:
-        raise ContractError(
-            f"{label} cannot be checked for {rule}: {type(error).__name__}: {error}"
-        ) from error
+        told = f"cannot be checked for {asked}: {type(error).__name__}: {error}"
+        raise ContractError(f"{label} {told}") from error
     except Exception as error:
-        raise ContractError(
-            f"{label} breaks {rule}: expected the check to run, got {type(error).__name__}: "
-            f"{error}"
-        ) from error
+        told = f"expected the check to run, got {type(error).__name__}: {error}"
+        raise ContractError(f"{label} breaks {asked}: {told}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,14 @@ from flowkit.testing.points import (
     expect_one_sided_derivatives,
     expect_second_derivatives,
 )
-from flowkit.testing.probe import TOLERANCE, expect, expect_close, expect_finite
+from flowkit.testing.probe import (
+    DTYPES,
+    TOLERANCE,
+    expect,
+    expect_close,
+    expect_finite,
+    expect_finite_gradients,
+)
 from flowkit.testing.report import ContractReport
 from flowkit.testing.runner import run_rules
 
@@ -27,14 +35,13 @@ _TRAINED = 1.0
 # So many parameters are drawn at each scale.
 _DRAWS = 16
 
-_Rule = Callable[[ScalarMap, Tensor, float, float], "str | None"]
 _Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def check_scalar(
     scalar: ScalarMap,
     *,
-    dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
+    dtypes: Sequence[torch.dtype] = DTYPES,
     scales: Sequence[float] = (0.0, 0.1, 1.0, 10.0, 100.0),
     reach: float = 1e4,
     seed: int = 0,
@@ -77,34 +84,33 @@ def check_scalar(
     reach = checks.number("check_scalar", "reach", reach, above=1e-3)
     count = len(checks.as_list(scales) or [0])
     scales = checks.numbers("check_scalar", "scales", scales, count, least=0)
-    rules = {
-        "R4": ("the inverse undoes forward", _round_trips),
-        "R5": ("log_slope is that of autodiff", _slopes),
-        "R6": ("values and gradients are finite", _finite),
-        "R7": ("derivatives are right at exact points", _derivatives),
-    }
 
-    def asked(rule: _Rule, dtype: torch.dtype) -> str | None:
-        reason = None
-        for scale in scales:
-            generator = torch.Generator().manual_seed(seed)
-            params = torch.randn(_DRAWS, scalar.param_size, generator=generator).double()
-            params = (scale * params[: _DRAWS if scale else 1]).to(dtype)
-            try:
-                reason = rule(scalar, params, scale, reach)
-            except ContractError as error:
-                raise ContractError(f"with parameters of the scale {scale:g}: {error}") from error
-        return reason
+    def prepare(dtype: torch.dtype) -> list[_Asked]:
+        generator = torch.Generator().manual_seed(seed)
+        params = torch.randn(_DRAWS, scalar.param_size, generator=generator).double()
+        return [
+            _Asked(scalar, (scale * params[: _DRAWS if scale else 1]).to(dtype), scale, reach)
+            for scale in scales
+        ]
 
-    questions = {name: (title, partial(asked, rule)) for name, (title, rule) in rules.items()}
-    return run_rules("check_scalar", str(scalar), questions, dtypes, seed=seed)
+    return run_rules("check_scalar", str(scalar), _RULES, prepare, dtypes, None, seed)
 
 
-def _grid(scalar: ScalarMap, params: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+class _Asked(NamedTuple):
+    """A map with parameters ``(draws, param_size)`` of a scale, and the largest number."""
+
+    scalar: ScalarMap
+    params: Tensor
+    scale: float
+    reach: float
+
+
+def _grid(asked: _Asked, reach: float) -> tuple[Tensor, Tensor]:
     """Numbers ``(n, draws)`` near and far with their parameters; the joints are a draw's own."""
+    params = asked.params
     far = torch.logspace(-3, torch.tensor(reach).log10().item(), 24).to(params)
     common = torch.cat([-far.flip(0), params.new_tensor([-0.0, 0.0]), far])
-    joints = scalar.joints(params)
+    joints = asked.scalar.joints(params)
     middles = (joints[:, 1:] + joints[:, :-1]) / 2
     x = torch.cat([common.expand(len(params), -1), joints, middles], -1).mT
     return x, params.expand(len(x), *params.shape)
@@ -116,15 +122,15 @@ def _both_ways(scalar: ScalarMap, x: Tensor, params: Tensor) -> list[tuple[str, 
     return [("forward", scalar.forward, x), ("inverse", scalar.inverse, y)]
 
 
-def _round_trips(scalar: ScalarMap, params: Tensor, scale: float, reach: float) -> None:
-    x, params = _grid(scalar, params, reach)
+def _round_trips(asked: _Asked) -> None:
+    x, params = _grid(asked, asked.reach)
     eps = _ROUNDINGS * torch.finfo(x.dtype).eps
     with torch.no_grad():
-        y, log_slope = scalar.forward(x, params)
+        y, log_slope = asked.scalar.forward(x, params)
     for tracked in (False, True):
         with torch.set_grad_enabled(tracked):
-            back = scalar.inverse(y.clone().requires_grad_(tracked), params)[0].detach()
-        again = scalar.forward(back, params)[0]
+            back = asked.scalar.inverse(y.clone().requires_grad_(tracked), params)[0].detach()
+        again = asked.scalar.forward(back, params)[0]
         # Rounding of one side, as the slope carries it to the other.
         steep = log_slope.clamp(-80, 80).exp()
         of_x = eps * (1 + x.abs() + (1 + y.abs()) / steep)
@@ -138,12 +144,12 @@ def _round_trips(scalar: ScalarMap, params: Tensor, scale: float, reach: float) 
         )
 
 
-def _slopes(scalar: ScalarMap, params: Tensor, scale: float, reach: float) -> None:
-    if scale > _TRAINED:
+def _slopes(asked: _Asked) -> None:
+    if asked.scale > _TRAINED:
         return
     # Far out in float32, a place on a circle is not known to the digits that this looks at.
-    x, params = _grid(scalar, params, min(reach, 10.0))
-    for name, f, at in _both_ways(scalar, x, params):
+    x, params = _grid(asked, min(asked.reach, 10.0))
+    for name, f, at in _both_ways(asked.scalar, x, params):
         with torch.no_grad():
             log_slope = f(at, params)[1]
         wide = at.double().requires_grad_()
@@ -153,41 +159,54 @@ def _slopes(scalar: ScalarMap, params: Tensor, scale: float, reach: float) -> No
         expect_close(what, log_slope, slope.log(), TOLERANCE[at.dtype])
 
 
-def _finite(scalar: ScalarMap, params: Tensor, scale: float, reach: float) -> None:
-    x, params = _grid(scalar, params, reach)
+def _finite(asked: _Asked) -> None:
+    x, params = _grid(asked, asked.reach)
     params = params.clone().requires_grad_()
-    for name, f, at in _both_ways(scalar, x, params):
+    for name, f, at in _both_ways(asked.scalar, x, params):
         at = at.requires_grad_()
         for what, value in zip(("value", "log-slope"), f(at, params), strict=True):
             expect_finite(f"the {what} of {name}", value)
-            if not value.requires_grad:
-                continue
-            gradients = torch.autograd.grad(
-                value.sum(), [at, params], retain_graph=True, allow_unused=True
-            )
-            for of, gradient in zip(("its argument", "parameters"), gradients, strict=True):
-                if gradient is not None:
-                    expect_finite(f"the gradient of the {what} of {name} in {of}", gradient)
+            named = {"its argument": at, "parameters": params}
+            expect_finite_gradients(f"the {what} of {name}", value, named)
 
 
-def _derivatives(scalar: ScalarMap, params: Tensor, scale: float, reach: float) -> str | None:
-    if params.dtype != torch.float64:
+def _derivatives(asked: _Asked) -> str | None:
+    if asked.params.dtype != torch.float64:
         return "finite differences need float64"
-    if scale > _TRAINED:
+    if asked.scale > _TRAINED:
         return None
     generator = torch.Generator().manual_seed(0)
-    for row in params[:4]:
-        x = torch.tensor(exact_points(scalar, row)).to(row)
-        with torch.no_grad():
-            y = scalar.forward(x, row)[0]
-        for name, f, at in (("forward", scalar.forward, x), ("inverse", scalar.inverse, y)):
+    for row in asked.params[:4]:
+        x = torch.tensor(exact_points(asked.scalar, row)).to(row)
+        for name, f, at in _both_ways(asked.scalar, x, row):
 
             def of_all(both: Tensor, f: _Map = f) -> tuple[Tensor, Tensor]:
                 return f(both[..., 0], both[..., 1:])
 
             points = torch.cat([at.unsqueeze(-1), row.expand(len(at), -1)], -1)
-            once = (True, scalar.smoothness >= 2)
+            once = (True, asked.scalar.smoothness >= 2)
             expect_one_sided_derivatives(name, of_all, points, once)
-            if scalar.smoothness >= 2:
+            if asked.scalar.smoothness >= 2:
                 expect_second_derivatives(name, of_all, points, generator)
     return None
+
+
+def _at_every_scale(
+    rule: Callable[[_Asked], str | None], all_asked: Sequence[_Asked]
+) -> str | None:
+    reason = None
+    for asked in all_asked:
+        try:
+            reason = rule(asked)
+        except ContractError as error:
+            message = f"with parameters of the scale {asked.scale:g}: {error}"
+            raise ContractError(message) from error
+    return reason
+
+
+_RULES = {
+    "R4": ("the inverse undoes forward", partial(_at_every_scale, _round_trips)),
+    "R5": ("log_slope is that of autodiff", partial(_at_every_scale, _slopes)),
+    "R6": ("values and gradients are finite", partial(_at_every_scale, _finite)),
+    "R7": ("derivatives are right at exact points", partial(_at_every_scale, _derivatives)),
+}

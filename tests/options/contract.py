@@ -25,8 +25,8 @@ from flowkit.testing import (
     check_scalar,
     check_transform,
 )
+from flowkit.testing.layers import Layer
 from flowkit.testing.points import expect_one_sided_derivatives, expect_second_derivatives
-from flowkit.testing.probe import Probe
 from flowkit.toys import DoubleWell
 from flowkit.transforms import Coupling, DenseLinear, Rescale, Transform
 
@@ -137,7 +137,7 @@ of(
 )
 
 layer = stirred(Coupling([0, 1], context=1, conditioner=small))
-probe = Probe(
+probe = Layer(
     start=layer,
     moved=layer,
     x=X,
@@ -151,9 +151,9 @@ probe = Probe(
     invertible=True,
     seed=0,
 )
-of(Probe.call, lambda **o: probe.call(layer, X, **o), context=differs(D, base=C))
+of(Layer.call, lambda **o: probe.call(layer, X, **o), context=differs(D, base=C))
 of(
-    Probe.directions,
+    Layer.directions,
     lambda **o: [value for _, _, value in probe.directions(**o)],
     x=differs(2 * X, using={"context": C}),
     context=differs(D, base=C, using={"x": X}),
