@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import flowkit
 from flowkit.cli import main
 from flowkit.data.tables import read_table, write_table
+from flowkit.estimators import FlowDensity
 from flowkit.io import read_extra
 
 COLUMNS = ["height", "weight"]
@@ -69,10 +70,11 @@ def test_fit_sample_and_score_keep_column_names_through_every_format(run, suffix
     code, out, err = run("fit", f"data.{suffix}", "-o", "m.safetensors", *FAST)
     assert (code, err) == (0, "")
     assert out.startswith("m.safetensors: coupling_flow of 200 rows and 2 columns")
-    recipe = {"name": "coupling_flow", "arguments": {"layers": 2, "hidden": [8]}}
-    assert read_extra("m.safetensors") == {
-        "columns": names, "dequantized": [], "recipe": recipe
-    }  # fmt: skip
+    extra = read_extra("m.safetensors")
+    assert (extra["columns"], extra["dequantized"]) == (names, [])
+    model = FlowDensity.load("m.safetensors")
+    assert (model.recipe, model.options) == ("coupling_flow", {"layers": 2, "hidden": [8]})
+    assert model.feature_names_in_.tolist() == names
 
     code, out, err = run("sample", "m.safetensors", "-n", "30", "-o", f"new.{suffix}")
     assert (code, out, err) == (0, f"new.{suffix}: 30 samples of {', '.join(names)}\n", "")
@@ -193,7 +195,8 @@ def test_a_flow_saved_without_names_gets_numbered_ones(run):
     described = run("describe", "m.st")[1]
     assert "columns   x1, x2" in described
     assert "recipe" not in described
-    flowkit.save(flowkit.coupling_flow(2, layers=1), "m.st", extra={"recipe": {"name": 3}})
+    damaged = {"estimator": {"parameters": 3}}
+    flowkit.save(flowkit.coupling_flow(2, layers=1), "m.st", extra=damaged)
     assert run("describe", "m.st")[::2] == (0, "")
 
 

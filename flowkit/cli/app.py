@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["describe", "nowhere.safetensors"])  # the reason goes to stderr
         2
     """
-    command = ""
+    program = "flowkit"
     try:
         options = make_parser(COMMANDS).parse_args(argv)
-        command = options.command
+        program = f"flowkit {options.command}"
         with _own_process(options.threads), warnings_as_notes():
             options.run(options)
         return 0
@@ -45,16 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         abandon_stdout()
         return 141
     except KeyboardInterrupt:
-        complain(command, "interrupted")
+        complain(program, "interrupted")
         return 130
     except (FlowkitError, OSError) as error:
-        complain(command, why(error))
+        complain(program, why(error))
     except MemoryError:
-        complain(command, "not enough memory; remedy: fewer rows, or a smaller flow")
+        complain(program, "not enough memory; remedy: fewer rows, or a smaller flow")
     except Exception as error:
         if os.environ.get("FLOWKIT_TRACEBACK"):
             raise
-        complain(command, f"unexpected {type(error).__name__}: {error}")
+        complain(program, f"unexpected {type(error).__name__}: {error}")
     return 2
 
 

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from flowkit.cli.console import say
 from flowkit.data.tables import Table, check_extension, read_table, write_blocks, write_table
 from flowkit.errors import ArgumentError, DataError, ShapeError
 from flowkit.files import check_writable, same_file
+
+if TYPE_CHECKING:
+    from flowkit.estimators import FlowDensity
 
 _LEAST_ROWS = 10
 _BLOCK = 8192
@@ -29,8 +32,7 @@ _TABLES = {
 
 def _fit(options: argparse.Namespace) -> None:
     from flowkit.data.precision import needs_double, size_and_spread
-    from flowkit.io import save
-    from flowkit.training import fit
+    from flowkit.estimators import FlowDensity
 
     _check_model_output(options.output, options.data)
     chosen = None if options.columns is None else [c.strip() for c in options.columns.split(",")]
@@ -57,53 +59,43 @@ def _fit(options: argparse.Namespace) -> None:
     fine = _where(needs_double(*size_and_spread(table.values, width)), table)
     if fine:
         _note(f"float32 would lose digits of {', '.join(fine)}; the flow is fitted in float64")
-    dtype = torch.float64 if fine else torch.float32
-
-    torch.manual_seed(options.seed)
-    flow = _build(options.recipe, len(table.columns), settings).to(dtype)
+    _check_buildable(options.recipe, len(table.columns), settings)
+    model = FlowDensity(
+        options.recipe, settings,
+        epochs=options.epochs or 100, steps=options.steps, batch_size=options.batch_size,
+        lr=options.lr, validation=options.validation, patience=options.patience,
+        dequantize=width.tolist(), random_state=_random_state(options.seed),
+        verbose=not options.quiet,
+    )  # fmt: skip
     with warnings.catch_warnings():
         # Said above, with the names of the columns and the remedy of the command line.
         warnings.filterwarnings("ignore", "x: .* repeat values", UserWarning)
-        history = fit(
-            flow, torch.from_numpy(table.values).to(dtype), _objective(width, dtype),
-            validation=options.validation, epochs=options.epochs, steps=options.steps,
-            batch_size=options.batch_size, lr=options.lr, patience=options.patience,
-            seed=options.seed, progress=not options.quiet,
-        )  # fmt: skip
-    extra = {
-        "columns": list(table.columns),
-        "dequantized": noisy,
-        "recipe": {"name": options.recipe, "arguments": settings},
-    }
-    save(flow, options.output, extra=extra)
-    held = (
-        ""
-        if history.best is None
-        else f"; held-out log-likelihood {-history.best:.4f} nats per sample"
-    )
+        model.fit(table.values)
+    model.feature_names_in_ = np.array(table.columns, dtype=object)
+    model.save(options.output)
+    best, steps = model.history_.best, model.history_.steps[-1]
+    held = "" if best is None else f"; held-out log-likelihood {-best:.4f} nats per sample"
     say(
         f"{options.output}: {options.recipe} of {len(table.values):,} rows and "
-        f"{len(table.columns)} columns, {history.steps[-1]:,} steps{held}"
+        f"{len(table.columns)} columns, {steps:,} steps{held}"
     )
 
 
 def _sample(options: argparse.Namespace) -> None:
     _check_table_output(options.output, options.model)
-    flow, columns, noisy = _load(options.model)
+    model, columns, _ = _load(options.model)
 
     def blocks() -> Iterator[np.ndarray]:
-        generator = torch.Generator().manual_seed(options.seed)
+        random_state = _random_state(options.seed)
+        dtype = "f8" if model.dtype_ == torch.float64 else "f4"
         for start in range(0, options.n, _BLOCK):
-            values = flow.sample(min(_BLOCK, options.n - start), generator=generator).numpy()
+            values = model.sample(min(_BLOCK, options.n - start), random_state).astype(dtype)
             bad = ~np.isfinite(values).all(1)
             if bad.any():
                 raise DataError(
                     f"{options.model} drew {bad.sum()} of {len(values)} samples that are not "
                     "finite; remedy: fit it again, with a lower --lr or fewer layers"
                 )
-            for name in noisy:
-                at = columns.index(name)
-                values[:, at] = np.rint(values[:, at]) + 0.0
             yield values
 
     write_blocks(options.output, blocks(), options.n, columns)
@@ -113,7 +105,7 @@ def _sample(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> None:
     if options.output is not None:
         _check_table_output(options.output, options.model, options.data)
-    flow, columns, noisy = _load(options.model)
+    model, columns, noisy = _load(options.model)
     table = read_table(options.data, columns)
     if table.unnamed not in (0, len(columns)):
         raise DataError(
@@ -126,7 +118,7 @@ def _score(options: argparse.Namespace) -> None:
             f"{options.data}: column(s) {', '.join(sorted(fractional))} expected integers, "
             "as the flow was fitted to with --dequantize"
         )
-    scores = _log_prob(flow, table, noisy)
+    scores = model.score_samples(table.values)
     if np.isnan(scores).any():
         first = int(np.isnan(scores).argmax()) + 1
         raise DataError(
@@ -148,24 +140,26 @@ def _score(options: argparse.Namespace) -> None:
 def _describe(options: argparse.Namespace) -> None:
     from flowkit.io import read_extra
 
-    flow, columns, noisy = _load(options.model)
-    recipe = _shown_recipe(read_extra(options.model).get("recipe"))
+    model, columns, noisy = _load(options.model)
+    recipe = _shown_recipe(read_extra(options.model).get("estimator"))
     lines = [
         f"file      {options.model}",
         *([f"recipe    {recipe}"] if recipe else []),
         f"columns   {_joined(columns)}",
         *([f"integers  {_joined(noisy)}"] if noisy else []),
-        f"dtype     {str(flow.dtype).removeprefix('torch.')}",
+        f"dtype     {str(model.dtype_).removeprefix('torch.')}",
     ]
-    say("\n".join([*lines, "", str(flow.summary())]))
+    say("\n".join([*lines, "", str(model.flow_.to(model.dtype_).summary())]))
 
 
 def _shown_recipe(stored: Any) -> str:
-    """The call of the recipe that ``flowkit fit`` stored; nothing where a file has none."""
-    if not isinstance(stored, dict) or not isinstance(stored.get("arguments"), dict):
+    """The call of the recipe that an estimator stored; nothing where a file has none."""
+    try:
+        name, options = (stored["parameters"][key] for key in ("recipe", "options"))
+        arguments = ", ".join(f"{key}={json.dumps(v)}" for key, v in (options or {}).items())
+    except (AttributeError, KeyError, TypeError):
         return ""
-    arguments = ", ".join(f"{name}={json.dumps(v)}" for name, v in stored["arguments"].items())
-    return f"{stored.get('name')}({arguments})".replace("\n", "\\n")
+    return f"{name}({arguments})".replace("\n", "\\n")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -213,15 +207,19 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _build(name: str, columns: int, arguments: dict[str, Any]) -> Any:
-    """Build a flow, or say in one line why there is not enough memory for it."""
+def _random_state(seed: int) -> np.random.RandomState:
+    """The random state of any seed, also of more than 32 bits."""
+    return np.random.RandomState(np.random.MT19937(seed))
+
+
+def _check_buildable(name: str, columns: int, arguments: dict[str, Any]) -> None:
+    """Say in one line why a flow cannot be built, or not in the memory there is."""
     from flowkit.content import TooLarge, limited
     from flowkit.recipes.registry import build_for_columns
 
     try:
         with torch.device("meta"), limited(_MOST_WEIGHTS, _MOST_PARTS):
-            build_for_columns(name, columns, **arguments)
-        flow = build_for_columns(name, columns, **arguments)
+            _check_plain(build_for_columns(name, columns, **arguments))
     except TooLarge as error:
         raise ArgumentError(
             f"{name} cannot be built with {arguments}: it has {error} than the {_MOST_WEIGHTS:,} "
@@ -229,12 +227,11 @@ def _build(name: str, columns: int, arguments: dict[str, Any]) -> Any:
         ) from None
     except (RuntimeError, TypeError, RecursionError) as error:
         raise ArgumentError(f"{name} cannot be built with {arguments}: {error}") from error
-    _check_plain(flow)
-    return flow
 
 
-def _load(path: str) -> tuple[Any, list[str], list[str]]:
-    """The flow, the names of its columns, and those of integers."""
+def _load(path: str) -> tuple[FlowDensity, list[str], list[str]]:
+    """The model, the names of its columns, and those of integers."""
+    from flowkit.estimators import FlowDensity
     from flowkit.io import load, read_extra
 
     flow, extra = load(path), read_extra(path)
@@ -246,7 +243,8 @@ def _load(path: str) -> tuple[Any, list[str], list[str]]:
         raise DataError(f"{path} names the columns {columns}, its flow has {count}")
     if not _are_names(noisy) or not set(noisy) <= set(columns):
         raise DataError(f"{path} names dequantized columns {noisy}, its flow has {columns}")
-    return flow, columns, noisy
+    model = FlowDensity.from_flow(flow, [float(name in noisy) for name in columns])
+    return model, columns, noisy
 
 
 def _are_names(value: Any) -> bool:
@@ -338,19 +336,3 @@ def _repeating_columns(table: Table) -> list[str]:
 
     some = torch.from_numpy(table.values)[evenly_spaced(*table.values.shape)]
     return [table.columns[column] for column in repeated_values(some)]
-
-
-def _objective(width: np.ndarray, dtype: torch.dtype) -> Any:
-    """Likelihood of values in their cells; None for plain likelihood."""
-    from flowkit.estimators.rounded import DequantizedLikelihood
-
-    return DequantizedLikelihood(torch.from_numpy(width).to(dtype)) if width.any() else None
-
-
-def _log_prob(flow: Any, table: Table, noisy: Sequence[str]) -> np.ndarray:
-    """Log-densities of the rows; of their cells in columns of integers."""
-    from flowkit.estimators.rounded import cell_log_prob
-
-    width = np.array([float(name in noisy) for name in table.columns])
-    blocks = torch.from_numpy(table.values).to(flow.dtype).split(_BLOCK)
-    return torch.cat([cell_log_prob(flow, x, width) for x in blocks]).double().numpy()

@@ -31,13 +31,13 @@ def say(text: str) -> None:
     _print(text, sys.stdout)
 
 
-def complain(command: str, text: object) -> None:
-    """Print one line about an error."""
+def complain(program: str, text: object) -> None:
+    """Print one line about an error of a program, ``flowkit fit``."""
     line = " ".join(str(text).split())
     if len(line) > _LONGEST:
         line = f"{line[:_LONGEST]} ... ({len(line):,} characters)"
     with suppress(OSError):
-        _print(f"flowkit {command}: {line}", sys.stderr)
+        _print(f"{program}: {line}", sys.stderr)
 
 
 def _print(text: str, stream: TextIO | None) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import NoReturn
 
-from flowkit.cli.console import printable
+from flowkit.cli.console import complain
 
 # Threads that every machine can start.
 _MOST_THREADS = max(64, os.cpu_count() or 1)
@@ -23,12 +22,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message and leave with exit code 2."""
-        line = printable(" ".join(message.split()))
-        if len(line) > 1000:
-            line = f"{line[:1000]} ..."
-        encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-        text = f"{self.prog}: {line}; see {self.prog} --help\n"
-        self.exit(2, text.encode(encoding, "backslashreplace").decode(encoding))
+        complain(self.prog, f"{message}; see {self.prog} --help")
+        self.exit(2)
 
 
 def make_parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:

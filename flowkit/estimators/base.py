@@ -6,8 +6,9 @@ and out. What is trained, and how, is a recipe and :func:`flowkit.fit`.
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ class FlowEstimator(BaseEstimator):
 
     Attributes:
         flow_: The fitted :class:`flowkit.Flow`, in float64 and evaluation mode.
+        dtype_: The dtype in which the flow was trained, and is written to files.
         history_: The :class:`flowkit.History` of the fit.
         lattice_: Widths and offsets of the values that rounded columns can take.
         n_features_in_: Number of columns seen by ``fit``.
@@ -51,6 +53,7 @@ class FlowEstimator(BaseEstimator):
     recipe: str
     options: Mapping[str, Any] | None
     epochs: int
+    steps: int | None
     batch_size: int
     lr: float
     validation: float | None
@@ -62,6 +65,7 @@ class FlowEstimator(BaseEstimator):
     compile: bool | str
 
     flow_: Flow
+    dtype_: torch.dtype
     history_: History
     lattice_: Lattice
     n_features_in_: int
@@ -107,7 +111,7 @@ class FlowEstimator(BaseEstimator):
         }
         integers = [c for c, w, o in zip(columns, width, offset, strict=True) if (w, o) == (1, 0)]
         extra = {"columns": columns, "dequantized": integers, "estimator": stored}
-        save(self.flow_, path, extra=extra)
+        save(copy.deepcopy(self.flow_).to(self.dtype_), path, extra=extra)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -128,14 +132,35 @@ class FlowEstimator(BaseEstimator):
         try:
             model = cls(**stored["parameters"])
             model.history_ = History(**stored["history"])
-            model.lattice_ = Lattice(*map(np.array, stored["lattice"]))
+            lattice = Lattice(*map(np.array, stored["lattice"]))
             if stored["names"]:
                 model.feature_names_in_ = np.array(stored["names"], dtype=object)
         except (KeyError, TypeError, ValueError) as error:
             raise FlowFileError(f"{path} describes no {cls.__name__}: {error}") from None
-        model.flow_ = load(path)
-        model.n_features_in_ = model.flow_.event_shape[0]
-        return model
+        return model._set_flow(load(path), lattice)
+
+    @classmethod
+    def from_flow(cls, flow: Flow, width: float | Sequence[float] = 0.0) -> Self:
+        """Make a fitted estimator of a flow that was trained elsewhere.
+
+        Args:
+            flow: A flow of columns, without context; taken over, and cast to float64.
+            width: Widths of the cells of columns that hold multiples of them; 0 for others.
+
+        Example:
+            >>> import flowkit
+            >>> from flowkit.estimators import FlowDensity
+            >>> FlowDensity.from_flow(flowkit.elementwise_flow(3)).sample(5).shape
+            (5, 3)
+        """
+        widths = cell_widths(cls.__name__, width, flow.event_shape[0])
+        return cls()._set_flow(flow, Lattice(widths, np.zeros_like(widths)))
+
+    def _set_flow(self, flow: Flow, lattice: Lattice) -> Self:
+        self.dtype_ = flow.dtype or torch.float32
+        self.flow_, self.lattice_ = flow.eval().double(), lattice
+        self.n_features_in_ = flow.event_shape[0]
+        return self
 
     def _read(self, X: Any, owner: str) -> np.ndarray:
         """Check input of a fitted estimator: its columns, and the values of rounded ones."""
@@ -159,8 +184,8 @@ class FlowEstimator(BaseEstimator):
         if weight is not None:
             X, weight = X[weight > 0], weight[weight > 0]
         names = self._names(X.shape[1])
-        self.lattice_ = Lattice.of(X, width)
-        self.lattice_.check(X, f"{owner} with dequantize", names)
+        lattice = Lattice.of(X, width)
+        lattice.check(X, f"{owner} with dequantize", names)
         dtype = choose_dtype(X, width, names)
         fabric = fabric_on(owner, self.device)
         seed = seed_from(self.random_state)
@@ -171,7 +196,8 @@ class FlowEstimator(BaseEstimator):
             {"x": X} if weight is None else {"x": X, "weight": weight},
             DequantizedLikelihood(torch.from_numpy(width).to(dtype)) if width.any() else None,
             validation=self.validation,
-            epochs=self.epochs,
+            epochs=self.epochs if self.steps is None else None,
+            steps=self.steps,
             batch_size=self.batch_size,
             lr=self.lr,
             patience=self.patience,
@@ -180,7 +206,7 @@ class FlowEstimator(BaseEstimator):
             seed=seed,
             progress=bool(self.verbose),
         )
-        self.flow_ = flow.double()
+        self._set_flow(flow, lattice)
 
     def _build_flow(self, columns: int) -> Flow:
         owner, options = type(self).__name__, {} if self.options is None else self.options

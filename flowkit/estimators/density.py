@@ -30,8 +30,9 @@ class FlowDensity(DensityMixin, FlowEstimator):
             ``{"layers": 4, "hidden": (64, 64)}``; ``None`` for its defaults. A grid search runs
             over a list of such dicts.
         epochs: Maximum number of epochs.
+        steps: Maximum number of optimizer steps, in place of ``epochs``.
         batch_size: Samples per step.
-        lr: Learning rate of Adam, lowered to zero along a cosine over ``epochs``.
+        lr: Learning rate of Adam, lowered to zero along a cosine over the fit.
         validation: Fraction of the samples held out to choose the best epoch, in [0, 1); ``0`` or
             ``None`` trains on all samples for all epochs.
         patience: Epochs without a better validation likelihood before stopping; ``None`` for no
@@ -54,6 +55,7 @@ class FlowDensity(DensityMixin, FlowEstimator):
     Attributes:
         flow_: The fitted :class:`flowkit.Flow`, in float64 and evaluation mode. After
             ``flow_.to("cuda")`` the estimator scores and samples there.
+        dtype_: The dtype in which the flow was trained, and is written to files.
         history_: The :class:`flowkit.History` of the fit.
         lattice_: Widths and offsets of the values that rounded columns can take.
         n_features_in_: Number of columns seen by ``fit``.
@@ -91,6 +93,7 @@ class FlowDensity(DensityMixin, FlowEstimator):
         options: Mapping[str, Any] | None = None,
         *,
         epochs: int = 100,
+        steps: int | None = None,
         batch_size: int = 256,
         lr: float = 1e-3,
         validation: float | None = 0.1,
@@ -104,6 +107,7 @@ class FlowDensity(DensityMixin, FlowEstimator):
         self.recipe = recipe
         self.options = options
         self.epochs = epochs
+        self.steps = steps
         self.batch_size = batch_size
         self.lr = lr
         self.validation = validation

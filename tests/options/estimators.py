@@ -82,6 +82,7 @@ of(
     ),
     options=differs({"layers": 2}, {"layers": 2, "hidden": (8,)}),
     epochs=rises(3, 4, base=2, see=epochs),
+    steps=rises(6, 7, base=5, see=steps),
     batch_size=falls(20, 30, base=8, see=steps),
     lr=rises(1e-2, 1e-1, base=1e-4, see=gain),
     validation=differs(0.3, 0.5, see=losses),
@@ -123,3 +124,8 @@ of(
     progress=same(0.3),
 )
 of(DequantizedLikelihood.start, lambda **o: wide.start(batch, **o), generator=draws())
+of(
+    FlowDensity.from_flow,
+    lambda **o: FlowDensity.from_flow(plain(), **o).sample(3, random_state=0),
+    width=differs(1.0, (1.0, 0.0)),
+)
