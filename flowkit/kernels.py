@@ -126,8 +126,8 @@ class _Stationary(Kernel):
     def random_features(self, x: Tensor, frequencies: Tensor) -> Tensor:
         """Cosines and sines, the products of which are the kernel on average."""
         angles = self._scaled(x) @ frequencies.mT.to(x.dtype)
-        waves = torch.cat([angles.cos(), angles.sin()], -1)
-        return waves * (self._variance(x) / len(frequencies)).sqrt()
+        pairs = torch.cat([angles.cos(), angles.sin()], -1)
+        return pairs * (self._variance(x) / len(frequencies)).sqrt()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the kernel of every pair."""

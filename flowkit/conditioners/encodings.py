@@ -241,8 +241,8 @@ class FourierEncoding(ClipEncoding):
 
     def weights(self, features: int) -> list[float]:
         """A twelfth of the feature's own for its sines, and as much for its cosines."""
-        waves = [1 / (12 * self.n_frequencies)] * (2 * self.n_frequencies)
-        return [1.0, *waves] * features
+        parts = [1 / (12 * self.n_frequencies)] * (2 * self.n_frequencies)
+        return [1.0, *parts] * features
 
     def constants(self, features: int, causal: bool) -> Tensor:
         """The frequencies, ``(features * n_frequencies, features)``."""

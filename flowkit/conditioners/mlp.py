@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
     "silu": F.silu,
-    # From the threshold on it is the identity; torch's own of 20 leaves a step of 2e-9 there.
+    # It is the identity from the threshold on; torch's own, 20, makes a step of 2e-9 there.
     "softplus": partial(F.softplus, threshold=40.0),
     "tanh": torch.tanh,
 }

@@ -1,4 +1,4 @@
-"""What the figures share: numbers from tensors or arrays, checked, and the two colours.
+"""What the figures share: numbers from tensors or arrays, checked, and the two colors.
 
 Data are always grey, a model and its samples always blue.
 """
@@ -11,8 +11,8 @@ import torch
 from flowkit.arrays import as_array
 from flowkit.errors import DataError
 
-DATA_COLOUR = "0.45"
-MODEL_COLOUR = "#1f5fa8"
+DATA_COLOR = "0.45"
+MODEL_COLOR = "#1f5fa8"
 
 
 def as_points(values: Any, columns: int | None, what: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from flowkit import checks
 from flowkit.errors import DataError
-from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR, as_points
+from flowkit.plotting.arrays import DATA_COLOR, MODEL_COLOR, as_points
 from flowkit.plotting.figure import NotebookFigure
 
 # Fractions of the points inside the outer and the inner contour.
@@ -98,10 +98,10 @@ def corner(
             axis.locator_params(nbins=3)
             _label(axis, names, row, column, d)
     figure.align_labels()
-    handles: list[Patch | Line2D] = [Patch(color=DATA_COLOUR, alpha=0.5, label=labels[0])]
+    handles: list[Patch | Line2D] = [Patch(color=DATA_COLOR, alpha=0.5, label=labels[0])]
     if samples is not None:
-        handles.append(Line2D([], [], color=MODEL_COLOUR, label=labels[1]))
-    # The upper triangle is empty: the legend has room there and nowhere else.
+        handles.append(Line2D([], [], color=MODEL_COLOR, label=labels[1]))
+    # The upper triangle is empty: the legend fits there and nowhere else.
     figure.legend(handles=handles, loc="upper right", frameon=False, fontsize="large")
     return figure
 
@@ -120,9 +120,9 @@ def _span(columns: list[np.ndarray], name: str) -> tuple[float, float]:
 
 def _margin(axis: Axes, tables: list[np.ndarray], edges: np.ndarray) -> None:
     """Histograms of one column, as densities."""
-    axis.hist(tables[0], bins=edges.tolist(), density=True, color=DATA_COLOUR, alpha=0.5)
+    axis.hist(tables[0], bins=edges.tolist(), density=True, color=DATA_COLOR, alpha=0.5)
     if len(tables) > 1:
-        line: dict[str, Any] = {"histtype": "step", "color": MODEL_COLOUR, "lw": 1.5}
+        line: dict[str, Any] = {"histtype": "step", "color": MODEL_COLOR, "lw": 1.5}
         axis.hist(tables[1], bins=edges.tolist(), density=True, **line)
 
 
@@ -135,20 +135,20 @@ def _pair(
     """Two columns: contours with areas for the data and lines for the samples, or points."""
     x_edges, y_edges = np.linspace(*x_span, _CELLS + 1), np.linspace(*y_span, _CELLS + 1)
     x, y = (x_edges[1:] + x_edges[:-1]) / 2, (y_edges[1:] + y_edges[:-1]) / 2
-    for table, colour, filled in zip(
-        tables, (DATA_COLOUR, MODEL_COLOUR), (True, False), strict=False
+    for table, color, filled in zip(
+        tables, (DATA_COLOR, MODEL_COLOR), (True, False), strict=False
     ):
         if len(table) < _FEW:
             axis.scatter(
-                table[:, 0], table[:, 1], s=5 if filled else 9, c=colour, alpha=0.8, linewidths=0
+                table[:, 0], table[:, 1], s=5 if filled else 9, c=color, alpha=0.8, linewidths=0
             )
             continue
         density, levels = _levels(table, x_edges, y_edges)
         if filled:
-            shades = [to_rgba(colour, alpha) for alpha in (0.28, 0.6)]
+            shades = [to_rgba(color, alpha) for alpha in (0.28, 0.6)]
             axis.contourf(x, y, density, [*levels, np.inf], colors=shades)
         else:
-            axis.contour(x, y, density, levels, colors=colour, linewidths=(0.9, 1.5))
+            axis.contour(x, y, density, levels, colors=color, linewidths=(0.9, 1.5))
 
 
 def _levels(

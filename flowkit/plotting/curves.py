@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from flowkit.errors import DataError
-from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR
+from flowkit.plotting.arrays import DATA_COLOR, MODEL_COLOR
 from flowkit.plotting.figure import simple_figure
 
 
@@ -41,9 +41,9 @@ def plot_history(history: Any, *, label: str = "loss", title: str = "training") 
     figure, axis = simple_figure(title)
     # A line through one point is invisible, so short runs get markers.
     marker = "o" if len(epochs) < 25 else ""
-    axis.plot(epochs, train, color=DATA_COLOUR, marker=marker, ms=3, label="training")
+    axis.plot(epochs, train, color=DATA_COLOR, marker=marker, ms=3, label="training")
     if validation:
-        axis.plot(epochs, validation, color=MODEL_COLOUR, marker=marker, ms=3, label="validation")
+        axis.plot(epochs, validation, color=MODEL_COLOR, marker=marker, ms=3, label="validation")
     if best is not None:
         value = (validation or train)[epochs.index(best)]
         axis.axvline(best, color="0.75", linestyle="--", linewidth=1, zorder=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowkit import checks
 from flowkit.errors import DataError
-from flowkit.plotting.arrays import MODEL_COLOUR, as_points
+from flowkit.plotting.arrays import MODEL_COLOR, as_points
 from flowkit.plotting.figure import NotebookFigure
 
 # Grid points handed to log_prob at once: small enough for a large flow on a small machine.
@@ -56,7 +56,7 @@ def density_2d(
         >>> from flowkit.plotting import density_2d
         >>> toy = two_moons()
         >>> figure = density_2d(toy.log_prob, toy.limits, samples=toy.sample(500), resolution=40)
-        >>> len(figure.axes)  # density, its colour bar, samples
+        >>> len(figure.axes)  # density, its color bar, samples
         3
     """
     checks.integer("density_2d", "resolution", resolution, least=2, most=_MOST_RESOLUTION)
@@ -92,7 +92,7 @@ def density_2d(
             points[:, 0],
             points[:, 1],
             s=float(np.clip(12000 / len(points), 0.5, 12)),
-            c=MODEL_COLOUR,
+            c=MODEL_COLOR,
             alpha=float(np.clip(3000 / len(points), 0.15, 0.7)),
             linewidths=0,
             rasterized=True,

@@ -11,13 +11,13 @@ from flowkit.plotting.figure import NotebookFigure
 
 
 def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
-    """Draw the photograph, and beside it every sample at its position in its colour.
+    """Draw the photograph, and beside it every sample at its position in its color.
 
     Args:
-        photo: Array (height, width, 3), colours in 0..255.
+        photo: Array (height, width, 3), colors in 0..255.
         points: Points (n, 5): red, green, blue in -0.5..255.5 and x, y in pixels, whose centres
             are the integers, y counted from the top, as from
-            :func:`flowkit.datasets.photograph_colours` dequantised. Colours beyond the range are
+            :func:`flowkit.datasets.photograph_colours` dequantised. Colors beyond the range are
             clipped; points beyond the frame are counted in the title.
         title: Title of the samples' panel.
 
@@ -40,13 +40,13 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise DataError(
             f"pointillist expected a photograph (height, width, 3), got {image.shape}; "
-            "remedy: put the colours last"
+            "remedy: put the colors last"
         )
     points = as_points(points, 5, "pointillist points")
     height, width = image.shape[:2]
     x, y = points[:, 3], points[:, 4]
     inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-    colours = np.clip((points[inside, :3] + 0.5) / 256, 0, 1)
+    colors = np.clip((points[inside, :3] + 0.5) / 256, 0, 1)
 
     panel = 5.5
     figure = NotebookFigure(
@@ -58,14 +58,14 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
     )
     left.set_title("photograph")
     # Dots of twice the area of the panel; a layer of wider ones beneath fills the gaps that chance
-    # leaves with the colour of the neighbours.
+    # leaves with the color of the neighbours.
     area = 2 * (0.9 * 72 * panel) ** 2 * height / width / len(points)
     for wider in (5.0, 1.0):
         right.scatter(
             x[inside],
             y[inside],
             s=wider * float(np.clip(area, 0.3, 200)),
-            c=colours,
+            c=colors,
             linewidths=0,
             rasterized=True,
         )

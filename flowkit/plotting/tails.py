@@ -12,11 +12,11 @@ from torch import Tensor
 
 from flowkit import checks
 from flowkit.errors import DataError
-from flowkit.plotting.arrays import DATA_COLOUR, MODEL_COLOUR, as_points
+from flowkit.plotting.arrays import DATA_COLOR, MODEL_COLOR, as_points
 from flowkit.plotting.figure import simple_figure
 
-# The first sample is grey, as data are, then blue and further colours.
-_COLOURS = (DATA_COLOUR, MODEL_COLOUR, "#c0392b", "#2e8b57", "#8e5ea2", "#b8860b")
+# The first sample is grey, as data are, then blue and further colors.
+_COLORS = (DATA_COLOR, MODEL_COLOR, "#c0392b", "#2e8b57", "#8e5ea2", "#b8860b")
 _SIDES = {"both": "|x|", "right": "x", "left": "-x"}
 # Points of a curve; more are not seen.
 _POINTS = 400
@@ -54,11 +54,11 @@ def pareto_plot(
     sided = _sided("pareto_plot", samples, tail)
     # The larger halves: small numbers would take decades of the axis.
     start = min(float(np.median(x)) for _, x in sided)
-    for colour, (name, x) in zip(_COLOURS, sided, strict=False):
+    for color, (name, x) in zip(_COLORS, sided, strict=False):
         fraction = np.arange(len(x), 0, -1) / len(samples[name])
         kept = _spread(len(x))
         kept = kept[x[kept] >= start]
-        axis.loglog(x[kept], fraction[kept], color=colour, label=name)
+        axis.loglog(x[kept], fraction[kept], color=color, label=name)
     axis.set_xlabel(f"t{_bracket(unit)}")
     axis.set_ylabel(f"fraction of {_SIDES[tail]} beyond t")
     axis.legend(frameon=False)
@@ -88,9 +88,7 @@ def mean_excess_plot(
         'threshold t [s]'
     """
     figure, axis = simple_figure(title)
-    for colour, (name, x) in zip(
-        _COLOURS, _sided("mean_excess_plot", samples, tail), strict=False
-    ):
+    for color, (name, x) in zip(_COLORS, _sided("mean_excess_plot", samples, tail), strict=False):
         if len(x) <= 20:
             raise DataError(
                 f"mean_excess_plot expected more than 20 numbers on the side of the tail, got "
@@ -99,7 +97,7 @@ def mean_excess_plot(
         above = np.cumsum(x[::-1])[::-1]
         count = np.arange(len(x), 0, -1)
         kept = _spread(len(x) - 10)
-        axis.plot(x[kept], (above / count)[kept] - x[kept], color=colour, label=name)
+        axis.plot(x[kept], (above / count)[kept] - x[kept], color=color, label=name)
     axis.set_xlabel(f"threshold t{_bracket(unit)}")
     axis.set_ylabel(f"mean of {_SIDES[tail]} - t beyond t{_bracket(unit)}")
     axis.legend(frameon=False)
@@ -140,13 +138,13 @@ def qq_plot(
     reference = _numbers("qq_plot", "x", x)
     figure, axis = simple_figure(title)
     width = float(np.subtract(*np.quantile(reference, [0.75, 0.25]))) or 1.0
-    for colour, (name, y) in zip(_COLOURS[1:], _named("qq_plot", samples, 5), strict=False):
+    for color, (name, y) in zip(_COLORS[1:], _named("qq_plot", samples, 5), strict=False):
         n = min(len(reference), len(y))
         levels = (np.arange(n) + 0.5) / n
         # Dense at both ends, where single numbers count.
         kept = np.union1d(_spread(n), n - 1 - _spread(n))
         quantiles = (np.quantile(v, levels[kept]) for v in (reference, y))
-        axis.plot(*quantiles, ".", markersize=3, color=colour, label=name)
+        axis.plot(*quantiles, ".", markersize=3, color=color, label=name)
     ends = [float(reference[0]), float(reference[-1])]
     axis.plot(ends, ends, color="0.75", linewidth=1, zorder=0)
     axis.set_xscale("asinh", linear_width=width)
@@ -186,7 +184,7 @@ def _numbers(where: str, name: str, x: Any) -> np.ndarray:
 
 
 def _named(
-    where: str, samples: Mapping[str, Any], most: int = len(_COLOURS)
+    where: str, samples: Mapping[str, Any], most: int = len(_COLORS)
 ) -> list[tuple[str, np.ndarray]]:
     if not isinstance(samples, Mapping) or not 1 <= len(samples) <= most:
         kind = f"a dict of names and samples, one to {most} of them"

@@ -23,7 +23,7 @@ class LogisticMixture(ScalarMap):
 
     .. math:: y = \mathrm{logit} F(x), \quad F(x) = \sum_k w_k \sigma((x - m_k) / s_k).
 
-    Infinitely differentiable on the whole line, linear in the tails. In log space throughout: with
+    Infinitely differentiable on the real line, linear in the tails. In log space throughout: with
     responsibilities :math:`q_k \propto w_k \sigma(u_k)` and :math:`r_k \propto w_k \sigma(-u_k)`,
     the slope is the sum of positive terms :math:`\sum_k (q_k \sigma(-u_k) + r_k \sigma(u_k)) /
     s_k`. The logarithms of the terms are added up, so no digits are lost however far out ``x`` is,

@@ -338,7 +338,7 @@ class IntervalSpline(_Spline):
 class CircularSpline(IntervalSpline):
     r"""Monotone rational-quadratic spline of a periodic variable, with equal slopes at both ends.
 
-    As a function on the line it satisfies :math:`f(x + P) = f(x) + P` with the period
+    As a function on the real line it satisfies :math:`f(x + P) = f(x) + P` with the period
     P = upper - lower, so it needs no wrapped input and has no jump; it keeps ``lower`` in place
     (combine it with :class:`flowkit.transforms.CircularShift`). ``3 bins`` parameters per scalar.
 
