@@ -1,14 +1,13 @@
 """Energies: densities known up to a constant, in units of kT."""
 
-from flowkit.energies.base import Energy, NegativeLogProb, as_energy, from_callable
-from flowkit.energies.conditional import Conditional
+from flowkit.energies.base import Energy, NegativeLogProb, from_callable
+from flowkit.energies.conditional import ConditionalEnergy
 from flowkit.energies.interpolation import Interpolation
 
 __all__ = [
-    "Conditional",
+    "ConditionalEnergy",
     "Energy",
     "Interpolation",
     "NegativeLogProb",
-    "as_energy",
     "from_callable",
 ]

@@ -1,22 +1,23 @@
-"""Energies between two others."""
+"""Energies between two others, for annealing from a base to a target."""
 
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.energies.base import Energy
-from flowkit.energies.checks import no_gradient, varies
-from flowkit.errors import DataError, ShapeError
+from flowkit.energies.checks import varies
+from flowkit.errors import ShapeError
+from flowkit.numerics.gradients import no_gradient
 
 
 @register
 class Interpolation(Energy):
-    r"""Between two densities, :math:`u_\lambda = (1-\lambda) u_0 + \lambda u_1`.
+    r"""The energy between two others, :math:`u_\lambda = (1-\lambda) u_0 + \lambda u_1`.
 
     Args:
         start: :math:`u_0`, as a rule of the base (:class:`NegativeLogProb`).
@@ -27,8 +28,8 @@ class Interpolation(Energy):
             then lie strictly inside.
 
     Raises:
-        DataError: If the fraction is outside, or at an end while it shall be learned; from a call
-            with gradients, if one of the energies carries none to x.
+        ArgumentError: If the fraction is outside, or at an end while it is learned.
+        DataError: From a call with gradients, if one of the energies carries none to x.
         ShapeError: If the two energies have other events.
 
     Example:
@@ -42,38 +43,38 @@ class Interpolation(Energy):
         True
     """
 
-    def __init__(self, start: Energy, end: Energy, fraction: float, learn: bool = False) -> None:
-        if not isinstance(start, Energy) or not isinstance(end, Energy):
-            raise DataError(
-                f"Interpolation expected two Energies, got {type(start).__name__} and "
-                f"{type(end).__name__}; remedy: from_callable(function, event_shape), or "
-                "NegativeLogProb(base)"
-            )
+    def __init__(
+        self, start: Energy, end: Energy, fraction: float, *, learn: bool = False
+    ) -> None:
+        for name, energy in (("start", start), ("end", end)):
+            remedy = "from_callable(function, event_shape), or NegativeLogProb(base)"
+            checks.instance("Interpolation", name, energy, Energy, remedy)
         if start.event_shape != end.event_shape:
             raise ShapeError(
                 f"Interpolation expected energies of the same events, got {start.event_shape} "
                 f"and {end.event_shape}"
             )
-        number = isinstance(fraction, Real) and not isinstance(fraction, bool)
-        if not number or not 0 <= fraction <= 1 or (learn and not 0 < fraction < 1):
-            where = "strictly between 0 and 1 where it is learned" if learn else "in [0, 1]"
-            raise DataError(f"Interpolation expected fraction {where}, got {fraction!r}")
-        super().__init__(start.event_shape, max(start.context_size, end.context_size))
+        learn = checks.flag("Interpolation", "learn", learn)
+        inside = {"above": 0, "below": 1} if learn else {"least": 0, "most": 1}
+        fraction = checks.number("Interpolation", "fraction", fraction, **inside)  # type: ignore[arg-type]
+        super().__init__(
+            start.event_shape, context=max(start.context_size, end.context_size)
+        )
         self.start = start
         self.end = end
         self.learn = learn
         if learn:
             self.raw_fraction = nn.Parameter(torch.tensor(math.log(fraction / (1 - fraction))))
         else:
-            self.fixed_fraction = float(fraction)
+            self.fixed_fraction = fraction
 
     @property
     def fraction(self) -> Tensor | float:
-        r"""The present :math:`\lambda`."""
+        r"""The current :math:`\lambda`."""
         return torch.sigmoid(self.raw_fraction) if self.learn else self.fixed_fraction
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The weighted sum of both energies."""
+        """Return the weighted sum of both energies."""
         fraction = self.fraction
         if not self.learn and fraction in (0.0, 1.0):
             return (self.end if fraction else self.start).energy(x, context)

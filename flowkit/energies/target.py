@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from flowkit.energies.checks import gradient_of, no_gradient, one_number_each, varies
-from flowkit.errors import DataError
-from flowkit.numerics.gradients import leaf, ordinary
+from flowkit import checks
+from flowkit.energies.checks import one_number_each, varies
+from flowkit.errors import ArgumentError
+from flowkit.numerics.gradients import no_gradient, value_and_gradient
 from flowkit.numerics.noise import drawing_from
 
 # Far enough apart that the logarithm of any density falls by more than 1 from one to the next.
@@ -39,14 +40,14 @@ class Target(nn.Module):
     does, which warns; and if ``differentiated``, whether it carries a gradient to x.
 
     Args:
-        owner: Who asks, for the messages.
+        owner: The name in the messages.
         energy: ``energy(x (*batch, *event)) -> (*batch,)``, or ``energy(x, context)``, which is
             dimensionless (:func:`flowkit.energies.from_callable` divides a potential by kT).
         log_prob: A log-density instead, up to a constant; the same shapes.
-        differentiated: Whether an energy without a gradient to x is an error.
+        differentiated: Whether an energy without a gradient to x is refused.
 
     Raises:
-        DataError: If both are given or none is, or what is given is no function.
+        ArgumentError: If both are given or none is, or what is given is no function.
     """
 
     def __init__(
@@ -59,19 +60,18 @@ class Target(nn.Module):
     ) -> None:
         super().__init__()
         if energy is not None and log_prob is not None:
-            raise DataError(
+            raise ArgumentError(
                 f"{owner} expected either energy or log_prob, got both; remedy: one of them, "
                 "for each is minus the other up to a constant"
             )
         self.negative = log_prob is not None
         self.name, function = ("log_prob", log_prob) if self.negative else ("the energy", energy)
-        if not callable(function):
-            raise DataError(
-                f"{owner} expected {self.name.removeprefix('the ')} as a function of x, got "
-                f"{function!r}; remedy: for example lambda x: 0.5 * x.square().sum(-1) as energy, "
-                "flowkit.toys.DoubleWell(), or log_prob= with a log-density"
-            )
-        self.owner, self.function = owner, function
+        remedy = (
+            "for example lambda x: 0.5 * x.square().sum(-1) as energy, "
+            "flowkit.toys.DoubleWell(), or log_prob= with a log-density"
+        )
+        name = self.name.removeprefix("the ")
+        self.owner, self.function = owner, checks.function(owner, name, function, remedy)
         self.differentiated = differentiated
         self.direction_known = self.gradient_known = False
 
@@ -102,18 +102,8 @@ class Target(nn.Module):
             context: Their context.
             generator: Source of randomness of an energy that draws, as one of a part of the data.
         """
-        return self._examined(flow, x, context, generator, "sample")
-
-    def _examined(
-        self,
-        flow: Any,
-        x: Tensor,
-        context: Tensor | None,
-        generator: torch.Generator | None,
-        what: str,
-    ) -> Tensor:
         with drawing_from(generator):
-            value = self._evaluate(flow, x, context, what)
+            value = self._evaluate(flow, x, context)
         asked = self.differentiated and x.requires_grad and torch.is_grad_enabled()
         asked = asked and not (self.gradient_known and value.requires_grad)
         if self.training and (asked or not self.direction_known):
@@ -135,18 +125,19 @@ class Target(nn.Module):
 
         NaN where the energy is not finite: beyond a hard wall there is no force, and not none.
         """
-        with torch.inference_mode(False), torch.enable_grad():
-            x, context = leaf(x), ordinary(context)
-            value = self._examined(flow, x, context, generator, "row")
-            force = -gradient_of(value, x, name=self.name)
-            finite = value.isfinite().reshape(value.shape + (1,) * (x.ndim - value.ndim))
-            return torch.where(finite, force, torch.nan)
+        value, gradient = value_and_gradient(
+            lambda x, context: self(flow, x, context, generator),
+            x,
+            context,
+            graph=False,
+            name=self.name,
+        )
+        finite = value.isfinite().reshape(value.shape + (1,) * (x.ndim - value.ndim))
+        return torch.where(finite, -gradient, torch.nan)
 
-    def _evaluate(
-        self, flow: Any, x: Tensor, context: Tensor | None, what: str = "sample"
-    ) -> Tensor:
+    def _evaluate(self, flow: Any, x: Tensor, context: Tensor | None) -> Tensor:
         value = self.function(x) if context is None else self.function(x, context)
-        value = one_number_each(value, x, len(flow.event_shape), what, self.name)
+        value = one_number_each(value, x, len(flow.event_shape), self.name)
         return -value if self.negative else value
 
     def _look(self, flow: Any, x: Tensor, context: Tensor | None, value: Tensor) -> None:

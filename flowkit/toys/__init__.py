@@ -1,58 +1,51 @@
-"""Known densities to learn on: planar toys, a torus, copulas, and energies with their constants."""
+"""Known densities to learn and to test on: planar toys, a torus, copulas, wells."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from flowkit.toys.base import NoisedShape, Toy
+from flowkit.toys.base import Toy
 from flowkit.toys.copula import HeavyCopula
-from flowkit.toys.energies import DoubleWell, Funnel, GaussianMixture, Ring
-from flowkit.toys.multimodal import Multimodal10, multimodal10
+from flowkit.toys.mixture import GaussianMixture
+from flowkit.toys.multimodal import Multimodal10
 from flowkit.toys.picture import Picture
-from flowkit.toys.planar import (
-    checkerboard,
-    eight_gaussians,
-    rings,
-    sine,
-    swirl,
-    two_moons,
-    two_spirals,
-)
-from flowkit.toys.torus import TorusRings, torus_rings
+from flowkit.toys.planar import Checkerboard, Circles, Sine, Swirl, TwoMoons, TwoSpirals
+from flowkit.toys.torus import TorusRings
+from flowkit.toys.wells import DoubleWell, Funnel, Ring
 
-#: Every toy by name, for loops and command lines: ``TOYS["swirl"]()`` is ``swirl()``.
-TOYS: Mapping[str, Callable[[], Toy]] = MappingProxyType(
+#: Every toy that needs no argument, by name, for loops and command lines: ``TOYS["swirl"]()``.
+TOYS: Mapping[str, Callable[..., Toy]] = MappingProxyType(
     {
-        "sine": sine,
-        "swirl": swirl,
-        "checkerboard": checkerboard,
-        "two_moons": two_moons,
-        "two_spirals": two_spirals,
-        "rings": rings,
-        "eight_gaussians": eight_gaussians,
-        "multimodal10": multimodal10,
-        "torus_rings": torus_rings,
+        "checkerboard": Checkerboard,
+        "circles": Circles,
+        "double_well": DoubleWell,
+        "eight_gaussians": GaussianMixture.ring,
+        "funnel": Funnel,
+        "heavy_copula": HeavyCopula,
+        "multimodal10": Multimodal10,
+        "ring": Ring,
+        "sine": Sine,
+        "swirl": Swirl,
+        "torus_rings": TorusRings,
+        "two_moons": TwoMoons,
+        "two_spirals": TwoSpirals,
     }
 )
 
 __all__ = [
     "TOYS",
+    "Checkerboard",
+    "Circles",
     "DoubleWell",
     "Funnel",
     "GaussianMixture",
     "HeavyCopula",
     "Multimodal10",
-    "NoisedShape",
     "Picture",
     "Ring",
+    "Sine",
+    "Swirl",
     "TorusRings",
     "Toy",
-    "checkerboard",
-    "eight_gaussians",
-    "multimodal10",
-    "rings",
-    "sine",
-    "swirl",
-    "torus_rings",
-    "two_moons",
-    "two_spirals",
+    "TwoMoons",
+    "TwoSpirals",
 ]

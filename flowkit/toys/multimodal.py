@@ -1,19 +1,17 @@
-"""A ten-dimensional toy with 512 modes, an exact density and a known entropy.
+"""A ten-dimensional toy with 512 modes: a triangular map of Gaussian noise."""
 
-It is a triangular map of Gaussian noise, so its density follows from the change of variables.
-"""
-
-from functools import cached_property
 from math import e, log, pi
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit.config import register
 from flowkit.errors import DataError
-from flowkit.toys.base import Toy
+from flowkit.toys.base import Draws, Toy
 
 
+@register
 class Multimodal10(Toy):
     r"""Ten coordinates, each after the first close to plus or minus a sum of its predecessors.
 
@@ -22,32 +20,33 @@ class Multimodal10(Toy):
 
     The signs of :math:`z_1, \dots, z_9` make :math:`2^9 = 512` modes. There is no added noise, and
     mass piles up against the walls :math:`y_i = \pm(y_{i-1} + 2 \cdot 2^i)`: in every coordinate
-    about a third of it lies within 0.02 % of a wall.
+    about a third of it lies within 0.02 % of a wall. Energies need float64; a point that rounding
+    put on a wall counts as the last number before it (one coordinate in 6,000).
 
     References:
         Chao et al., arXiv 2305.15267, appendix.
 
     Example:
-        >>> from flowkit.toys import multimodal10
-        >>> toy = multimodal10()
-        >>> toy.sample(4).shape
-        torch.Size([4, 10])
+        >>> from flowkit.toys import Multimodal10
+        >>> toy = Multimodal10().double()
+        >>> x = toy.sample(4)
+        >>> x.shape, bool(toy.log_prob(x).isfinite().all())
+        (torch.Size([4, 10]), True)
     """
 
-    name = "multimodal10"
-    features = 10
+    def __init__(self) -> None:
+        super().__init__(10)
 
-    @cached_property
     def entropy(self) -> float:
-        r"""Differential entropy in nats, right to about 1e-4.
+        r"""Return the entropy in nats, right to about 1e-4.
 
         The map is triangular, so the entropy is that of the noise plus the expected logarithms of
         its slopes :math:`5\,\mathrm{sech}^2(5 z_i)\,|y_{i-1} + 2 \cdot 2^i|`; the second factor is
         integrated backwards along the chain, one coordinate at a time.
 
         Example:
-            >>> from flowkit.toys import multimodal10
-            >>> 0.0 < multimodal10().entropy < 14.19  # that of the noise is 14.19
+            >>> from flowkit.toys import Multimodal10
+            >>> 0.0 < Multimodal10().entropy() < 14.19  # that of the noise is 14.19
             True
         """
         z = np.linspace(-9, 9, 1801)
@@ -67,32 +66,16 @@ class Multimodal10(Toy):
         chain = normal @ np.interp(z, following_at, following)
         return float(5 * log(2 * pi * e) + 9 * (normal @ log_slope) + chain)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Exact log density by the change of variables; minus infinity outside the walls.
-
-        Args:
-            x: float64 tensor (..., 10): nearness to a wall needs all digits.
-
-        Returns:
-            Tensor (...) in nats. A point that rounding put on a wall counts as the last number
-            before it (one coordinate in 6,000).
+    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return minus the log-density, by the change of variables; infinity outside the walls.
 
         Raises:
-            DataError: If x is not float64 or its last dimension is not 10.
-
-        Example:
-            >>> import torch
-            >>> from flowkit.toys import multimodal10
-            >>> toy = multimodal10()
-            >>> x = toy.sample(3, dtype=torch.float64)
-            >>> bool(toy.log_prob(x).isfinite().all())
-            True
+            DataError: If x is not float64: nearness to a wall needs all digits.
         """
-        self._check(x)
         if x.dtype != torch.float64:
             raise DataError(
-                f"multimodal10.log_prob expected float64, got {x.dtype}, which cannot tell points "
-                "near a wall apart; use sample(n, dtype=torch.float64)"
+                f"Multimodal10 expected float64, got {x.dtype}, which cannot tell points near a "
+                "wall apart; remedy: Multimodal10().double().sample(n)"
             )
         steps = torch.arange(1, 10, dtype=x.dtype, device=x.device)
         wall = x[..., :-1] + 2 * 2**steps
@@ -103,26 +86,11 @@ class Multimodal10(Toy):
         z = torch.cat([x[..., :1], torch.atanh(t) / 5], -1)
         log_normal = -0.5 * z.square().sum(-1) - 5 * log(2 * pi)
         log_slopes = log(5) + torch.log((1 - t) * (1 + t)) + wall.abs().log()
-        log_density = log_normal - log_slopes.sum(-1)
-        return torch.where(inside.all(-1), log_density, -torch.inf)
+        return torch.where(inside.all(-1), log_slopes.sum(-1) - log_normal, torch.inf)
 
-    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
-        z = torch.randn(n, 10, generator=generator, dtype=torch.float64)
+    def _draw(self, n: int, draws: Draws) -> Tensor:
+        z = draws.normal(n, 10)
         columns = [z[:, 0]]
         for i in range(1, 10):
             columns.append(torch.tanh(5 * z[:, i]) * (columns[-1] + 2 * 2**i))
         return torch.stack(columns, -1)
-
-
-def multimodal10() -> Multimodal10:
-    """Return the ten-dimensional toy with 512 modes; see :class:`Multimodal10`.
-
-    Returns:
-        The toy.
-
-    Example:
-        >>> from flowkit.toys import multimodal10
-        >>> multimodal10().features
-        10
-    """
-    return Multimodal10()

@@ -1,4 +1,4 @@
-"""A grey picture as a density in the plane."""
+"""A gray picture as a density in the plane."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.arrays import as_array
 from flowkit.config import register
-from flowkit.energies.base import Energy
-from flowkit.errors import DataError
-from flowkit.shapes import as_shape
+from flowkit.errors import ArgumentError
+from flowkit.toys.base import Draws, Toy
 
 
 @register
-class Picture(Energy):
+class Picture(Toy):
     r"""The energy of a picture, :math:`u(x) = -\log \rho(x) + \frac k2 d(x)^2`.
 
-    The heights of the pixels stand at their centres; between four of them :math:`\rho` is
-    bilinear, and so continuous. Outside of the outermost centres it keeps the height of the
+    The heights of the pixels stand at their centers; between four of them :math:`\rho` is
+    bilinear, and so continuous. Outside of the outermost centers it has the height of the
     nearest point inside, and a spring of stiffness k pulls back over the distance d. The longer
-    side reaches from -1 to 1, with the first row of the picture on top.
+    side reaches from -1 to 1, with the first row of the picture on top. The entropy has no closed
+    form.
 
     Args:
-        heights: ``(rows, columns)``, every one above 0, in any unit: the density that is wanted.
-            Of a photograph, for example ``darkness = 1 - grey / 255`` with some background.
-        stiffness: The spring's k, in kT a unit of area.
+        heights: ``(rows, columns)``, every one above 0, in any unit: the density at the pixels.
+            Of a photograph, for example ``darkness = 1 - gray / 255`` with some background.
+        stiffness: The spring's k, in kT per unit of area.
 
     Raises:
-        DataError: If the picture is not of two dimensions with at least two rows and columns, or a
-            height is not a finite number above 0.
+        ArgumentError: If the picture is not of two dimensions with at least two rows and columns,
+            or a height or the stiffness is not a finite number above 0.
 
     References:
         Wu, Köhler and Noé 2020, arXiv 2002.06707, section 4, for densities of pictures.
@@ -47,22 +48,19 @@ class Picture(Energy):
 
     heights: Tensor
 
-    def __init__(self, heights: Any, stiffness: float = 1e4) -> None:
+    def __init__(self, heights: Any, *, stiffness: float = 1e4) -> None:
         array = as_array(heights)
         if array.ndim != 2 or min(array.shape) < 2:
-            raise DataError(
-                f"Picture expected heights (rows, columns), at least 2 x 2, got {array.shape}; "
-                "remedy: a colour picture becomes grey by picture.mean(-1)"
-            )
+            expected, remedy = "(rows, columns), at least 2 x 2", "of a color picture the mean(-1)"
+            raise checks.fail("Picture", "heights", expected, heights, remedy)
         if not (np.isfinite(array).all() and (array > 0).all()):
-            raise DataError(
-                "Picture expected finite heights > 0, got values from "
-                f"{array.min()} to {array.max()}; remedy: add some background"
+            found = f"values from {array.min()} to {array.max()}"
+            raise ArgumentError(
+                f"Picture expected heights as finite numbers > 0, got {found}; remedy: add some "
+                "background"
             )
-        if isinstance(stiffness, bool) or not 0 < stiffness < math.inf:
-            raise DataError(f"Picture expected stiffness as a number > 0, got {stiffness!r}")
-        super().__init__((2,))
-        self.stiffness = float(stiffness)
+        super().__init__(2)
+        self.stiffness = checks.number("Picture", "stiffness", stiffness, above=0)
         rows, columns = array.shape
         self.pixel = 2 / (max(rows, columns) - 1)
         # The first row of the buffer is the lowest, so that indices grow with x.
@@ -71,12 +69,12 @@ class Picture(Energy):
 
     @property
     def half_sizes(self) -> tuple[float, float]:
-        """Where the outermost pixels stand: the largest coordinates inside, across and up."""
+        """The largest coordinates of pixels, across and up."""
         rows, columns = self.heights.shape
         return 0.5 * self.pixel * (columns - 1), 0.5 * self.pixel * (rows - 1)
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The energy in kT."""
+        """Return the energy in kT."""
         rows, columns = self.heights.shape
         half = self.half_sizes
         u, v = x[..., 0], x[..., 1]
@@ -94,7 +92,7 @@ class Picture(Energy):
         return 0.5 * self.stiffness * distance - torch.lerp(low, high, t).log()
 
     def log_normalizer(self) -> float:
-        r""":math:`\log Z`, exactly: the bilinear inside, and the Gaussian margins."""
+        r"""Return :math:`\log Z`, exactly: the bilinear inside, and the Gaussian margins."""
         h = self.heights.double()
         edge = 0.5 * math.sqrt(2 * math.pi / self.stiffness)
         across = 0.5 * self.pixel * (h[:, 1:] + h[:, :-1]).sum(1) + edge * (h[:, 0] + h[:, -1])
@@ -103,11 +101,8 @@ class Picture(Energy):
         )
         return math.log(total.item())
 
-    def sample(
-        self, shape: int | tuple[int, ...] = (), generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Exact samples ``(*shape, 2)``, margins included."""
-        shape = as_shape(shape)
+    def _draw(self, n: int, draws: Draws) -> Tensor:
+        """Exact points, margins included."""
         h = self.heights.double()
         rows, columns = h.shape
         edge = 0.5 * math.sqrt(2 * math.pi / self.stiffness)
@@ -117,21 +112,20 @@ class Picture(Energy):
         for weight in (weight_x, weight_y):
             weight[0] = weight[-1] = 0.5 * self.pixel + edge
         mass = (h * weight_y.unsqueeze(1) * weight_x).flatten().cumsum(0)
-        draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": h.device}
-        which = torch.searchsorted(mass, torch.rand(shape, **draw) * mass[-1])
+        which = torch.searchsorted(mass, draws.uniform(n) * mass[-1])
         which = which.clamp(max=len(mass) - 1)
         coordinates = []
         for index, size, half in (
             (which % columns, columns, self.half_sizes[0]),
             (which // columns, rows, self.half_sizes[1]),
         ):
-            tent = torch.rand(shape, **draw) - torch.rand(shape, **draw)
-            centre = index * self.pixel - half
+            tent = draws.uniform(n) - draws.uniform(n)
+            center = index * self.pixel - half
             # At the outermost pixels half a tent stands inside and half a bell outside.
             outer = (index == 0) | (index == size - 1)
             sign = torch.where(index == 0, -1.0, 1.0)
-            bell = torch.randn(shape, **draw).abs() / math.sqrt(self.stiffness)
-            beyond = torch.rand(shape, **draw) < edge / (0.5 * self.pixel + edge)
+            bell = draws.normal(n).abs() / math.sqrt(self.stiffness)
+            beyond = draws.uniform(n) < edge / (0.5 * self.pixel + edge)
             rim = torch.where(beyond, sign * bell, -sign * self.pixel * tent.abs())
-            coordinates.append(centre + torch.where(outer, rim, self.pixel * tent))
-        return torch.stack(coordinates, -1).to(self.heights)
+            coordinates.append(center + torch.where(outer, rim, self.pixel * tent))
+        return torch.stack(coordinates, -1)

@@ -1,130 +1,237 @@
-"""The usual two-dimensional toys, each a shape to draw from and a quadrature rule for its density.
+"""The usual two-dimensional toys: shapes with noise, each with a quadrature rule for its density.
 
 Curves are integrated by Gauss-Legendre panels about five noise widths long.
 """
 
-from collections.abc import Callable, Sequence
-from math import ceil, hypot, pi
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, hypot, log, pi, sqrt
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowkit.errors import DataError
-from flowkit.toys.base import NoisedShape
+from flowkit import checks
+from flowkit.config import register
+from flowkit.toys.base import Draws, Toy, quadrature_entropy
+
+# Samples times mixture components held at once by energy: 8 MB for each temporary.
+_BLOCK = 2**20
 
 
-def sine(noise: float = 0.375) -> NoisedShape:
-    r"""Return the noised sine wave.
+class NoisedShape(Toy):
+    r"""A planar shape blurred by Gaussian noise, with the exact density of the blurred points.
+
+    The density is a mixture of K kernels at given centers: in coordinate d a kernel is
+    the convolution of a uniform distribution of width :math:`b_d` with :math:`N(0, s_d^2)`,
+
+    .. math:: p(x) = \sum_k w_k \prod_d \frac{1}{b_d}
+        \left[\Phi\Big(\frac{x_d - c_{kd} + b_d/2}{s_d}\Big)
+            - \Phi\Big(\frac{x_d - c_{kd} - b_d/2}{s_d}\Big)\right],
+
+    and the plain normal density where :math:`b_d = 0`. A curve is a quadrature rule along it:
+    nodes as centers, closer together than the noise is wide. That is the integral to seven digits
+    wherever samples fall, and to some hundredths of a nat where the density is next to zero.
+    Points are drawn from the continuous shape, never from the nodes. Computed in float64.
+
+    A subclass defines ``_shape(n, draws)``, points without noise, and calls :meth:`_set_kernels`.
+
+    Args:
+        noise: Standard deviation of the isotropic noise, at least 0.0001: without noise the shape
+            has no density.
+
+    Raises:
+        ArgumentError: If the noise is out of its range.
+    """
+
+    _centers: Tensor
+    _weights: Tensor
+    _box: tuple[float, float]
+    _scale: tuple[float, float]
+
+    def __init__(self, noise: float) -> None:
+        super().__init__(2)
+        self.noise = checks.number(type(self).__name__, "noise", noise, least=1e-4)
+
+    def _set_kernels(
+        self,
+        centers: Tensor,
+        weights: Tensor,
+        box: float = 0.0,
+        scale: tuple[float, float] | None = None,
+    ) -> None:
+        """Store centers ``(K, 2)``, weights ``(K,)``, the width b and the deviations s."""
+        self._centers, self._weights = centers, weights
+        self._box, self._scale = (box, box), scale or (self.noise, self.noise)
+
+    @property
+    def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The rectangle ((x low, x high), (y low, y high)) that a figure of the toy should show.
+
+        It reaches four standard deviations of the noise beyond the shape.
+
+        Example:
+            >>> from flowkit.toys import Circles
+            >>> [round(end, 1) for end in Circles(radii=(4.0,), noise=0.5).limits[0]]
+            [-6.0, 6.0]
+        """
+        return self._reach(0, 4.0), self._reach(1, 4.0)
+
+    def entropy(self) -> float:
+        r"""Return the entropy in nats, by quadrature, right to about eight digits.
+
+        Example:
+            >>> from flowkit.toys import Swirl
+            >>> round(Swirl().entropy(), 4)
+            4.1394
+        """
+        limits = self._reach(0, 9.0), self._reach(1, 9.0)
+        return quadrature_entropy(self._log_kernel, self._weights, limits, self._scale)
+
+    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return minus the log-density."""
+        log_weights = self._weights.to(x.device).log()
+        blocks = [
+            torch.logsumexp(
+                self._log_kernel(part[:, 0], 0) + self._log_kernel(part[:, 1], 1) + log_weights, -1
+            )
+            for part in x.reshape(-1, 2).double().split(max(1, _BLOCK // len(self._weights)))
+        ]
+        return -torch.cat(blocks).reshape(x.shape[:-1]).to(x.dtype)
+
+    def _draw(self, n: int, draws: Draws) -> Tensor:
+        return self._shape(n, draws) + self.noise * draws.normal(n, 2)
+
+    def _shape(self, n: int, draws: Draws) -> Tensor:
+        """Draw ``n`` points of the shape, without noise."""
+        raise NotImplementedError(f"{type(self).__name__} does not define _shape")
+
+    def _log_kernel(self, values: Tensor, d: int) -> Tensor:
+        """Log of every kernel's factor in coordinate d: values (n,) -> (n, K)."""
+        box, scale = self._box[d], self._scale[d]
+        distance = values[:, None] - self._centers[:, d].to(values.device)
+        if box == 0:
+            return -0.5 * (distance / scale) ** 2 - log(scale * sqrt(2 * pi))
+        # By symmetry both arguments can be taken from the lower tail, where log_ndtr is accurate.
+        distance = distance.abs()
+        upper = torch.special.log_ndtr((box / 2 - distance) / scale)
+        lower = torch.special.log_ndtr((-box / 2 - distance) / scale)
+        return upper + torch.log1p(-(lower - upper).exp()) - log(box)
+
+    def _reach(self, d: int, deviations: float) -> tuple[float, float]:
+        margin = self._box[d] / 2 + deviations * self._scale[d]
+        centers = self._centers[:, d]
+        return float(centers.min()) - margin, float(centers.max()) + margin
+
+
+@register
+class Sine(NoisedShape):
+    r"""The noised sine wave; its entropy at the standard noise is 4.4796 nats.
 
     .. math:: x = 4\,(a, \sin 3a + b) + \text{noise}\cdot\varepsilon, \quad
         a \sim U(-2, 2),\ b \sim N(0, 0.25^2),\ \varepsilon \sim N(0, I)
 
     Args:
-        noise: Standard deviation of the isotropic noise.
-
-    Returns:
-        The toy; its entropy at the standard noise is 4.4796 nats.
+        noise: Standard deviation of the isotropic noise, at least 0.0001.
 
     Raises:
-        DataError: If noise is not above 0.
+        ArgumentError: If the noise is out of its range.
 
     References:
         Chao et al., "Training energy-based normalizing flow with score-matching objectives",
         arXiv 2305.15267.
 
     Example:
-        >>> from flowkit.toys import sine
-        >>> round(sine().entropy, 4)
+        >>> from flowkit.toys import Sine
+        >>> round(Sine().entropy(), 4)
         4.4796
     """
 
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        a = 4 * _uniform(n, generator) - 2
-        b = 0.25 * torch.randn(n, generator=generator, dtype=torch.float64)
-        return 4 * torch.stack([a, torch.sin(3 * a) + b], -1)
+    def __init__(self, noise: float = 0.375) -> None:
+        super().__init__(noise)
+        a, weights = _quadrature(np.linspace(-2, 2, _panels(30, self.noise) + 1))
+        centers = 4 * torch.stack([a, torch.sin(3 * a)], -1)
+        # The vertical jitter b has standard deviation 1 after the stretch by 4.
+        self._set_kernels(centers, weights / 4, scale=(self.noise, hypot(self.noise, 1.0)))
 
-    a, weights = _quadrature(np.linspace(-2, 2, _panels(30, noise) + 1))
-    centres = 4 * torch.stack([a, torch.sin(3 * a)], -1)
-    # The vertical jitter b has standard deviation 1 after the stretch by 4.
-    scale = (noise, hypot(noise, 1.0))
-    return NoisedShape("sine", noise, draw, centres, weights / 4, (0.0, 0.0), scale)
+    def _shape(self, n: int, draws: Draws) -> Tensor:
+        a = 4 * draws.uniform(n) - 2
+        return 4 * torch.stack([a, torch.sin(3 * a) + 0.25 * draws.normal(n)], -1)
 
 
-def swirl(noise: float = 0.375) -> NoisedShape:
-    r"""Return the noised one-armed spiral.
+@register
+class Swirl(NoisedShape):
+    r"""The noised one-armed spiral; its entropy at the standard noise is 4.1394 nats.
 
     .. math:: x = \tfrac{2.5}{3}\,(t\cos t - u_1 + 1,\ -t\sin t - u_2 + 2)
         + \text{noise}\cdot\varepsilon, \quad t = 3\pi\sqrt{v},\ v \sim U(0, 1),\
         u_i \sim U(0, \tfrac12)
 
     Args:
-        noise: Standard deviation of the isotropic noise.
-
-    Returns:
-        The toy; its entropy at the standard noise is 4.1394 nats.
+        noise: Standard deviation of the isotropic noise, at least 0.0001.
 
     Raises:
-        DataError: If noise is not above 0.
+        ArgumentError: If the noise is out of its range.
 
     References:
         Chao et al., arXiv 2305.15267.
 
     Example:
-        >>> from flowkit.toys import swirl
-        >>> round(swirl().entropy, 4)
+        >>> from flowkit.toys import Swirl
+        >>> round(Swirl().entropy(), 4)
         4.1394
     """
 
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        t = 3 * pi * _uniform(n, generator).sqrt()
-        jitter = 0.5 * torch.rand(n, 2, generator=generator, dtype=torch.float64)
-        return 2.5 / 3 * (_spiral(t) - jitter + torch.tensor([1.0, 2.0], dtype=torch.float64))
+    def __init__(self, noise: float = 0.375) -> None:
+        super().__init__(noise)
+        t, weights = _spiral_quadrature(2.5 / 3, self.noise)
+        middle = torch.tensor([0.75, 1.75], dtype=torch.float64)
+        self._set_kernels(2.5 / 3 * (_spiral(t) + middle), weights, box=0.5 * 2.5 / 3)
 
-    t, weights = _spiral_quadrature(2.5 / 3, noise)
-    middle = torch.tensor([0.75, 1.75], dtype=torch.float64)
-    centres = 2.5 / 3 * (_spiral(t) + middle)
-    box = 0.5 * 2.5 / 3
-    return NoisedShape("swirl", noise, draw, centres, weights, (box, box), (noise, noise))
+    def _shape(self, n: int, draws: Draws) -> Tensor:
+        t = 3 * pi * draws.uniform(n).sqrt()
+        shift = t.new_tensor([1.0, 2.0])
+        return 2.5 / 3 * (_spiral(t) - 0.5 * draws.uniform(n, 2) + shift)
 
 
-def checkerboard(noise: float = 0.375) -> NoisedShape:
-    r"""Return the noised checkerboard: eight squares of side 3, in every second place of 4 by 4.
+@register
+class Checkerboard(NoisedShape):
+    r"""Eight noised squares of side 3, in every second place of 4 by 4; entropy 4.6840 nats.
 
     .. math:: x = 3\,(a, c + \lfloor a \rfloor \bmod 2) + \text{noise}\cdot\varepsilon, \quad
         a \sim U(-2, 2),\ c \sim U(0, 1) - 2\,\mathrm{Bernoulli}(\tfrac12)
 
     Args:
-        noise: Standard deviation of the isotropic noise.
-
-    Returns:
-        The toy; its entropy at the standard noise is 4.6840 nats.
+        noise: Standard deviation of the isotropic noise, at least 0.0001.
 
     Raises:
-        DataError: If noise is not above 0.
+        ArgumentError: If the noise is out of its range.
 
     References:
         Chao et al., arXiv 2305.15267.
 
     Example:
-        >>> from flowkit.toys import checkerboard
-        >>> round(checkerboard().entropy, 4)
+        >>> from flowkit.toys import Checkerboard
+        >>> round(Checkerboard().entropy(), 4)
         4.684
     """
 
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        a = 4 * _uniform(n, generator) - 2
-        c = _uniform(n, generator) - 2 * torch.randint(0, 2, (n,), generator=generator)
+    def __init__(self, noise: float = 0.375) -> None:
+        super().__init__(noise)
+        squares = [(a + 0.5, c + a % 2 + 0.5) for a in range(-2, 2) for c in (-2, 0)]
+        centers = 3 * torch.tensor(squares, dtype=torch.float64)
+        self._set_kernels(centers, torch.full((8,), 1 / 8, dtype=torch.float64), box=3.0)
+
+    def _shape(self, n: int, draws: Draws) -> Tensor:
+        a = 4 * draws.uniform(n) - 2
+        c = draws.uniform(n) - 2 * draws.integers(2, n)
         return 3 * torch.stack([a, c + a.floor() % 2], -1)
 
-    squares = [(a + 0.5, c + a % 2 + 0.5) for a in range(-2, 2) for c in (-2, 0)]
-    centres = 3 * torch.tensor(squares, dtype=torch.float64)
-    weights = torch.full((8,), 1 / 8, dtype=torch.float64)
-    return NoisedShape("checkerboard", noise, draw, centres, weights, (3.0, 3.0), (noise, noise))
 
-
-def two_moons(noise: float = 0.1) -> NoisedShape:
-    r"""Return two interleaved half circles, as scikit-learn's ``make_moons`` draws them.
+@register
+class TwoMoons(NoisedShape):
+    r"""Two interleaved noised half circles, as scikit-learn's ``make_moons`` draws them.
 
     .. math:: x = (\cos t, \sin t) \ \text{or}\ (1 - \cos t, \tfrac12 - \sin t),
         \ \text{plus noise}\cdot\varepsilon, \quad t \sim U(0, \pi)
@@ -132,164 +239,116 @@ def two_moons(noise: float = 0.1) -> NoisedShape:
     Each moon has probability one half.
 
     Args:
-        noise: Standard deviation of the isotropic noise.
-
-    Returns:
-        The toy.
+        noise: Standard deviation of the isotropic noise, at least 0.0001.
 
     Raises:
-        DataError: If noise is not above 0.
+        ArgumentError: If the noise is out of its range.
 
     Example:
-        >>> from flowkit.toys import two_moons
-        >>> two_moons(noise=0.05).entropy < two_moons(noise=0.1).entropy
+        >>> from flowkit.toys import TwoMoons
+        >>> TwoMoons(noise=0.05).entropy() < TwoMoons(noise=0.1).entropy()
         True
     """
 
-    def moons(t: Tensor, inner: Tensor) -> Tensor:
-        outer = torch.stack([t.cos(), t.sin()], -1)
-        other = torch.stack([1 - t.cos(), 0.5 - t.sin()], -1)
-        return torch.where(inner[..., None], other, outer)
+    def __init__(self, noise: float = 0.1) -> None:
+        super().__init__(noise)
+        t, weights = _quadrature(np.linspace(0, pi, _panels(pi, self.noise) + 1))
+        inner = torch.arange(2 * len(t)) >= len(t)
+        self._set_kernels(_moons(t.repeat(2), inner), weights.repeat(2) / (2 * pi))
 
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        t = pi * _uniform(n, generator)
-        return moons(t, _uniform(n, generator) < 0.5)
-
-    t, weights = _quadrature(np.linspace(0, pi, _panels(pi, noise) + 1))
-    inner = torch.arange(2 * len(t)) >= len(t)
-    centres = moons(t.repeat(2), inner)
-    return _curve("two_moons", noise, draw, centres, weights.repeat(2) / (2 * pi))
+    def _shape(self, n: int, draws: Draws) -> Tensor:
+        t = pi * draws.uniform(n)
+        return _moons(t, draws.uniform(n) < 0.5)
 
 
-def two_spirals(noise: float = 0.1) -> NoisedShape:
-    r"""Return two spiral arms that turn around each other.
+def _moons(t: Tensor, inner: Tensor) -> Tensor:
+    outer = torch.stack([t.cos(), t.sin()], -1)
+    other = torch.stack([1 - t.cos(), 0.5 - t.sin()], -1)
+    return torch.where(inner[..., None], other, outer)
+
+
+@register
+class TwoSpirals(NoisedShape):
+    r"""Two noised spiral arms that wind around each other.
 
     .. math:: x = \pm\tfrac13\,(-t\cos t + u_1,\ t\sin t + u_2) + \text{noise}\cdot\varepsilon,
         \quad t = 3\pi\sqrt{v},\ v \sim U(0, 1),\ u_i \sim U(0, \tfrac12)
 
     Args:
-        noise: Standard deviation of the isotropic noise.
-
-    Returns:
-        The toy.
+        noise: Standard deviation of the isotropic noise, at least 0.0001.
 
     Raises:
-        DataError: If noise is not above 0.
+        ArgumentError: If the noise is out of its range.
 
     References:
         Grathwohl et al., "FFJORD", arXiv 1810.01367, whose toy it is.
 
     Example:
-        >>> from flowkit.toys import two_spirals
-        >>> two_spirals().sample(7).shape
+        >>> from flowkit.toys import TwoSpirals
+        >>> TwoSpirals().sample(7).shape
         torch.Size([7, 2])
     """
 
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        t = 3 * pi * _uniform(n, generator).sqrt()
-        jitter = 0.5 * torch.rand(n, 2, generator=generator, dtype=torch.float64)
-        sign = 1 - 2 * torch.randint(0, 2, (n, 1), generator=generator)
-        return sign * (jitter - _spiral(t)) / 3
+    def __init__(self, noise: float = 0.1) -> None:
+        super().__init__(noise)
+        t, weights = _spiral_quadrature(1 / 3, self.noise)
+        arm = (0.25 - _spiral(t)) / 3
+        self._set_kernels(torch.cat([arm, -arm]), weights.repeat(2) / 2, box=0.5 / 3)
 
-    t, weights = _spiral_quadrature(1 / 3, noise)
-    arm = (0.25 - _spiral(t)) / 3
-    centres, weights = torch.cat([arm, -arm]), weights.repeat(2) / 2
-    box = 0.5 / 3
-    return NoisedShape("two_spirals", noise, draw, centres, weights, (box, box), (noise, noise))
+    def _shape(self, n: int, draws: Draws) -> Tensor:
+        t = 3 * pi * draws.uniform(n).sqrt()
+        jitter = 0.5 * draws.uniform(n, 2)
+        return (1 - 2 * draws.integers(2, n, 1)) * (jitter - _spiral(t)) / 3
 
 
-def rings(radii: Sequence[float] = (0.75, 1.5, 2.25, 3.0), noise: float = 0.1) -> NoisedShape:
-    r"""Return concentric circles, each with the same share of the points; one radius gives a ring.
+@register
+class Circles(NoisedShape):
+    r"""Concentric noised circles, each with the same share of the points.
 
     .. math:: x = r\,(\cos t, \sin t) + \text{noise}\cdot\varepsilon, \quad t \sim U(0, 2\pi),\
         r \sim U\{r_1, \dots, r_m\}
 
     Args:
         radii: Radii of the circles, each above 0.
-        noise: Standard deviation of the isotropic noise.
-
-    Returns:
-        The toy.
+        noise: Standard deviation of the isotropic noise, at least 0.0001.
 
     Raises:
-        DataError: If there is no radius, a radius is not above 0, or noise is not above 0.
+        ArgumentError: If there is no radius, a radius is not above 0, or the noise is out of its
+            range.
 
     Example:
-        >>> from flowkit.toys import rings
-        >>> ring = rings(radii=(2.0,), noise=0.1)
-        >>> round(float(ring.sample(1000).norm(dim=-1).mean()), 1)
+        >>> from flowkit.toys import Circles
+        >>> circle = Circles(radii=(2.0,), noise=0.1)
+        >>> round(float(circle.sample(1000).norm(dim=-1).mean()), 1)
         2.0
     """
-    if len(radii) == 0 or not all(0 < r < float("inf") for r in radii):
-        raise DataError(
-            f"rings expected one or more finite radii above 0, got {tuple(radii)!r}; "
-            "write for example rings(radii=(1.0, 2.0))"
-        )
-    lengths = torch.tensor(radii, dtype=torch.float64)
 
-    def circle(t: Tensor) -> Tensor:
-        return torch.stack([t.cos(), t.sin()], -1)
+    def __init__(
+        self, radii: Sequence[float] = (0.75, 1.5, 2.25, 3.0), *, noise: float = 0.1
+    ) -> None:
+        super().__init__(noise)
+        count = len(checks.as_list(radii) or ())
+        if not count:
+            raise checks.fail("Circles", "radii", "one or more numbers > 0", radii, "(1.0, 2.0)")
+        self.radii = checks.numbers("Circles", "radii", radii, count, above=0)
+        # On a closed curve equally spaced nodes converge exponentially: two per noise width.
+        sizes = [8 + 4 * pi * r / self.noise for r in self.radii]
+        if sum(sizes) > checks.MAX_ELEMENTS / 16:
+            expected = "numbers within a few million times the noise"
+            raise checks.fail("Circles", "radii", expected, radii)
+        nodes = [torch.arange(ceil(m), dtype=torch.float64) * (2 * pi / ceil(m)) for m in sizes]
+        circles = [r * _circle(t) for r, t in zip(self.radii, nodes, strict=True)]
+        weights = [torch.full_like(t, 1 / (len(t) * count)) for t in nodes]
+        self._set_kernels(torch.cat(circles), torch.cat(weights))
 
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        r = lengths[torch.randint(0, len(lengths), (n, 1), generator=generator)]
-        return r * circle(2 * pi * _uniform(n, generator))
-
-    # On a closed curve equally spaced nodes converge exponentially: two to a noise width will do.
-    counts = [8 + ceil(4 * pi * r / noise) if noise > 0 else 8 for r in radii]
-    angles = [torch.arange(m, dtype=torch.float64) * (2 * pi / m) for m in counts]
-    centres = torch.cat([r * circle(t) for r, t in zip(radii, angles, strict=True)])
-    weights = torch.cat(
-        [torch.full((m,), 1 / (m * len(counts)), dtype=torch.float64) for m in counts]
-    )
-    return _curve("rings", noise, draw, centres, weights)
-
-
-def eight_gaussians(radius: float = 4.0, noise: float = 0.5) -> NoisedShape:
-    r"""Return eight equal round Gaussians, evenly spaced on a circle.
-
-    .. math:: p(x) = \tfrac18 \sum_{k=0}^{7} N\big(x;\ r(\cos\tfrac{\pi k}{4},
-        \sin\tfrac{\pi k}{4}),\ \text{noise}^2 I\big)
-
-    Args:
-        radius: Radius r of the circle.
-        noise: Standard deviation of each Gaussian.
-
-    Returns:
-        The toy. For Gaussians far apart its entropy tends to ``log(8) + log(2 pi e noise^2)``.
-
-    Raises:
-        DataError: If noise is not above 0.
-
-    Example:
-        >>> from math import e, log, pi
-        >>> from flowkit.toys import eight_gaussians
-        >>> toy = eight_gaussians(noise=0.1)
-        >>> abs(toy.entropy - log(8 * 2 * pi * e * 0.1**2)) < 1e-6
-        True
-    """
-    angles = torch.arange(8, dtype=torch.float64) * (pi / 4)
-    centres = radius * torch.stack([angles.cos(), angles.sin()], -1)
-
-    def draw(n: int, generator: torch.Generator) -> Tensor:
-        return centres[torch.randint(0, 8, (n,), generator=generator)]
-
-    weights = torch.full((8,), 1 / 8, dtype=torch.float64)
-    return _curve("eight_gaussians", noise, draw, centres, weights)
+    def _shape(self, n: int, draws: Draws) -> Tensor:
+        which = draws.integers(len(self.radii), n, 1)
+        t = 2 * pi * draws.uniform(n)
+        return t.new_tensor(self.radii)[which] * _circle(t)
 
 
-def _curve(
-    name: str,
-    noise: float,
-    draw: Callable[[int, torch.Generator], Tensor],
-    centres: Tensor,
-    weights: Tensor,
-) -> NoisedShape:
-    """A shape without a uniform part and with the same noise in both directions."""
-    return NoisedShape(name, noise, draw, centres, weights, (0.0, 0.0), (noise, noise))
-
-
-def _uniform(n: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(n, generator=generator, dtype=torch.float64)
+def _circle(t: Tensor) -> Tensor:
+    return torch.stack([t.cos(), t.sin()], -1)
 
 
 def _spiral(t: Tensor) -> Tensor:
@@ -300,15 +359,13 @@ def _spiral_quadrature(stretch: float, noise: float) -> tuple[Tensor, Tensor]:
     """Nodes and probabilities of the angle t = 3 pi sqrt(U(0, 1)) of a spiral."""
     # Panels of equal length along the arm, which grows as t^2 / 2, are equal in t^2.
     length = stretch * ((3 * pi) ** 2 / 2 + 3 * pi)
-    panels = _panels(length, noise)
-    t, weights = _quadrature(3 * pi * np.sqrt(np.linspace(0, 1, panels + 1)))
+    t, weights = _quadrature(3 * pi * np.sqrt(np.linspace(0, 1, _panels(length, noise) + 1)))
     return t, weights * 2 * t / (3 * pi) ** 2
 
 
 def _panels(length: float, noise: float) -> int:
     """Number of panels, each at most five standard deviations long, on a curve of this length."""
-    # A noise that is no positive number is refused by NoisedShape, in words.
-    return ceil(length / (5 * noise)) + 1 if 0 < noise < float("inf") else 1
+    return ceil(length / (5 * noise)) + 1
 
 
 def _quadrature(edges: np.ndarray) -> tuple[Tensor, Tensor]:

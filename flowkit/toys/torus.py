@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from flowkit.errors import DataError
-from flowkit.toys.base import Toy
+from flowkit import checks
+from flowkit.config import register
+from flowkit.toys.base import Draws, Toy
 
 _RINGS = ((1.0, 1.0), (2.0, 0.8), (1.5, 0.6), (2.5, 0.4))
 
 
-@dataclass(frozen=True, eq=False)
+@register
 class TorusRings(Toy):
     r"""Rings on the torus :math:`[-\pi, \pi)^2`, periodic and smooth wherever there is mass.
 
@@ -23,87 +23,70 @@ class TorusRings(Toy):
         r^2 = 2 + \cos x_1 + \cos x_2,
 
     with :math:`m = (1, 2, 1.5, 2.5)`, :math:`a = (1, 0.8, 0.6, 0.4)` and the width s. Only at
-    :math:`(\pi, \pi)`, where the density is next to nothing, r has a cusp. The normaliser and the
+    :math:`(\pi, \pi)`, where the density is next to zero, r has a cusp. The constant and the
     entropy come from a trapezoidal rule, which converges exponentially for periodic functions.
+    Angles are in radians, and any of those that differ by a multiple of :math:`2\pi` will do.
 
-    Attributes:
-        width: Width s of the rings, in units of r.
+    Args:
+        width: Width s of the rings, in units of r, from 0.01 to 100.
+
+    Raises:
+        ArgumentError: If the width is out of its range.
 
     References:
         The potential of Köhler, Krämer and Noé 2021, arXiv 2110.00351, with cosines instead of
         squared angles, whose derivatives do not meet at the cut.
 
-    Raises:
-        DataError: If the width is not a positive number.
-
     Example:
-        >>> from flowkit.toys import torus_rings
-        >>> toy = torus_rings()
-        >>> x = toy.sample(2000)
-        >>> bool((-toy.log_prob(x).mean() - toy.entropy).abs() < 0.1)
+        >>> import torch
+        >>> from flowkit.toys import TorusRings
+        >>> toy = TorusRings()
+        >>> x = toy.sample(2000, torch.Generator().manual_seed(0))
+        >>> bool((-toy.log_prob(x).mean() - toy.entropy()).abs() < 0.1)
         True
     """
 
-    width: float = 0.05
-    name: str = field(default="torus_rings", init=False)
-    features: int = field(default=2, init=False)
+    def __init__(self, width: float = 0.05) -> None:
+        super().__init__(2)
+        self.width = checks.number("TorusRings", "width", width, least=0.01, most=100)
 
-    def __post_init__(self) -> None:
-        if not 0 < self.width < math.inf:
-            raise DataError(
-                f"TorusRings expected a finite width > 0, got {self.width!r}; remedy: for example "
-                "width=0.05"
-            )
-
-    def _unnormalized(self, x: Tensor) -> Tensor:
+    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the energy in kT."""
         # Where both cosines are -1 the root would have no derivative.
         radius = (2 + x.cos().sum(-1)).clamp_min(1e-12).sqrt()
         terms = [math.log(a) - (radius - m).square() / (2 * self.width**2) for m, a in _RINGS]
-        return torch.logsumexp(torch.stack(terms), 0)
+        return -torch.logsumexp(torch.stack(terms), 0)
 
     @cached_property
     def _moments(self) -> tuple[float, float]:
-        """Log-normaliser and entropy, from 2048 x 2048 points."""
+        """The logarithm of the constant and the entropy, from 2048 x 2048 points."""
         n = 2048
         angle = torch.arange(n, dtype=torch.float64) * (2 * math.pi / n) - math.pi
         total = weighted = 0.0
-        for row in angle.split(64):
-            grid = torch.stack(torch.meshgrid(row, angle, indexing="ij"), -1)
-            value = self._unnormalized(grid)
-            density = value.exp()
+        for block in angle.split(64):
+            grid = torch.stack(torch.meshgrid(block, angle, indexing="ij"), -1)
+            energy = self.energy(grid)
+            density = torch.exp(-energy)
             total += float(density.sum())
-            weighted += float((density * value).sum())
+            weighted += float((density * energy).sum())
         log_z = math.log(total * (2 * math.pi / n) ** 2)
-        return log_z, log_z - weighted / total
+        return log_z, log_z + weighted / total
 
-    @property
+    def log_normalizer(self) -> float:
+        r"""Return :math:`\log Z`, by quadrature to rounding."""
+        return self._moments[0]
+
     def entropy(self) -> float:
-        """Differential entropy in nats."""
+        """Return the entropy in nats, by quadrature to rounding."""
         return self._moments[1]
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log density in nats at x (..., 2), shape (...); angles in radians, any turn."""
-        self._check(x)
-        return self._unnormalized(x) - self._moments[0]
-
-    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
+    def _draw(self, n: int, draws: Draws) -> Tensor:
         """Exact points, by rejection from the uniform density."""
-        kept, found = [torch.empty(0, 2, dtype=torch.float64)], 0
-        log_bound = math.log(sum(a for _, a in _RINGS))
-        while found < n:
-            x = torch.rand(20_000, 3, generator=generator, dtype=torch.float64)
+        accepted = [draws.uniform(0, 2)]
+        count, log_bound = 0, math.log(sum(a for _, a in _RINGS))
+        while count < n:
+            x = draws.uniform(20_000, 3)
             angles = (2 * x[:, :2] - 1) * math.pi
-            kept.append(angles[x[:, 2].log() < self._unnormalized(angles) - log_bound])
-            found += len(kept[-1])
-        return torch.cat(kept)[:n]
-
-
-def torus_rings() -> TorusRings:
-    """Return the :class:`TorusRings` of the usual width.
-
-    Example:
-        >>> from flowkit.toys import torus_rings
-        >>> torus_rings().sample(3, seed=1).shape
-        torch.Size([3, 2])
-    """
-    return TorusRings()
+            accepted.append(angles[x[:, 2].log() < -self.energy(angles) - log_bound])
+            count += len(accepted[-1])
+        return torch.cat(accepted)[:n]
