@@ -29,7 +29,7 @@ import torch
 import flowkit
 from flowkit.datasets import photograph_colours
 from flowkit.plotting import density_2d, plot_history
-from flowkit.toys import sine
+from flowkit.toys import Sine
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -41,8 +41,8 @@ SMALL = os.environ.get("FLOWKIT_EXAMPLES") == "small"
 # Points along a sine curve, blurred. A flow sees samples only.
 
 # %%
-toy = sine()
-data = toy.sample(5_000 if SMALL else 50_000)
+toy = Sine()
+data = toy.sample(5_000 if SMALL else 50_000, torch.Generator().manual_seed(0))
 
 flow = flowkit.coupling_flow(features=2, layers=6, hidden=(64, 64))
 print(flow.summary())
@@ -57,12 +57,12 @@ print(f"{record.steps[-1]} steps, stopped by {record.stopped}, best epoch {recor
 # entropy of the density itself; the difference is the Kullback-Leibler divergence of the fit.
 
 # %%
-fresh = toy.sample(20_000, seed=1)
+fresh = toy.sample(20_000, torch.Generator().manual_seed(1))
 with torch.no_grad():
     log_density = flow.log_prob(fresh)
 error = log_density.std().item() / math.sqrt(len(fresh))
 print(f"negative log-likelihood, fresh data  {-log_density.mean().item():.4f} +- {error:.4f} nats")
-print(f"entropy of the density               {toy.entropy:.4f} nats")
+print(f"entropy of the density               {toy.entropy():.4f} nats")
 
 # %%
 plot_history(record)

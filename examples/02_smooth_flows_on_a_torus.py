@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 
 import flowkit
 from flowkit.molecules import FlowPotential
-from flowkit.toys import torus_rings
+from flowkit.toys import TorusRings
 
 torch.set_num_threads(1)
 SMALL = os.environ.get("FLOWKIT_EXAMPLES") == "small"
@@ -51,11 +51,11 @@ SMALL = os.environ.get("FLOWKIT_EXAMPLES") == "small"
 # forces are exact.
 
 # %%
-toy = torus_rings()
-x = toy.sample(5_000 if SMALL else 50_000)
+toy = TorusRings()
+x = toy.sample(5_000 if SMALL else 50_000, torch.Generator().manual_seed(0))
 force = toy.score(x)
 size = force.square().mean().sqrt().item()
-print(f"entropy {toy.entropy:.4f} nats, root mean square of a force component {size:.2f} 1/rad")
+print(f"entropy {toy.entropy():.4f} nats, root mean square of a force component {size:.2f} 1/rad")
 
 # %% [markdown]
 # ## Three fits
@@ -103,13 +103,13 @@ flows = {
 # %%
 # Nothing is trained from here on; scores and forces take the gradients that they need.
 torch.set_grad_enabled(False)
-fresh = toy.sample(2_000 if SMALL else 20_000, seed=1, dtype=torch.float64)
+fresh = toy.double().sample(2_000 if SMALL else 20_000, torch.Generator().manual_seed(1))
 exact = toy.score(fresh)
 log_density = {name: flow.log_prob(fresh) for name, flow in flows.items()}
 print(f"{'':20} above entropy   below spline          force error")
 print(f"{'':20} nats            nats                  1/rad")
 for name, flow in flows.items():
-    above = -log_density[name].mean().item() - toy.entropy
+    above = -log_density[name].mean().item() - toy.entropy()
     gain = log_density[name] - log_density["spline"]
     error = gain.std().item() / math.sqrt(len(gain))
     rmse = (flow.score(fresh) - exact).square().mean().sqrt().item()
@@ -237,7 +237,7 @@ for name, flow in flows.items():
 # All in float64, from the same starts with the same velocities and the same time step.
 
 # %%
-starts = toy.sample(8 if SMALL else 64, seed=2, dtype=torch.float64)
+starts = toy.sample(8 if SMALL else 64, torch.Generator().manual_seed(2))
 velocities = FlowPotential(flows["smooth"]).draw_velocities(
     starts, torch.Generator().manual_seed(0)
 )

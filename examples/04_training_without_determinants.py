@@ -46,9 +46,9 @@ from flowkit import (
 )
 from flowkit.data import dequantize
 from flowkit.datasets import digits
-from flowkit.energies import Conditional, from_callable
+from flowkit.energies import ConditionalEnergy, from_callable
 from flowkit.stochastic import MALA
-from flowkit.toys import sine
+from flowkit.toys import Sine
 from flowkit.transforms import Compose
 
 torch.set_num_threads(1)
@@ -65,8 +65,9 @@ STEPS = 10 if SMALL else 800
 # the mean energy, which keeps mass from where no data are, and `antithetic` noise comes in pairs.
 
 # %%
-toy = sine()
-x, test = toy.sample(STEPS * 512, seed=0), toy.sample(20_000, seed=1)
+toy = Sine()
+x = toy.sample(STEPS * 512, torch.Generator().manual_seed(0))
+test = toy.sample(20_000, torch.Generator().manual_seed(1))
 losses = {
     "likelihood": MaximumLikelihood(),
     "stochastic likelihood": StochasticMaximumLikelihood(),
@@ -87,7 +88,7 @@ for name, loss in losses.items():
         nll = -flow.log_prob(test).mean()
         error = 0.5 * (flow.score(test) - toy.score(test)).square().sum(-1).mean()
         pictures[name] = flow.log_prob(grid)
-    print(f"{name:<22} {nll - toy.entropy:+.3f} nats above the entropy, "
+    print(f"{name:<22} {nll - toy.entropy():+.3f} nats above the entropy, "
           f"squared error of the score {error:.3f}")  # fmt: skip
 
 # %%
@@ -136,7 +137,7 @@ print(f"test images: {bits:.3f} bits per dimension, log Z = {flow.log_normalizer
 # ## Filling in what is missing
 #
 # The lower half of a digit is missing. Given the upper half, its density is the energy of the
-# whole with the known pixels held fixed (`Conditional`), and a chain samples it: Langevin
+# whole with the known pixels held fixed (`ConditionalEnergy`), and a chain samples it: Langevin
 # proposals that are accepted or not, so that they have the right density in the long run. The
 # chain walks where the flow was trained, behind the logit, and needs no determinant either.
 
@@ -144,7 +145,7 @@ print(f"test images: {bits:.3f} bits per dimension, log Z = {flow.log_normalizer
 logit, rest = flow.transform[0], list(flow.transform.transforms)[1:]
 inner = Flow(Compose(*rest), flow.base)
 free = torch.arange(64) >= 32
-energy = Conditional(from_callable(inner.energy, 64), free=free.tolist())
+energy = ConditionalEnergy(from_callable(inner.energy, 64), free=free.tolist())
 chain = MALA(energy, steps=20 if SMALL else 2_000, step_size=0.3)
 
 shown, copies = held[:8], 3

@@ -9,14 +9,14 @@ from scipy import integrate, stats
 
 from flowkit.bases import StandardNormal
 from flowkit.energies import (
-    Conditional,
+    ConditionalEnergy,
     Energy,
     Interpolation,
     NegativeLogProb,
-    as_energy,
     from_callable,
 )
-from flowkit.errors import DataError, NotInvertibleError, ShapeError
+from flowkit.energies.base import as_energy
+from flowkit.errors import ArgumentError, DataError, NotInvertibleError, ShapeError
 from flowkit.stochastic import HMC, MALA, Metropolis
 from flowkit.toys import DoubleWell, Funnel, GaussianMixture, Picture, Ring
 
@@ -24,7 +24,7 @@ HEIGHTS = np.array([[1.0, 2.0, 0.5], [0.2, 4.0, 1.0], [3.0, 0.1, 2.0], [1.0, 1.0
 PLANE = {
     "double well": DoubleWell(),
     "tilted well": DoubleWell(a=1.5, b=-2.0, c=0.3),
-    "mixture": GaussianMixture([[0.0, 1.0], [2.0, -1.0]], [0.5, 1.2], [1.0, 3.0]),
+    "mixture": GaussianMixture([[0.0, 1.0], [2.0, -1.0]], [0.5, 1.2], weights=[1.0, 3.0]),
     "funnel": Funnel(2, scale=1.0),
     "ring": Ring(radius=2.0, width=0.4),
     "narrow ring": Ring(radius=0.5, width=1.0),
@@ -94,7 +94,7 @@ def test_the_published_constants_of_the_double_well():
 
 @pytest.mark.parametrize(("a", "b", "c"), [(-50.0, 0.0, 1e-6), (-1e4, 0.0, 1.0), (3.0, -0.5, 2.0)])
 def test_the_quadrature_finds_every_well(a, b, c):
-    well = DoubleWell(1, a, b, c)
+    well = DoubleWell(1, a=a, b=b, c=c)
     roots = np.roots([4 * c, 0, 2 * b, a])
     centre = float(roots[np.argmin(np.abs(roots.imag))].real)
     lowest = float(well(torch.tensor([centre], dtype=torch.float64)))
@@ -178,7 +178,7 @@ def test_chains_fill_in_what_is_missing(kind):
     covariance = mixing @ mixing.mT
     precision = torch.linalg.inv(covariance)
     joint = from_callable(lambda x: 0.5 * (x @ precision * x).sum(-1), 3)
-    rest = Conditional(joint, [True, False, True])
+    rest = ConditionalEnergy(joint, [True, False, True])
     known = torch.full((20_000, 1), 1.5, dtype=torch.float64)
     step = {MALA: 0.2, HMC: 0.3, Metropolis: 0.7}[kind]
     layer = kind(rest, steps=60, step_size=step).double()
@@ -206,13 +206,13 @@ def test_energies_say_what_they_expect():
             ShapeError,
             r"expected x \(\.\.\., 2\), got \(3,\)",
         ),
-        (lambda: from_callable(lambda x: x, 2)(torch.zeros(4, 2)), DataError, "one number a row"),
-        (lambda: from_callable(3, 2), DataError, "function as a function of x"),
-        (lambda: from_callable(torch.sum, 2, force=3), DataError, "force as a function"),
+        (lambda: from_callable(lambda x: x, 2)(torch.zeros(4, 2)), DataError, "one number per sample"),
+        (lambda: from_callable(3, 2), ArgumentError, "function as a function"),
+        (lambda: from_callable(torch.sum, 2, force=3), ArgumentError, "force as a function"),
         (lambda: from_callable(torch.sum, -2), ShapeError, "sizes >= 0"),
-        (lambda: NegativeLogProb(3), DataError, "a density with log_prob"),
-        (lambda: GaussianMixture([[1.0], [1.0, 2.0]]), DataError, "means"),
-        (lambda: from_callable(torch.sum, 2, kT=0.0), DataError, "kT as a finite number > 0"),
+        (lambda: NegativeLogProb(3), ArgumentError, "a density with log_prob"),
+        (lambda: GaussianMixture([[1.0], [1.0, 2.0]]), ArgumentError, "means"),
+        (lambda: from_callable(torch.sum, 2, kT=0.0), ArgumentError, "kT as a finite number > 0"),
         (
             lambda: from_callable(lambda x: x.sum(-1).detach(), 2).force(torch.zeros(2)),
             DataError,
@@ -225,21 +225,25 @@ def test_energies_say_what_they_expect():
             DataError,
             "the force expected the shape of x",
         ),
-        (lambda: DoubleWell(c=-1.0), DataError, "c as a finite number > 0"),
-        (lambda: DoubleWell(0), DataError, "features as a whole number >= 1"),
-        (lambda: Funnel(1), DataError, "features as a whole number >= 2"),
-        (lambda: GaussianMixture([1.0, 2.0]), DataError, "means"),
-        (lambda: GaussianMixture([[1.0]], [0.0]), DataError, "scales > 0"),
-        (lambda: Picture(np.ones((2, 2, 3))), DataError, r"heights \(rows, columns\)"),
-        (lambda: Picture(np.zeros((2, 2))), DataError, "some background"),
-        (lambda: Picture(np.ones((2, 2)), stiffness=-1), DataError, "stiffness"),
-        (lambda: Interpolation(DoubleWell(), Ring(), 1.5), DataError, r"in \[0, 1\]"),
-        (lambda: Interpolation(DoubleWell(), Ring(), 1, True), DataError, "strictly between"),
+        (lambda: DoubleWell(c=-1.0), ArgumentError, "c as a finite number > 0"),
+        (lambda: DoubleWell(0), ArgumentError, "features as an integer >= 1"),
+        (lambda: Funnel(1), ArgumentError, "features as an integer >= 2"),
+        (lambda: GaussianMixture([1.0, 2.0]), ArgumentError, "means"),
+        (lambda: GaussianMixture([[1.0]], [0.0]), ArgumentError, "scales as a finite number > 0"),
+        (lambda: Picture(np.ones((2, 2, 3))), ArgumentError, r"heights as \(rows, columns\)"),
+        (lambda: Picture(np.zeros((2, 2))), ArgumentError, "some background"),
+        (lambda: Picture(np.ones((2, 2)), stiffness=-1), ArgumentError, "stiffness"),
+        (lambda: Interpolation(DoubleWell(), Ring(), 1.5), ArgumentError, ">= 0 and <= 1"),
+        (lambda: Interpolation(DoubleWell(), Ring(), 1, learn=True), ArgumentError, "> 0 and < 1"),
         (lambda: Interpolation(DoubleWell(), Funnel(3), 0.5), ShapeError, "same events"),
-        (lambda: Interpolation(DoubleWell(), torch.sum, 0.5), DataError, "two Energies"),
+        (lambda: Interpolation(DoubleWell(), torch.sum, 0.5), ArgumentError, "end as an Energy"),
         (lambda: as_energy(DoubleWell(), (3,)), ShapeError, "expected"),
-        (lambda: Conditional(DoubleWell(), [True]), ShapeError, "one boolean for each"),
-        (lambda: Conditional(DoubleWell(), [True, True]), DataError, "some coordinates free"),
+        (lambda: ConditionalEnergy(DoubleWell(), [True]), ArgumentError, r"2 boolean\(s\)"),
+        (
+            lambda: ConditionalEnergy(DoubleWell(), [True, True]),
+            ArgumentError,
+            "some coordinates free",
+        ),
         (
             lambda: from_callable(lambda x, c: x[..., 0], 2, context=1)(torch.zeros(2)),
             ShapeError,

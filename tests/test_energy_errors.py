@@ -26,13 +26,13 @@ from flowkit import (
 )
 from flowkit.bases import StandardNormal, Uniform
 from flowkit.energies import (
-    Conditional,
+    ConditionalEnergy,
     Energy,
     Interpolation,
     NegativeLogProb,
-    as_energy,
     from_callable,
 )
+from flowkit.energies.base import as_energy
 from flowkit.errors import DataError, NonFiniteLossError, ShapeError
 from flowkit.recipes import insert_stochastic_layers
 from flowkit.stochastic import (
@@ -99,7 +99,7 @@ LAYERS = {
     "force": lambda u: u.force(torch.randn(5, 2)),
     "interpolated": lambda u: Interpolation(DoubleWell(), u, 0.5).force(torch.randn(5, 2)),
     "interpolated from": lambda u: Interpolation(u, DoubleWell(), 0.5).force(torch.randn(5, 2)),
-    "conditional": lambda u: Conditional(u, [True, False]).force(
+    "conditional": lambda u: ConditionalEnergy(u, [True, False]).force(
         torch.randn(5, 1), torch.randn(5, 1)
     ),
 }

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
 from flowkit import plotting
-from flowkit.toys import two_moons
+from flowkit.toys import TwoMoons
 from flowkit.training.history import History
 
 SETUP = """
@@ -77,7 +77,7 @@ def test_pyplot_keeps_no_figure_of_ours(outputs):
 
 
 def test_every_function_returns_a_figure_that_shows_itself():
-    x, toy = torch.randn(60, 2), two_moons()
+    x, toy = torch.randn(60, 2), TwoMoons()
     history = History()
     history.epochs, history.train, history.validation = [1, 2], [2.0, 1.0], [2.0, 1.5]
     calls = {

@@ -23,6 +23,7 @@ from flowkit.plotting import (  # noqa: E402
     pointillist,
     qq_plot,
 )
+from flowkit.toys import GaussianMixture, TwoMoons  # noqa: E402
 from flowkit.plotting.corners import _levels  # noqa: E402
 from flowkit.toys import eight_gaussians, two_moons  # noqa: E402
 
@@ -61,7 +62,7 @@ def saved(figure, path):
 
 
 def test_every_figure_can_be_saved(tmp_path, photo, pixels):
-    toy = two_moons()
+    toy = TwoMoons()
     figures = [
         density_2d(toy.log_prob, toy.limits, samples=toy.sample(200), resolution=30),
         corner(normals(600, 3), normals(100, 3)),
@@ -99,7 +100,7 @@ def test_density_picture_holds_the_density_with_y_upwards():
 
 
 def test_density_picture_integrates_to_one():
-    toy = eight_gaussians()
+    toy = GaussianMixture.ring()
     figure = density_2d(toy.log_prob, ((-7, 7), (-7, 7)), resolution=141, dtype=torch.float64)
     values = np.asarray(figure.axes[0].images[0].get_array())
     assert values.sum() * 0.1**2 == pytest.approx(1.0, abs=1e-4)

@@ -23,7 +23,7 @@ from flowkit.molecules import FlowPotential
 from flowkit.recipes import RECIPES
 from flowkit.scalar import Affine, LogisticMixture
 from flowkit.stochastic import MALA, OverdampedLangevin, flow_mcmc
-from flowkit.toys import DoubleWell, two_moons
+from flowkit.toys import DoubleWell, TwoMoons
 from flowkit.transforms import Compose, Coupling, LULinear
 
 D = torch.float64
@@ -77,10 +77,10 @@ CALLS = {
     "score given a context": lambda x: flow_of(2).score(x, x.flip(-1)),
     "energy": lambda x: flow_of().energy(x),
     "force of an energy": lambda x: WELL.force(x),
-    "force of a flow as energy": lambda x: NegativeLogProb(flow_of(2), 2).force(x, x.flip(-1)),
+    "force of a flow as energy": lambda x: NegativeLogProb(flow_of(2), context=2).force(x, x.flip(-1)),
     "force of a flow as potential": lambda x: FlowPotential(flow_of(2), context=x[0]).force(x),
     "dynamics": trajectory,
-    "score of a toy": lambda x: two_moons().score(x),
+    "score of a toy": lambda x: TwoMoons().score(x),
     "Langevin layer": lambda x: step(OverdampedLangevin(WELL, steps=2), x),
     "MALA layer": lambda x: step(MALA(WELL, steps=2), x),
     "force matching": lambda x: ForceMatching(quadratic)(flow_of(), {"x": x}).value,
@@ -118,7 +118,7 @@ def test_what_inference_mode_made_has_a_score_outside():
         made = x.clone()
     torch.testing.assert_close(flow.score(made, made), flow.score(x, x))
     torch.testing.assert_close(WELL.force(made), WELL.force(x))
-    torch.testing.assert_close(two_moons().score(made), two_moons().score(x))
+    torch.testing.assert_close(TwoMoons().score(made), TwoMoons().score(x))
 
 
 @pytest.mark.parametrize("kind", ["one parameter", "several parameters"])

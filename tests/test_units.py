@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from flowkit import ForceMatching, PathKL, ReverseKL, coupling_flow, elementwise_flow, fit
-from flowkit.energies import Conditional, Energy, Interpolation, NegativeLogProb, from_callable
+from flowkit.energies import (
+    ConditionalEnergy,
+    Energy,
+    Interpolation,
+    NegativeLogProb,
+    from_callable,
+)
 from flowkit.errors import DataError
 from flowkit.molecules import FlowPotential
 from flowkit.statistics import log_partition
@@ -103,7 +109,7 @@ def test_energies_are_in_units_of_kT():
     half = Interpolation(NegativeLogProb(normal()), energy, 0.5)
     torch.testing.assert_close(half.force(X), -0.5 * (1 + STIFFNESS / KT) * X)
     both = from_callable(lambda x: potential(x), 2, kT=KT)
-    free = Conditional(both, [True, False])
+    free = ConditionalEnergy(both, [True, False])
     torch.testing.assert_close(free.force(X, torch.zeros_like(X)), -STIFFNESS / KT * X)
 
 

@@ -79,7 +79,7 @@ def train(name: str, objective: str, seed: int, options: argparse.Namespace) -> 
     begun = time.process_time()
     flowkit.fit(
         flow,
-        toy.sample(options.steps * options.batch_size, seed=seed),
+        toy.sample(options.steps * options.batch_size, torch.Generator().manual_seed(seed)),
         OBJECTIVES[objective],
         validation=None,
         steps=options.steps,
@@ -91,7 +91,7 @@ def train(name: str, objective: str, seed: int, options: argparse.Namespace) -> 
         progress=False,
     )
     seconds = time.process_time() - begun
-    x = toy.sample(options.test_rows, seed=TEST_SEED + seed)
+    x = toy.sample(options.test_rows, torch.Generator().manual_seed(TEST_SEED + seed))
     with torch.no_grad():
         nll = -torch.cat([flow.log_prob(part) for part in x.split(10_000)])
         score = torch.cat([flow.score(part) for part in x.split(10_000)])
@@ -101,7 +101,7 @@ def train(name: str, objective: str, seed: int, options: argparse.Namespace) -> 
         name,
         objective,
         seed,
-        float(nll.mean()) - toy.entropy,
+        float(nll.mean()) - toy.entropy(),
         float(nll.std()) / root,
         float(squares.mean()),
         float(squares.std()) / root,

@@ -63,12 +63,13 @@ def train(name: str, toy: HeavyCopula, seed: int, options: argparse.Namespace) -
     """Fit one flow, and score it and its samples."""
     size = options.rows if options.small else MORE_ROWS.get(toy.features, options.rows)
     rows, held, test = (
-        toy.sample(n, seed=10 * seed + i) for i, n in enumerate((size, options.held, options.test))
+        toy.sample(n, torch.Generator().manual_seed(10 * seed + i))
+        for i, n in enumerate((size, options.held, options.test))
     )
     begun = time.process_time()
     if name == "truth":
         gaps = torch.zeros(len(test))
-        drawn = toy.sample(len(test), seed=10 * seed + 3)
+        drawn = toy.sample(len(test), torch.Generator().manual_seed(10 * seed + 3))
     else:
         flow = fit(name, rows, held, seed, options)
         with torch.no_grad():
@@ -229,7 +230,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     if options.large:
         settings.append((options.seeds[0], LARGE))
     for seed, (features, heavy, df) in settings:
-        toy = HeavyCopula(features, heavy, df, seed)
+        toy = HeavyCopula(features, heavy=heavy, df=df, seed=seed)
         for name in FLOWS:
             if (name, features, heavy, df, seed) in known:
                 continue

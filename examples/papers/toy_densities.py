@@ -69,7 +69,7 @@ def fit_toy(name: str, steps: int, batch_size: int, test_rows: int, seed: int) -
     # One pass over steps * batch_size rows: no sample is ever seen twice.
     flowkit.fit(
         flow,
-        toy.sample(steps * batch_size, seed=seed),
+        toy.sample(steps * batch_size, torch.Generator().manual_seed(seed)),
         validation=None,
         steps=steps,
         batch_size=batch_size,
@@ -77,12 +77,12 @@ def fit_toy(name: str, steps: int, batch_size: int, test_rows: int, seed: int) -
         progress=False,
     )
     seconds = time.process_time() - begun
-    rows = toy.sample(test_rows, seed=TEST_SEED + seed)
+    rows = toy.sample(test_rows, torch.Generator().manual_seed(TEST_SEED + seed))
     with torch.no_grad():
         fitted = torch.cat([flow.log_prob(part) for part in rows.split(8192)]).double()
     loss, loss_error = mean_and_error(-fitted)
     divergence, divergence_error = mean_and_error(toy.log_prob(rows.double()) - fitted)
-    return Result(name, toy.entropy, loss, loss_error, divergence, divergence_error, seconds)
+    return Result(name, toy.entropy(), loss, loss_error, divergence, divergence_error, seconds)
 
 
 def markdown(results: Sequence[Result]) -> str:

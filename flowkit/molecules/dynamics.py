@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flowkit.energies.checks import gradient_of
 from flowkit.errors import DataError, NonFiniteEnergyError, ShapeError, StochasticFlowError
 from flowkit.flow import Flow
-from flowkit.numerics.gradients import leaf, ordinary, require_ordinary
+from flowkit.numerics.gradients import require_ordinary, value_and_gradient
 from flowkit.transforms.base import broadcast_context
 
 
@@ -277,10 +276,13 @@ class FlowPotential:
 
     def _evaluate(self, x: Tensor, step: int, dt: float) -> tuple[Tensor, Tensor]:
         """Energy and force from one pass, both finite."""
-        with torch.inference_mode(False), torch.enable_grad():
-            x = leaf(x)
-            potential = self.kT * self.flow.energy(x, ordinary(self.context))
-            gradient = gradient_of(potential, x, name="the energy of the flow")
+        potential, gradient = value_and_gradient(
+            lambda x, context: self.kT * self.flow.energy(x, context),
+            x,
+            self.context,
+            graph=False,
+            name="the energy of the flow",
+        )
         bad = ~(torch.isfinite(potential) & torch.isfinite(gradient).all(-1))
         if bool(bad.any()):
             raise NonFiniteEnergyError(
@@ -288,7 +290,7 @@ class FlowPotential:
                 f"{int(bad.sum())} of {bad.numel()} trajectories; remedy: start where the flow "
                 f"has density, for example at flow.sample(...), and take a dt below {dt:g}"
             )
-        return potential.detach(), -gradient
+        return potential, -gradient
 
 
 def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -52,9 +52,9 @@ def density_2d(
             points (n, 2).
 
     Example:
-        >>> from flowkit.toys import two_moons
+        >>> from flowkit.toys import TwoMoons
         >>> from flowkit.plotting import density_2d
-        >>> toy = two_moons()
+        >>> toy = TwoMoons()
         >>> figure = density_2d(toy.log_prob, toy.limits, samples=toy.sample(500), resolution=40)
         >>> len(figure.axes)  # density, its color bar, samples
         3

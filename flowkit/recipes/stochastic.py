@@ -10,7 +10,8 @@ from torch import nn
 
 from flowkit import checks
 from flowkit.bases import Base, StandardNormal
-from flowkit.energies import Energy, Interpolation, NegativeLogProb, as_energy
+from flowkit.energies import Energy, Interpolation, NegativeLogProb
+from flowkit.energies.base import as_energy
 from flowkit.energies.target import Target
 from flowkit.flow import Flow
 from flowkit.recipes import parts
@@ -23,7 +24,7 @@ from flowkit.stochastic import (
     StochasticTransform,
     UnderdampedLangevin,
 )
-from flowkit.toys.energies import TOYS
+from flowkit.toys import TOYS, make_toy
 from flowkit.transforms import Transform
 
 LAYERS: dict[str, Callable[..., StochasticTransform]] = {
@@ -148,7 +149,7 @@ def chains(
     options = {} if step_size is None else {"step_size": step_size}
 
     def chain(base: Energy, target: Energy, fraction: float) -> Transform:
-        between = Interpolation(base, target, fraction, learn and 0 < fraction < 1)
+        between = Interpolation(base, target, fraction, learn=learn and 0 < fraction < 1)
         made: Transform = kind(between, steps=steps, **options)
         return made
 
@@ -158,11 +159,12 @@ def chains(
 def target_energy(name: str, energy: Any, base: Base, context: int) -> Energy:
     """The energy of the target, from an energy, a function or the name of a toy."""
     if isinstance(energy, str):
-        energy = checks.choice(name, "energy", energy, TOYS)(*base.event_shape)
+        checks.choice(name, "energy", energy, TOYS)
+        energy = make_toy(energy, base.event_shape[0])
     if not isinstance(energy, Energy) and not callable(energy):
         words = f"an Energy, a function of x, or one of {', '.join(sorted(TOYS))}"
         raise checks.fail(name, "energy", words, energy)
-    target = as_energy(energy, base.event_shape, context)
+    target = as_energy(energy, base.event_shape, context=context)
     if not target.context_size:
         like = next((t for t in target.buffers() if t.is_floating_point()), torch.zeros(()))
         Target(name, target).examine_direction(

@@ -1,8 +1,10 @@
 """Known densities to learn and to test on: planar toys, a torus, copulas, wells."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from flowkit import checks
 from flowkit.toys.base import Toy
 from flowkit.toys.copula import HeavyCopula
 from flowkit.toys.mixture import GaussianMixture
@@ -30,6 +32,13 @@ TOYS: Mapping[str, Callable[..., Toy]] = MappingProxyType(
         "two_spirals": TwoSpirals,
     }
 )
+
+
+def make_toy(name: str, features: int) -> Toy:
+    """Make a toy by its name, of this number of features where it has a choice."""
+    make = checks.choice("toy", "name", name, TOYS)
+    return make(features) if "features" in inspect.signature(make).parameters else make()
+
 
 __all__ = [
     "TOYS",

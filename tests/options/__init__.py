@@ -26,6 +26,7 @@ TABLES = (
     "scalar",
     "statistics",
     "support",
+    "toys",
     "training",
     "transforms",
 )

@@ -1,4 +1,4 @@
-"""Toys and real data: seeds, dtypes, shapes and files."""
+"""Real data: seeds, dtypes, shapes and files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from unittest import mock
 
 import torch
 
-from flowkit import datasets, toys
+from flowkit import datasets
 from flowkit.data import dequantize
 from flowkit.datasets import photograph_colours, photograph_patches, stock_returns
 from flowkit.datasets.images import fashion_mnist
 from flowkit.datasets.mice import heterogeneous_stock_mice
 from flowkit.datasets.photos import PhotographColours
 from flowkit.datasets.splits import Splits, split_rows
-from flowkit.toys import HeavyCopula, two_moons
-from flowkit.toys.base import Toy
-from flowkit.toys.torus import TorusRings
 
-from .harness import differs, falls, of, rises, seeds
+from .harness import differs, of, rises, seeds
 from .parts import folder
 
 COUNTS = torch.arange(40.0).reshape(20, 2)
@@ -31,50 +28,6 @@ def random(see: Any) -> dict[str, Any]:
     """Cases of a seed and a dtype."""
     return {"seed": seeds(see=see), "dtype": differs(torch.float64, see=see)}
 
-
-toy = two_moons()
-SHAPES = ("checkerboard", "sine", "swirl", "two_moons", "two_spirals", "rings")
-OTHERS = ("eight_gaussians", "multimodal10", "torus_rings")
-every = [
-    random(lambda name=name, **o: getattr(toys, name)().sample(9, **o))
-    for name in (*SHAPES, *OTHERS)
-]
-of(
-    Toy.sample,
-    None,
-    **{option: tuple(cases[option] for cases in every) for option in ("seed", "dtype")},
-)
-for shape in SHAPES:
-    make = getattr(toys, shape)
-    of(make, lambda make=make, **o: make(**o).sample(200), noise=differs(0.2, 0.5))
-    if shape == "rings":
-        of(make, lambda make=make, **o: make(**o).sample(200), radii=differs((1.0,), (1.0, 2.0)))
-of(
-    toys.eight_gaussians,
-    lambda **o: toys.eight_gaussians(**o).sample(200).std(),
-    radius=rises(5.0, 6.0),
-    noise=rises(1.0, 2.0),
-)
-of(
-    TorusRings,
-    lambda **o: TorusRings(**o).sample(200),
-    width=differs(0.1, 0.2),
-)
-FAR = torch.tensor([[0.0, 1e3]])
-
-
-def copula(**options: Any) -> HeavyCopula:
-    return HeavyCopula(**{"features": 2, **options})
-
-
-of(
-    HeavyCopula,
-    lambda **o: copula(**o).log_prob(FAR),
-    features=rises(3, 4, see=lambda **o: float(len(copula(**o).tails))),
-    heavy=rises(2, see=lambda **o: float(sum(t is not None for t in copula(**o).tails))),
-    df=falls(4.0, 30.0),
-    seed=seeds(see=lambda **o: copula(features=5, **o).correlation),
-)
 
 of(
     dequantize,

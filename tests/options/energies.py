@@ -1,4 +1,4 @@
-"""Energies: of functions, of densities, between two, and toys."""
+"""Energies: of functions, of densities, between two."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor
 
 from flowkit.bases import StandardNormal
 from flowkit.energies import (
-    Conditional,
+    ConditionalEnergy,
     Energy,
     Interpolation,
     NegativeLogProb,
-    as_energy,
     from_callable,
 )
-from flowkit.energies.checks import gradient_of, no_gradient, one_number_each
+from flowkit.energies.base import as_energy, with_force
+from flowkit.energies.checks import one_number_each
 from flowkit.energies.target import Target
-from flowkit.toys import DoubleWell, Funnel, GaussianMixture, Picture, Ring
+from flowkit.numerics.gradients import no_gradient, value_and_gradient
+from flowkit.toys import DoubleWell
 
 from .harness import differs, draws, falls, number_of_parameters, of, rises, shows
 from .parts import (
@@ -48,6 +49,11 @@ def push(x: Tensor) -> Tensor:
     return torch.full_like(x, 3.0)
 
 
+def lost(x: Tensor, *_: Any) -> Tensor:
+    """An energy without a gradient."""
+    return springs(x.detach())
+
+
 PULLED = from_callable(springs, 2, context=1)
 of(
     from_callable,
@@ -73,38 +79,37 @@ of(
     lambda **o: NegativeLogProb(conditional(), **o).context_size,
     context=rises(1),
 )
-density = NegativeLogProb(conditional(), 1)
+density = NegativeLogProb(conditional(), context=1)
 reads_context(density, X, "energy")
 of(
     one_number_each,
     lambda **o: message(lambda: one_number_each(torch.zeros(3), X, 1, **o)),
-    what=differs("sample"),
     name=differs("log_prob"),
 )
 of(no_gradient, lambda **o: str(no_gradient(**o)), name=differs("log_prob"))
 
 
-def pulled_back(**options: Any) -> bool:
-    """Whether the gradient of an energy has one of its own."""
-    x = X.clone().requires_grad_()
-    return gradient_of(springs(x).square(), x, **options).requires_grad
+def gradient(**options: Any) -> Any:
+    """Energies and gradients of springs."""
+    return value_and_gradient(springs, X.clone().requires_grad_(), C, **options)
 
 
 of(
-    gradient_of,
-    pulled_back,
-    create_graph=shows(bool, True),
-    name=differs("log_prob", see=lambda **o: message(lambda: gradient_of(torch.ones(6), X, **o))),
+    value_and_gradient,
+    None,
+    context=differs(C, see=lambda **o: value_and_gradient(lambda x, c: springs(x, *([] if c is None else [c])), X, **o)),
+    graph=shows(lambda pair: pair[1].requires_grad, True, base=False, see=gradient),
+    name=differs("log_prob", see=lambda **o: message(lambda: value_and_gradient(lost, X, **o))),
+)
+of(
+    with_force,
+    lambda **o: with_force(X, lambda: springs(X), lambda: push(X), **o),
+    scale=falls(2.0, 4.0),
 )
 
 # A target: an energy, or a log-density in its place -----------------------------------------
 
 FLOW = conditional()
-
-
-def lost(x: Tensor) -> Tensor:
-    """An energy without a gradient."""
-    return springs(x.detach())
 
 
 def target(**options: Any) -> Any:
@@ -160,7 +165,7 @@ of(
     context=differs(C),
     remedy=differs("the other sign"),
 )
-reads_context(Conditional(DoubleWell(), [True, False]), X[:, :1], "energy")
+reads_context(ConditionalEnergy(DoubleWell(), [True, False]), X[:, :1], "energy")
 start = NegativeLogProb(StandardNormal(2))
 of(
     Interpolation,
@@ -168,72 +173,9 @@ of(
     learn=rises(True),
 )
 reads_context(Interpolation(start, PULLED, 0.5), X, "energy")
-
-picture = Picture(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
 of(
-    Picture,
-    lambda **o: Picture(picture.heights, **o).energy(3 * POINT),
-    stiffness=rises(2e4, 3e4),
-)
-
-
-def sampled(energy: Any) -> dict[str, Any]:
-    """Cases of an exact sampler."""
-    return {
-        "shape": shows(lambda x: len(x) == 7, (7,), 7),
-        "generator": draws(see=lambda **o: energy.sample(20, **o)),
-    }
-
-
-ring = GaussianMixture.ring()
-TOYS = (DoubleWell(), ring, Funnel(2), Ring())
-for energy in (start, picture):
-    of(type(energy).sample, energy.sample, **sampled(energy))
-every = [sampled(energy) for energy in TOYS]
-of(
-    DoubleWell.sample,  # of all toys
-    None,
-    shape=tuple(
-        shows(lambda x: len(x) == 7, (7,), 7, see=energy.sample, base=1) for energy in TOYS
-    ),
-    generator=tuple(cases["generator"] for cases in every),
-)
-for energy in (picture, DoubleWell(), ring, Funnel(2), Ring()):
-    ignores_context(energy, X, "energy")
-
-# Toys ---------------------------------------------------------------------------------------
-
-of(
-    DoubleWell,
-    lambda **o: DoubleWell(**o).energy(POINT),
-    features=rises(3, 4, see=lambda **o: float(DoubleWell(**o).event_shape[0])),
-    a=rises(0.0, 1.0),
-    b=rises(-5.0, -4.0),
-    c=rises(2.0, 3.0),
-)
-of(
-    Funnel,
-    lambda **o: Funnel(**{"features": 2, **o}).sample(200).std(),
-    features=rises(11, 12, see=lambda **o: float(Funnel(**o).event_shape[0])),
-    scale=rises(4.0, 5.0),
-)
-CENTRES = [[0.0, 0.0], [3.0, 0.0]]
-of(
-    GaussianMixture,
-    lambda **o: GaussianMixture(CENTRES, **o).energy(X),
-    scales=differs(0.5, (0.5, 2.0)),
-    weights=differs((0.9, 0.1), (0.1, 0.9)),
-)
-of(
-    GaussianMixture.ring,
-    lambda **o: GaussianMixture.ring(**o).energy(10 * POINT),
-    components=rises(9, 10, see=lambda **o: float(len(GaussianMixture.ring(**o).means))),
-    radius=falls(5.0, 6.0),
-    scale=falls(1.0, 2.0),
-)
-of(
-    Ring,
-    lambda **o: Ring(**o).energy(10 * POINT),
-    radius=falls(4.0, 5.0),
-    width=falls(0.5, 1.0),
+    NegativeLogProb.sample,
+    start.sample,
+    shape=shows(lambda x: len(x) == 7, (7,), 7),
+    generator=draws(see=lambda **o: start.sample(20, **o)),
 )
