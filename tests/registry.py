@@ -38,7 +38,7 @@ from flowkit.conditioners import (
     ResidualMLP,
 )
 from flowkit.dependence import EquicorrelatedBlocks
-from flowkit.energies import Conditional, Interpolation, NegativeLogProb, from_callable
+from flowkit.energies import ConditionalEnergy, Interpolation, NegativeLogProb, from_callable
 from flowkit.kernels import Matern, RationalQuadratic, SquaredExponential
 from flowkit.scalar import (
     Affine,
@@ -621,7 +621,7 @@ ENERGIES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         lambda: Interpolation(NegativeLogProb(StandardNormal(2)), DoubleWell(), 0.4, learn=True),
         {},
     ),
-    "Conditional": (lambda: Conditional(DoubleWell(), [False, True]), {}),
+    "ConditionalEnergy": (lambda: ConditionalEnergy(DoubleWell(), [False, True]), {}),
 }
 
 

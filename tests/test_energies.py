@@ -206,7 +206,11 @@ def test_energies_say_what_they_expect():
             ShapeError,
             r"expected x \(\.\.\., 2\), got \(3,\)",
         ),
-        (lambda: from_callable(lambda x: x, 2)(torch.zeros(4, 2)), DataError, "one number per sample"),
+        (
+            lambda: from_callable(lambda x: x, 2)(torch.zeros(4, 2)),
+            DataError,
+            "one number per sample",
+        ),
         (lambda: from_callable(3, 2), ArgumentError, "function as a function"),
         (lambda: from_callable(torch.sum, 2, force=3), ArgumentError, "force as a function"),
         (lambda: from_callable(torch.sum, -2), ShapeError, "sizes >= 0"),

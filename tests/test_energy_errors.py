@@ -33,7 +33,7 @@ from flowkit.energies import (
     from_callable,
 )
 from flowkit.energies.base import as_energy
-from flowkit.errors import DataError, NonFiniteLossError, ShapeError
+from flowkit.errors import ArgumentError, DataError, NonFiniteLossError, ShapeError
 from flowkit.recipes import insert_stochastic_layers
 from flowkit.stochastic import (
     HMC,
@@ -297,10 +297,12 @@ def test_a_log_density_as_an_energy_warns_once_and_has_a_place_of_its_own(entry)
         ENTRIES[entry](log_prob=lambda x: -log_prob(x))
     for right in ({"log_prob": log_prob}, {"energy": lambda x: -log_prob(x)}):
         ENTRIES[entry](**right)
-    with pytest.raises(DataError, match=f"{entry} expected either energy or log_prob, got both"):
+    with pytest.raises(
+        ArgumentError, match=f"{entry} expected either energy or log_prob, got both"
+    ):
         ENTRIES[entry](energy=log_prob, log_prob=log_prob)
     if entry != "ForceMatching":
-        with pytest.raises(DataError, match=f"{entry} expected energy as a function of x, got N"):
+        with pytest.raises(ArgumentError, match=f"{entry} expected energy as a function, got N"):
             ENTRIES[entry]()
 
 

@@ -23,9 +23,8 @@ from flowkit.plotting import (  # noqa: E402
     pointillist,
     qq_plot,
 )
-from flowkit.toys import GaussianMixture, TwoMoons  # noqa: E402
 from flowkit.plotting.corners import _levels  # noqa: E402
-from flowkit.toys import eight_gaussians, two_moons  # noqa: E402
+from flowkit.toys import GaussianMixture, TwoMoons  # noqa: E402
 
 
 def normals(n, d, seed=0):

@@ -77,7 +77,9 @@ CALLS = {
     "score given a context": lambda x: flow_of(2).score(x, x.flip(-1)),
     "energy": lambda x: flow_of().energy(x),
     "force of an energy": lambda x: WELL.force(x),
-    "force of a flow as energy": lambda x: NegativeLogProb(flow_of(2), context=2).force(x, x.flip(-1)),
+    "force of a flow as energy": lambda x: NegativeLogProb(flow_of(2), context=2).force(
+        x, x.flip(-1)
+    ),
     "force of a flow as potential": lambda x: FlowPotential(flow_of(2), context=x[0]).force(x),
     "dynamics": trajectory,
     "score of a toy": lambda x: TwoMoons().score(x),

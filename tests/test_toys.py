@@ -285,7 +285,11 @@ def test_bad_arguments_are_refused_in_words():
         (lambda: Circles(radii=()), ArgumentError, "radii as one or more numbers > 0"),
         (lambda: Circles(radii=(1e12,)), ArgumentError, "a few million times the noise"),
         (lambda: TwoMoons().sample(-1), ShapeError, "sizes >= 0, got -1"),
-        (lambda: TwoSpirals().log_prob(torch.zeros(4, 3)), ShapeError, r"\(..., 2\), got \(4, 3\)"),
+        (
+            lambda: TwoSpirals().log_prob(torch.zeros(4, 3)),
+            ShapeError,
+            r"\(..., 2\), got \(4, 3\)",
+        ),
     ):
         with pytest.raises(error, match=words):
             call()

@@ -13,7 +13,7 @@ from flowkit.energies import (
     NegativeLogProb,
     from_callable,
 )
-from flowkit.errors import DataError
+from flowkit.errors import ArgumentError, DataError
 from flowkit.molecules import FlowPotential
 from flowkit.statistics import log_partition
 from flowkit.stochastic import MALA, flow_mcmc
@@ -97,7 +97,7 @@ def test_kT_is_a_positive_number_wherever_it_is_given(kT):
         lambda: ForceMatching(potential, kT=kT),
         lambda: FlowPotential(normal(), kT=kT),
     ):
-        with pytest.raises(DataError, match="kT .*finite number > 0"):
+        with pytest.raises((ArgumentError, DataError), match="kT .*finite number > 0"):
             make()
 
 

@@ -10,9 +10,7 @@ from torch import Tensor
 from flowkit.errors import DataError
 
 
-def one_number_each(
-    value: Any, x: Tensor, event_ndim: int, name: str = "the energy"
-) -> Tensor:
+def one_number_each(value: Any, x: Tensor, event_ndim: int, name: str = "the energy") -> Tensor:
     """Return an energy with one number per sample of ``x``, or raise what is wrong with it.
 
     Args:
@@ -29,8 +27,8 @@ def one_number_each(
     if not isinstance(value, Tensor) or tuple(value.shape) != expected:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise DataError(
-            f"{name} returned {got} for samples {tuple(x.shape)}; expected a torch.Tensor with one "
-            f"number per sample, {expected}; remedy: compute it with torch, and sum over the "
+            f"{name} returned {got} for samples {tuple(x.shape)}; expected a torch.Tensor with "
+            f"one number per sample, {expected}; remedy: compute it with torch, and sum over the "
             "coordinates only"
         )
     if value.device != x.device:

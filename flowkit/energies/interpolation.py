@@ -57,9 +57,7 @@ class Interpolation(Energy):
         learn = checks.flag("Interpolation", "learn", learn)
         inside = {"above": 0, "below": 1} if learn else {"least": 0, "most": 1}
         fraction = checks.number("Interpolation", "fraction", fraction, **inside)  # type: ignore[arg-type]
-        super().__init__(
-            start.event_shape, context=max(start.context_size, end.context_size)
-        )
+        super().__init__(start.event_shape, context=max(start.context_size, end.context_size))
         self.start = start
         self.end = end
         self.learn = learn

@@ -66,7 +66,7 @@ def value_and_gradient(
         (tensor(2.), tensor([2., 2.]))
     """
     graph = torch.is_grad_enabled() if graph is None else graph
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(mode=False), torch.enable_grad():
         if not (graph and x.requires_grad):
             x = leaf(x)
         value = function(x, ordinary(context))

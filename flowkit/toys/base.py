@@ -24,15 +24,11 @@ class Draws:
 
     def uniform(self, *size: int) -> Tensor:
         """Numbers from U(0, 1)."""
-        return torch.rand(
-            size, generator=self.generator, device=self.device, dtype=torch.float64
-        )
+        return torch.rand(size, generator=self.generator, device=self.device, dtype=torch.float64)
 
     def normal(self, *size: int) -> Tensor:
         """Numbers from N(0, 1)."""
-        return torch.randn(
-            size, generator=self.generator, device=self.device, dtype=torch.float64
-        )
+        return torch.randn(size, generator=self.generator, device=self.device, dtype=torch.float64)
 
     def integers(self, high: int, *size: int) -> Tensor:
         """Integers from 0 to ``high - 1``."""

@@ -104,7 +104,8 @@ class GaussianMixture(Toy):
         low, high = (means - 9 * scales[:, None]).amin(0), (means + 9 * scales[:, None]).amax(0)
         limits = list(zip(low.tolist(), high.tolist(), strict=True))
         weights = self._log_shares.double().cpu().exp()
-        return quadrature_entropy(log_kernel, weights, limits, [float(scales.min())] * self.features)
+        widths = [float(scales.min())] * self.features
+        return quadrature_entropy(log_kernel, weights, limits, widths)
 
     def _draw(self, n: int, draws: Draws) -> Tensor:
         edges = self.log_weights.double().exp().cumsum(0)

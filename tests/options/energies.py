@@ -28,7 +28,6 @@ from .parts import (
     D,
     X,
     conditional,
-    ignores_context,
     message,
     plain,
     reads_context,
@@ -97,7 +96,12 @@ def gradient(**options: Any) -> Any:
 of(
     value_and_gradient,
     None,
-    context=differs(C, see=lambda **o: value_and_gradient(lambda x, c: springs(x, *([] if c is None else [c])), X, **o)),
+    context=differs(
+        C,
+        see=lambda **o: value_and_gradient(
+            lambda x, c: springs(x, *([] if c is None else [c])), X, **o
+        ),
+    ),
     graph=shows(lambda pair: pair[1].requires_grad, True, base=False, see=gradient),
     name=differs("log_prob", see=lambda **o: message(lambda: value_and_gradient(lost, X, **o))),
 )

@@ -29,9 +29,7 @@ every: list[Toy] = [picture, *(make() for make in TOYS.values())]
 of(
     Toy.sample,
     None,
-    shape=tuple(
-        shows(lambda x: len(x) == 7, (7,), 7, see=toy.sample, base=1) for toy in every
-    ),
+    shape=tuple(shows(lambda x: len(x) == 7, (7,), 7, see=toy.sample, base=1) for toy in every),
     generator=tuple(draws(see=lambda toy=toy, **o: toy.sample(20, **o)) for toy in every),
 )
 for toy in (picture, DoubleWell(), Funnel(2), GaussianMixture.ring(), Ring(), TorusRings()):
