@@ -84,7 +84,7 @@ def test_scikit_learn_contract(estimator, check):
     [("kernelised_flow", {}), ("tail_adaptive_flow", {"tails": 3.0, "structure": "coupling"})],
 )
 def test_one_column_for_a_flow_that_needs_two_is_an_error_in_scikit_learn_s_words(recipe, options):
-    with pytest.raises(ValueError, match=r"1 feature\(s\); remedy"):
+    with pytest.raises(ValueError, match=r"more than 1 feature\(s\), .* remedy"):
         FlowDensity(recipe, options).fit(normal_rows()[:, :1])
 
 
@@ -142,7 +142,7 @@ def test_grid_search_over_options_prefers_a_flow_that_sees_the_dependence():
     # Correlation 0.95: independent margins lose -log(1 - 0.95^2) / 2 = 1.16 nats a row.
     X = normal_rows(rows=400) @ np.array([[1.0, 0.95], [0.0, np.sqrt(1 - 0.95**2)]])
     grid = [
-        {"recipe": ["elementwise_flow"], "options": [{"hidden": (16,)}]},
+        {"recipe": ["elementwise_flow"], "options": [None]},
         {"recipe": ["coupling_flow"], "options": [SMALL, {**SMALL, "scalar": "affine"}]},
     ]
     search = GridSearchCV(quick(epochs=30, lr=1e-2), grid, cv=2).fit(X)
@@ -438,7 +438,7 @@ def test_unusable_data_are_refused(X, error, text):
         (
             {"recipe": "tail_adaptive_flow", "options": {"tails": [2.0]}},
             ArgumentError,
-            "expected tails as a tail index > 0 for each of 3 feature",
+            "expected tails as a tail index > 0 for each of 2 feature",
         ),
         (
             {"recipe": "dense_flow", "options": {"event_shape": 2}},

@@ -92,9 +92,8 @@ def kernelised_flow(
     name = "kernelised_flow"
     features, context, layers = parts.sizes(name, features, context, layers=layers)
     if features + context < 2:
-        raise checks.fail(
-            name, "features", "at least 2, or context to read", features, "elementwise_flow"
-        )
+        words = "more than 1 feature(s), or context to read"
+        raise checks.fail(name, "features", words, features, "elementwise_flow")
     chosen = parts.scalar_map(name, scalar)
     alone = None
     if elementwise is not None:

@@ -148,7 +148,7 @@ def tail_adaptive_flow(
     checks.choice(name, "structure", structure, ("autoregressive", "coupling"))
     coupled = structure == "coupling"
     if coupled and features + context < 2:
-        words, remedy = "at least 2, or context to read", "structure='autoregressive'"
+        words, remedy = "more than 1 feature(s), or context to read", "structure='autoregressive'"
         raise checks.fail(name, "features", words, features, remedy)
     known = parts.CONDITIONERS if coupled else parts.MASKED_CONDITIONERS
     maps = parts.scalar_map(name, scalar, _SCALARS)
