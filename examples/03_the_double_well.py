@@ -112,8 +112,8 @@ alone = train(couplings())
 # `insert_stochastic_layers` puts Metropolis layers behind every second coupling and at the end.
 # Each walks on an energy between that of the base and that of the wells,
 # $u_\lambda = (1 - \lambda) u_0 + \lambda u$; the last walks on the wells. How far a chain steps
-# is not learned, but can be fitted to its acceptance (`flowkit.stochastic.paths.adapt_step_sizes`), best
-# before training. Here steps of 0.25 will do.
+# is not learned, but can be fitted to its acceptance
+# (`flowkit.stochastic.paths.adapt_step_sizes`), best before training. Here steps of 0.25 will do.
 
 # %%
 chained = insert_stochastic_layers(

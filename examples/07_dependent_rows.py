@@ -72,7 +72,7 @@ print(f"{len(x)} visits of 60 subjects, at most {visits.max()} of one")
 # %% [markdown]
 # Three trainings of the same flow. `DependentLikelihood` needs the place of each row in the
 # covariance, `row`, and sees all rows at once. The correlation starts at a half, and every thirty
-# steps `UpdateCovariance` sets it to the likeliest one for the flow of the moment. Or the likelihood
+# steps `UpdateCovariance` sets it to the most likely one for the present flow. Or the likelihood
 # sees whole subjects at a time, and the correlation is learned with the flow: `group` says which
 # rows belong together, and `fit` tears no group apart, neither for its batches nor for what it
 # holds out.

@@ -1,7 +1,7 @@
 """The errors that flowkit raises on purpose: what was expected, what came, and the remedy.
 
 Every class also inherits the built-in exception that a caller would expect, so that
-``except ValueError`` keeps working. This module imports nothing of flowkit: everything else may use it.
+``except ValueError`` keeps working. This module imports nothing of flowkit.
 """
 
 from __future__ import annotations

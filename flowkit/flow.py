@@ -71,7 +71,8 @@ class Flow(Density):
         :math:`E[w] = \int e^{-u}`, and weighted means over samples are means over the target, for
         any flow: with stochastic layers, by the weights of paths. Without, the weight is
         :math:`e^{-u(x)} / p(x)`. :func:`flowkit.stochastic.paths.sample_paths` is the same with
-        gradients, acceptance rates and resampling; :mod:`flowkit.statistics` makes estimates of weights.
+        gradients, acceptance rates and resampling; :mod:`flowkit.statistics` makes estimates of
+        weights.
 
         Args:
             shape: A number, or a shape.

@@ -131,10 +131,16 @@ FLOWS = {
        for s in (*LINES, None) for b in ("normal", "student", "uniform")},
     **{f"{d}-spline-{b}": functools.partial(of_parts, d, "spline", b)
        for d in ("line", "log", "decreasing-log", "affine-logit") for b in BASES},
-    "interval": lambda: Flow(Elementwise(1, SCALARS["interval"]), Uniform(1, lower=-2.0, upper=1.0)),
-    "smooth-interval": lambda: Flow(Elementwise(1, SCALARS["smooth"]), Uniform(1, lower=-2.0, upper=1.0)),
+    "interval": lambda: Flow(
+        Elementwise(1, SCALARS["interval"]), Uniform(1, lower=-2.0, upper=1.0)
+    ),
+    "smooth-interval": lambda: Flow(
+        Elementwise(1, SCALARS["smooth"]), Uniform(1, lower=-2.0, upper=1.0)
+    ),
     "orthogonal": lambda: Flow(Compose(OrthogonalLinear(1), Log(1)), StandardNormal(1)),
-    "activation": lambda: Flow(Compose(Elementwise(1, SmoothLeakyReLU()), ActNorm(1)), Logistic(1)),
+    "activation": lambda: Flow(
+        Compose(Elementwise(1, SmoothLeakyReLU()), ActNorm(1)), Logistic(1)
+    ),
     "autoregressive": lambda: Flow(MaskedAutoregressive(1, SCALARS["mixture"]), StandardNormal(1)),
     **{f"recipe-{name}": make for name, make in RECIPES.items()},
 }  # fmt: skip

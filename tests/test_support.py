@@ -465,7 +465,8 @@ def test_own_samples_of_a_squashed_policy_are_inside():
 @pytest.mark.parametrize(
     "transform",
     [
-        lambda: Logit(1, lower=-1.0, upper=1.0), lambda: Logit(1, lower=0.1, upper=0.7), lambda: Logit(1, lower=1e6, upper=1e6 + 1),
+        lambda: Logit(1, lower=-1.0, upper=1.0), lambda: Logit(1, lower=0.1, upper=0.7),
+        lambda: Logit(1, lower=1e6, upper=1e6 + 1),
         lambda: Log(1), lambda: Log(1, lower=3.3), lambda: Unconstrain([None], [0.7]),
         lambda: Unconstrain([None], [0.0]), lambda: Compose(Log(1), Log(1)),
         lambda: Compose(Rescale([0.1], [0.7]), Logit(1, lower=-1.0, upper=1.0)),
@@ -715,8 +716,9 @@ def test_rows_outside_have_their_numbers_in_the_data():
 
 
 def test_circles_and_shifts_declare_one_turn():
-    flow = Flow(Compose(Permutation([1, 0]), CircularShift(2, lower=0.0, upper=2.0, circular=[True, False])),
-                ProductBase((Uniform(1, lower=0.0, upper=2.0), [0]), (StandardNormal(1), [1])))  # fmt: skip
+    shift = CircularShift(2, lower=0.0, upper=2.0, circular=[True, False])
+    base = ProductBase((Uniform(1, lower=0.0, upper=2.0), [0]), (StandardNormal(1), [1]))
+    flow = Flow(Compose(Permutation([1, 0]), shift), base)
     assert flow.support.lower.tolist() == [-math.inf, 0.0]
     assert flow.support.upper.tolist() == [math.inf, 2.0]
     x = torch.tensor([[0.0, 5.0], [math.inf, 1.0], [0.0, math.inf]])

@@ -1,9 +1,10 @@
-r"""Expressions that a reader from the field would have to translate: ``python -m tests.vocabulary``.
+r"""Expressions that readers would have to translate: ``python -m tests.vocabulary``.
 
 The left column of the glossary, as regular expressions. None may occur in code, messages, docs or
 README; the remedy stands beside each. Run by ``make lint``.
 """
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import re

@@ -74,6 +74,6 @@ def choose_dtype(values: np.ndarray, width: np.ndarray, names: Sequence[Any]) ->
         ),
     ):
         if wrong.any():
-            named = ", ".join(repr(names[i]) for i in np.flatnonzero(wrong))
+            named = ", ".join(repr(names[i]) for i in np.flatnonzero(wrong).tolist())
             raise DataError(f"column(s) {named} of X {why}")
     return torch.float64 if needs_double(size, spread).any() else torch.float32

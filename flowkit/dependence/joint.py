@@ -144,8 +144,8 @@ class UpdateCovariance:
         self.x = torch.as_tensor(x).detach()
         if len(self.x) != structure.rows:
             raise DataError(
-                f"UpdateCovariance expected all {structure.rows} rows of the covariance, in its order, "
-                f"got {len(self.x)}"
+                f"UpdateCovariance expected all {structure.rows} rows of the covariance, in its "
+                f"order, got {len(self.x)}"
             )
         self.context = None if context is None else torch.as_tensor(context).detach()
         self.structure, self.every = structure, every

@@ -208,7 +208,8 @@ def elementwise_flow(
     features, context, layers = parts.sizes(name, features, context, layers=layers)
     chosen = parts.scalar_map(name, scalar)
     net = parts.network(name, conditioner, parts.CONDITIONERS, hidden, activation)
-    parts.refuse_unread(name, "context", context > 0, hidden, activation, conditioner)
+    unread = {"hidden": hidden, "activation": activation, "conditioner": conditioner}
+    parts.refuse_unread(name, "context", networks=context > 0, **unread)
     stack: list[Transform] = []
     with parts.seeded(name, seed):
         for scalar_of_layer in (Affine(), chosen) * layers:

@@ -134,7 +134,7 @@ def network(
 
 
 def refuse_unread(
-    owner: str, without: str, networks: bool, hidden: Any, activation: Any, conditioner: Any
+    owner: str, without: str, *, networks: bool, hidden: Any, activation: Any, conditioner: Any
 ) -> None:
     """Refuse options of networks where a flow has none, for the lack of another argument."""
     unread = {"hidden": hidden is not None, "activation": activation is not None}

@@ -163,7 +163,7 @@ def _domains(
                 for p, side in zip(periodic, sides, strict=True)
             ]
         ends.append(sides)
-    lows, highs = checks.bounds(name, *ends, features)
+    lows, highs = checks.bounds(name, ends[0], ends[1], features)
     for i, (p, low, high) in enumerate(zip(periodic, lows, highs, strict=True)):
         if p and not math.isfinite(high - low):
             raise ArgumentError(

@@ -105,7 +105,8 @@ def stochastic_flow(
     places = fractions_of(name, fractions, [i / blocks for i in range(blocks + 1)])
     if fractions is None:
         places[0] = None
-    parts.refuse_unread(name, "scalar", scalar is not None, hidden, activation, conditioner)
+    unread = {"hidden": hidden, "activation": activation, "conditioner": conditioner}
+    parts.refuse_unread(name, "scalar", networks=scalar is not None, **unread)
     maps = None if scalar is None else parts.scalar_map(name, scalar)
     net = parts.network(
         name, conditioner, parts.CONDITIONERS, hidden, activation, default=(64, 64)

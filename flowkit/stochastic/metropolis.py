@@ -42,7 +42,8 @@ class MetropolisTransform(EnergyTransform):
     ``_move``, the same move with gradients. Acceptance is found without gradients, whose pathwise
     part then follows the moves that were made; that leaves out how the parameters change what is
     accepted, a bias that :class:`flowkit.objectives.PathKL` can remove. The step size is no
-    parameter: :func:`flowkit.stochastic.paths.adapt_step_sizes` fits it to :attr:`target_acceptance`.
+    parameter: :func:`flowkit.stochastic.paths.adapt_step_sizes` fits it to
+    :attr:`target_acceptance`.
 
     Args:
         energy: The dimensionless energy.

@@ -88,6 +88,8 @@ class Elementwise(ScalarStructure):
             batch = read[(slice(None), ..., *pixels)] if pixels else read
             raw = features_first(self.conditioner(features_last(batch), context).to(read.dtype))
             params = raw.unflatten(0, (self.scalar.param_size, self.transformed)).movedim(0, -1)
-            return params[(..., *(None,) * len(pixels), slice(None))]
+            for _ in pixels:
+                params = params.unsqueeze(-2)
+            return params
         params = read.new_empty(self.transformed, 0) if self.params is None else self.params
         return params.unflatten(0, (-1, *(1,) * (read.dim() - 1)))

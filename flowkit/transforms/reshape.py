@@ -52,7 +52,7 @@ class Reshape(Transform):
     ) -> None:
         event = checks.event_shape("Reshape", event_shape)
         size = math.prod(event)
-        noise = (size,)
+        noise: tuple[int, ...] = (size,)
         if noise_shape is not None:
             noise = checks.event_shape("Reshape", noise_shape, "noise_shape")
         if math.prod(noise) != size:

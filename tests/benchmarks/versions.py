@@ -87,10 +87,10 @@ class Worker:
     """A process that runs the cells of one checkout."""
 
     def __init__(self, checkout: str) -> None:
+        path = {"PYTHONPATH": str(Path(checkout).resolve()), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(checkout).resolve()), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **path},
         )  # fmt: skip
         self.cells = self.answer()
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.transforms import Transform
 from flowkit.transforms.region import Region
 
@@ -57,12 +58,12 @@ class OnFeatures(Transform):
         whole = whole.expand(*part.shape[:-1], whole.shape[-1])
         return whole.index_copy(-1, self.index, part)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Map the features of the transform."""
         part, log_det = self.transform(x.index_select(-1, self.index), context)
         return x.index_copy(-1, self.index, part), log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Map them back."""
         part, log_det = self.transform.inverse(z.index_select(-1, self.index), context)
         return z.index_copy(-1, self.index, part), log_det
