@@ -23,8 +23,9 @@ def save(
 
     Every flow that is composed of registered parts can be written: of flowkit's own, and of
     classes and functions of yours with :func:`flowkit.register` above their definition. The
-    header holds a digest of the content, by which :func:`load` notices damage. The file is written beside its place and then moved, so that an interrupted
-    write or a full disk leaves the old one; see :func:`flowkit.files.replacing`.
+    header holds a digest of the content, by which :func:`load` notices damage. The file is
+    written beside its place and then moved, so that an interrupted write or a full disk leaves
+    the old one; see :func:`flowkit.files.replacing`.
 
     Args:
         flow: A flow.
@@ -83,8 +84,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Fl
     Raises:
         DataError: If there is no such device.
         FileNotFoundError: If there is no such file.
-        FlowFileError: If the file is not a flow file, is damaged, does not fit its own description,
-            or holds numbers that no flow can have.
+        FlowFileError: If the file is not a flow file, is damaged, does not fit its own
+            description, or holds numbers that no flow can have.
     """
     path = Path(path)
     _check_device(device)

@@ -236,7 +236,8 @@ FLOWS = {
             conditioner=partial(ResidualMLP, hidden=(4,)))), StandardNormal(4)), 0),
     "image": lambda: (
         Flow(Compose(Reshape(4, (1, 2, 2)), Squeeze((1, 2, 2)),
-                     Conv1x1(4, linear=OrthogonalLinear), Reshape((4, 1, 1), 4)), StandardNormal(4)), 0),
+                     Conv1x1(4, linear=OrthogonalLinear), Reshape((4, 1, 1), 4)),
+             StandardNormal(4)), 0),
     "bounded": lambda: (
         Flow(Compose(Logit(2, lower=-9.0, upper=9.0), Standardize(2), LULinear(2)),
              StandardNormal(2)), 0),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flowkit.data.tables import choose, pyarrow
+from flowkit.data.columns import choose, pyarrow
 from flowkit.errors import DataError
 
 Rows = tuple[np.ndarray, tuple[str, ...], int]

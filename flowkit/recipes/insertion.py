@@ -63,7 +63,7 @@ def insert_stochastic_layers(
     places = _places(name, positions, layers)
     default = [1 - i / len(places) for i in range(len(places))]
     shares = dict(zip(places, fractions_of(name, fractions, default), strict=True))
-    start = NegativeLogProb(flow.base, flow.base.context_size)
+    start = NegativeLogProb(flow.base, context=flow.base.context_size)
     target = target_energy(name, energy, flow.base, flow.transform.context_size)
     if target.context_size and flow.embedding is not None:
         raise ArgumentError(

@@ -268,8 +268,8 @@ class CircularSmoothMixture(SmoothMixture):
 
     The bumps of :class:`SmoothMixture` wrapped around the period, with inverse widths
     :math:`a = e^{s\,\mathrm{sigmoid}(r - 1)} \ge 1`, so that each goes around once at most. As a
-    function on the real line, :math:`f(x + P) = f(x) + P` with the period P = upper - lower: it needs
-    no wrapped input and has no jump. It keeps ``lower`` in place (combine it with
+    function on the real line, :math:`f(x + P) = f(x) + P` with the period P = upper - lower: it
+    needs no wrapped input and has no jump. It keeps ``lower`` in place (combine it with
     :class:`flowkit.transforms.CircularShift`).
 
     Example:

@@ -85,7 +85,8 @@ class Elementwise(ScalarStructure):
         """Parameters ``(features, *batch, param_size)``, or what broadcasts to it."""
         if self.conditioner is not None:
             pixels = (0,) * (self.event_ndim - 1)
-            batch = read[(slice(None), ..., *pixels)] if pixels else read
+            # Parameters are those of a channel: the pixels are left out of what is read.
+            batch = read.flatten(1 - self.event_ndim)[..., 0] if pixels else read
             raw = features_first(self.conditioner(features_last(batch), context).to(read.dtype))
             params = raw.unflatten(0, (self.scalar.param_size, self.transformed)).movedim(0, -1)
             for _ in pixels:
