@@ -49,7 +49,7 @@ from flowkit.statistics import (
     pareto_smooth,
     reweighted_mean,
 )
-from flowkit.stochastic import flow_mcmc
+from flowkit.stochastic import independence_chain
 from flowkit.stochastic.paths import sample_paths
 from flowkit.toys import DoubleWell
 
@@ -227,7 +227,7 @@ print(f"annealing: log Z = {value:.4f} +- {error:.4f}")
 times = sum(layer.resampled for layer in particles.layers)
 print(f"particles: log Z = {log_partition(particles.log_weight).value:.4f}, resampled {times} "
       "times")  # fmt: skip
-chain = flow_mcmc(chained, well, 200, chains=50, generator=seeded(5))
+chain = independence_chain(chained, well, steps=200, chains=50, generator=seeded(5))
 right = (chain.x[..., 0] > 0).double().mean(0)
 print(f"Markov chains: right well {right.mean():.4f} +- {right.std() / 50**0.5:.4f}, accepted "
       f"{chain.acceptance.mean():.0%}")  # fmt: skip

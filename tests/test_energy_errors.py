@@ -41,7 +41,8 @@ from flowkit.stochastic import (
     Metropolis,
     OverdampedLangevin,
     UnderdampedLangevin,
-    flow_mcmc,
+    independence_chain,
+    neutra_chain,
 )
 from flowkit.stochastic.paths import sample_paths
 from flowkit.toys import DoubleWell, Funnel, GaussianMixture, Ring
@@ -126,7 +127,7 @@ def test_a_layer_that_needs_forces_refuses_an_energy_without_a_gradient(layer, e
 @pytest.mark.parametrize("energy", LOST)
 def test_a_chain_with_gradients_refuses_an_energy_without_one(energy):
     with pytest.raises(DataError, match="carries no gradient to x"):
-        flow_mcmc(flow(), LOST[energy], 4, method="neutra", chains=1)
+        neutra_chain(flow(), LOST[energy], steps=4, chains=1)
 
 
 def test_the_case_of_a_program_that_is_not_torch():
@@ -196,7 +197,7 @@ def test_no_false_alarm_where_no_gradient_is_needed():
     assert sample_paths(flow(), 5, numpy).log_weight.isfinite().all()
     assert flow().sample_with_log_weight(5, numpy)[1].isfinite().all()
     assert Metropolis(from_callable(numpy, 2))(torch.randn(5, 2))[0].isfinite().all()
-    assert flow_mcmc(flow(), numpy, 4).x.isfinite().all()
+    assert independence_chain(flow(), numpy, steps=4).x.isfinite().all()
     some = flow()
     next(some.parameters()).requires_grad_(False)
     ReverseKL(lambda x: x.square().sum(-1))(some, {}).value.backward()
@@ -244,7 +245,7 @@ def test_an_energy_of_the_wrong_shape_or_dtype_is_refused_wherever_it_enters(nam
         ),
         lambda: flow().sample_with_log_weight(5, function),
         lambda: flow().reverse_log_weight(torch.zeros(5, 2), function),
-        lambda: flow_mcmc(flow(), function, 4),
+        lambda: independence_chain(flow(), function, steps=4),
         lambda: from_callable(function, 2)(torch.zeros(5, 2)),
         lambda: Own(function)(torch.zeros(5, 2)),
         lambda: Metropolis(Own(function))(torch.zeros(5, 2)),
@@ -284,7 +285,7 @@ ENTRIES = {
     "sample_paths": lambda **u: sample_paths(flow(), 5, **u),
     "sample_with_log_weight": lambda **u: flow().sample_with_log_weight(5, **u),
     "reverse_log_weight": lambda **u: flow().reverse_log_weight(torch.zeros(5, 2), **u),
-    "flow_mcmc": lambda **u: flow_mcmc(flow(), steps=4, **u),
+    "independence_chain": lambda **u: independence_chain(flow(), steps=4, **u),
 }
 
 

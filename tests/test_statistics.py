@@ -24,7 +24,7 @@ from flowkit.statistics import (
     pareto_smooth,
     reweighted_mean,
 )
-from flowkit.stochastic import flow_mcmc
+from flowkit.stochastic import independence_chain, neutra_chain
 from flowkit.toys import DoubleWell, GaussianMixture
 from flowkit.transforms import Compose, Permutation
 
@@ -195,7 +195,9 @@ def test_independence_chains_have_the_target(deterministic):
         fit(flow, well.sample(2000, torch.Generator().manual_seed(0)), epochs=30, progress=False)
     else:
         flow = stochastic_flow(2, energy="double_well", blocks=10, scalar=None, steps=5)
-    chain = flow_mcmc(flow, well, 2000, chains=20, generator=torch.Generator().manual_seed(1))
+    chain = independence_chain(
+        flow, well, steps=2000, chains=20, generator=torch.Generator().manual_seed(1)
+    )
     assert chain.x.shape == (2000, 20, 2)
     assert 0.2 < chain.acceptance.mean() < 1
     right = (chain.x[..., 0] > 0).double().mean(0)  # one mean a chain
@@ -208,8 +210,8 @@ def test_neutra_chains_have_the_target():
     flow = coupling_flow(2, layers=2, scalar="affine", hidden=(8,), standardize=False)
     state = torch.get_rng_state()
     runs = [
-        flow_mcmc(
-            flow, target, 300, method="neutra", chains=2, warmup=100,
+        neutra_chain(
+            flow, target, steps=300, chains=2, warmup=100,
             generator=torch.Generator().manual_seed(3),
         )
         for _ in range(2)
@@ -228,24 +230,30 @@ def test_chains_that_cannot_run():
     flow = Flow(Compose(Permutation([1, 0])), StandardNormal(2))
     walled = stochastic_flow(2, energy="double_well")
     for call, error, words in (
-        (lambda: flow_mcmc(flow, DoubleWell(), 0), DataError, "steps as a whole number"),
-        (lambda: flow_mcmc(flow, DoubleWell(), 5, warmup=-1), DataError, "warmup"),
-        (lambda: flow_mcmc(flow, DoubleWell(), 5, method="gibbs"), DataError, "knows the methods"),
-        (lambda: flow_mcmc(flow, DoubleWell(), 5, step_size=1), DataError, "no options"),
         (
-            lambda: flow_mcmc(flow, DoubleWell(), 5, context=torch.zeros(4, 2)),
-            DataError,
+            lambda: independence_chain(flow, DoubleWell(), steps=0),
+            ArgumentError,
+            "steps as an integer",
+        ),
+        (
+            lambda: independence_chain(flow, DoubleWell(), steps=5, warmup=-1),
+            ArgumentError,
+            "warmup",
+        ),
+        (
+            lambda: independence_chain(flow, DoubleWell(), steps=5, context=torch.zeros(4, 2)),
+            ArgumentError,
             "one context",
         ),
-        (lambda: flow_mcmc(flow, DoubleWell(), 3, method="neutra"), DataError, "steps >= 4"),
-        (lambda: flow_mcmc(flow, 3, 5, method="neutra"), DataError, "as a function of x"),
+        (lambda: neutra_chain(flow, DoubleWell(), steps=3), ArgumentError, "steps as .* >= 4"),
+        (lambda: neutra_chain(flow, 3, steps=5), ArgumentError, "energy as a function"),
         (
-            lambda: flow_mcmc(walled, DoubleWell(), 5, method="neutra"),
+            lambda: neutra_chain(walled, DoubleWell(), steps=5),
             StochasticFlowError,
             "deterministic flow",
         ),
         (
-            lambda: flow_mcmc(flow, lambda x: x[..., 0] + math.inf, 5),
+            lambda: independence_chain(flow, lambda x: x[..., 0] + math.inf, steps=5),
             NonFiniteEnergyError,
             "none in 8 proposals",
         ),

@@ -39,7 +39,7 @@ from flowkit.statistics import (
     pareto_smooth,
     reweighted_mean,
 )
-from flowkit.stochastic import HMC, MALA, Metropolis, OverdampedLangevin, UnderdampedLangevin, Walk
+from flowkit.stochastic import HMC, MALA, Metropolis, OverdampedLangevin, UnderdampedLangevin
 from flowkit.stochastic.paths import (
     AdaptStepSizes,
     adapt_step_sizes,
@@ -723,7 +723,7 @@ def test_dequantized_counts_have_paths_too():
     flow = Flow(Compose(Dequantize(2)), StandardNormal(2))
     paths = sample_paths(flow, 5, lambda x: 0.0 * x.sum(-1), generator=generator())
     assert paths.acceptance is None
-    assert isinstance(flow.transform[0].walk(torch.zeros(3, 2)), Walk)
+    assert flow.transform[0].walk(torch.zeros(3, 2)).value.shape == (3, 2)
 
 
 @pytest.mark.parametrize("name", ["mala", "hmc", "langevin", "underdamped"])

@@ -297,7 +297,7 @@ def test_the_copula_is_what_it_says():
     far[:, 0] = torch.tensor([60.0, 60.001, 59.999])
     log_prob = toy.log_prob(far)
     slope = (log_prob[1] - log_prob[2]) / 0.002
-    assert toy.score(far)[0, 0] == pytest.approx(slope.item(), rel=1e-2)
+    assert toy.score(far)[0, 0].item() == pytest.approx(slope.item(), rel=1e-2)
     # Margins by the laws that they are mixtures of, and ranks correlated as the copula says.
     for i, law in ((0, scipy.stats.norm), (7, scipy.stats.t(2.5))):
         margin = toy._margins[i]

@@ -22,7 +22,7 @@ from flowkit.kernels import Matern
 from flowkit.molecules import FlowPotential
 from flowkit.recipes import RECIPES
 from flowkit.scalar import Affine, LogisticMixture
-from flowkit.stochastic import MALA, OverdampedLangevin, flow_mcmc
+from flowkit.stochastic import MALA, OverdampedLangevin, neutra_chain
 from flowkit.toys import DoubleWell, TwoMoons
 from flowkit.transforms import Compose, Coupling, LULinear
 
@@ -65,9 +65,9 @@ def trajectory(x):
 
 
 def nuts(x):
-    options = {"method": "neutra", "chains": 1, "warmup": 2, "max_tree_depth": 2}
+    options = {"chains": 1, "warmup": 2, "max_tree_depth": 2}
     generator = torch.Generator().manual_seed(0)
-    return flow_mcmc(flow_of(), DoubleWell(), 4, generator=generator, **options).x
+    return neutra_chain(flow_of(), DoubleWell(), steps=4, generator=generator, **options).x
 
 
 WELL = DoubleWell().double()

@@ -16,7 +16,7 @@ from flowkit.energies import (
 from flowkit.errors import ArgumentError, DataError
 from flowkit.molecules import FlowPotential
 from flowkit.statistics import log_partition
-from flowkit.stochastic import MALA, flow_mcmc
+from flowkit.stochastic import MALA, independence_chain
 from flowkit.toys import DoubleWell
 
 KT = 2.494  # kJ/mol at 300 K
@@ -138,7 +138,7 @@ def test_chains_sample_at_the_temperature_of_the_energy():
         x, _ = MALA(energy, steps=10, step_size=0.1).double()(start, generator=draw)
     # The standard error of the variance of n independent normals.
     assert abs(x.var() * ratio - 1) < 4 * math.sqrt(2 / 20_000)
-    run = flow_mcmc(normal(), energy, 500, chains=200, generator=draw)
+    run = independence_chain(normal(), energy, steps=500, chains=200, generator=draw)
     assert abs(run.x.var() * ratio - 1) < 0.05
 
 

@@ -21,7 +21,7 @@ from flowkit.statistics import (
     tail_indices,
     tail_verdict,
 )
-from flowkit.stochastic import flow_mcmc
+from flowkit.stochastic import independence_chain, neutra_chain
 
 from .harness import differs, draws, of, rises, same
 from .parts import conditional, plain, rows, targets
@@ -123,27 +123,46 @@ pulled = from_callable(lambda x, c: (x - c).square().sum(-1), 2, context=1)
 
 def chains(**options: Any) -> Any:
     """Chains of a spring."""
-    return flow_mcmc(FLOW, well, 6, **options)
+    return independence_chain(FLOW, well, **{"steps": 6, **options})
 
 
 def neutra(**options: Any) -> Any:
     """Short chains of NUTS."""
-    return flow_mcmc(FLOW, well, 12, method="neutra", chains=1, warmup=4, **options).x
+    given = {"steps": 12, "chains": 1, "warmup": 4}
+    return neutra_chain(FLOW, well, **given | options).x
 
 
 of(
-    flow_mcmc,
+    independence_chain,
     chains,
-    **targets(lambda **o: flow_mcmc(FLOW, steps=20, **o).x),
-    steps=rises(9, 12, base=5, see=lambda **o: float(len(flow_mcmc(FLOW, well, **o).x))),
-    method=differs("neutra", using={"chains": 1, "warmup": 2}),
+    **targets(lambda **o: independence_chain(FLOW, steps=20, **o).x),
+    steps=rises(9, 12, base=5, see=lambda **o: float(len(chains(**o).x))),
     chains=rises(5, 6, see=lambda **o: float(chains(**o).x.shape[1])),
     warmup=differs(0, 1),
     context=differs(
         torch.ones(1),
         base=torch.zeros(1),
-        see=lambda **o: flow_mcmc(READING, pulled, 6, **o).x,
+        see=lambda **o: independence_chain(READING, pulled, steps=6, **o).x,
     ),
     generator=draws(),
-    options=differs({"max_tree_depth": 1}, {"step_size": 1e-3}, see=neutra),
+)
+
+
+def short(flow: Any, **options: Any) -> Any:
+    """A short chain of NUTS in the noise of a flow."""
+    return neutra_chain(flow, **{"steps": 8, "chains": 1, "warmup": 2, **options}).x
+
+
+of(
+    neutra_chain,
+    neutra,
+    **targets(lambda **o: short(FLOW, **o)),
+    steps=rises(9, 12, base=5, see=lambda **o: float(len(neutra(**o)))),
+    chains=rises(2, 3, see=lambda **o: float(neutra(**o).shape[1])),
+    warmup=differs(0, 1),
+    context=differs(
+        torch.ones(1), base=torch.zeros(1), see=lambda **o: short(READING, energy=pulled, **o)
+    ),
+    generator=draws(),
+    options=differs({"max_tree_depth": 1}, {"step_size": 1e-3}),
 )
