@@ -50,8 +50,7 @@ def plot_history(history: Any, *, label: str = "loss", title: str = "training") 
         ring: dict[str, Any] = {"ms": 7, "markerfacecolor": "white", "markeredgecolor": "#c0392b"}
         name = f"restored: epoch {best}, {value:.4g}"
         axis.plot([best], [value], "o", markeredgewidth=1.8, label=name, **ring)
-    axis.set_xlabel("epoch")
-    axis.set_ylabel(label)
+    axis.set(xlabel="epoch", ylabel=label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axis.legend(frameon=False)
     return figure

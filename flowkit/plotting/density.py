@@ -100,10 +100,7 @@ def density_2d(
         beyond = f", {outside:,} outside" if outside else ""
         axes[1].set_title(f"{len(points):,} samples{beyond}")
     for axis in axes:
-        axis.set_xlim(x_low, x_high)
-        axis.set_ylim(y_low, y_high)
-        axis.set_xlabel(names[0])
-        axis.set_ylabel(names[1])
+        axis.set(xlim=(x_low, x_high), ylim=(y_low, y_high), xlabel=names[0], ylabel=names[1])
     return figure
 
 

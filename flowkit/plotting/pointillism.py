@@ -72,9 +72,7 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
     beyond = f", {1 - inside.mean():.1%} outside" if not inside.all() else ""
     right.set_title(f"{title}: {len(points):,} points{beyond}")
     for axis in (left, right):
-        axis.set_aspect("equal")
-        axis.set_xlim(-0.5, width - 0.5)
-        axis.set_ylim(height - 0.5, -0.5)
+        axis.set(aspect="equal", xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
         axis.set_xlabel("x [pixels]")
     left.set_ylabel("y [pixels]")
     return figure

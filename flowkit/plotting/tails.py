@@ -59,8 +59,7 @@ def pareto_plot(
         kept = _spread(len(x))
         kept = kept[x[kept] >= start]
         axis.loglog(x[kept], fraction[kept], color=color, label=name)
-    axis.set_xlabel(f"t{_bracket(unit)}")
-    axis.set_ylabel(f"fraction of {_SIDES[tail]} beyond t")
+    axis.set(xlabel=f"t{_bracket(unit)}", ylabel=f"fraction of {_SIDES[tail]} beyond t")
     axis.legend(frameon=False)
     return figure
 
@@ -98,8 +97,10 @@ def mean_excess_plot(
         count = np.arange(len(x), 0, -1)
         kept = _spread(len(x) - 10)
         axis.plot(x[kept], (above / count)[kept] - x[kept], color=color, label=name)
-    axis.set_xlabel(f"threshold t{_bracket(unit)}")
-    axis.set_ylabel(f"mean of {_SIDES[tail]} - t beyond t{_bracket(unit)}")
+    axis.set(
+        xlabel=f"threshold t{_bracket(unit)}",
+        ylabel=f"mean of {_SIDES[tail]} - t beyond t{_bracket(unit)}",
+    )
     axis.legend(frameon=False)
     return figure
 
@@ -158,8 +159,10 @@ def qq_plot(
         each.set_major_formatter("{x:g}")
         each.set_minor_locator(NullLocator())
         each.set_view_interval(low, high, ignore=True)
-    axis.set_xlabel(f"quantiles of {label}{_bracket(unit)}")
-    axis.set_ylabel(f"quantiles of samples{_bracket(unit)}")
+    axis.set(
+        xlabel=f"quantiles of {label}{_bracket(unit)}",
+        ylabel=f"quantiles of samples{_bracket(unit)}",
+    )
     axis.legend(frameon=False)
     return figure
 
