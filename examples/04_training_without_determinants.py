@@ -37,9 +37,11 @@ from matplotlib.figure import Figure
 import flowkit
 from flowkit import (
     AfterPreprocessing,
+    DenoisingScoreMatching,
+    FiniteDifferenceScoreMatching,
     Flow,
     MaximumLikelihood,
-    ScoreMatching,
+    SlicedScoreMatching,
     StochasticMaximumLikelihood,
     coupling_flow,
     dense_flow,
@@ -71,9 +73,9 @@ test = toy.sample(20_000, torch.Generator().manual_seed(1))
 losses = {
     "likelihood": MaximumLikelihood(),
     "stochastic likelihood": StochasticMaximumLikelihood(),
-    "sliced": ScoreMatching("sliced", energy_weight=0.1),
-    "denoising": ScoreMatching("denoising", noise=0.1, antithetic=True, energy_weight=0.1),
-    "finite-difference": ScoreMatching("finite-difference", radius=0.1, energy_weight=0.1),
+    "sliced": SlicedScoreMatching(energy_weight=0.1),
+    "denoising": DenoisingScoreMatching(noise=0.1, antithetic=True, energy_weight=0.1),
+    "finite-difference": FiniteDifferenceScoreMatching(radius=0.1, energy_weight=0.1),
 }
 side = torch.linspace(-11, 11, 150)
 grid = torch.cartesian_prod(side, side)
@@ -122,9 +124,7 @@ train, held = (dequantize(p, seed=i) for i, p in enumerate((parts.train, parts.t
 torch.manual_seed(0)
 flow = dense_flow(64, lower=-0.5, upper=16.5)
 print(flow.summary())
-loss = AfterPreprocessing(
-    ScoreMatching("denoising", noise=0.3, antithetic=True, energy_weight=0.1)
-)
+loss = AfterPreprocessing(DenoisingScoreMatching(noise=0.3, antithetic=True, energy_weight=0.1))
 flowkit.fit(
     flow, train, loss, validation=None, steps=4 * STEPS, batch_size=100, lr=1e-3, ema=0.999,
     progress=False,

@@ -5,13 +5,15 @@ from flowkit.flow import Flow
 from flowkit.io import load, save
 from flowkit.objectives import (
     AfterPreprocessing,
+    DenoisingScoreMatching,
     DependentLikelihood,
+    FiniteDifferenceScoreMatching,
     ForceMatching,
     KernelNorm,
     MaximumLikelihood,
     PathKL,
     ReverseKL,
-    ScoreMatching,
+    SlicedScoreMatching,
     StochasticMaximumLikelihood,
     WeightedSum,
 )
@@ -34,7 +36,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AfterPreprocessing",
+    "DenoisingScoreMatching",
     "DependentLikelihood",
+    "FiniteDifferenceScoreMatching",
     "Flow",
     "ForceMatching",
     "History",
@@ -42,7 +46,7 @@ __all__ = [
     "MaximumLikelihood",
     "PathKL",
     "ReverseKL",
-    "ScoreMatching",
+    "SlicedScoreMatching",
     "StochasticMaximumLikelihood",
     "WeightedSum",
     "autoregressive_flow",

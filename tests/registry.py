@@ -648,7 +648,14 @@ PATHWISE = {"skip": {"R7": "an unbiased estimate of the gradient, not that of th
 OBJECTIVES: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
     "MaximumLikelihood": (flowkit.MaximumLikelihood, _flow, _samples, {}),
     "DependentLikelihood": (_blocks, _flow, _samples, {}),
-    "ScoreMatching": (flowkit.ScoreMatching, _flow, _samples, {}),
+    "SlicedScoreMatching": (flowkit.SlicedScoreMatching, _flow, _samples, {}),
+    "DenoisingScoreMatching": (flowkit.DenoisingScoreMatching, _flow, _samples, {}),
+    "FiniteDifferenceScoreMatching": (
+        flowkit.FiniteDifferenceScoreMatching,
+        _flow,
+        _samples,
+        {},
+    ),  # fmt: skip
     "ForceMatching": (flowkit.ForceMatching, _flow, _samples, {}),
     "ReverseKL": (lambda: flowkit.ReverseKL(DoubleWell(), samples=8), _flow, dict, PATHWISE),
     "PathKL": (lambda: flowkit.PathKL(DoubleWell(), samples=8), _walking, dict, PATHWISE),
@@ -661,7 +668,7 @@ OBJECTIVES: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
         {},
     ),
     "AfterPreprocessing": (
-        lambda: flowkit.AfterPreprocessing(flowkit.MaximumLikelihood(), 1),
+        lambda: flowkit.AfterPreprocessing(flowkit.MaximumLikelihood(), layers=1),
         lambda: flowkit.Flow(Compose(_standardize(2), DenseLinear(2)), StandardNormal(2)),
         _samples,
         {},

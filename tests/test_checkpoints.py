@@ -14,7 +14,14 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
-from flowkit import MaximumLikelihood, ReverseKL, ScoreMatching, WeightedSum, coupling_flow, fit
+from flowkit import (
+    DenoisingScoreMatching,
+    MaximumLikelihood,
+    ReverseKL,
+    WeightedSum,
+    coupling_flow,
+    fit,
+)
 from flowkit.errors import CheckpointError
 from flowkit.toys import DoubleWell
 from flowkit.training import checkpoint as checkpoints
@@ -187,7 +194,7 @@ class TestOtherData:
     def test_other_settings_of_an_objective_or_an_optimizer_are_noticed(self, tmp_path):
         for i, (first, second) in enumerate(
             [
-                (ScoreMatching(noise=0.1), ScoreMatching(noise=0.2)),
+                (DenoisingScoreMatching(noise=0.1), DenoisingScoreMatching(noise=0.2)),
                 (ReverseKL(DoubleWell(), samples=8), ReverseKL(DoubleWell(), samples=16)),
                 (
                     WeightedSum((1.0, MaximumLikelihood())),

@@ -83,12 +83,12 @@ def langevin(**options):
 
 
 OBJECTIVES = {
-    "reverse kl, path": lambda u: ReverseKL(u, "path", 16)(flow(), {}),
-    "reverse kl, reparam": lambda u: ReverseKL(u, "reparam", 16)(flow(), {}),
+    "reverse kl, path": lambda u: ReverseKL(u, estimator="path", samples=16)(flow(), {}),
+    "reverse kl, reparam": lambda u: ReverseKL(u, estimator="reparam", samples=16)(flow(), {}),
     "reverse kl, one sample": lambda u: ReverseKL(u, samples=1)(flow(), {}),
     "reverse kl, log_prob": lambda u: ReverseKL(log_prob=lambda x: -u(x), samples=9)(flow(), {}),
-    "path kl": lambda u: PathKL(u, 16)(langevin(), {}),
-    "path kl, reinforce": lambda u: PathKL(u, 16, "reinforce")(langevin(), {}),
+    "path kl": lambda u: PathKL(u, samples=16)(langevin(), {}),
+    "path kl, reinforce": lambda u: PathKL(u, samples=16, gradient="reinforce")(langevin(), {}),
     "force matching": lambda u: ForceMatching(u)(flow(), {"x": torch.randn(5, 2)}),
     "in a sum": lambda u: WeightedSum((0.5, ReverseKL(u)))(flow(), {}),
 }
@@ -173,9 +173,9 @@ WHOLE = {
 def test_a_gradient_that_is_lost_for_some_coordinates(estimator):
     for energy in PARTS.values():
         with pytest.raises(DataError, match="carries no gradient to x"):
-            ReverseKL(energy, estimator)(flow(), {})
+            ReverseKL(energy, estimator=estimator)(flow(), {})
     for energy in WHOLE.values():
-        ReverseKL(energy, estimator)(flow(), {})
+        ReverseKL(energy, estimator=estimator)(flow(), {})
 
 
 def test_an_energy_of_a_torch_distribution_has_samples_of_a_generator():

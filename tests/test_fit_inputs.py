@@ -12,11 +12,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from flowkit import (
+    DenoisingScoreMatching,
     Flow,
     ForceMatching,
     MaximumLikelihood,
     ReverseKL,
-    ScoreMatching,
+    SlicedScoreMatching,
     WeightedSum,
     box_flow,
     coupling_flow,
@@ -85,7 +86,11 @@ class TestNames:
         fit(
             small(), data, WeightedSum((1.0, MaximumLikelihood()), (1.0, ForceMatching())), **QUIET
         )
-        for objective in (None, ScoreMatching(), ForceMatching(lambda x: x.square().sum(-1) / 2)):
+        for objective in (
+            None,
+            DenoisingScoreMatching(),
+            ForceMatching(lambda x: x.square().sum(-1) / 2),
+        ):
             with pytest.warns(UserWarning, match="'force', which .*; remedy: ForceMatching, or"):
                 fit(small(), data, objective, **QUIET)
         with pytest.raises(DataError, match="'forces', which nothing reads.*mean 'force'"):
@@ -203,9 +208,9 @@ class TestTies:
 
     def test_objectives_that_do_not_diverge_there_are_not_warned_of(self):
         counts = torch.poisson(torch.full((200, 2), 3.0))
-        fit(small(), counts, ScoreMatching(noise=0.5), **QUIET)
+        fit(small(), counts, DenoisingScoreMatching(noise=0.5), **QUIET)
         with pytest.warns(UserWarning, match="repeat values"):
-            fit(small(), counts, ScoreMatching("exact"), **QUIET)
+            fit(small(), counts, SlicedScoreMatching(slices=None), **QUIET)
         fit(small(context=1), {"x": rows(), "context": counts[:, :1]}, **QUIET)
 
     def test_a_column_is_judged_by_how_much_repeats(self):

@@ -4,6 +4,7 @@ import copy
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from flowkit import (
+    DenoisingScoreMatching,
+    FiniteDifferenceScoreMatching,
     Flow,
     MaximumLikelihood,
     PathKL,
     ReverseKL,
-    ScoreMatching,
+    SlicedScoreMatching,
     StochasticMaximumLikelihood,
     WeightedSum,
     coupling_flow,
@@ -137,9 +140,17 @@ CASES = {
     "objective": (small, lambda: normal(120, 2), New),
     "dataset": (small, Augmented, None),
     "reverse kl": (small, lambda: None, lambda: ReverseKL(noisy_energy, samples=16)),
-    "reparam": (small, lambda: None, lambda: ReverseKL(DoubleWell(), "reparam", samples=16)),
+    "reparam": (
+        small,
+        lambda: None,
+        lambda: ReverseKL(DoubleWell(), estimator="reparam", samples=16),
+    ),
     "path kl": (stochastic, lambda: None, lambda: PathKL(noisy_energy, samples=16)),
-    "reinforce": (stochastic, lambda: None, lambda: PathKL(DoubleWell(), 16, "reinforce")),
+    "reinforce": (
+        stochastic,
+        lambda: None,
+        lambda: PathKL(DoubleWell(), samples=16, gradient="reinforce"),
+    ),
     "contrast": (small, lambda: normal(120, 2), StochasticMaximumLikelihood),
     "sum": (
         small,
@@ -152,7 +163,7 @@ CASES = {
             StandardNormal(2),
         ),
         lambda: normal(120, 2).mul(3).round(),
-        lambda: AfterPreprocessing(ScoreMatching("sliced"), layers=2),
+        lambda: AfterPreprocessing(SlicedScoreMatching(), layers=2),
     ),
     "lanczos": (
         small,
@@ -164,14 +175,14 @@ CASES |= {
     f"score, {method}": (
         small,
         lambda: normal(120, 2).exp(),
-        lambda method=method, slices=slices: ScoreMatching(method, **slices),
+        objective,
     )
-    for method, slices in {
-        "sliced": {},
-        "denoising": {},
-        "finite-difference": {},
-        "multiplicative": {},
-        "non-negative": {"slices": 1},
+    for method, objective in {
+        "sliced": SlicedScoreMatching,
+        "denoising": DenoisingScoreMatching,
+        "finite-difference": FiniteDifferenceScoreMatching,
+        "multiplicative": partial(DenoisingScoreMatching, multiplicative=True),
+        "non-negative": partial(SlicedScoreMatching, non_negative=True),
     }.items()
 }
 

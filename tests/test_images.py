@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from flowkit import (
     AfterPreprocessing,
+    DenoisingScoreMatching,
     Flow,
-    ScoreMatching,
+    SlicedScoreMatching,
     conv_flow,
     dense_flow,
     fit,
@@ -194,7 +195,7 @@ def test_flows_of_images_learn_digits_in_their_own_units(recipe, options):
     flow = recipe((1, 8, 8), lower=-0.5, upper=16.5, **options)
     flow.initialize(x)
     before = flow.log_prob(x).mean()
-    objective = AfterPreprocessing(ScoreMatching("denoising", noise=0.5))
+    objective = AfterPreprocessing(DenoisingScoreMatching(noise=0.5))
     fit(flow, x, objective, validation=None, steps=100, batch_size=50, progress=False)
     after = flow.log_prob(x)
     assert after.mean() > before + 5
@@ -223,8 +224,11 @@ def test_preprocessing_ends_where_learning_begins():
     for p in flow.parameters():
         p.data += 0.1 * torch.randn_like(p)
     x = {"x": torch.rand(5, 1, 4, 4, dtype=torch.float64)}
-    exact = ScoreMatching("exact")
-    assert AfterPreprocessing(exact)(flow, x).value == AfterPreprocessing(exact, 3)(flow, x).value
+    exact = SlicedScoreMatching(slices=None)
+    assert (
+        AfterPreprocessing(exact)(flow, x).value
+        == AfterPreprocessing(exact, layers=3)(flow, x).value
+    )
     with pytest.raises(DataError, match="begins with layers without parameters"):
         AfterPreprocessing(exact)(dense_flow(3, standardize=False), {"x": torch.ones(2, 3)})
 

@@ -7,6 +7,7 @@ import torch
 
 from flowkit import Flow, ForceMatching, coupling_flow, elementwise_flow
 from flowkit.bases import StandardNormal, Uniform
+from flowkit.energies import from_callable
 from flowkit.errors import DataError, NonFiniteEnergyError, ShapeError, StochasticFlowError
 from flowkit.molecules import FlowPotential
 from flowkit.scalar import CircularSpline
@@ -58,7 +59,8 @@ def test_force_is_the_negative_gradient_of_energy_which_is_minus_kT_log_p():
     torch.testing.assert_close(energy + 2.5 * flow.log_normalizer(), exact)
     (gradient,) = torch.autograd.grad(energy.sum(), x)
     torch.testing.assert_close(potential.force(x), -gradient)
-    assert ForceMatching(potential.energy, kT=2.5)(flow, {"x": x}).value.item() < 1e-25
+    energy = from_callable(potential.energy, 2, kT=2.5)
+    assert ForceMatching(energy)(flow, {"x": x}).value.item() < 1e-25
 
 
 def test_verlet_follows_a_harmonic_oscillator_with_an_error_of_order_dt_squared():

@@ -18,7 +18,7 @@ from flowkit import (
     fit,
 )
 from flowkit.bases import StandardNormal
-from flowkit.errors import DataError, NonFiniteLossError, StochasticFlowError
+from flowkit.errors import DataError, FlowkitError, NonFiniteLossError, StochasticFlowError
 from flowkit.scalar import LogisticMixture
 from flowkit.stochastic import Dequantize
 from flowkit.transforms import Compose, Conv1x1, LULinear, Standardize
@@ -76,7 +76,7 @@ def test_reverse_kl_of_two_normals(estimator):
     flow = normal_flow(mean, scale)
     exact = sum(0.5 * (s * s + m * m - 1) - math.log(s) for m, s in zip(mean, scale, strict=True))
     n = 100_000
-    objective = ReverseKL(standard_energy, estimator, samples=n)
+    objective = ReverseKL(standard_energy, estimator=estimator, samples=n)
     value = objective(flow, {}).value.item()
     x, log_q = flow.sample_and_log_prob(n)
     error = (log_q + standard_energy(x)).std().item() / math.sqrt(n)
@@ -85,7 +85,7 @@ def test_reverse_kl_of_two_normals(estimator):
 
 def gradient(flow, estimator, samples):
     flow.zero_grad()
-    ReverseKL(standard_energy, estimator, samples)(flow, {}).value.backward()
+    ReverseKL(standard_energy, estimator=estimator, samples=samples)(flow, {}).value.backward()
     return torch.cat([p.grad.flatten() for p in flow.parameters()])
 
 
@@ -164,24 +164,24 @@ def smooth_flow(features=2, hidden=(8,), seed=1, **arguments):
 
 
 def test_the_force_loss_of_the_exact_model_is_zero():
-    flow, kT = smooth_flow(), 2.5
+    flow = smooth_flow()
     x = flow.sample(50)
-    force = kT * flow.score(x).detach()
+    force = flow.score(x).detach()
     assert force.square().mean() > 0.1
-    assert ForceMatching(kT=kT)(flow, {"x": x, "force": force}).value.item() < 1e-25
-    own = ForceMatching(lambda x: -kT * flow.log_prob(x), kT)
+    assert ForceMatching()(flow, {"x": x, "force": force}).value.item() < 1e-25
+    own = ForceMatching(lambda x: -flow.log_prob(x))
     assert own(flow, {"x": x}).value.item() < 1e-25
 
 
 def test_the_force_loss_of_two_normals_is_the_closed_form():
-    mean, scale, kT = [0.5, -1.0], [0.7, 1.5], 2.0
+    mean, scale = [0.5, -1.0], [0.7, 1.5]
     flow = normal_flow(mean, scale)
     m, s = torch.tensor(mean).double(), torch.tensor(scale).double()
     x = torch.randn(1000, 2, dtype=torch.float64)
     x = (x - x.mean(0)) / x.std(0, correction=0)
     # Target N(0, 1) at rows of mean 0 and variance 1: (x - m) / s^2 - x has these two moments.
     exact = ((1 / s**2 - 1) ** 2 + (m / s**2) ** 2).mean().item()
-    loss = ForceMatching(kT=kT)(flow, {"x": x, "force": -kT * x})
+    loss = ForceMatching()(flow, {"x": x, "force": -x})
     assert loss.value.item() == pytest.approx(exact, rel=1e-10)
     assert loss.terms["force_mse"].item() == pytest.approx(exact, rel=1e-10)
     assert not loss.terms["force_mse"].requires_grad
@@ -191,8 +191,8 @@ def test_an_energy_and_its_stored_forces_agree_also_without_gradients():
     flow = smooth_flow()
     x = torch.randn(20, 2, dtype=torch.float64)
     weight = torch.rand(20, dtype=torch.float64)
-    stored = ForceMatching(kT=0.6)
-    own = ForceMatching(lambda x: (x**4).sum(-1), kT=0.6)
+    stored = ForceMatching()
+    own = ForceMatching(lambda x: (x**4).sum(-1))
     value = stored(flow, {"x": x, "force": -4 * x**3, "weight": weight}).value
     torch.testing.assert_close(own(flow, {"x": x, "weight": weight}).value, value)
     with torch.no_grad():
@@ -215,7 +215,7 @@ def test_a_weight_of_forces_is_a_number_of_copies():
 @pytest.mark.parametrize("energy", [None, lambda x, context: ((x - context) ** 4).sum(-1)])
 def test_gradients_of_the_force_loss_are_those_of_finite_differences(energy):
     flow = smooth_flow(hidden=(4,), context=2)
-    both = torch.nn.ModuleDict({"flow": flow, "objective": ForceMatching(energy, kT=1.5)})
+    both = torch.nn.ModuleDict({"flow": flow, "objective": ForceMatching(energy)})
     both.forward = lambda batch: both["objective"](both["flow"], batch).value
     x, force, context = torch.randn(3, 5, 2, dtype=torch.float64)
     batch = {"x": x, "context": context} | ({"force": force} if energy is None else {})
@@ -230,7 +230,7 @@ def test_gradients_of_the_force_loss_are_those_of_finite_differences(energy):
 def test_the_energy_of_force_matching_reads_the_context_and_broadcasts():
     flow = elementwise_flow(1, context=1, hidden=(8,)).double()
     x, context = torch.randn(2, 6, 1, dtype=torch.float64)
-    spring = ForceMatching(lambda x, context: (x - context).square().sum(-1), kT=2.0)
+    spring = ForceMatching(lambda x, context: 0.5 * (x - context).square().sum(-1))
     # The flow starts as N(0, 1), the target is N(context, 1).
     exact = context.square().mean()
     torch.testing.assert_close(spring(flow, {"x": x, "context": context}).value.detach(), exact)
@@ -252,9 +252,9 @@ def test_a_fit_of_likelihood_and_forces_lowers_both(stored):
     mix = torch.tensor([[1.5, 0.0], [0.8, 0.5]], dtype=torch.float64)
     precision = torch.linalg.inv(mix @ mix.T)
     x = torch.randn(2000, 2, dtype=torch.float64) @ mix.T + 1.0
-    data = {"x": x, "force": -3.0 * (x - 1.0) @ precision} if stored else {"x": x}
+    data = {"x": x, "force": -(x - 1.0) @ precision} if stored else {"x": x}
     forces = ForceMatching(
-        None if stored else lambda x: 1.5 * ((x - 1.0) @ precision * (x - 1.0)).sum(-1), kT=3.0
+        None if stored else lambda x: 0.5 * ((x - 1.0) @ precision * (x - 1.0)).sum(-1)
     )
     flow = Flow(LULinear(2), StandardNormal(2)).double()
     objective = WeightedSum((0.5, MaximumLikelihood()), (0.5, forces))
@@ -338,19 +338,17 @@ def test_wrong_forces_are_named(energy, batch, message):
         (lambda: WeightedSum(MaximumLikelihood()), r"pairs.*remedy: .*\(1.0, MaximumLikelihood"),
         (lambda: WeightedSum((1.0, MaximumLikelihood)), "pairs"),
         (lambda: ReverseKL(None), "energy as a function of x, got None; remedy"),
-        (lambda: ReverseKL(standard_energy, samples=2.5), "whole number, got 2.5"),
-        (lambda: ReverseKL(standard_energy, "score"), "'reparam', 'path'"),
-        (lambda: ReverseKL(standard_energy, samples=0), "samples >= 1"),
+        (lambda: ReverseKL(standard_energy, samples=2.5), "an integer >= 1, got 2.5"),
+        (
+            lambda: ReverseKL(standard_energy, estimator="score"),
+            "estimator as one of 'path', 'reparam'",
+        ),
+        (lambda: ReverseKL(standard_energy, samples=0), "samples as an integer >= 1"),
         (lambda: ForceMatching(2.0), "energy as a function of x, got 2.0; remedy"),
-        (lambda: ForceMatching(kT=0.0), "kT as a finite number > 0, got 0.0; remedy"),
-        (lambda: ForceMatching(kT=math.inf), "kT as a finite number > 0, got inf"),
-        (lambda: ForceMatching(kT=math.nan), "kT as a finite number > 0, got nan"),
-        (lambda: ForceMatching(kT=True), "kT as a finite number > 0, got True"),
-        (lambda: ForceMatching(kT=None), "kT as a finite number > 0, got None"),
     ],
 )
 def test_wrong_objectives_are_named(make, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(FlowkitError, match=message):
         make()
 
 

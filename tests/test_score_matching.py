@@ -1,6 +1,7 @@
 """Score matching and stochastic maximum likelihood against closed forms of linear flows."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowkit import (
     AfterPreprocessing,
+    DenoisingScoreMatching,
+    FiniteDifferenceScoreMatching,
     Flow,
     MaximumLikelihood,
-    ScoreMatching,
+    SlicedScoreMatching,
     StochasticMaximumLikelihood,
     WeightedSum,
     coupling_flow,
@@ -19,7 +22,7 @@ from flowkit import (
     stochastic_flow,
 )
 from flowkit.bases import StandardNormal
-from flowkit.errors import DataError, StochasticFlowError
+from flowkit.errors import ArgumentError, DataError, StochasticFlowError
 from flowkit.scalar import Affine, SmoothLeakyReLU
 from flowkit.stochastic import Dequantize
 from flowkit.transforms import (
@@ -33,6 +36,16 @@ from flowkit.transforms import (
     Logit,
     LULinear,
 )
+
+#: Every way to match scores.
+METHODS = {
+    "exact": partial(SlicedScoreMatching, slices=None),
+    "sliced": SlicedScoreMatching,
+    "denoising": DenoisingScoreMatching,
+    "finite-difference": FiniteDifferenceScoreMatching,
+    "multiplicative": partial(DenoisingScoreMatching, multiplicative=True),
+    "non-negative": partial(SlicedScoreMatching, slices=None, non_negative=True),
+}
 
 D = 4
 DETERMINANTS = ("slogdet", "_lu", "lu_", "inv", "solve", "cholesky", "svd", "eig")
@@ -121,14 +134,14 @@ def test_losses_of_a_linear_flow_in_closed_form(normal):
         ("exact", {}), ("sliced", {}), ("sliced", {"slices": 3}),
         ("finite-difference", {"radius": 0.1}), ("finite-difference", {"radius": 1.0}),
     ):  # fmt: skip
-        value, error = mean_and_error(flow, x, ScoreMatching(method, **options))
+        value, error = mean_and_error(flow, x, METHODS[method](**options))
         assert abs(value - exact) < 5 * error
     noise = 0.7
     wider = covariance + noise**2 * torch.eye(D)
     exact = 0.5 * (torch.trace(s @ s @ wider) - 2 * torch.trace(s) + D / noise**2)
     errors = []
     for antithetic in (False, True):
-        loss = ScoreMatching("denoising", noise=noise, antithetic=antithetic)
+        loss = DenoisingScoreMatching(noise=noise, antithetic=antithetic)
         value, error = mean_and_error(flow, x, loss)
         assert abs(value - exact) < 5 * error
         errors.append(error)
@@ -139,7 +152,7 @@ def test_pairs_of_noise_keep_gradients_from_drowning(normal):
     flow, _, x, _ = normal
     spread = []
     for antithetic in (False, True):
-        loss = ScoreMatching("denoising", noise=0.01, antithetic=antithetic)
+        loss = DenoisingScoreMatching(noise=0.01, antithetic=antithetic)
         gradients = []
         for i in range(100):
             flow.zero_grad()
@@ -156,7 +169,7 @@ def test_finite_differences_of_a_quadratic_energy_have_no_error(normal):
     values = []
     for radius in (0.1, 1.0):
         torch.manual_seed(0)
-        values.append(ScoreMatching("finite-difference", radius=radius)(flow, {"x": x}).value)
+        values.append(FiniteDifferenceScoreMatching(radius=radius)(flow, {"x": x}).value)
     assert torch.allclose(*values, rtol=1e-8)
 
 
@@ -183,8 +196,8 @@ def test_the_optimum_is_the_precision_of_the_data_or_of_the_noisy_data(method):
     flow = linear_flow(torch.eye(2, dtype=torch.float64))
     noise = 0.5
     objective = {
-        "denoising": ScoreMatching("denoising", noise=noise), "ml": MaximumLikelihood()
-    }.get(method) or ScoreMatching(method)  # fmt: skip
+        "denoising": DenoisingScoreMatching(noise=noise), "ml": MaximumLikelihood()
+    }.get(method) or METHODS[method]()  # fmt: skip
     flow.transform[0].bias.requires_grad_(False)
     fit(flow, x, objective, validation=None, epochs=40, batch_size=1000, lr=2e-2, progress=False)
     weight = flow.transform[0].weight.detach()
@@ -213,8 +226,8 @@ class Operators(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "objective",
-    [ScoreMatching(m) for m in ("exact", "sliced", "denoising", "finite-difference")],
-    ids=lambda o: o.method,
+    [METHODS[m]() for m in ("exact", "sliced", "denoising", "finite-difference")],
+    ids=("exact", "sliced", "denoising", "finite-difference"),
 )
 def test_no_determinant_runs_in_a_step_of_score_matching(objective):
     flow = randomized(
@@ -267,9 +280,9 @@ def test_multiplicative_denoising_is_denoising_of_logarithms():
     mean, scale, noise = 0.3, 0.5, 0.4
     flow = positive_flow(mean, scale)
     log_x = 0.1 + 0.8 * torch.randn(200_000, 1, generator=generator(), dtype=torch.float64)
-    loss = ScoreMatching("multiplicative", noise=noise)
+    loss = DenoisingScoreMatching(multiplicative=True, noise=noise)
     value, error = mean_and_error(flow, log_x.exp(), loss)
-    pairs = ScoreMatching("multiplicative", noise=noise, antithetic=True)
+    pairs = DenoisingScoreMatching(multiplicative=True, noise=noise, antithetic=True)
     paired, paired_error = mean_and_error(flow, log_x.exp(), pairs)
     # In y = log x the score is -(y - m) / s^2, and the target -eps / noise.
     second = (0.1 - mean) ** 2 + 0.8**2 + noise**2
@@ -288,7 +301,7 @@ def test_non_negative_score_matching_of_an_exponential(slices):
     rate = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
     flow = Exponential(Compose(Log(2)), StandardNormal(2)).double()
     x = torch.empty(400_000, 2, dtype=torch.float64).exponential_(1.7, generator=generator())
-    objective = ScoreMatching("non-negative", slices=slices)
+    objective = SlicedScoreMatching(non_negative=True, slices=slices)
     torch.manual_seed(0)
     value = objective(flow, {"x": x}).value
     exact = (-2 * rate * x + 0.5 * (rate * x).square()).sum(-1).mean()
@@ -302,14 +315,14 @@ def test_non_negative_score_matching_of_an_exponential(slices):
 def test_images_are_events_of_their_numbers():
     flow = randomized(Conv2d(1), Elementwise(1, SmoothLeakyReLU(), event_ndim=3), noise=0.1)
     x = torch.randn(6, 1, 3, 4, dtype=torch.float64, generator=generator())
-    exact = ScoreMatching("exact")(flow, {"x": x}).value
+    exact = SlicedScoreMatching(slices=None)(flow, {"x": x}).value
     # The mean over many random signs is the trace.
     torch.manual_seed(0)
-    objective = ScoreMatching("sliced", slices=50)
+    objective = SlicedScoreMatching(slices=50)
     sliced = torch.stack([objective(flow, {"x": x}).value for _ in range(4)])
     assert abs(sliced.mean() - exact) < 5 * sliced.std() / 2 + 0.05
     for method in ("denoising", "finite-difference"):
-        assert ScoreMatching(method)(flow, {"x": x}).value.isfinite()
+        assert METHODS[method]()(flow, {"x": x}).value.isfinite()
 
 
 def test_weights_contexts_and_the_weight_of_the_energy():
@@ -318,28 +331,28 @@ def test_weights_contexts_and_the_weight_of_the_energy():
         "x": torch.randn(8, 2, generator=generator()),
         "context": torch.randn(8, 1, generator=generator(1)),
     }
-    for objective in (ScoreMatching("exact"), StochasticMaximumLikelihood()):
+    for objective in (SlicedScoreMatching(slices=None), StochasticMaximumLikelihood()):
         torch.manual_seed(0)
         plain = objective(flow, batch).value
         torch.manual_seed(0)
         double = objective(flow, {**batch, "weight": torch.full((8,), 2.0)}).value
         assert torch.allclose(2 * plain, double)
-    added = ScoreMatching("exact", energy_weight=0.1)(flow, batch)
+    added = SlicedScoreMatching(slices=None, energy_weight=0.1)(flow, batch)
     energy = flow.energy(batch["x"], batch["context"]).mean()
     assert torch.allclose(
-        added.value, ScoreMatching("exact")(flow, batch).value + 0.1 * energy, atol=1e-5
+        added.value, SlicedScoreMatching(slices=None)(flow, batch).value + 0.1 * energy, atol=1e-5
     )
     with torch.no_grad():
-        value = ScoreMatching("sliced")(flow, batch).value
+        value = SlicedScoreMatching()(flow, batch).value
     assert not value.requires_grad
-    mixed = WeightedSum((1.0, MaximumLikelihood()), (0.1, ScoreMatching("exact")))
+    mixed = WeightedSum((1.0, MaximumLikelihood()), (0.1, SlicedScoreMatching(slices=None)))
     assert mixed(flow, batch).value.isfinite()
 
 
 def test_learning_by_scores_reaches_the_likelihood_of_a_fit_by_likelihood():
     x = torch.randn(4000, 2, generator=generator()) @ torch.tensor([[1.0, 0.0], [0.5, 0.8]]).mT
     values = {}
-    for objective in (MaximumLikelihood(), ScoreMatching("sliced"), StochasticMaximumLikelihood()):
+    for objective in (MaximumLikelihood(), SlicedScoreMatching(), StochasticMaximumLikelihood()):
         torch.manual_seed(0)
         # Without a determinant nothing keeps a dense matrix from passing through a singular one,
         # to densities with other modes, which scores at the data do not see.
@@ -373,7 +386,7 @@ def test_likelihoods_do_not_see_the_preprocessing_and_scores_do():
     ).double()
     x = 1 + 250 * torch.rand(50, 2, dtype=torch.float64, generator=generator())
     found = {}
-    for kind, objective in (("ml", MaximumLikelihood()), ("sm", ScoreMatching("exact"))):
+    for kind, objective in (("ml", MaximumLikelihood()), ("sm", SlicedScoreMatching(slices=None))):
         for after in (False, True):
             flow.zero_grad()
             wrapped = AfterPreprocessing(objective) if after else objective
@@ -386,7 +399,7 @@ def test_likelihoods_do_not_see_the_preprocessing_and_scores_do():
 def test_dequantised_data_train_by_scores_behind_the_noise():
     flow = counts_flow()
     counts = torch.randint(0, 256, (500, 2), generator=generator())
-    objective = AfterPreprocessing(ScoreMatching("denoising", noise=0.2), layers=2)
+    objective = AfterPreprocessing(DenoisingScoreMatching(noise=0.2), layers=2)
     before = flow.log_prob_bound(counts, generator=generator(1)).mean()
     fit(flow, counts, objective, validation=None, epochs=10, lr=1e-2, progress=False)
     assert flow.log_prob_bound(counts, generator=generator(1)).mean() > before
@@ -406,23 +419,29 @@ def test_preprocessing_has_nothing_to_learn():
     flow = counts_flow()
     x = {"x": torch.zeros(2, 2)}
     for call, words in (
-        (lambda: AfterPreprocessing(3), "expected an Objective"),
-        (lambda: AfterPreprocessing(ScoreMatching(), 0), "layers as a whole number"),
-        (lambda: AfterPreprocessing(ScoreMatching(), 3)(flow, x), "a Compose that begins"),
+        (lambda: AfterPreprocessing(3), "objective as an Objective"),
         (
-            lambda: AfterPreprocessing(ScoreMatching())(
+            lambda: AfterPreprocessing(DenoisingScoreMatching(), layers=0),
+            "layers as an integer >= 1",
+        ),
+        (
+            lambda: AfterPreprocessing(DenoisingScoreMatching(), layers=3)(flow, x),
+            "a Compose that begins",
+        ),
+        (
+            lambda: AfterPreprocessing(DenoisingScoreMatching())(
                 Flow(Compose(DenseLinear(2), DenseLinear(2)), StandardNormal(2)), x
             ),
             "begins with layers without parameters",
         ),
         (
-            lambda: AfterPreprocessing(ScoreMatching(), 1)(
+            lambda: AfterPreprocessing(DenoisingScoreMatching(), layers=1)(
                 Flow(Compose(DenseLinear(2), DenseLinear(2)), StandardNormal(2)), x
             ),
             "without parameters, got DenseLinear",
         ),
     ):
-        with pytest.raises(DataError, match=words):
+        with pytest.raises((ArgumentError, DataError), match=words):
             call()
 
 
@@ -430,17 +449,30 @@ def test_score_matching_refuses_what_it_cannot_use():
     flow = elementwise_flow(1)
     negative = {"x": torch.tensor([[1.0], [-1.0]])}
     for call, error, words in (
-        (lambda: ScoreMatching("implicit"), DataError, "knows the methods 'exact'"),
-        (lambda: ScoreMatching("exact", noise=0.1), DataError, "has no option 'noise'"),
-        (lambda: ScoreMatching("sliced", antithetic=True), DataError, "no option 'antithetic'"),
-        (lambda: ScoreMatching(antithetic=1), DataError, "antithetic as True or False, got 1"),
-        (lambda: ScoreMatching("sliced", slices=0), DataError, "slices as a whole number"),
-        (lambda: ScoreMatching(noise=-1.0), DataError, "noise as a finite number > 0"),
-        (lambda: ScoreMatching(energy_weight=-1), DataError, "energy_weight"),
-        (lambda: ScoreMatching("multiplicative")(flow, negative), DataError, "data > 0, got -1"),
-        (lambda: ScoreMatching("non-negative")(flow, negative), DataError, "data > 0"),
         (
-            lambda: ScoreMatching()(stochastic_flow(1, energy="double_well"), negative),
+            lambda: DenoisingScoreMatching(antithetic=1),
+            ArgumentError,
+            "antithetic as True or False, got 1",
+        ),
+        (lambda: SlicedScoreMatching(slices=0), ArgumentError, "slices as an integer >= 1"),
+        (
+            lambda: DenoisingScoreMatching(noise=-1.0),
+            ArgumentError,
+            "noise as a finite number > 0",
+        ),
+        (lambda: DenoisingScoreMatching(energy_weight=-1), ArgumentError, "energy_weight"),
+        (
+            lambda: DenoisingScoreMatching(multiplicative=True)(flow, negative),
+            DataError,
+            "data > 0, got -1",
+        ),
+        (
+            lambda: SlicedScoreMatching(slices=None, non_negative=True)(flow, negative),
+            DataError,
+            "data > 0",
+        ),
+        (
+            lambda: DenoisingScoreMatching()(stochastic_flow(1, energy="double_well"), negative),
             StochasticFlowError,
             "score does not exist",
         ),

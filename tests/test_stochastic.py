@@ -419,7 +419,7 @@ def test_the_callback_adapts_while_fitting():
     flow = stochastic_flow(2, energy="double_well", blocks=1, steps=2, step_size=5.0, hidden=(8,))
     before = [m.step_size.clone() for m in flow.modules() if isinstance(m, Metropolis)]
     callback = AdaptStepSizes(rows=256, rounds=10)
-    fit(flow, None, PathKL(WELL, 32), steps=3, progress=False, callbacks=[callback])
+    fit(flow, None, PathKL(WELL, samples=32), steps=3, progress=False, callbacks=[callback])
     after = [m.step_size for m in flow.modules() if isinstance(m, Metropolis)]
     assert all(a < b for a, b in zip(after, before, strict=True))
     with pytest.raises(DataError, match="every as a whole number"):
@@ -461,7 +461,7 @@ def test_a_report_says_what_happened_in_every_layer():
 def test_path_divergence_equals_reverse_kl_without_stochastic_layers():
     flow = Flow(Compose(*untrained()), StandardNormal(2)).double()
     values, gradients = [], []
-    for objective in (PathKL(WELL, 64), ReverseKL(WELL, "reparam", 64)):
+    for objective in (PathKL(WELL, samples=64), ReverseKL(WELL, estimator="reparam", samples=64)):
         flow.zero_grad()
         torch.manual_seed(0)
         value = objective(flow, {}).value
@@ -485,11 +485,11 @@ def test_both_objectives_bound_their_divergences():
     flow = Flow(Compose(moved), StandardNormal(2))
     torch.manual_seed(0)
     x = torch.randn(4000, 2)
-    path = PathKL(target, 4000)(flow, {}).value
+    path = PathKL(target, samples=4000)(flow, {}).value
     likelihood = MaximumLikelihood()(flow, {"x": x}).value
     assert path > 0.05
     assert likelihood > 1 + math.log(2 * math.pi) + 0.02
-    mixed = WeightedSum((0.5, MaximumLikelihood()), (0.5, PathKL(target, 4000)))
+    mixed = WeightedSum((0.5, MaximumLikelihood()), (0.5, PathKL(target, samples=4000)))
     assert abs(mixed(flow, {"x": x}).value - 0.5 * (path + likelihood)) < 0.1
 
 
@@ -541,7 +541,7 @@ def test_reinforced_gradients_are_finite(name):
     flow = stochastic_flow(
         2, energy=WELL, blocks=2, layer=name, steps=2, hidden=(4,), learn_fractions=True
     )
-    loss = PathKL(WELL, 64, gradient="reinforce")(flow, {})
+    loss = PathKL(WELL, samples=64, gradient="reinforce")(flow, {})
     loss.value.backward()
     assert all(p.grad.isfinite().all() for p in flow.parameters())
     assert 0 < loss.terms["acceptance"] < 1
@@ -553,7 +553,7 @@ def test_training_raises_the_effective_sample_size():
         flow.sample_with_log_weight(4000, WELL, generator=generator())[1]
     )
     # The path divergence alone would settle in one well.
-    mixture = WeightedSum((0.5, MaximumLikelihood()), (0.5, PathKL(WELL, 128)))
+    mixture = WeightedSum((0.5, MaximumLikelihood()), (0.5, PathKL(WELL, samples=128)))
     x = WELL.sample(5000, generator(1))
     history = fit(flow, x, mixture, steps=300, batch_size=128, lr=5e-3, progress=False)
     after = effective_sample_size(
@@ -656,8 +656,8 @@ def test_constructors_refuse_what_they_cannot_use():
         (lambda: HMC(WELL, leapfrog=0), "leapfrog as a whole number"),
         (lambda: UnderdampedLangevin(WELL, friction=-1.0), "friction > 0"),
         (lambda: PathKL(3), "energy as a function"),
-        (lambda: PathKL(WELL, gradient="exact"), "knows the gradients"),
-        (lambda: PathKL(WELL, samples=1, gradient="reinforce"), "samples >= 2"),
+        (lambda: PathKL(WELL, gradient="exact"), "gradient as one of"),
+        (lambda: PathKL(WELL, samples=1, gradient="reinforce"), "samples as an integer >= 2"),
         (lambda: coupling_flow(2).sample_with_log_weight(3, lambda x: x), "one number a sample"),
         (lambda: coupling_flow(2).sample_with_log_weight(3, 3.0), "as a function of x"),
     ):
@@ -688,7 +688,7 @@ def test_a_learned_base_is_the_base_of_the_energies():
     layer = OverdampedLangevin(Interpolation(start, WELL, 0.5), steps=2)
     flow = Flow(Compose(layer), base)
     assert layer.energy.start.density is flow.base
-    PathKL(WELL, 16)(flow, {}).value.backward()
+    PathKL(WELL, samples=16)(flow, {}).value.backward()
     assert all(p.grad is not None for p in flow.parameters())
 
 
@@ -732,9 +732,9 @@ def test_gradients_of_a_force_without_one_are_refused_in_every_flow(name):
     flow = stochastic_flow(2, energy=given, layer=name, blocks=2, steps=2, hidden=(4,))
     assert flow.sample_with_log_weight(5, given)[1].isfinite().all()
     with pytest.raises(DataError, match="a force that came as a function"):
-        PathKL(given, 16)(flow, {}).value.backward()
+        PathKL(given, samples=16)(flow, {}).value.backward()
     metropolis = stochastic_flow(2, energy=given, blocks=2, steps=2, hidden=(4,))
-    PathKL(given, 16)(metropolis, {}).value.backward()
+    PathKL(given, samples=16)(metropolis, {}).value.backward()
 
 
 def test_a_threshold_of_nought_accepts_nothing():

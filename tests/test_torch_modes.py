@@ -12,7 +12,15 @@ from pyro.infer import MCMC, NUTS
 from registry import CASES
 from torch import nn
 
-from flowkit import Flow, ForceMatching, ScoreMatching, coupling_flow, elementwise_flow
+from flowkit import (
+    DenoisingScoreMatching,
+    FiniteDifferenceScoreMatching,
+    Flow,
+    ForceMatching,
+    SlicedScoreMatching,
+    coupling_flow,
+    elementwise_flow,
+)
 from flowkit.bases import StandardNormal
 from flowkit.conditioners import StandardizeContext
 from flowkit.dependence import EquicorrelatedBlocks, Spatial
@@ -87,14 +95,20 @@ CALLS = {
     "MALA layer": lambda x: step(MALA(WELL, steps=2), x),
     "force matching": lambda x: ForceMatching(quadratic)(flow_of(), {"x": x}).value,
     **{
-        f"score matching, {method}": lambda x, method=method: (
+        f"score matching, {name}": lambda x, objective=objective: (
             torch.manual_seed(0),
-            ScoreMatching(method)(flow_of(), {"x": x.abs() + 0.1}).value,
+            objective(flow_of(), {"x": x.abs() + 0.1}).value,
         )[1]
-        for method in ("exact", "sliced", "denoising", "finite-difference", "multiplicative")
+        for name, objective in {
+            "exact": SlicedScoreMatching(slices=None),
+            "sliced": SlicedScoreMatching(),
+            "denoising": DenoisingScoreMatching(),
+            "finite-difference": FiniteDifferenceScoreMatching(),
+            "multiplicative": DenoisingScoreMatching(multiplicative=True),
+        }.items()
     },
     "score matching given a context": lambda x: (
-        ScoreMatching("exact")(flow_of(2), {"x": x, "context": x.flip(-1)}).value
+        SlicedScoreMatching(slices=None)(flow_of(2), {"x": x, "context": x.flip(-1)}).value
     ),
     "NUTS through a flow": nuts,
 }

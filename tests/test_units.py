@@ -40,16 +40,15 @@ EXACT = ((STIFFNESS / KT - 1) ** 2 * X.square().mean()).item()
 @pytest.mark.parametrize(
     "objective",
     [
-        lambda: ForceMatching(potential, kT=KT),
         lambda: ForceMatching(lambda x: potential(x) / KT),
         lambda: ForceMatching(from_callable(potential, 1, kT=KT)),
         lambda: ForceMatching(log_prob=lambda x: -potential(x) / KT),
         lambda: ForceMatching(from_callable(potential, 1, force=lambda x: -STIFFNESS * x, kT=KT)),
-        lambda: ForceMatching(kT=KT),
+        lambda: ForceMatching(),
     ],
 )
 def test_the_same_forces_are_the_same_loss_in_every_way_to_give_them(objective):
-    batch = {"x": X, "force": -STIFFNESS * X}
+    batch = {"x": X, "force": -STIFFNESS * X / KT}
     assert objective()(normal(), batch).value.item() == pytest.approx(EXACT, rel=1e-12)
 
 
@@ -57,44 +56,14 @@ def test_a_unit_does_not_matter():
     losses = []
     for unit in (1.0, 1000.0, 1 / 4.184):  # kJ, J, kcal
         energy = from_callable(lambda x, unit=unit: unit * potential(x), 1, kT=unit * KT)
-        stored = {"x": X, "force": -unit * STIFFNESS * X}
-        losses += [
-            ForceMatching(energy)(normal(), {"x": X}).value.item(),
-            ForceMatching(kT=unit * KT)(normal(), stored).value.item(),
-        ]
-    assert losses == pytest.approx([EXACT] * 6, rel=1e-12)
-
-
-class Spring(Energy):
-    """An energy of a user's own class, in kT as all are."""
-
-    def energy(self, x, context=None):
-        return potential(x) / KT
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        lambda: {"energy": from_callable(potential, 1, kT=KT)},
-        lambda: {"energy": from_callable(potential, 1, kT=KT).energy},
-        lambda: {"energy": Spring((1,))},
-        lambda: {"energy": NegativeLogProb(normal())},
-        lambda: {"energy": normal()},
-        lambda: {"energy": normal().energy},
-        lambda: {"log_prob": lambda x: -potential(x)},
-    ],
-)
-def test_what_is_dimensionless_is_not_divided_again(source):
-    with pytest.raises(DataError, match=r"no kT for what is dimensionless.*remedy: kT once, wher"):
-        ForceMatching(**source(), kT=KT)
-    assert ForceMatching(**source()).kT == 1.0
+        losses.append(ForceMatching(energy)(normal(), {"x": X}).value.item())
+    assert losses == pytest.approx([EXACT] * 3, rel=1e-12)
 
 
 @pytest.mark.parametrize("kT", [0.0, -1.0, math.inf, math.nan, True, None, "2"])
 def test_kT_is_a_positive_number_wherever_it_is_given(kT):
     for make in (
         lambda: from_callable(potential, 1, kT=kT),
-        lambda: ForceMatching(potential, kT=kT),
         lambda: FlowPotential(normal(), kT=kT),
     ):
         with pytest.raises((ArgumentError, DataError), match="kT .*finite number > 0"):
@@ -151,11 +120,8 @@ def test_a_flow_leaves_the_units_of_kT_where_it_becomes_a_potential():
         moved = spring.energy(X) - spring.energy(torch.zeros_like(X))
         torch.testing.assert_close(moved, 0.5 * kT * X[:, 0].square())
         # Back into an objective it goes by its kT, once: the loss of the exact model is zero.
-        for objective in (
-            ForceMatching(spring.energy, kT=kT),
-            ForceMatching(from_callable(spring.energy, 1, kT=kT)),
-        ):
-            assert objective(flow, {"x": X}).value.item() < 1e-25
+        objective = ForceMatching(from_callable(spring.energy, 1, kT=kT))
+        assert objective(flow, {"x": X}).value.item() < 1e-25
         # One period is 2 pi sqrt(m / k).
         period = 2 * math.pi * math.sqrt(mass / kT)
         path = spring.velocity_verlet(X, torch.zeros_like(X), period / 400, 400, every=400)
@@ -169,10 +135,10 @@ def test_a_fit_to_a_potential_finds_its_spread():
     for objective, data in (
         (ReverseKL(energy), None),
         (ForceMatching(energy), torch.randn(400, 1)),
-        (ForceMatching(kT=KT), {"x": torch.randn(400, 1)}),
+        (ForceMatching(), {"x": torch.randn(400, 1)}),
     ):
         if isinstance(data, dict):
-            data["force"] = -STIFFNESS * data["x"]
+            data["force"] = -STIFFNESS / KT * data["x"]
         flow = elementwise_flow(1, scalar="affine")
         fit(flow, data, objective, steps=300, lr=3e-2, validation=None, progress=False)
         assert flow.sample(20_000).std().item() == pytest.approx(

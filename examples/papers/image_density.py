@@ -32,9 +32,11 @@ from torch import Tensor
 import flowkit
 from flowkit import (
     AfterPreprocessing,
+    DenoisingScoreMatching,
+    FiniteDifferenceScoreMatching,
     Flow,
     MaximumLikelihood,
-    ScoreMatching,
+    SlicedScoreMatching,
     StochasticMaximumLikelihood,
     conv_flow,
     dense_flow,
@@ -95,11 +97,11 @@ def objective(loss: str) -> Objective:
     elif loss == "stochastic likelihood":
         inner = StochasticMaximumLikelihood()
     elif loss == "sliced":
-        inner = ScoreMatching("sliced", energy_weight=WEIGHT)
+        inner = SlicedScoreMatching(energy_weight=WEIGHT)
     elif loss == "denoising":
-        inner = ScoreMatching("denoising", noise=NOISE, antithetic=True, energy_weight=WEIGHT)
+        inner = DenoisingScoreMatching(noise=NOISE, antithetic=True, energy_weight=WEIGHT)
     else:
-        inner = ScoreMatching("finite-difference", radius=RADIUS, energy_weight=WEIGHT)
+        inner = FiniteDifferenceScoreMatching(radius=RADIUS, energy_weight=WEIGHT)
     return AfterPreprocessing(inner)
 
 

@@ -22,14 +22,20 @@ from pathlib import Path
 import torch
 
 import flowkit
-from flowkit import AfterPreprocessing, MaximumLikelihood, ScoreMatching, dense_flow
+from flowkit import (
+    AfterPreprocessing,
+    DenoisingScoreMatching,
+    MaximumLikelihood,
+    SlicedScoreMatching,
+    dense_flow,
+)
 from flowkit.data import dequantize
 from flowkit.datasets import digits
 
 LOSSES = {
     "likelihood": MaximumLikelihood(),
-    "sliced": ScoreMatching("sliced", energy_weight=0.1),
-    "denoising": ScoreMatching("denoising", noise=0.2, antithetic=True, energy_weight=0.1),
+    "sliced": SlicedScoreMatching(energy_weight=0.1),
+    "denoising": DenoisingScoreMatching(noise=0.2, antithetic=True, energy_weight=0.1),
 }
 
 

@@ -26,7 +26,14 @@ from pathlib import Path
 import torch
 
 import flowkit
-from flowkit import Flow, MaximumLikelihood, ScoreMatching, StochasticMaximumLikelihood
+from flowkit import (
+    DenoisingScoreMatching,
+    FiniteDifferenceScoreMatching,
+    Flow,
+    MaximumLikelihood,
+    SlicedScoreMatching,
+    StochasticMaximumLikelihood,
+)
 from flowkit.bases import StandardNormal
 from flowkit.conditioners import MLP
 from flowkit.objectives import Objective
@@ -38,9 +45,9 @@ TEST_SEED = 1_000_003
 OBJECTIVES: dict[str, Objective] = {
     "likelihood": MaximumLikelihood(),
     "stochastic likelihood": StochasticMaximumLikelihood(),
-    "sliced": ScoreMatching("sliced"),
-    "denoising": ScoreMatching("denoising", noise=0.1),
-    "finite-difference": ScoreMatching("finite-difference", radius=0.1),
+    "sliced": SlicedScoreMatching(),
+    "denoising": DenoisingScoreMatching(noise=0.1),
+    "finite-difference": FiniteDifferenceScoreMatching(radius=0.1),
 }
 #: How far above the entropy a result may end, in nats.
 BOUNDS = {"likelihood": 0.10, "stochastic likelihood": 0.10}

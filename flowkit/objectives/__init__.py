@@ -2,18 +2,23 @@
 
 from flowkit.objectives.base import Batch, Loss, Objective, WeightedSum
 from flowkit.objectives.dependent import DependentLikelihood
-from flowkit.objectives.divergence import ReverseKL
+from flowkit.objectives.divergence import PathKL, ReverseKL
 from flowkit.objectives.force import ForceMatching
-from flowkit.objectives.likelihood import MaximumLikelihood
-from flowkit.objectives.path import PathKL
+from flowkit.objectives.likelihood import MaximumLikelihood, StochasticMaximumLikelihood
 from flowkit.objectives.penalties import KernelNorm
 from flowkit.objectives.preprocessing import AfterPreprocessing
-from flowkit.objectives.score import ScoreMatching, StochasticMaximumLikelihood
+from flowkit.objectives.score import (
+    DenoisingScoreMatching,
+    FiniteDifferenceScoreMatching,
+    SlicedScoreMatching,
+)
 
 __all__ = [
     "AfterPreprocessing",
     "Batch",
+    "DenoisingScoreMatching",
     "DependentLikelihood",
+    "FiniteDifferenceScoreMatching",
     "ForceMatching",
     "KernelNorm",
     "Loss",
@@ -21,7 +26,7 @@ __all__ = [
     "Objective",
     "PathKL",
     "ReverseKL",
-    "ScoreMatching",
+    "SlicedScoreMatching",
     "StochasticMaximumLikelihood",
     "WeightedSum",
 ]

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.dependence import RowCovariance
 from flowkit.dependence.joint import check_flow, noise_and_log_det
 from flowkit.errors import DataError
@@ -78,16 +79,14 @@ class DependentLikelihood(Objective):
     diverges_at_ties = True
 
     def __init__(
-        self, structure: RowCovariance, mode: str = "exact", chunk: int | None = None
+        self, structure: RowCovariance, *, mode: str = "exact", chunk: int | None = None
     ) -> None:
         super().__init__()
-        if not isinstance(structure, RowCovariance) or mode not in _MODES:
-            raise DataError(
-                f"DependentLikelihood expected a RowCovariance and a mode of "
-                f"{', '.join(_MODES)}; got {type(structure).__name__} and {mode!r}"
-            )
-        if chunk is not None and (type(chunk) is not int or chunk < 1):
-            raise DataError(f"DependentLikelihood expected chunk >= 1, got {chunk!r}")
+        name = "DependentLikelihood"
+        structure = checks.instance(name, "structure", structure, RowCovariance)
+        mode = checks.choice(name, "mode", mode, _MODES)
+        if chunk is not None:
+            chunk = checks.integer(name, "chunk", chunk, least=1)
         self.structure, self.mode, self.chunk = structure, mode, chunk
 
     @torch.no_grad()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from flowkit.energies import Energy
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
@@ -16,34 +14,30 @@ from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
 
 class ForceMatching(Objective):
-    r"""Mean squared error of the flow's force, in units of kT.
+    r"""Minimise the squared difference of the flow's score and dimensionless forces.
 
-    .. math:: \frac1n \sum_i w_i \frac1D \Big\| \frac{F_i}{kT} - \nabla_x \log p(x_i|c_i) \Big\|^2
+    .. math:: \frac1n \sum_i w_i \frac1D \Big\| F_i - \nabla_x \log p(x_i|c_i) \Big\|^2
 
-    It is zero for the Boltzmann density :math:`p \propto e^{-U / kT}` of the forces
-    :math:`F = -\nabla U`, and has the unit of :math:`1/x^2`. Reads ``x``, and if present
+    It is zero for the density :math:`p \propto e^{-u}` of the forces
+    :math:`F = -\nabla u`, and has the unit of :math:`1/x^2`. Reads ``x``, and if present
     ``context`` and ``weight``. F is the batch entry ``force``, of the shape of ``x``, or if an
     energy is given, its negative gradient; no gradient reaches parameters of that energy. Samples
     need not follow the Boltzmann density: add :class:`MaximumLikelihood` by :class:`WeightedSum`
     if they do. The flow needs continuous second derivatives: smooth scalar maps (affine,
     mixture) and activations (SiLU), for the forces of splines jump at every knot.
 
-    kT divides once, where forces enter: stored ones and those of a plain function here, those of
-    an :class:`flowkit.energies.Energy` where it was made, for energies are dimensionless.
+    Energies and forces are dimensionless: divide forces by kT, :math:`F = -\nabla U / kT`, where
+    they are stored, and give a potential U to :func:`flowkit.energies.from_callable` with its kT.
 
     Args:
         energy: ``energy(x) -> (*batch,)``, or ``energy(x, context)`` for batches with a context;
-            a plain function in the unit of ``kT``. ``None`` for stored forces.
-        kT: Temperature times Boltzmann's constant, in the unit of energy of the stored forces or
-            of the plain function. With an Energy, the energy of a flow or a log-density, which
-            are dimensionless, it must be left out.
+            ``None`` for stored forces.
         log_prob: The log-density of the target up to a constant, instead of ``energy``.
 
     Raises:
         DataError: If ``energy`` and ``log_prob`` are both given, what is given is no function, or
             returns something else than one number per row with a gradient to ``x``; if there is
-            neither ``force`` nor an energy, or the forces have another shape than ``x``; if
-            ``kT`` is not a finite number above 0, or is given for what is dimensionless.
+            neither ``force`` nor an energy, or the forces have another shape than ``x``.
         StochasticFlowError: If a layer of the flow is stochastic.
 
     Warns:
@@ -61,8 +55,6 @@ class ForceMatching(Objective):
         >>> round(ForceMatching()(elementwise_flow(1), spring).value.item(), 4)
         2.0
         >>> potential = lambda x: 7.5 * x.square().sum(-1)
-        >>> round(ForceMatching(potential, kT=5.0)(elementwise_flow(1), {"x": x}).value.item(), 4)
-        2.0
         >>> energy = from_callable(potential, 1, kT=5.0)
         >>> round(ForceMatching(energy)(elementwise_flow(1), {"x": x}).value.item(), 4)
         2.0
@@ -71,27 +63,10 @@ class ForceMatching(Objective):
     def __init__(
         self,
         energy: Callable[..., Tensor] | None = None,
-        kT: float = 1.0,
         *,
         log_prob: Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__()
-        number = isinstance(kT, Real) and not isinstance(kT, bool)
-        if not number or not 0 < float(kT) < float("inf"):
-            raise DataError(
-                f"ForceMatching expected kT as a finite number > 0, got {kT!r}; remedy: for "
-                "example 2.494 for kJ/mol at 300 K"
-            )
-        # A bound method, such as energy of a flow, is as dimensionless as what it belongs to.
-        source = getattr(energy, "__self__", energy)
-        if kT != 1 and (log_prob is not None or isinstance(source, (Energy, Flow))):
-            what = "an Energy" if isinstance(source, Energy) else "a Flow"
-            raise DataError(
-                f"ForceMatching expected no kT for what is dimensionless already, got kT={kT!r} "
-                f"and {'log_prob' if energy is None else what}; remedy: kT once, "
-                "where the potential enters: from_callable(function, event_shape, kT=...)"
-            )
-        self.kT = float(kT)
         stored = energy is None and log_prob is None
         self.target = (
             None if stored else Target("ForceMatching", energy, log_prob, differentiated=True)
@@ -116,7 +91,7 @@ class ForceMatching(Objective):
     def _loss(self, flow: Flow, batch: Batch, generator: torch.Generator | None) -> Loss:
         score = flow.score(batch["x"], batch.get("context"))
         force = self._force(flow, batch, score, generator)
-        error = (force / self.kT - score).square().flatten(score.ndim - len(flow.event_shape))
+        error = (force - score).square().flatten(score.ndim - len(flow.event_shape))
         value = mean_over_rows(error.mean(-1), batch.get("weight"))
         return Loss(value, {"force_mse": value.detach()})
 

@@ -43,3 +43,50 @@ class MaximumLikelihood(Objective):
             score = flow.log_prob(x, context)
         nll = -mean_over_rows(score, batch.get("weight"))
         return Loss(nll, {"nll": nll.detach()})
+
+
+class StochasticMaximumLikelihood(Objective):
+    r"""Maximum likelihood by contrast with the flow's own samples: no log-normalizer.
+
+    .. math:: \frac1n \sum_i w_i E(x_i) - \frac1n \sum_i w_i E(x_i^-), \qquad x_i^- \sim p
+
+    Its expected gradient is that of the negative log-likelihood, for
+    :math:`\nabla \log Z = -E_p[\nabla E]`; no gradient goes through the samples. Sampling costs
+    an inverse of every layer, but no determinant. The value says nothing about the fit: its
+    expectation is zero for a perfect one, and for many others. Validate with the likelihood.
+
+    Reads ``x``, and ``context`` and ``weight`` if present.
+
+    Raises:
+        StochasticFlowError: If a layer of the flow is stochastic.
+
+    References:
+        Younes 1999, Stochastics 65, 177; Chao et al. 2023, arXiv 2305.15267, for flows.
+
+    Example:
+        >>> import torch
+        >>> from flowkit import StochasticMaximumLikelihood, elementwise_flow
+        >>> flow = elementwise_flow(1, scalar="affine")
+        >>> loss = StochasticMaximumLikelihood()(flow, {"x": torch.randn(100, 1)})
+        >>> loss.value.shape
+        torch.Size([])
+    """
+
+    reads = frozenset({"x", "context", "weight"})
+    diverges_at_ties = True
+
+    def forward(
+        self,
+        flow: Flow,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        progress: float = 1.0,
+    ) -> Loss:
+        """Return the difference of the mean energies."""
+        x, context, weight = batch["x"], batch.get("context"), batch.get("weight")
+        shape = x.shape[:1] if context is None else ()
+        samples = flow.sample(shape, context, generator)
+        data = mean_over_rows(flow.energy(x, context), weight)
+        own = mean_over_rows(flow.energy(samples, context), weight)
+        return Loss(data - own, {"energy": data.detach(), "energy_of_samples": own.detach()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from flowkit import checks
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.objectives.base import Batch, Loss, Objective
@@ -34,28 +35,23 @@ class AfterPreprocessing(Objective):
 
     Example:
         >>> import torch
-        >>> from flowkit import AfterPreprocessing, Flow, ScoreMatching
+        >>> from flowkit import AfterPreprocessing, Flow, SlicedScoreMatching
         >>> from flowkit.bases import StandardNormal
         >>> from flowkit.transforms import Compose, DenseLinear, Logit
         >>> flow = Flow(Compose(Logit(2), DenseLinear(2)), StandardNormal(2))
-        >>> objective = AfterPreprocessing(ScoreMatching("exact"))
+        >>> objective = AfterPreprocessing(SlicedScoreMatching(slices=None))
         >>> x = torch.full((3, 2), 0.5)
         >>> objective(flow, {"x": x}).value.item()
         -2.0
     """
 
-    def __init__(self, objective: Objective, layers: int | None = None) -> None:
+    def __init__(self, objective: Objective, *, layers: int | None = None) -> None:
         super().__init__()
-        if not isinstance(objective, Objective):
-            raise DataError(
-                f"AfterPreprocessing expected an Objective, got {type(objective).__name__}; "
-                "remedy: for example ScoreMatching()"
-            )
-        if layers is not None and (type(layers) is not int or layers < 1):
-            raise DataError(
-                "AfterPreprocessing expected layers as a whole number >= 1, or None, got "
-                f"{layers!r}"
-            )
+        name = "AfterPreprocessing"
+        remedy = "for example SlicedScoreMatching()"
+        checks.instance(name, "objective", objective, Objective, remedy)
+        if layers is not None:
+            layers = checks.integer(name, "layers", layers, least=1)
         self.objective = objective
         self.layers = layers
         self.needs_data, self.reads = objective.needs_data, objective.reads

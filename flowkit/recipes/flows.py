@@ -208,8 +208,8 @@ def elementwise_flow(
     features, context, layers = parts.sizes(name, features, context, layers=layers)
     chosen = parts.scalar_map(name, scalar)
     net = parts.network(name, conditioner, parts.CONDITIONERS, hidden, activation)
-    unread = {"hidden": hidden, "activation": activation, "conditioner": conditioner}
-    parts.refuse_unread(name, "context", networks=context > 0, **unread)
+    if not context:
+        parts.refuse_unread(name, "context", hidden, activation, conditioner)
     stack: list[Transform] = []
     with parts.seeded(name, seed):
         for scalar_of_layer in (Affine(), chosen) * layers:

@@ -134,13 +134,13 @@ def network(
 
 
 def refuse_unread(
-    owner: str, without: str, *, networks: bool, hidden: Any, activation: Any, conditioner: Any
+    owner: str, without: str, hidden: Any, activation: Any, conditioner: Any
 ) -> None:
     """Refuse options of networks where a flow has none, for the lack of another argument."""
     unread = {"hidden": hidden is not None, "activation": activation is not None}
     given = [name for name, is_given in unread.items() if is_given]
     given += [] if conditioner == "mlp" else ["conditioner"]
-    if given and not networks:
+    if given:
         raise ArgumentError(
             f"{owner} without {without} has no networks, got {', '.join(given)}; remedy: leave it "
             f"out, or {without}=..."

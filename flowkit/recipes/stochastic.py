@@ -105,9 +105,9 @@ def stochastic_flow(
     places = fractions_of(name, fractions, [i / blocks for i in range(blocks + 1)])
     if fractions is None:
         places[0] = None
-    unread = {"hidden": hidden, "activation": activation, "conditioner": conditioner}
-    parts.refuse_unread(name, "scalar", networks=scalar is not None, **unread)
     maps = None if scalar is None else parts.scalar_map(name, scalar)
+    if maps is None:
+        parts.refuse_unread(name, "scalar", hidden, activation, conditioner)
     net = parts.network(
         name, conditioner, parts.CONDITIONERS, hidden, activation, default=(64, 64)
     )

@@ -15,7 +15,14 @@ from pathlib import Path
 import torch
 
 import flowkit
-from flowkit import Flow, MaximumLikelihood, ScoreMatching, StochasticMaximumLikelihood
+from flowkit import (
+    DenoisingScoreMatching,
+    FiniteDifferenceScoreMatching,
+    Flow,
+    MaximumLikelihood,
+    SlicedScoreMatching,
+    StochasticMaximumLikelihood,
+)
 from flowkit.bases import StandardNormal
 from flowkit.objectives import Objective
 from flowkit.transforms import Activation, Compose, DenseLinear
@@ -25,9 +32,9 @@ ROWS = 100
 OBJECTIVES: dict[str, Objective] = {
     "likelihood": MaximumLikelihood(),
     "stochastic likelihood": StochasticMaximumLikelihood(),
-    "sliced": ScoreMatching("sliced"),
-    "denoising": ScoreMatching("denoising"),
-    "finite-difference": ScoreMatching("finite-difference"),
+    "sliced": SlicedScoreMatching(),
+    "denoising": DenoisingScoreMatching(),
+    "finite-difference": FiniteDifferenceScoreMatching(),
 }
 
 

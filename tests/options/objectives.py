@@ -9,13 +9,15 @@ from torch import Tensor
 
 from flowkit import (
     AfterPreprocessing,
+    DenoisingScoreMatching,
+    FiniteDifferenceScoreMatching,
     Flow,
     ForceMatching,
     KernelNorm,
     MaximumLikelihood,
     PathKL,
     ReverseKL,
-    ScoreMatching,
+    SlicedScoreMatching,
     StochasticMaximumLikelihood,
     WeightedSum,
     kernelised_flow,
@@ -53,7 +55,6 @@ of(
     ForceMatching,
     lambda **o: loss(ForceMatching(**o), FORCES),
     energy=differs(spring, WELL),
-    kT=differs(3.0, 2.494),
     log_prob=same(
         lambda x: -spring(x),
         see=lambda **o: loss(ForceMatching(**(o or {"energy": spring})), FORCES),
@@ -94,29 +95,41 @@ scaled.initialize(3 * X)
 prepared = stirred(Flow(Compose(Logit(2), scaled, DenseLinear(2)), StandardNormal(2)))
 of(
     AfterPreprocessing,
-    lambda **o: loss(AfterPreprocessing(ScoreMatching("exact"), **o), {"x": UNIT}, prepared),
+    lambda **o: loss(
+        AfterPreprocessing(SlicedScoreMatching(slices=None), **o), {"x": UNIT}, prepared
+    ),
     layers=differs(1),
 )
 
 
-def high(**options: Any) -> Tensor:
-    """The loss of rows whose energy is above zero."""
-    return loss(ScoreMatching(**options), {"x": 4 + X})
-
-
 POSITIVE = {"x": UNIT}
+
+
+def energies(make: Any) -> Any:
+    """The loss of samples whose energy is above zero."""
+    return rises(0.1, 0.2, see=lambda **o: loss(make(**o), {"x": 4 + X}))
+
+
 of(
-    ScoreMatching,
-    lambda **o: loss(ScoreMatching(**{"method": "denoising", **o})),
-    method=differs(
-        *("exact", "sliced", "finite-difference", "multiplicative", "non-negative"),
-        see=lambda **o: loss(ScoreMatching(**o), POSITIVE),
-    ),
-    noise=falls(0.2, 0.4, see=lambda **o: loss(ScoreMatching(**o), MANY)),
-    slices=differs(2, 50, using={"method": "sliced"}),
-    radius=differs(0.5, 1.0, using={"method": "finite-difference"}),
+    SlicedScoreMatching,
+    lambda **o: loss(SlicedScoreMatching(**o)),
+    slices=differs(2, 50, None),
+    non_negative=differs(True, see=lambda **o: loss(SlicedScoreMatching(**o), POSITIVE)),
+    energy_weight=energies(SlicedScoreMatching),
+)
+of(
+    DenoisingScoreMatching,
+    lambda **o: loss(DenoisingScoreMatching(**o)),
+    noise=falls(0.2, 0.4, see=lambda **o: loss(DenoisingScoreMatching(**o), MANY)),
     antithetic=differs(True),
-    energy_weight=rises(0.1, 0.2, using={"method": "exact"}, see=high),
+    multiplicative=differs(True, see=lambda **o: loss(DenoisingScoreMatching(**o), POSITIVE)),
+    energy_weight=energies(DenoisingScoreMatching),
+)
+of(
+    FiniteDifferenceScoreMatching,
+    lambda **o: loss(FiniteDifferenceScoreMatching(**o)),
+    radius=differs(0.5, 1.0),
+    energy_weight=energies(FiniteDifferenceScoreMatching),
 )
 
 
@@ -158,14 +171,17 @@ DRAWING = {
     ForceMatching: called(ForceMatching(drawing)),
     PathKL: called(PathKL(spring, samples=4), batch={}),
     ReverseKL: called(ReverseKL(spring, samples=4), batch={}),
-    ScoreMatching: called(ScoreMatching()),
+    DenoisingScoreMatching: called(DenoisingScoreMatching()),
     StochasticMaximumLikelihood: called(StochasticMaximumLikelihood()),
 }
-METHODS = ("sliced", "denoising", "finite-difference", "multiplicative")
 MORE = {
-    ScoreMatching: [called(ScoreMatching(name), batch=POSITIVE) for name in METHODS],
-    ReverseKL: [called(ReverseKL(spring, "reparam", samples=4), batch={})],
-    PathKL: [called(PathKL(WELL, 4, "reinforce"), stirred(chain, 0), {})],
+    DenoisingScoreMatching: [
+        called(DenoisingScoreMatching(multiplicative=True), batch=POSITIVE),
+        called(SlicedScoreMatching()),
+        called(FiniteDifferenceScoreMatching()),
+    ],
+    ReverseKL: [called(ReverseKL(spring, estimator="reparam", samples=4), batch={})],
+    PathKL: [called(PathKL(WELL, samples=4, gradient="reinforce"), stirred(chain, 0), {})],
 }
 for kind, see in DRAWING.items():
     of(
@@ -180,7 +196,7 @@ of(
     generator=same(Fresh(lambda: torch.Generator().manual_seed(1))),  # it draws nothing
     progress=same(0.3),
 )
-for holder in (WeightedSum((1.0, Fading())), AfterPreprocessing(Fading(), 1)):
+for holder in (WeightedSum((1.0, Fading())), AfterPreprocessing(Fading(), layers=1)):
     of(
         type(holder).forward,
         called(holder, prepared, {"x": UNIT}),

@@ -20,7 +20,7 @@ from flowkit import (
     History,
     MaximumLikelihood,
     ReverseKL,
-    ScoreMatching,
+    SlicedScoreMatching,
     fit,
 )
 from flowkit.data.batches import DataSplit, whole
@@ -139,8 +139,8 @@ of(
     weights,
     data=differs(OTHER, base=DATA),
     objective=differs(
-        ScoreMatching("exact"),
-        AfterPreprocessing(ScoreMatching("exact")),
+        SlicedScoreMatching(slices=None),
+        AfterPreprocessing(SlicedScoreMatching(slices=None)),
         ReverseKL(lambda x: x.square().sum(-1), samples=8),
     ),
     validation=(
@@ -207,7 +207,7 @@ def scores(**options: Any) -> Any:
 of(
     repeated_splits,
     scores,
-    objective=differs(ScoreMatching("exact")),
+    objective=differs(SlicedScoreMatching(slices=None)),
     splits=rises(3, 4, base=2, see=lambda **o: float(len(scores(**o)))),
     validation=differs(0.4, 0.5),
     seed=seeds(),
