@@ -119,13 +119,13 @@ def test_reverse_kl_gives_the_energy_the_context():
 
 def test_an_energy_of_the_wrong_shape_is_named():
     objective = ReverseKL(lambda x: x, samples=3)
-    with pytest.raises(DataError, match="one number a sample"):
+    with pytest.raises(DataError, match="one number per sample"):
         objective(elementwise_flow(1), {})
 
 
 @pytest.mark.parametrize("energy", [lambda x: 0.0, lambda x: x.detach().numpy()])
 def test_an_energy_that_returns_no_tensor_is_named(energy):
-    with pytest.raises(DataError, match="expected a torch.Tensor with one number a sample"):
+    with pytest.raises(DataError, match="expected a torch.Tensor with one number per sample"):
         ReverseKL(energy, samples=3)(elementwise_flow(1), {})
 
 
@@ -318,9 +318,9 @@ def test_force_matching_of_a_stochastic_flow_is_refused():
         (None, {}, r"as 'force', got \['x'\]; remedy: data=.*or ForceMatching\(energy\)"),
         (None, {"force": torch.zeros(3)}, r"shape of x, \(3, 1\), got \(3,\); remedy"),
         (None, {"force": torch.zeros(3, 2)}, r"shape of x, \(3, 1\), got \(3, 2\)"),
-        (lambda x: x, {}, r"returned \(3, 1\) for rows \(3, 1\); .* number a row, \(3,\)"),
-        (lambda x: x.sum(), {}, r"returned \(\) for rows"),
-        (lambda x: x.sum(-1).tolist(), {}, "returned list for rows"),
+        (lambda x: x, {}, r"returned \(3, 1\) for samples \(3, 1\); .* number per sample, \(3,\)"),
+        (lambda x: x.sum(), {}, r"returned \(\) for samples"),
+        (lambda x: x.sum(-1).tolist(), {}, "returned list for samples"),
         (lambda x: x.detach().sum(-1), {}, "carries no gradient to x.*remedy"),
         (lambda x: torch.ones(3, requires_grad=True), {}, "carries no gradient to x"),
     ],
@@ -337,14 +337,14 @@ def test_wrong_forces_are_named(energy, batch, message):
         (lambda: WeightedSum((math.inf, MaximumLikelihood())), "finite weight"),
         (lambda: WeightedSum(MaximumLikelihood()), r"pairs.*remedy: .*\(1.0, MaximumLikelihood"),
         (lambda: WeightedSum((1.0, MaximumLikelihood)), "pairs"),
-        (lambda: ReverseKL(None), "energy as a function of x, got None; remedy"),
+        (lambda: ReverseKL(None), "energy as a function, got None; remedy"),
         (lambda: ReverseKL(standard_energy, samples=2.5), "an integer >= 1, got 2.5"),
         (
             lambda: ReverseKL(standard_energy, estimator="score"),
             "estimator as one of 'path', 'reparam'",
         ),
         (lambda: ReverseKL(standard_energy, samples=0), "samples as an integer >= 1"),
-        (lambda: ForceMatching(2.0), "energy as a function of x, got 2.0; remedy"),
+        (lambda: ForceMatching(2.0), "energy as a function, got 2.0; remedy"),
     ],
 )
 def test_wrong_objectives_are_named(make, message):
