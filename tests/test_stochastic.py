@@ -24,7 +24,6 @@ from flowkit import (
 from flowkit.bases import DiagonalNormal, StandardNormal
 from flowkit.energies import Energy, Interpolation, NegativeLogProb, from_callable
 from flowkit.errors import (
-    ArgumentError,
     DataError,
     FlowFileError,
     FlowkitError,
@@ -658,7 +657,7 @@ def test_constructors_refuse_what_they_cannot_use():
         (lambda: PathKL(3), "energy as a function"),
         (lambda: PathKL(WELL, gradient="exact"), "gradient as one of"),
         (lambda: PathKL(WELL, samples=1, gradient="reinforce"), "samples as an integer >= 2"),
-        (lambda: coupling_flow(2).sample_with_log_weight(3, lambda x: x), "one number a sample"),
+        (lambda: coupling_flow(2).sample_with_log_weight(3, lambda x: x), "one number per sample"),
         (lambda: coupling_flow(2).sample_with_log_weight(3, 3.0), "as a function of x"),
     ):
         with pytest.raises(FlowkitError, match=words):
@@ -802,7 +801,7 @@ def test_numbers_that_would_break_a_flow_are_refused():
         ({"learn_fractions": "yes"}, "True or False"),
         ({"step_size": "x"}, "step_size > 0"),
     ):
-        with pytest.raises(ArgumentError, match=words):
+        with pytest.raises(FlowkitError, match=words):
             insert_stochastic_layers(plain, WELL, **options)
     places = insert_stochastic_layers(plain, WELL, positions=np.array([0, 2]))
     assert len(places.transform) == len(plain.transform) + 2
