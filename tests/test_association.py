@@ -11,7 +11,8 @@ from test_papers import load
 
 from flowkit.datasets import heterogeneous_stock_mice
 from flowkit.datasets.mice import DEBIAN_FOLDER
-from flowkit.dependence import Association, LinearMixedModel, rank_normalised
+from flowkit.dependence import LinearMixedModel, rank_normalised
+from flowkit.dependence.association import Association
 from flowkit.errors import DataError, MissingDependencyError, ShapeError
 
 N = 120

@@ -13,8 +13,6 @@ import torch
 import flowkit.errors
 from flowkit.data import dequantize
 from flowkit.datasets import (
-    PATCH_IMAGES,
-    Splits,
     breast_cancer,
     diabetes,
     digits,
@@ -24,6 +22,8 @@ from flowkit.datasets import (
     split_rows,
     wine,
 )
+from flowkit.datasets.patches import PATCH_IMAGES
+from flowkit.datasets.splits import Splits
 from flowkit.errors import DataError, MissingDependencyError
 
 TABLES = [breast_cancer, wine, diabetes, digits]

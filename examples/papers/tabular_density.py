@@ -43,7 +43,8 @@ import torch
 from torch import Tensor, nn
 
 import flowkit
-from flowkit.datasets import Splits, magic, photograph_patches
+from flowkit.datasets import magic, photograph_patches
+from flowkit.datasets.splits import Splits
 
 ARCHITECTURES = ("coupling", "autoregressive")
 LIBRARIES = ("flowkit", "zuko", "nflows", "zuko NSF")

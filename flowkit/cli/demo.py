@@ -16,7 +16,8 @@ from sklearn.neighbors import KernelDensity
 from flowkit import plotting
 from flowkit.cli.console import say
 from flowkit.data.tables import write_table
-from flowkit.datasets import PhotographColours, photograph_colours
+from flowkit.datasets import photograph_colours
+from flowkit.datasets.photos import PhotographColours
 from flowkit.files import check_writable, replacing
 from flowkit.flow import Flow
 from flowkit.io import save

@@ -5,25 +5,17 @@ packages are imported only by the loader that needs them.
 """
 
 from flowkit.datasets.images import fashion_mnist
-from flowkit.datasets.mice import Mice, heterogeneous_stock_mice
-from flowkit.datasets.patches import PATCH_IMAGES, photograph_patches
+from flowkit.datasets.mice import heterogeneous_stock_mice
+from flowkit.datasets.patches import photograph_patches
 from flowkit.datasets.photos import (
-    PHOTOGRAPHS,
-    PhotographColours,
     load_photograph,
     photograph_colours,
 )
-from flowkit.datasets.splits import Splits, split_rows
-from flowkit.datasets.stocks import StockReturns, stock_returns
+from flowkit.datasets.splits import split_rows
+from flowkit.datasets.stocks import stock_returns
 from flowkit.datasets.tables import breast_cancer, diabetes, digits, magic, wine
 
 __all__ = [
-    "PATCH_IMAGES",
-    "PHOTOGRAPHS",
-    "Mice",
-    "PhotographColours",
-    "Splits",
-    "StockReturns",
     "breast_cancer",
     "diabetes",
     "digits",

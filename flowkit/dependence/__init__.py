@@ -1,6 +1,6 @@
 """Dependence across rows: covariances of relatives, repeats and neighbours."""
 
-from flowkit.dependence.association import Association, LinearMixedModel, rank_normalised
+from flowkit.dependence.association import LinearMixedModel, rank_normalised
 from flowkit.dependence.base import RowCovariance
 from flowkit.dependence.blocks import EquicorrelatedBlocks
 from flowkit.dependence.dense import (
@@ -20,7 +20,6 @@ from flowkit.dependence.structured import StructuredKinship
 from flowkit.dependence.time import AutoregressiveTime
 
 __all__ = [
-    "Association",
     "AutoregressiveTime",
     "EquicorrelatedBlocks",
     "GivenCovariance",

@@ -1,5 +1,5 @@
 """Molecules: a flow as the potential of molecular dynamics."""
 
-from flowkit.molecules.dynamics import FlowPotential, Trajectory
+from flowkit.molecules.dynamics import FlowPotential
 
 __all__ = ["FlowPotential", "Trajectory"]

@@ -16,7 +16,7 @@ import torch
 from flowkit.cli import main
 from flowkit.cli.demo import demo
 from flowkit.data.tables import Table, read_table
-from flowkit.datasets import PhotographColours
+from flowkit.datasets.photos import PhotographColours
 from flowkit.io import load
 
 from .harness import differs, falls, of, of_command, rises, same, shows
