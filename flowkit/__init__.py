@@ -1,4 +1,10 @@
-"""flowkit: fit, sample and score probability densities with normalizing flows."""
+"""flowkit: fit, sample and score probability densities with normalizing flows.
+
+The packages within, such as :mod:`flowkit.plotting`, are imported when first used as attributes.
+"""
+
+import importlib
+from types import ModuleType
 
 from flowkit.config import register
 from flowkit.flow import Flow
@@ -32,7 +38,7 @@ from flowkit.recipes import (
 )
 from flowkit.training import History, fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AfterPreprocessing",
@@ -53,10 +59,10 @@ __all__ = [
     "box_flow",
     "conv_flow",
     "coupling_flow",
-    "elementwise_flow",
     "dense_flow",
-    "glow_flow",
+    "elementwise_flow",
     "fit",
+    "glow_flow",
     "kernelised_flow",
     "load",
     "register",
@@ -65,3 +71,22 @@ __all__ = [
     "stochastic_flow",
     "tail_adaptive_flow",
 ]
+
+_PACKAGES = frozenset(
+    {
+        "bases", "conditioners", "data", "datasets", "dependence", "energies", "estimators",
+        "interop", "kernels", "molecules", "objectives", "plotting", "recipes", "scalar",
+        "statistics", "stochastic", "testing", "toys", "training", "transforms",
+    }
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a package of flowkit when it is first used as an attribute."""
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PACKAGES})

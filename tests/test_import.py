@@ -70,6 +70,24 @@ def test_importing_flowkit_does_not_import(module):
     assert run(f"import flowkit, sys; print({module!r} in sys.modules)") == ["False"]
 
 
+def test_packages_are_attributes_that_are_imported_when_used():
+    code = """
+        import pkgutil, sys, flowkit
+        lazy = {m.name for m in pkgutil.iter_modules(flowkit.__path__) if m.ispkg} - {"cli"}
+        lazy.remove("numerics")
+        assert "flowkit.plotting" not in sys.modules
+        assert "flowkit.estimators" not in sys.modules
+        for name in lazy | {"kernels"}:
+            assert name in dir(flowkit), name
+            assert getattr(flowkit, name) is sys.modules[f"flowkit.{name}"]
+        try:
+            flowkit.plottin
+        except AttributeError as error:
+            print("plottin" in str(error))
+    """
+    assert run(code) == ["True"]
+
+
 # ---- what is declared ----
 
 ROOT = Path(__file__).parent.parent

@@ -56,7 +56,7 @@ def test_a_weight_is_a_number_of_copies():
 
 
 def test_weights_of_the_wrong_shape_are_named():
-    with pytest.raises(DataError, match="one weight a row"):
+    with pytest.raises(DataError, match="one weight per sample"):
         MaximumLikelihood()(
             elementwise_flow(1), {"x": torch.zeros(3, 1), "weight": torch.ones(3, 1)}
         )
@@ -367,5 +367,5 @@ def test_contexts_of_samples_count_by_their_weights(objective):
         value = target(flow, batch).value.item()
         error = ((weight * context[:, 0]).square().sum() / 9 / 20_000).sqrt().item()
         assert value == pytest.approx((weight * divergence).mean().item(), abs=4 * error + 1e-9)
-    with pytest.raises(DataError, match="one weight a row"):
+    with pytest.raises(DataError, match="one weight per sample"):
         target(flow, {"context": context, "weight": torch.ones(3, 1)})

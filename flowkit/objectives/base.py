@@ -28,7 +28,7 @@ class Loss(NamedTuple):
 class Objective(nn.Module):
     """A function of a flow and a batch, ``forward(flow, batch) -> Loss``.
 
-    A batch is a dict of tensors with one row an event: ``x``, ``context``, ``weight``, and what
+    A batch is a dict of tensors, one event per sample: ``x``, ``context``, ``weight``, and what
     other objectives name. An objective may hold parameters; ``fit`` trains them with the flow.
 
     Every objective can be called with ``generator=``, its source of randomness, and
@@ -217,6 +217,6 @@ def mean_over_rows(values: Tensor, weight: Tensor | None) -> Tensor:
         return values.mean()
     if weight.shape != values.shape:
         raise DataError(
-            f"expected one weight a row, {tuple(values.shape)}, got {tuple(weight.shape)}"
+            f"expected one weight per sample, {tuple(values.shape)}, got {tuple(weight.shape)}"
         )
     return (weight * values).mean()

@@ -137,6 +137,6 @@ def _stored(batch: Batch) -> Tensor:
     if force.shape != x.shape:
         raise DataError(
             f"force expected the shape of x, {tuple(x.shape)}, got {tuple(force.shape)}; "
-            "remedy: one force a coordinate, force.reshape(x.shape) if they are in its order"
+            "remedy: one force per coordinate, force.reshape(x.shape) if they are in its order"
         )
     return force

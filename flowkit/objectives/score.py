@@ -40,7 +40,7 @@ class _ScoreMatching(Objective):
 
     def _loss(self, flow: Flow, batch: Batch, generator: torch.Generator | None) -> Loss:
         learning = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(mode=False), torch.enable_grad():
             x, context = ordinary(batch["x"]).detach(), ordinary(batch.get("context"))
             losses = self.losses(flow, x, context, generator)
             value = mean_over_rows(losses, batch.get("weight"))

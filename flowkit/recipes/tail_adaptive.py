@@ -163,7 +163,7 @@ def tail_adaptive_flow(
     stack = parts.unconstrained(name, features, lower, upper)
     stack += [Standardize(features, robust=True), Permutation(order)]
     if chosen.mapped and heavy:
-        stack.append(_tail_maps([sides[i] for i in heavy], len(light), chosen.learned))
+        stack.append(_tail_maps([sides[i] for i in heavy], len(light), learned=chosen.learned))
     with parts.seeded(name, seed):
         for i in range(layers):
             first, second = map(parts.shuffled, groups)
@@ -193,7 +193,7 @@ def _sides(name: str, tails: Any, features: int) -> list[tuple[float, float]]:
     return sides  # type: ignore[return-value]
 
 
-def _tail_maps(sides: list[tuple[float, float]], light: int, learned: bool) -> Elementwise:
+def _tail_maps(sides: list[tuple[float, float]], light: int, *, learned: bool) -> Elementwise:
     """Generalised Pareto tails to normal ones; light features first, by affine maps."""
     maps = (*[Affine()] * light, *[TailTransform()] * len(sides))
     layer = Elementwise(len(maps), PerFeature(maps))
