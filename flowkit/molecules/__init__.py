@@ -2,4 +2,4 @@
 
 from flowkit.molecules.dynamics import FlowPotential
 
-__all__ = ["FlowPotential", "Trajectory"]
+__all__ = ["FlowPotential"]
