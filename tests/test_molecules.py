@@ -8,7 +8,7 @@ import torch
 from flowkit import Flow, ForceMatching, coupling_flow, elementwise_flow
 from flowkit.bases import StandardNormal, Uniform
 from flowkit.energies import from_callable
-from flowkit.errors import DataError, NonFiniteEnergyError, ShapeError, StochasticFlowError
+from flowkit.errors import ArgumentError, NonFiniteEnergyError, ShapeError, StochasticFlowError
 from flowkit.molecules import FlowPotential
 from flowkit.scalar import CircularSpline
 from flowkit.stochastic import Dequantize
@@ -29,7 +29,7 @@ def springs(mean, scale, kT=1.0, mass=1.0):
     with torch.no_grad():
         flow.transform.lower_upper.diagonal().copy_(-torch.tensor(scale).double().log())
         flow.transform.bias.copy_(-torch.tensor(mean).double() / torch.tensor(scale).double())
-    return FlowPotential(flow, kT, mass)
+    return FlowPotential(flow, kT=kT, mass=mass)
 
 
 def smooth_flow(context=0):
@@ -281,20 +281,20 @@ def counts():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: FlowPotential(None), DataError, "expected a Flow, got NoneType; remedy"),
+        (lambda: FlowPotential(None), ArgumentError, "flow as a Flow, got None; remedy"),
         (lambda: FlowPotential(counts()), StochasticFlowError, "stochastic layer; remedy"),
         (lambda: FlowPotential(images()), ShapeError, r"events \(D,\), got \(2, 3, 3\); remedy"),
-        (lambda: springs([0.0], [1.0], kT=-1), DataError, "kT expected a finite number > 0"),
-        (lambda: springs([0.0], [1.0], mass=0.0), DataError, "mass expected .*got 0.0; remedy"),
-        (lambda: springs([0.0], [1.0], mass="H"), DataError, "mass expected .*got 'H'"),
-        (lambda: springs([0.0], [1.0], mass=[1, 2]), ShapeError, r"\(1,\), got \(2,\); remedy"),
-        (lambda: run(dt=0), DataError, "dt expected a finite number > 0, got 0; remedy"),
-        (lambda: run(dt=math.nan), DataError, "dt expected a finite number > 0, got nan"),
-        (lambda: run(friction=0.0), DataError, "friction expected a finite number > 0, got 0.0"),
-        (lambda: run(steps=0), DataError, "steps expected a whole number >= 1, got 0; remedy"),
-        (lambda: run(steps=1.5), DataError, "steps expected a whole number >= 1, got 1.5"),
-        (lambda: run(every=True), DataError, "every expected a whole number >= 1, got True"),
-        (lambda: run(every=3), DataError, "divide steps, got 4 .* every=3; remedy: steps=6"),
+        (lambda: springs([0.0], [1.0], kT=-1), ArgumentError, "kT as a finite number > 0"),
+        (lambda: springs([0.0], [1.0], mass=0.0), ArgumentError, "mass as .*got 0.0"),
+        (lambda: springs([0.0], [1.0], mass="H"), ArgumentError, "mass as .*got 'H'"),
+        (lambda: springs([0.0], [1.0], mass=[1, 2]), ArgumentError, r"1 feature.*got \[1, 2\]"),
+        (lambda: run(dt=0), ArgumentError, "dt as a finite number > 0, got 0"),
+        (lambda: run(dt=math.nan), ArgumentError, "dt as a finite number > 0, got nan"),
+        (lambda: run(friction=0.0), ArgumentError, "friction as a finite number > 0, got 0.0"),
+        (lambda: run(steps=0), ArgumentError, "steps as an integer >= 1, got 0"),
+        (lambda: run(steps=1.5), ArgumentError, "steps as an integer >= 1, got 1.5"),
+        (lambda: run(every=True), ArgumentError, "every as an integer >= 1, got True"),
+        (lambda: run(every=3), ArgumentError, "divide steps, got 4 .* every=3; remedy: steps=6"),
         (lambda: run([0.0, 0.0]), ShapeError, r"x \(..., 2\) of floating point, got list; rem"),
         (lambda: run(torch.zeros(3)), ShapeError, r"x \(..., 2\) .*, got \(3,\) in torch.float32"),
         (lambda: run(torch.zeros(3, 2)), ShapeError, "computes in torch.float64, but x is"),

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowkit.errors import DataError, NonFiniteEnergyError, ShapeError, StochasticFlowError
+from flowkit import checks
+from flowkit.errors import ArgumentError, NonFiniteEnergyError, ShapeError, StochasticFlowError
 from flowkit.flow import Flow
 from flowkit.numerics.gradients import require_ordinary, value_and_gradient
 from flowkit.transforms.base import broadcast_context
@@ -47,20 +47,21 @@ class FlowPotential:
 
     Coordinates move by :math:`m \ddot x = -\nabla U`. Units are any that agree, energy = mass x
     length² / time²: for example kJ/mol, u, nm and ps, where kT = 2.494 at 300 K. Positions are
-    never wrapped: a flow on a circle (:class:`flowkit.transforms.CircularShift`) reads them modulo
-    its period. An interval has walls: beyond them there is no density, and a trajectory that gets
-    there raises. For energies that stay bounded the flow must be smooth, see
+    never wrapped: a flow of periodic variables (:class:`flowkit.transforms.CircularShift`) reads
+    them modulo its period. A bounded variable has walls: beyond them there is no density, and a
+    trajectory that gets there raises. For energies that stay bounded the flow must be smooth, see
     :class:`flowkit.objectives.ForceMatching`.
 
     Args:
         flow: A flow with events ``(D,)``.
         kT: Temperature times Boltzmann's constant.
-        mass: A number, or one a coordinate ``(D,)``; an atom's is given for each of its three.
+        mass: A number, or one per coordinate ``(D,)``; an atom's is given for each of its three.
         context: ``(*b, C)``, fixed; broadcasts against the batch of the trajectories.
 
     Raises:
-        DataError: If there is no flow, or ``kT`` or a mass is not a finite number above 0.
-        ShapeError: If events are not vectors, or there are more or fewer masses than coordinates.
+        ArgumentError: If there is no flow, or ``kT`` or a mass is not a finite number above 0, or
+            there are more or fewer masses than coordinates.
+        ShapeError: If events are not vectors.
         StochasticFlowError: If a layer is stochastic.
 
     References:
@@ -81,13 +82,10 @@ class FlowPotential:
     """
 
     def __init__(
-        self, flow: Flow, kT: float = 1.0, mass: Any = 1.0, context: Tensor | None = None
+        self, flow: Flow, *, context: Tensor | None = None, kT: float = 1.0, mass: Any = 1.0
     ) -> None:
-        if not isinstance(flow, Flow):
-            raise DataError(
-                f"FlowPotential expected a Flow, got {type(flow).__name__}; remedy: a recipe such "
-                "as coupling_flow(2), or Flow(transform, base)"
-            )
+        owner, remedy = "FlowPotential", "coupling_flow(2), or Flow(transform, base)"
+        checks.instance(owner, "flow", flow, Flow, remedy)
         if flow.stochastic:
             raise StochasticFlowError(
                 "FlowPotential expected a flow with an exact density, got one with a stochastic "
@@ -99,8 +97,11 @@ class FlowPotential:
                 "a flow of all coordinates in one row"
             )
         self.flow = flow
-        self.kT = _positive("kT", kT)
-        self.mass = _masses(mass, flow.event_shape[0])
+        self.kT = checks.number(owner, "kT", kT, above=0)
+        single = checks.as_list(mass) is None
+        masses = checks.numbers(owner, "mass", mass, flow.event_shape[0], above=0)
+        # In float64; they follow the positions when they are used.
+        self.mass = torch.tensor(masses[0] if single else masses, dtype=torch.float64)
         self.context = context
 
     def energy(self, x: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ class FlowPotential:
     def velocity_verlet(
         self, x: Tensor, v: Tensor, dt: float, steps: int, every: int = 1
     ) -> Trajectory:
-        r"""Follow Newton's equations at constant energy; one force evaluation a step.
+        r"""Follow Newton's equations at constant energy; one force evaluation per step.
 
         .. math::
             v' = v_n + \frac{\Delta t}{2m} F(x_n), \quad x_{n+1} = x_n + \Delta t\, v', \quad
@@ -151,15 +152,15 @@ class FlowPotential:
             The :class:`Trajectory`, ``1 + steps / every`` frames without graphs.
 
         Raises:
-            DataError: If ``dt`` is not a finite number above 0, or ``steps`` and ``every`` are not
-                whole numbers of which the second divides the first.
+            ArgumentError: If ``dt`` is not a finite number above 0, or ``steps`` and ``every`` are
+                not integers of which the second divides the first.
             ShapeError: If ``x`` or ``v`` does not fit.
             NonFiniteEnergyError: If an energy or force becomes NaN or infinite.
 
         References:
             Swope, Andersen, Berens, Wilson 1982, J. Chem. Phys. 76, 637.
         """
-        dt = _positive("dt", dt)
+        dt = checks.number("velocity_verlet", "dt", dt, above=0)
 
         def drift(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             return x + dt * v, v
@@ -182,7 +183,7 @@ class FlowPotential:
 
         Half a kick (B), half a drift (A), friction and noise solved exactly for a step (O:
         :math:`v \leftarrow c v + \sqrt{(1 - c^2) kT / m}\, \xi`, :math:`c = e^{-\gamma \Delta
-        t}`), A, B; one force evaluation a step. In a harmonic potential positions have the exact
+        t}`), A, B; one force evaluation per step. In a harmonic potential positions have the exact
         variance for every stable ``dt``.
 
         Args:
@@ -198,8 +199,8 @@ class FlowPotential:
             The :class:`Trajectory`, ``1 + steps / every`` frames without graphs.
 
         Raises:
-            DataError, ShapeError, NonFiniteEnergyError: As :meth:`velocity_verlet`, which is the
-                limit of no friction.
+            ArgumentError, ShapeError, NonFiniteEnergyError: As :meth:`velocity_verlet`,
+                which is the limit of no friction.
 
         References:
             Leimkuhler, Matthews 2013, Rational Construction of Stochastic Numerical Methods for
@@ -216,7 +217,8 @@ class FlowPotential:
             >>> path.x.shape, abs(path.x[-1].var() - 1).item() < 0.2
             (torch.Size([2, 1000, 1]), True)
         """
-        dt, friction = _positive("dt", dt), _positive("friction", friction)
+        dt = checks.number("langevin", "dt", dt, above=0)
+        friction = checks.number("langevin", "friction", friction, above=0)
         keep = math.exp(-friction * dt)
         scale = torch.sqrt(-math.expm1(-2 * friction * dt) * self.kT / self.mass)
 
@@ -239,16 +241,17 @@ class FlowPotential:
     ) -> Trajectory:
         """Kick, drift, kick; both integrators differ in the drift alone."""
         require_ordinary(self.flow)
-        steps, every = _whole("steps", steps), _whole("every", every)
+        steps = checks.integer("FlowPotential", "steps", steps, least=1)
+        every = checks.integer("FlowPotential", "every", every, least=1)
         if steps % every:
-            raise DataError(
+            raise ArgumentError(
                 f"every expected to divide steps, got {steps} steps and every={every}; remedy: "
                 f"steps={steps + every - steps % every}"
             )
         x = self._positions(x)
         if _described(v) != _described(x):
             raise ShapeError(
-                f"v expected one velocity a coordinate, {_described(x)}, got {_described(v)}; "
+                f"v expected one velocity per coordinate, {_described(x)}, got {_described(v)}; "
                 "remedy: for example draw_velocities(x)"
             )
         mass = self.mass.to(x)
@@ -301,38 +304,3 @@ def _described(value: Any) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{tuple(value.shape)} in {value.dtype} on {value.device}"
-
-
-def _positive(name: str, value: Any) -> float:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not 0 < float(value) < float("inf"):
-        raise DataError(
-            f"{name} expected a finite number > 0, got {value!r}; remedy: for example {name}=0.1"
-        )
-    return float(value)
-
-
-def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise DataError(
-            f"{name} expected a whole number >= 1, got {value!r}; remedy: for example {name}=10"
-        )
-    return int(value)
-
-
-def _masses(mass: Any, features: int) -> Tensor:
-    """One number or one a coordinate, in float64; it follows the positions when it is used."""
-    try:
-        masses = torch.as_tensor(mass, dtype=torch.float64).detach()
-    except (TypeError, ValueError, RuntimeError):
-        masses = torch.tensor(float("nan"))
-    if not bool(((masses > 0) & torch.isfinite(masses)).all()):
-        raise DataError(
-            f"mass expected finite numbers > 0, got {mass!r}; remedy: for example mass=1.0"
-        )
-    if masses.shape not in ((), (features,)):
-        raise ShapeError(
-            f"mass expected a number or one a coordinate, ({features},), got "
-            f"{tuple(masses.shape)}; remedy: repeat an atom's mass for each of its coordinates"
-        )
-    return masses

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowkit.arrays import as_array
+from flowkit import checks
 from flowkit.energies import Energy
-from flowkit.errors import DataError, NonFiniteEnergyError
+from flowkit.errors import NonFiniteEnergyError
 from flowkit.numerics.layout import features_first, features_last
 from flowkit.transforms.base import Transform, full_precision
 
 
 class Walk(NamedTuple):
-    """What a stochastic layer did to every row.
+    """What a stochastic layer did to every sample.
 
     Attributes:
         value: The new state ``(*batch, *event)``.
@@ -26,7 +25,7 @@ class Walk(NamedTuple):
         nonfinite: How many proposals had an energy that is not finite, ``(*batch,)``; ``None``
             for a layer that computes none.
         log_choice: Log-probability of the decisions, given the proposals, ``(*batch,)``; ``None``
-            unless it was asked for.
+            unless requested.
     """
 
     value: Tensor
@@ -80,9 +79,9 @@ class StochasticTransform(Transform):
 class EnergyTransform(StochasticTransform):
     r"""A layer that moves a state at random under an energy, by ``steps`` steps.
 
-    A subclass defines ``_walk(x, context, generator, choices)``. Both directions of the layer are
-    the same random move: for kernels in detailed balance, because they are reversible; for
-    Langevin steps, because the step back is taken as one of the same kind.
+    A subclass defines ``_walk(x, context, generator, choices=...)``. Both directions of the
+    layer are the same random move: for kernels in detailed balance, because they are reversible;
+    for Langevin steps, because the step back is taken as one of the same kind.
 
     Args:
         energy: The dimensionless energy, of events of the state.
@@ -91,25 +90,20 @@ class EnergyTransform(StochasticTransform):
         learn: Whether the step size is a parameter, as its logarithm.
 
     Raises:
-        DataError: If there is no energy, or a number is out of its range.
+        ArgumentError: If there is no energy, or an argument is out of its range.
     """
 
     log_step_size: Tensor
 
-    def __init__(self, energy: Energy, steps: int, step_size: Any, learn: bool) -> None:
+    def __init__(self, energy: Energy, *, steps: int, step_size: Any, learn: bool) -> None:
         name = type(self).__name__
-        if not isinstance(energy, Energy):
-            raise DataError(
-                f"{name} expected an Energy, got {type(energy).__name__}; remedy: "
-                "flowkit.energies.from_callable(function, event_shape)"
-            )
+        remedy = "flowkit.energies.from_callable(function, event_shape)"
+        energy = checks.instance(name, "energy", energy, Energy, remedy)
         super().__init__(energy.event_shape, context=energy.context_size)
-        if type(steps) is not int or steps < 1:
-            raise DataError(f"{name} expected steps as a whole number >= 1, got {steps!r}")
         self.energy = energy
-        self.steps = steps
+        self.steps = checks.integer(name, "steps", steps, least=1)
         size = positive(name, "step_size", step_size, energy.event_shape[-1:])
-        if learn:
+        if checks.flag(name, "learn", learn):
             self.log_step_size = nn.Parameter(size.log())
         else:
             self.register_buffer("log_step_size", size.log())
@@ -126,7 +120,7 @@ class EnergyTransform(StochasticTransform):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Move the state; return it with the log path-probability ratio."""
-        return self._start(x, context, generator, False)[:2]
+        return self._start(x, context, generator)[:2]
 
     def inverse(
         self,
@@ -135,7 +129,7 @@ class EnergyTransform(StochasticTransform):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Move the state, in the same way as ``forward``."""
-        return self._start(z, context, generator, False)[:2]
+        return self._start(z, context, generator)[:2]
 
     def walk(
         self,
@@ -148,26 +142,28 @@ class EnergyTransform(StochasticTransform):
     ) -> Walk:
         """Move the state; report acceptance and energies that are not finite."""
         value, context = self._prepare(value, context, "z" if inverse else "x")
-        return self._start(value, context, generator, choices)
+        return self._start(value, context, generator, choices=choices)
 
     def _start(
         self,
         x: Tensor,
         context: Tensor | None,
         generator: torch.Generator | None,
-        choices: bool,
+        *,
+        choices: bool = False,
     ) -> Walk:
         # Compiled programs cannot differentiate within, draw from a generator or look at energies.
         compiling = torch.compiler.is_compiling()
         walk = torch.compiler.disable(self._walk) if compiling else self._walk
         with full_precision(x):
-            return walk(self._laid_out(x), context, generator, choices)
+            return walk(self._laid_out(x), context, generator, choices=choices)
 
     def _walk(
         self,
         x: Tensor,
         context: Tensor | None,
         generator: torch.Generator | None,
+        *,
         choices: bool,
     ) -> Walk:
         raise NotImplementedError(f"{type(self).__name__} does not define _walk")
@@ -180,33 +176,33 @@ class EnergyTransform(StochasticTransform):
         """Sum over the event."""
         return x.sum(tuple(range(-self.event_ndim, 0)))
 
-    def _as_rows(self, rows: Tensor) -> Tensor:
-        """One number per row ``(*batch,)``, to go with events."""
-        return rows.reshape(*rows.shape, *(1,) * self.event_ndim)
+    def _per_event(self, values: Tensor) -> Tensor:
+        """One number per sample ``(*batch,)``, to go with events."""
+        return values.reshape(*values.shape, *(1,) * self.event_ndim)
 
     def _require_finite_start(self, energy: Tensor) -> None:
-        """Raise where the energy of a row is not finite before anything was done to it."""
+        """Raise where the energy of a sample is not finite at the start."""
         if energy.is_meta:
             return
         finite = energy.detach().isfinite()
         if not bool(finite.all()):
-            row = tuple(torch.nonzero(~finite)[0].tolist())
+            at = tuple(torch.nonzero(~finite)[0].tolist())
             raise NonFiniteEnergyError(
                 f"{self.label} expected finite energies and forces at its start, got "
-                f"{energy[row].item()} in row {row[0] if len(row) == 1 else row} "
-                f"({int((~finite).sum())} of {finite.numel()} rows); remedy: energies that are "
+                f"{energy[at].item()} in sample {at[0] if len(at) == 1 else at} "
+                f"({int((~finite).sum())} of {finite.numel()} samples); remedy: energies that are "
                 "finite where the base and the layers before put a state, or a layer with an "
                 "interpolated energy before this one"
             )
 
 
-def positive(name: str, what: str, value: Any, last: tuple[int, ...]) -> Tensor:
-    """A number above 0, or one for each of the last dimension, as a tensor."""
-    # Checked as an array: files are read by building flows without numbers.
-    numbers = as_array(value)
-    if numbers.shape not in ((), last) or not ((numbers > 0) & np.isfinite(numbers)).all():
-        raise DataError(
-            f"{name} expected {what} > 0, one finite number or one for each of {last}, got "
-            f"{value!r}"
-        )
-    return torch.as_tensor(numbers, dtype=torch.get_default_dtype()).clone()
+def positive(owner: str, name: str, value: Any, last: tuple[int, ...]) -> Tensor:
+    """Check a number above 0, or one for each of the last dimension; return a tensor."""
+    many = bool(last) and checks.as_list(value) is not None
+    # Checked as plain numbers: files are read by building flows without numbers.
+    numbers: Any = (
+        checks.numbers(owner, name, value, last[0], above=0)
+        if many
+        else checks.number(owner, name, value, above=0)
+    )
+    return torch.tensor(numbers, dtype=torch.get_default_dtype())

@@ -15,7 +15,7 @@ from flowkit.stochastic.base import EnergyTransform, Walk, positive
 
 
 def _settle(change: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows can take a step, and its log-ratio: minus infinity for those that cannot."""
+    """Which samples can take a step, and its log-ratio: minus infinity for those that cannot."""
     fine = change.detach().isfinite()
     return fine, torch.where(fine, change, -torch.inf)
 
@@ -30,19 +30,19 @@ class OverdampedLangevin(EnergyTransform):
 
     Nothing is rejected; the weights of a path make up for the error of a finite step. Everything
     is differentiable: the state, the step size, and the parameters of the energy, by second
-    derivatives of it. A row whose next state or force would not be finite stays where it is with
-    a weight of zero, which is its limit; an objective that averages log weights is then infinite,
-    and the remedy is a smaller step size.
+    derivatives of it. A sample whose next state or force would not be finite stays where it is
+    with a weight of zero, which is its limit; an objective that averages log weights is then
+    infinite, and the remedy is a smaller step size.
 
     Args:
         energy: The dimensionless energy.
         steps: Number of steps.
-        step_size: :math:`\epsilon`, one number or one a coordinate; in squared units of x.
+        step_size: :math:`\epsilon`, one number or one per coordinate; in squared units of x.
         learn: Whether the step size is a parameter.
 
     Raises:
-        DataError: If there is no energy, or a number is out of its range.
-        NonFiniteEnergyError: If a force is not finite at the start; names the row.
+        ArgumentError: If there is no energy, or an argument is out of its range.
+        NonFiniteEnergyError: If a force is not finite at the start; names the sample.
 
     References:
         Wu, Köhler, Noé 2020, Stochastic Normalizing Flows, arXiv 2002.06707.
@@ -58,9 +58,9 @@ class OverdampedLangevin(EnergyTransform):
     """
 
     def __init__(
-        self, energy: Energy, steps: int = 1, step_size: Any = 0.01, learn: bool = True
+        self, energy: Energy, *, steps: int = 1, step_size: Any = 0.01, learn: bool = True
     ) -> None:
-        super().__init__(energy, steps, step_size, learn)
+        super().__init__(energy, steps=steps, step_size=step_size, learn=learn)
 
     def step(
         self, x: Tensor, noise: Tensor, context: Tensor | None = None
@@ -97,6 +97,7 @@ class OverdampedLangevin(EnergyTransform):
         x: Tensor,
         context: Tensor | None,
         generator: torch.Generator | None,
+        *,
         choices: bool,
     ) -> Walk:
         force = self.energy.force(x, context)
@@ -109,8 +110,8 @@ class OverdampedLangevin(EnergyTransform):
             change = 0.5 * self._sum(noise * noise - back * back)
             fine, taken = _settle(change)
             nonfinite, log_ratio = nonfinite + (~fine).to(nonfinite), log_ratio + taken
-            rows = self._as_rows(fine)
-            x, force = torch.where(rows, new, x), torch.where(rows, new_force, force)
+            each = self._per_event(fine)
+            x, force = torch.where(each, new, x), torch.where(each, new_force, force)
         return Walk(x, log_ratio, None, nonfinite)
 
 
@@ -125,7 +126,7 @@ class _Phase(NamedTuple):
 
 @register
 class UnderdampedLangevin(EnergyTransform):
-    r"""Steps of underdamped Langevin dynamics, with velocities drawn anew for every layer.
+    r"""Steps of underdamped Langevin dynamics, with new velocities in every layer.
 
     With mass m, friction :math:`\gamma`, step :math:`\epsilon`, force :math:`F = -\nabla u` and
     :math:`c = \sqrt{4 \gamma m / \epsilon}`:
@@ -147,14 +148,14 @@ class UnderdampedLangevin(EnergyTransform):
     Args:
         energy: The dimensionless energy.
         steps: Number of steps.
-        step_size: :math:`\epsilon`, a time; one number or one a coordinate.
+        step_size: :math:`\epsilon`, a time; one number or one per coordinate.
         friction: :math:`\gamma`, one over a time.
-        mass: m, one number or one a coordinate.
+        mass: m, one number or one per coordinate.
         learn: Whether step size and friction are parameters.
 
     Raises:
-        DataError: If there is no energy, or a number is out of its range.
-        NonFiniteEnergyError: If a force is not finite at the start; names the row.
+        ArgumentError: If there is no energy, or an argument is out of its range.
+        NonFiniteEnergyError: If a force is not finite at the start; names the sample.
 
     References:
         Brünger, Brooks, Karplus 1984, Chem. Phys. Lett. 105, 495, for the integrator; Wu, Köhler,
@@ -175,13 +176,14 @@ class UnderdampedLangevin(EnergyTransform):
     def __init__(
         self,
         energy: Energy,
+        *,
         steps: int = 10,
         step_size: Any = 0.05,
         friction: float = 2.0,
         mass: Any = 1.0,
         learn: bool = True,
     ) -> None:
-        super().__init__(energy, steps, step_size, learn)
+        super().__init__(energy, steps=steps, step_size=step_size, learn=learn)
         name = type(self).__name__
         gamma = positive(name, "friction", friction, ()).log()
         if learn:
@@ -242,6 +244,7 @@ class UnderdampedLangevin(EnergyTransform):
         x: Tensor,
         context: Tensor | None,
         generator: torch.Generator | None,
+        *,
         choices: bool,
     ) -> Walk:
         force = self.energy.force(x, context)
@@ -257,8 +260,8 @@ class UnderdampedLangevin(EnergyTransform):
             )
             fine, taken = _settle(change)
             nonfinite, log_ratio = nonfinite + (~fine).to(nonfinite), log_ratio + taken
-            rows = self._as_rows(fine)
-            x, v = torch.where(rows, new, x), torch.where(rows, new_v, v)
-            force = torch.where(rows, new_force, force)
+            each = self._per_event(fine)
+            x, v = torch.where(each, new, x), torch.where(each, new_v, v)
+            force = torch.where(each, new_force, force)
         log_ratio = log_ratio - 0.5 * self._sum(self.mass * v * v)
         return Walk(x, log_ratio, None, nonfinite)

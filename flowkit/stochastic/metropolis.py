@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.energies import Energy
-from flowkit.errors import DataError
 from flowkit.numerics.noise import normal_like
 from flowkit.stochastic.base import EnergyTransform, Walk
 
@@ -48,14 +48,14 @@ class MetropolisTransform(EnergyTransform):
     Args:
         energy: The dimensionless energy.
         steps: Number of steps.
-        step_size: One number, or one a coordinate.
+        step_size: One number, or one per coordinate.
     """
 
     target_acceptance: float
     needs_force = True
 
-    def __init__(self, energy: Energy, steps: int, step_size: Any) -> None:
-        super().__init__(energy, steps, step_size, learn=False)
+    def __init__(self, energy: Energy, *, steps: int, step_size: Any) -> None:
+        super().__init__(energy, steps=steps, step_size=step_size, learn=False)
 
     def _evaluate(self, x: Tensor, context: Tensor | None) -> _State:
         if self.needs_force:
@@ -75,6 +75,7 @@ class MetropolisTransform(EnergyTransform):
         x: Tensor,
         context: Tensor | None,
         generator: torch.Generator | None,
+        *,
         choices: bool,
     ) -> Walk:
         graph = torch.is_grad_enabled()
@@ -83,11 +84,13 @@ class MetropolisTransform(EnergyTransform):
             self._require_finite_start(
                 start.energy if start.force is None else start.energy + 0 * self._sum(start.force)
             )
-            end, decisions, acceptance, nonfinite = self._chain(start, context, generator, graph)
+            end, decisions, acceptance, nonfinite = self._chain(
+                start, context, generator, record=graph
+            )
         if not graph:
             change = (end.energy - start.energy).to(x.dtype)
             return Walk(end.x, change, acceptance, nonfinite)
-        moved, log_choice = self._replay(x, context, decisions, choices)
+        moved, log_choice = self._replay(x, context, decisions, choices=choices)
         log_ratio = self.energy.energy(moved, context) - self.energy.energy(x, context)
         return Walk(moved, log_ratio.to(x.dtype), acceptance, nonfinite, log_choice)
 
@@ -96,9 +99,10 @@ class MetropolisTransform(EnergyTransform):
         state: _State,
         context: Tensor | None,
         generator: torch.Generator | None,
+        *,
         record: bool,
     ) -> tuple[_State, list[_Decision], Tensor, Tensor]:
-        """Run all steps; return the last state, the decisions if asked for, and counts a row."""
+        """Run all steps; return the last state, the decisions if ``record``, and counts."""
         size, decisions = self.step_size, []
         least = torch.finfo(state.energy.dtype).min
         certain = math.log(torch.finfo(state.energy.dtype).eps)
@@ -107,21 +111,21 @@ class MetropolisTransform(EnergyTransform):
         for _ in range(self.steps):
             noise = normal_like(state.x, generator)
             threshold = torch.empty_like(state.energy).uniform_(generator=generator).log_()
-            # Of a number that may be nought, whose logarithm would be below the least.
+            # Of a number that may be zero, whose logarithm would be below the least.
             threshold = threshold.clamp_(min=least)
             proposal, log_accept = self._propose(state, noise, size, context)
-            # Flags as ones and noughts, and choices by lerp, which is exact at both ends: torch
+            # Flags as ones and zeros, and choices by lerp, which is exact at both ends: torch
             # makes, converts and follows booleans several times more slowly.
             log_accept = log_accept.nan_to_num(least, least, least)
             failed = torch.eq(log_accept, least, out=torch.empty_like(log_accept))
             accepted = torch.lt(threshold, log_accept, out=torch.empty_like(log_accept))
-            rows = self._as_rows(accepted).to(state.x.dtype)
+            moved = self._per_event(accepted).to(state.x.dtype)
             state = _State(
-                torch.lerp(state.x, proposal.x.nan_to_num(), rows),
+                torch.lerp(state.x, proposal.x.nan_to_num(), moved),
                 torch.lerp(state.energy, proposal.energy.nan_to_num(0.0, 0.0, 0.0), accepted),
                 None
                 if state.force is None
-                else torch.lerp(state.force, proposal.force.nan_to_num(), rows),  # type: ignore[union-attr]
+                else torch.lerp(state.force, proposal.force.nan_to_num(), moved),  # type: ignore[union-attr]
             )
             moves += accepted
             failures += failed
@@ -131,15 +135,15 @@ class MetropolisTransform(EnergyTransform):
         return state, decisions, moves / self.steps, failures
 
     def _replay(
-        self, x: Tensor, context: Tensor | None, decisions: list[_Decision], choices: bool
+        self, x: Tensor, context: Tensor | None, decisions: list[_Decision], *, choices: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The same moves with gradients; rows that did not move make a step of size nought."""
+        """The same moves with gradients; samples that did not move make a step of size zero."""
         log_choice = None
         for noise, accepted, unsure in decisions:
             if choices:
                 part = self._log_choice(x, noise, accepted, unsure, context)
                 log_choice = part if log_choice is None else log_choice + part
-            size = torch.where(self._as_rows(accepted), self.step_size, 0.0)
+            size = torch.where(self._per_event(accepted), self.step_size, 0.0)
             x = self._move(x, noise, size, context)
         return x, log_choice
 
@@ -153,11 +157,11 @@ class MetropolisTransform(EnergyTransform):
     ) -> Tensor:
         """Log-probability of the decision that was made, given the proposal.
 
-        Proposals that are rejected for certain may be where slopes overflow: they are left out.
+        Proposals that are rejected with certainty may be where slopes overflow: they are left out.
         """
-        size = torch.where(self._as_rows(unsure), self.step_size, 0.0)
+        size = torch.where(self._per_event(unsure), self.step_size, 0.0)
         log_accept = self._propose(self._evaluate(x, context), noise, size, context)[1]
-        # Rejected rows have a logarithm below 0; others get a stand-in that is.
+        # Rejected samples have a logarithm below 0; others get a stand-in that is.
         below = torch.where(accepted | ~unsure, -1.0, log_accept.clamp(max=-1e-12))
         rejection = torch.where(unsure, torch.log(-torch.expm1(below)), 0.0)
         return torch.where(accepted, log_accept.clamp(max=0.0), rejection)
@@ -172,11 +176,11 @@ class Metropolis(MetropolisTransform):
     Args:
         energy: The dimensionless energy.
         steps: Number of steps.
-        step_size: :math:`\sigma`, one number or one a coordinate.
+        step_size: :math:`\sigma`, one number or one per coordinate.
 
     Raises:
-        DataError: If there is no energy, or a number is out of its range.
-        NonFiniteEnergyError: If an energy is not finite at the start; names the row.
+        ArgumentError: If there is no energy, or an argument is out of its range.
+        NonFiniteEnergyError: If an energy is not finite at the start; names the sample.
 
     References:
         Metropolis et al. 1953, J. Chem. Phys. 21, 1087; Wu, Köhler, Noé 2020, Stochastic
@@ -196,8 +200,8 @@ class Metropolis(MetropolisTransform):
     target_acceptance = 0.3
     needs_force = False
 
-    def __init__(self, energy: Energy, steps: int = 10, step_size: Any = 0.25) -> None:
-        super().__init__(energy, steps, step_size)
+    def __init__(self, energy: Energy, *, steps: int = 10, step_size: Any = 0.25) -> None:
+        super().__init__(energy, steps=steps, step_size=step_size)
 
     def _propose(
         self, state: _State, noise: Tensor, size: Tensor, context: Tensor | None
@@ -221,11 +225,11 @@ class MALA(MetropolisTransform):
     Args:
         energy: The dimensionless energy.
         steps: Number of steps.
-        step_size: :math:`\epsilon`, one number or one a coordinate; in squared units of x.
+        step_size: :math:`\epsilon`, one number or one per coordinate; in squared units of x.
 
     Raises:
-        DataError: If there is no energy, or a number is out of its range.
-        NonFiniteEnergyError: If an energy or force is not finite at the start; names the row.
+        ArgumentError: If there is no energy, or an argument is out of its range.
+        NonFiniteEnergyError: If an energy or force is not finite at the start; names the sample.
 
     References:
         Roberts, Tweedie 1996, Bernoulli 2(4), 341; Roberts, Rosenthal 1998, J. R. Stat. Soc. B
@@ -242,8 +246,8 @@ class MALA(MetropolisTransform):
 
     target_acceptance = 0.574
 
-    def __init__(self, energy: Energy, steps: int = 10, step_size: Any = 0.02) -> None:
-        super().__init__(energy, steps, step_size)
+    def __init__(self, energy: Energy, *, steps: int = 10, step_size: Any = 0.02) -> None:
+        super().__init__(energy, steps=steps, step_size=step_size)
 
     def _propose(
         self, state: _State, noise: Tensor, size: Tensor, context: Tensor | None
@@ -268,12 +272,12 @@ class HMC(MetropolisTransform):
     Args:
         energy: The dimensionless energy.
         steps: Number of trajectories.
-        step_size: Step of the leapfrog, one number or one a coordinate.
-        leapfrog: Leapfrog steps a trajectory.
+        step_size: Step of the leapfrog, one number or one per coordinate.
+        leapfrog: Leapfrog steps per trajectory.
 
     Raises:
-        DataError: If there is no energy, or a number is out of its range.
-        NonFiniteEnergyError: If an energy or force is not finite at the start; names the row.
+        ArgumentError: If there is no energy, or an argument is out of its range.
+        NonFiniteEnergyError: If an energy or force is not finite at the start; names the sample.
 
     References:
         Duane et al. 1987, Phys. Lett. B 195, 216; Beskos et al. 2013, Bernoulli 19(5A), 1501,
@@ -291,12 +295,10 @@ class HMC(MetropolisTransform):
     target_acceptance = 0.651
 
     def __init__(
-        self, energy: Energy, steps: int = 2, step_size: Any = 0.08, leapfrog: int = 8
+        self, energy: Energy, *, steps: int = 2, step_size: Any = 0.08, leapfrog: int = 8
     ) -> None:
-        super().__init__(energy, steps, step_size)
-        if type(leapfrog) is not int or leapfrog < 1:
-            raise DataError(f"HMC expected leapfrog as a whole number >= 1, got {leapfrog!r}")
-        self.leapfrog = leapfrog
+        super().__init__(energy, steps=steps, step_size=step_size)
+        self.leapfrog = checks.integer("HMC", "leapfrog", leapfrog, least=1)
 
     def _propose(
         self, state: _State, noise: Tensor, size: Tensor, context: Tensor | None

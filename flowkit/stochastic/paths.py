@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.density import Density
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
@@ -21,14 +22,14 @@ from flowkit.transforms.compose import layers_in_order
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What happened in one layer, over all rows.
+    """What happened in one layer, over all samples.
 
     Attributes:
         label: The layer's name.
         acceptance: Mean fraction of proposals that were accepted; ``None`` without proposals.
         nonfinite: Number of proposals whose energy was not finite; ``None`` without proposals.
-        effective: Effective sample size over the number of rows, where it was computed.
-        resampled: Whether rows were resampled after the layer.
+        effective: Effective sample size over the number of samples, where it was computed.
+        resampled: Whether samples were drawn anew after the layer.
     """
 
     label: str
@@ -50,13 +51,13 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Paths:
-    """Samples at the end of paths through a flow; ``print`` it for a line a layer.
+    """Samples at the end of paths through a flow; ``print`` it for one line per layer.
 
     Attributes:
         x: ``(*shape, *context_batch, *event)``.
         log_weight: Logarithms of the importance weights, ``(*shape, *context_batch)``.
         layers: One report for every stochastic layer, from noise to data.
-        log_choice: Log-probability of all decisions on a path, if it was asked for.
+        log_choice: Log-probability of all decisions on a path, if requested.
     """
 
     x: Tensor
@@ -95,9 +96,9 @@ def sample_paths(
     base needs layers that stay inside. Without learned layers this is annealed importance
     sampling (Neal 2001); with ``resample`` it is a sequential Monte Carlo sampler (Del Moral et
     al. 2006): wherever after a layer with an energy the effective sample size has fallen below
-    that fraction of the rows, rows are drawn anew in proportion to their weights for that energy,
-    by systematic resampling, and go on with equal ones. The mean of w stays an unbiased estimate
-    of Z, but rows are then no longer independent: repeat the run for its error.
+    that fraction of the samples, these are drawn anew in proportion to their weights for that
+    energy, by systematic resampling, and go on with equal ones. The mean of w stays an unbiased
+    estimate of Z, but samples are then no longer independent: repeat the run for its error.
 
     Args:
         flow: Any flow with an inverse.
@@ -116,7 +117,7 @@ def sample_paths(
 
     Raises:
         DataError: If there is not exactly one of ``energy`` and ``log_prob``, it is no function
-            or returns something else than one number a sample; if the threshold is out of its
+            or returns something else than one number per sample; if the threshold is out of its
             range.
         NonFiniteEnergyError: If a layer starts where its energy is not finite.
 
@@ -141,18 +142,16 @@ def sample_paths(
     target = Target.of("sample_paths", energy, log_prob)
     size = as_shape(shape)
     if resample is not None:
-        number = isinstance(resample, (int, float)) and not isinstance(resample, bool)
-        if not number or not 0 < resample <= 1:
-            raise DataError(f"resample expected a number in (0, 1] or None, got {resample!r}")
+        resample = checks.number("sample_paths", "resample", resample, above=0, most=1)
         if len(size) != 1 or context is not None:
             raise DataError(
                 f"resampling expected one number of samples and no context, got shape {size} and "
-                f"{'no' if context is None else 'a'} context; remedy: one call a context"
+                f"{'no' if context is None else 'a'} context; remedy: one call per context"
             )
         if not any(isinstance(layer, EnergyTransform) for layer in flow.transform.modules()):
             raise DataError(
-                "resampling expected a flow with a layer that has an energy, after which rows "
-                "are drawn anew, got none; remedy: resample=None, or a stochastic_flow"
+                "resampling expected a flow with a layer that has an energy, after which "
+                "samples are drawn anew, got none; remedy: resample=None, or a stochastic_flow"
             )
         if choices:
             raise DataError(
@@ -194,7 +193,7 @@ def sample_paths(
 
 def adapt_step_sizes(
     flow: Density,
-    rows: int = 1024,
+    samples: int = 1024,
     context: Tensor | None = None,
     generator: torch.Generator | None = None,
     *,
@@ -203,26 +202,26 @@ def adapt_step_sizes(
 ) -> tuple[LayerReport, ...]:
     r"""Fit the step size of every Metropolis layer to its acceptance, in place.
 
-    From noise to data, each layer gets the rows that reach it, walks them ``rounds`` times, and
+    From noise to data, each layer gets the samples that reach it, moves them ``rounds`` times, and
     moves :math:`\log \sigma \leftarrow \log \sigma + 3 r^{-0.6} (\bar a - a^*)` after round r
-    (Robbins and Monro 1951). Step sizes of a coordinate keep their ratios. Weights are exact for
-    any step size, so long as it does not depend on the rows that are weighted: adapt first, then
-    sample.
+    (Robbins and Monro 1951). Step sizes of coordinates keep their ratios. Weights are exact for
+    any step size, so long as it does not depend on the samples that are weighted: adapt first,
+    then sample.
 
     Args:
         flow: A flow; other layers than Metropolis, MALA and HMC are left alone.
-        rows: Number of rows.
+        samples: Number of samples.
         context: ``(*b, C)``.
         generator: Source of randomness.
-        target: Wanted acceptance in (0, 1); by default that of each layer's class: 0.3, 0.574 and
-            0.651 for Metropolis, MALA and HMC.
-        rounds: Number of rounds a layer.
+        target: Acceptance to reach, in (0, 1); by default that of each layer's class: 0.3, 0.574
+            and 0.651 for Metropolis, MALA and HMC.
+        rounds: Number of rounds per layer.
 
     Returns:
-        A report a layer, with the acceptance that it has come to.
+        One report per layer, with the acceptance that it reached.
 
     Raises:
-        DataError: If an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
 
     Example:
         >>> import torch
@@ -233,26 +232,24 @@ def adapt_step_sizes(
         >>> all(abs(report.acceptance - 0.3) < 0.05 for report in reports)
         True
     """
-    for name, value, least in (("rows", rows, 1), ("rounds", rounds, 0)):
-        if type(value) is not int or value < least:
-            raise DataError(
-                f"adapt_step_sizes expected {name} as a whole number >= {least}, got {value!r}"
-            )
-    if target is not None and not 0 < float(target) < 1:
-        raise DataError(f"adapt_step_sizes expected target in (0, 1) or None, got {target!r}")
+    name = "adapt_step_sizes"
+    samples = checks.integer(name, "samples", samples, least=1)
+    rounds = checks.integer(name, "rounds", rounds, least=0)
+    if target is not None:
+        target = checks.number(name, "target", target, above=0, below=1)
     reports = []
     with torch.no_grad():
         embedded = flow.embed(context)
-        x = flow.base.sample((rows,), embedded, generator)
+        x = flow.base.sample((samples,), embedded, generator)
         for layer, inverse in layers_in_order(flow.transform, inverse=True):
             if not layer.stochastic:
                 x = (layer.inverse if inverse else layer)(x, embedded)[0]
                 continue
             if isinstance(layer, MetropolisTransform):
-                wanted = layer.target_acceptance if target is None else float(target)
+                goal = layer.target_acceptance if target is None else target
                 for i in range(rounds):
                     rate = layer.walk(x, embedded, generator).acceptance.mean()  # type: ignore[union-attr]
-                    layer.log_step_size += 3.0 * (i + 1) ** -0.6 * (rate - wanted)
+                    layer.log_step_size += 3.0 * (i + 1) ** -0.6 * (rate - goal)
             walk = layer.walk(x, embedded, generator, inverse=inverse)  # type: ignore[operator]
             x = walk.value
             if isinstance(layer, MetropolisTransform):
@@ -274,15 +271,13 @@ class AdaptStepSizes:
         >>> from flowkit.toys import DoubleWell
         >>> from flowkit.stochastic.paths import AdaptStepSizes
         >>> flow = stochastic_flow(2, energy="double_well", blocks=1, steps=2)
-        >>> callbacks = [AdaptStepSizes(rows=256, rounds=5)]
+        >>> callbacks = [AdaptStepSizes(samples=256, rounds=5)]
         >>> objective = PathKL(DoubleWell(), samples=32)
         >>> history = fit(flow, None, objective, steps=2, progress=False, callbacks=callbacks)
     """
 
     def __init__(self, every: int = 1, **options: Any) -> None:
-        if type(every) is not int or every < 1:
-            raise DataError(f"AdaptStepSizes expected every as a whole number >= 1, got {every!r}")
-        self.every = every
+        self.every = checks.integer("AdaptStepSizes", "every", every, least=1)
         self.options = options
 
     def __call__(self, flow: Density, history: Any) -> bool:
@@ -293,7 +288,7 @@ class AdaptStepSizes:
 
 
 def _effective(log_weight: Tensor) -> Tensor:
-    """Effective sample size over the number of rows."""
+    """Effective sample size over the number of samples."""
     log_weight = log_weight.detach().double()
     total, squares = torch.logsumexp(log_weight, 0), torch.logsumexp(2 * log_weight, 0)
     return torch.exp(2 * total - squares) / len(log_weight)

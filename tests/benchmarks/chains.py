@@ -87,8 +87,8 @@ def main() -> None:
     ]  # fmt: skip
     targets: dict[str, Energy] = {
         "double well": DoubleWell(),
-        "mixture of 8 normals": GaussianMixture.ring(8),
-        "mixture of 40 normals": GaussianMixture.ring(40),
+        "mixture of 8 normals": GaussianMixture.ring(components=8),
+        "mixture of 40 normals": GaussianMixture.ring(components=40),
     }
     rows = []
     for name, energy in targets.items():

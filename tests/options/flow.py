@@ -248,14 +248,14 @@ def acceptance(**options: Any) -> Any:
 def adapted_to(**options: Any) -> Any:
     """Step sizes of a flow whose energy reads a context."""
     flow = copy.deepcopy(pulled)
-    adapt_step_sizes(flow, rows=16, rounds=3, **options)
+    adapt_step_sizes(flow, samples=16, rounds=3, **options)
     return [t.step_size for t in flow.transform.transforms if hasattr(t, "step_size")]
 
 
 of(
     adapt_step_sizes,
     adapted,
-    rows=differs(32, 128),
+    samples=differs(32, 128),
     context=differs(9 * D, base=C, see=adapted_to),
     generator=draws(),
     target=rises(0.5, 0.7, see=acceptance),
