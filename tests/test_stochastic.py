@@ -24,6 +24,7 @@ from flowkit import (
 from flowkit.bases import DiagonalNormal, StandardNormal
 from flowkit.energies import Energy, Interpolation, NegativeLogProb, from_callable
 from flowkit.errors import (
+    ArgumentError,
     DataError,
     FlowFileError,
     FlowkitError,

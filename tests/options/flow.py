@@ -237,7 +237,7 @@ of(
 def adapted(**options: Any) -> Any:
     """Step sizes after some rounds, and the acceptance."""
     flow = copy.deepcopy(annealing)
-    reports = adapt_step_sizes(flow, **{"rows": 64, "rounds": 3, **options})
+    reports = adapt_step_sizes(flow, **{"samples": 64, "rounds": 3, **options})
     return [t.step_size for t in flow.transform.transforms], [r.acceptance for r in reports]
 
 
@@ -266,7 +266,7 @@ of(
 def called(epoch: int, **options: Any) -> Any:
     """Step sizes after a callback of one epoch."""
     flow = copy.deepcopy(annealing)
-    AdaptStepSizes(**{"rows": 32, **options} if "rounds" not in options else options)(
+    AdaptStepSizes(**{"samples": 32, **options} if "rounds" not in options else options)(
         flow, flowkit.History(train=[0.0] * epoch)
     )
     return [t.step_size for t in flow.transform.transforms]
