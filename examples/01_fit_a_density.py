@@ -27,7 +27,7 @@ import os
 import torch
 
 import flowkit
-from flowkit.datasets import photograph_colours
+from flowkit.datasets import photograph_colors
 from flowkit.plotting import density_2d, plot_history
 from flowkit.toys import Sine
 
@@ -77,7 +77,7 @@ density_2d(flow.log_prob, ((-11, 11), (-8, 8)), samples=flow.sample(2_000), titl
 # from the pixels of a photograph. Colours are integers, so we spread each over its unit interval.
 
 # %%
-photo = photograph_colours("flower.jpg")
+photo = photograph_colors("flower.jpg")
 points = photo.dequantized(seed=0)
 colours, places = points[:, :3], points[:, 3:]
 print(f"{len(points):,} pixels, {photo.width} x {photo.height}")

@@ -17,14 +17,14 @@ from flowkit.datasets import (
     diabetes,
     digits,
     magic,
-    photograph_colours,
+    photograph_colors,
     photograph_patches,
     split_rows,
     wine,
 )
 from flowkit.datasets.patches import PATCH_IMAGES
 from flowkit.datasets.splits import Splits
-from flowkit.errors import DataError, MissingDependencyError
+from flowkit.errors import ArgumentError, DataError, MissingDependencyError
 
 TABLES = [breast_cancer, wine, diabetes, digits]
 
@@ -33,7 +33,7 @@ TABLES = [breast_cancer, wine, diabetes, digits]
 
 
 def test_photograph_points_repaint_the_photograph():
-    photo = photograph_colours("china.jpg")
+    photo = photograph_colors("china.jpg")
     assert photo.points.shape == (273_280, 5)
     assert not photo.points.is_floating_point()
     image = photo.image()
@@ -43,7 +43,7 @@ def test_photograph_points_repaint_the_photograph():
 
 
 def test_dequantized_photograph_rounds_back_to_the_integers():
-    photo = photograph_colours("flower.jpg")
+    photo = photograph_colors("flower.jpg")
     noisy = photo.dequantized(seed=3)
     assert torch.equal(noisy.round().long(), photo.points)
     assert torch.equal(noisy, photo.dequantized(seed=3))
@@ -67,8 +67,8 @@ def test_dequantize_refuses_fractions():
 
 
 def test_unknown_photograph_is_refused():
-    with pytest.raises(DataError, match="expected one of china.jpg, flower.jpg, got 'cat.jpg'"):
-        photograph_colours("cat.jpg")
+    with pytest.raises(ArgumentError, match="one of 'china.jpg', 'flower.jpg', got 'cat.jpg'"):
+        photograph_colors("cat.jpg")
 
 
 def test_no_image_of_patches_is_in_two_parts():
@@ -117,7 +117,7 @@ def test_every_test_patch_is_cut_from_a_test_image():
 
 @pytest.mark.parametrize("limit", [0, -3, 1.5])
 def test_patches_refuse_a_bad_limit(limit):
-    with pytest.raises(DataError, match="limit of 1 row or more"):
+    with pytest.raises(ArgumentError, match="limit as an integer >= 1"):
         photograph_patches(limit=limit)
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 import flowkit
 from flowkit.cli import main
 from flowkit.data import dequantize
-from flowkit.datasets import digits, photograph_colours
+from flowkit.datasets import digits, photograph_colors
 from flowkit.datasets.lattice import Lattice
 from flowkit.errors import ArgumentError, DataError
 from flowkit.estimators import FlowDensity
@@ -52,7 +52,7 @@ def test_tables_and_photographs_keep_their_means():
     assert torch.equal(noisy.round() + 0.0, counts)
     error = math.sqrt(1 / 12 / len(counts))
     assert bool(((noisy - counts).mean(0).abs() < 5 * error).all())
-    photo = photograph_colours()
+    photo = photograph_colors()
     shift = photo.dequantized(dtype=torch.float64).mean(0) - photo.points.double().mean(0)
     assert bool((shift.abs() < 5 * math.sqrt(1 / 12 / len(photo.points))).all())
 

@@ -16,8 +16,8 @@ from sklearn.neighbors import KernelDensity
 from flowkit import plotting
 from flowkit.cli.console import say
 from flowkit.data.tables import write_table
-from flowkit.datasets import photograph_colours
-from flowkit.datasets.photos import PhotographColours
+from flowkit.datasets import photograph_colors
+from flowkit.datasets.photos import PhotographColors
 from flowkit.files import check_writable, replacing
 from flowkit.flow import Flow
 from flowkit.io import save
@@ -45,7 +45,7 @@ def demo(folder: Path, *, seconds: float, steps: int | None, seed: int, small: b
     folder.mkdir(parents=True, exist_ok=True)
     for name in _FILES:
         check_writable(folder / name)
-    photo, part = photograph_colours("china.jpg"), 30 if small else 1
+    photo, part = photograph_colors("china.jpg"), 30 if small else 1
     points, columns = photo.dequantized(seed=seed), list(photo.columns)
     points = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))]
     sizes = [_HELD_OUT // part, 2 * _HELD_OUT // part, len(points) // part]
@@ -84,7 +84,7 @@ def demo(folder: Path, *, seconds: float, steps: int | None, seed: int, small: b
 
 
 def train_flow(
-    photo: PhotographColours, train: torch.Tensor, validation: torch.Tensor, seconds: float,
+    photo: PhotographColors, train: torch.Tensor, validation: torch.Tensor, seconds: float,
     steps: int | None, seed: int,
 ) -> tuple[Flow, History]:  # fmt: skip
     """Fit a flow on the box of the pixels, position first; without steps, it times 20 of them."""

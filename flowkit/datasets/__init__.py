@@ -1,4 +1,4 @@
-"""Data to learn on without a download: toys with known entropies, photographs, small tables.
+"""Data to learn on without a download: photographs, images, stocks, genotypes, small tables.
 
 Random choices follow the ``seed`` of each call; the global random state is never touched. Heavy
 packages are imported only by the loader that needs them.
@@ -9,7 +9,7 @@ from flowkit.datasets.mice import heterogeneous_stock_mice
 from flowkit.datasets.patches import photograph_patches
 from flowkit.datasets.photos import (
     load_photograph,
-    photograph_colours,
+    photograph_colors,
 )
 from flowkit.datasets.splits import split_rows
 from flowkit.datasets.stocks import stock_returns
@@ -23,7 +23,7 @@ __all__ = [
     "heterogeneous_stock_mice",
     "load_photograph",
     "magic",
-    "photograph_colours",
+    "photograph_colors",
     "photograph_patches",
     "split_rows",
     "stock_returns",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.errors import DataError, MissingDependencyError
 
 #: Where the Debian package ``dataset-fashion-mnist`` puts its files.
@@ -32,7 +33,8 @@ def fashion_mnist(part: str = "train", folder: str | os.PathLike[str] | None = N
 
     Raises:
         MissingDependencyError: If the file is not there.
-        DataError: If the part is unknown, or the file is damaged.
+        ArgumentError: If the part is unknown.
+        DataError: If the file is damaged.
 
     References:
         Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747.
@@ -42,11 +44,11 @@ def fashion_mnist(part: str = "train", folder: str | os.PathLike[str] | None = N
         >>> fashion_mnist("validation")
         Traceback (most recent call last):
         ...
-        flowkit.errors.DataError: fashion_mnist has the parts 'train' and 'test', got 'validation'
+        flowkit.errors.ArgumentError: fashion_mnist expected part as one of 'test', 'train', got \
+'validation'
     """
-    if part not in _FILES:
-        raise DataError(f"fashion_mnist has the parts 'train' and 'test', got {part!r}")
-    path = Path(DEBIAN_FOLDER if folder is None else folder) / _FILES[part]
+    file_name = checks.choice("fashion_mnist", "part", part, _FILES)
+    path = Path(DEBIAN_FOLDER if folder is None else folder) / file_name
     try:
         with gzip.open(path, "rb") as file:
             raw = file.read()
@@ -61,7 +63,7 @@ def fashion_mnist(part: str = "train", folder: str | os.PathLike[str] | None = N
 
 
 def _images(raw: bytes, path: Path) -> Tensor:
-    """The images of an IDX file: four big-endian integers, and a byte a pixel."""
+    """The images of an IDX file: four big-endian integers, and one byte per pixel."""
     header = struct.unpack(">4i", raw[:16]) if len(raw) >= 16 else (0, 0, 0, 0)
     kind, count, height, width = header
     if kind != 0x803 or len(raw) != 16 + count * height * width:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.datasets.photos import PHOTOGRAPHS, load_photograph
-from flowkit.datasets.splits import Splits
+from flowkit.datasets.splits import Splits, valid_seed
 from flowkit.errors import DataError, MissingDependencyError
 
 # The right motorcycle is the left one from a step aside, so only one of the pair is used. Each
@@ -69,7 +70,8 @@ def photograph_patches(
         images of each part are listed in ``PATCH_IMAGES``.
 
     Raises:
-        DataError: If limit is below 1, or the installed scikit-image lacks one of the images.
+        ArgumentError: If limit is below 1.
+        DataError: If the installed scikit-image lacks one of the images.
         MissingDependencyError: If scikit-image or scikit-learn is not installed.
 
     References:
@@ -82,12 +84,10 @@ def photograph_patches(
         >>> [tuple(part.shape) for part in splits[:3]]
         [(500, 63), (50, 63), (50, 63)]
     """
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise DataError(
-            f"photograph_patches expected a limit of 1 row or more, or None, got {limit!r}; "
-            "write for example limit=10_000"
-        )
-    generator = torch.Generator().manual_seed(seed)
+    owner = "photograph_patches"
+    if limit is not None:
+        limit = checks.integer(owner, "limit", limit, least=1)
+    generator = torch.Generator().manual_seed(valid_seed(owner, seed))
     held = None if limit is None else max(1, limit // 10)
     train, validation, test = (
         _rows([_grey(name) for name in PATCH_IMAGES[part]], rows, generator).to(dtype)
@@ -116,7 +116,7 @@ def _rows(images: list[Tensor], limit: int | None, generator: torch.Generator) -
 
 
 def _grey(name: str) -> Tensor:
-    """One image as whole grey levels 0..255, by the luma weights of ITU-R BT.601."""
+    """One image as integer grey levels 0..255, by the luma weights of ITU-R BT.601."""
     pixels = load_photograph(name) if name in PHOTOGRAPHS else _packaged(name)
     if pixels.ndim == 3:
         pixels = (pixels[..., :3] @ np.array([0.299, 0.587, 0.114])).round()

@@ -1,7 +1,7 @@
 """A photograph as a density: every pixel is a point (red, green, blue, x, y).
 
 The pixels of scikit-learn's two photographs need no download; samples of a fitted density, drawn
-at their position in their colour, repaint the picture (:func:`flowkit.plotting.pointillist`).
+at their position in their color, repaint the picture (:func:`flowkit.plotting.pointillist`).
 """
 
 from typing import NamedTuple
@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.data.dequantize import dequantize
-from flowkit.errors import DataError, MissingDependencyError
+from flowkit.errors import MissingDependencyError
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 
 
-class PhotographColours(NamedTuple):
+class PhotographColors(NamedTuple):
     """The pixels of one photograph.
 
     Attributes:
@@ -27,8 +28,8 @@ class PhotographColours(NamedTuple):
         columns: The five column names.
 
     Example:
-        >>> from flowkit.datasets import photograph_colours
-        >>> photo = photograph_colours("china.jpg")
+        >>> from flowkit.datasets import photograph_colors
+        >>> photo = photograph_colors("china.jpg")
         >>> tuple(photo.points.shape), photo.height, photo.width
         ((273280, 5), 427, 640)
     """
@@ -42,12 +43,12 @@ class PhotographColours(NamedTuple):
         """Return the photograph as a uint8 array (height, width, 3).
 
         Example:
-            >>> from flowkit.datasets import photograph_colours
-            >>> photograph_colours().image().shape
+            >>> from flowkit.datasets import photograph_colors
+            >>> photograph_colors().image().shape
             (427, 640, 3)
         """
-        colours = self.points[:, :3].to(torch.uint8).numpy()
-        return colours.reshape(self.height, self.width, 3)
+        colors = self.points[:, :3].to(torch.uint8).numpy()
+        return colors.reshape(self.height, self.width, 3)
 
     def dequantized(self, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the points with uniform noise in (-1/2, 1/2) added to all five columns.
@@ -59,19 +60,19 @@ class PhotographColours(NamedTuple):
             dtype: Floating dtype of the result.
 
         Returns:
-            Tensor (height * width, 5): colours in (-0.5, 255.5), x in (-0.5, width - 0.5), y in
+            Tensor (height * width, 5): colors in (-0.5, 255.5), x in (-0.5, width - 0.5), y in
             (-0.5, height - 0.5).
 
         Example:
-            >>> from flowkit.datasets import photograph_colours
-            >>> points = photograph_colours().dequantized(seed=1)
+            >>> from flowkit.datasets import photograph_colors
+            >>> points = photograph_colors().dequantized(seed=1)
             >>> bool(points.min() > -0.5), bool((points[:, 3] < 639.5).all())
             (True, True)
         """
         return dequantize(self.points, seed=seed, dtype=dtype)
 
 
-def photograph_colours(name: str = "china.jpg") -> PhotographColours:
+def photograph_colors(name: str = "china.jpg") -> PhotographColors:
     """Load one of scikit-learn's two photographs as 273,280 points in five dimensions.
 
     Args:
@@ -81,22 +82,22 @@ def photograph_colours(name: str = "china.jpg") -> PhotographColours:
         The integer points, the size of the picture and the column names.
 
     Raises:
-        DataError: If there is no photograph of that name.
+        ArgumentError: If there is no photograph of that name.
         MissingDependencyError: If scikit-learn is not installed.
 
     References:
         The photographs are by danielbuechele (china) and vultilion (flower), CC BY 2.0.
 
     Example:
-        >>> from flowkit.datasets import photograph_colours
-        >>> photograph_colours("flower.jpg").points[0].tolist()
+        >>> from flowkit.datasets import photograph_colors
+        >>> photograph_colors("flower.jpg").points[0].tolist()
         [2, 19, 13, 0, 0]
     """
     image = load_photograph(name)
     height, width, _ = image.shape
     y, x = np.mgrid[:height, :width]
     points = np.column_stack([image.reshape(-1, 3), x.ravel(), y.ravel()]).astype(np.int64)
-    return PhotographColours(torch.from_numpy(points), height, width)
+    return PhotographColors(torch.from_numpy(points), height, width)
 
 
 def load_photograph(name: str) -> np.ndarray:
@@ -106,10 +107,10 @@ def load_photograph(name: str) -> np.ndarray:
         name: ``"china.jpg"`` or ``"flower.jpg"``.
 
     Returns:
-        The array, colours in 0..255.
+        The array, colors in 0..255.
 
     Raises:
-        DataError: If there is no photograph of that name.
+        ArgumentError: If there is no photograph of that name.
         MissingDependencyError: If scikit-learn is not installed.
 
     Example:
@@ -117,11 +118,7 @@ def load_photograph(name: str) -> np.ndarray:
         >>> load_photograph("china.jpg").shape
         (427, 640, 3)
     """
-    if name not in PHOTOGRAPHS:
-        raise DataError(
-            f"photograph expected one of {', '.join(PHOTOGRAPHS)}, got {name!r}; "
-            "choose one of these, or build points from your own image array"
-        )
+    checks.choice("photograph", "name", name, PHOTOGRAPHS)
     try:
         from sklearn.datasets import load_sample_image
     except ImportError as error:

@@ -1,6 +1,6 @@
 """Train, validation and test parts of a table, and the one rule by which rows are dealt out.
 
-Every loader of this room that returns rows returns a :class:`Splits`.
+Every loader of this package that returns rows returns a :class:`Splits`.
 """
 
 from typing import NamedTuple
@@ -8,8 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.data.dequantize import dequantize
 from flowkit.errors import DataError
+
+
+def valid_seed(owner: str, seed: int) -> int:
+    """Check a seed of generators."""
+    return checks.integer(owner, "seed", seed, least=0, most=2**61)
 
 
 class Splits(NamedTuple):
@@ -56,7 +62,7 @@ class Splits(NamedTuple):
         if constant:
             raise DataError(
                 "standardized expected columns that vary in the training part, got constant "
-                f"{', '.join(constant)}; drop them, or dequantize whole numbers first"
+                f"{', '.join(constant)}; drop them, or dequantize integers first"
             )
         train, validation, test = (
             (part - mean) / scale for part in (self.train, self.validation, self.test)
@@ -75,7 +81,7 @@ class Splits(NamedTuple):
             New splits of the same dtype.
 
         Raises:
-            DataError: If a part holds anything but whole numbers.
+            DataError: If a part holds anything but integers.
 
         Example:
             >>> from flowkit.datasets import digits
@@ -84,7 +90,7 @@ class Splits(NamedTuple):
             True
         """
         train, validation, test = (
-            dequantize(part, seed=3 * seed + place, dtype=part.dtype)
+            dequantize(part, seed=3 * valid_seed("dequantized", seed) + place, dtype=part.dtype)
             for place, part in enumerate((self.train, self.validation, self.test))
         )
         return Splits(train, validation, test, self.columns)
@@ -124,7 +130,7 @@ def split_rows(
     if table.ndim != 2 or table.shape[1] != len(columns):
         raise DataError(
             f"split_rows expected a table (n, {len(columns)}) for its {len(columns)} column "
-            f"names, got {tuple(table.shape)}; give one row per case and one name per column"
+            f"names, got {tuple(table.shape)}; give one row per sample and one name per column"
         )
     if not bool(torch.isfinite(table).all()):
         raise DataError(
@@ -136,7 +142,7 @@ def split_rows(
             f"split_rows expected at least 10 different rows, got {len(rows)}; "
             "a part would be empty: bring more rows"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(valid_seed("split_rows", seed))
     rows = rows[torch.randperm(len(rows), generator=generator)]
     held = round(len(rows) / 10)
     train = len(rows) - 2 * held

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit.datasets.splits import valid_seed
 from flowkit.errors import DataError, MissingDependencyError
 
 _FILE = Path("datasets") / "data" / "sp500_dataset.csv.gz"
@@ -97,11 +98,12 @@ def stock_returns(
         raise DataError(f"stock_returns cannot read {path}: {error}") from error
     if prices.shape != (len(rows), len(header) - 1) or len(rows) < 2 or not (prices > 0).all():
         raise DataError(
-            f"stock_returns expected a column of dates and one of positive prices a stock in "
+            f"stock_returns expected a column of dates and one of positive prices per stock in "
             f"{path}, got a table of shape {prices.shape}; remedy: fetch the file anew"
         )
     if seed is not None:
-        prices = prices + _CENTS * (np.random.default_rng(seed).random(prices.shape) - 0.5)
+        draws = np.random.default_rng(valid_seed("stock_returns", seed))
+        prices = prices + _CENTS * (draws.random(prices.shape) - 0.5)
     returns = torch.from_numpy(100 * np.diff(np.log(prices), axis=0)).to(dtype)
     return StockReturns(returns, tuple(row[0] for row in rows[1:]), tuple(header[1:]))
 

@@ -101,7 +101,7 @@ def wine(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
 def diabetes(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
     """Load the diabetes table: 442 patients, 10 baseline measurements in original units.
 
-    ``age`` in years and ``sex`` (1 or 2) are whole numbers: add noise to them, or leave them out,
+    ``age`` in years and ``sex`` (1 or 2) are integers: add noise to them, or leave them out,
     before a density is fitted.
 
     Comes with scikit-learn; arguments, result and errors are those of :func:`magic`.
@@ -118,7 +118,7 @@ def diabetes(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
 
 
 def digits(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
-    """Load the handwritten digits: 1,797 images of 8 by 8 pixels, whole grey levels 0..16.
+    """Load the handwritten digits: 1,797 images of 8 by 8 pixels, integer grey levels 0..16.
 
     Comes with scikit-learn; arguments, result and errors are those of :func:`magic`. A row is an
     image; use :meth:`Splits.dequantized` before a density is fitted.

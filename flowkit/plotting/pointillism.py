@@ -17,7 +17,7 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
         photo: Array (height, width, 3), colors in 0..255.
         points: Points (n, 5): red, green, blue in -0.5..255.5 and x, y in pixels, whose centres
             are the integers, y counted from the top, as from
-            :func:`flowkit.datasets.photograph_colours` dequantised. Colors beyond the range are
+            :func:`flowkit.datasets.photograph_colors` dequantised. Colors beyond the range are
             clipped; points beyond the frame are counted in the title.
         title: Title of the samples' panel.
 
@@ -29,9 +29,9 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
             points (n, 5).
 
     Example:
-        >>> from flowkit.datasets import photograph_colours
+        >>> from flowkit.datasets import photograph_colors
         >>> from flowkit.plotting import pointillist
-        >>> photo = photograph_colours("china.jpg")
+        >>> photo = photograph_colors("china.jpg")
         >>> figure = pointillist(photo.image(), photo.dequantized()[::500])
         >>> [axis.get_title() for axis in figure.axes]
         ['photograph', 'samples: 547 points']

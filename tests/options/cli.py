@@ -16,7 +16,7 @@ import torch
 from flowkit.cli import main
 from flowkit.cli.demo import demo
 from flowkit.data.tables import Table, read_table
-from flowkit.datasets.photos import PhotographColours
+from flowkit.datasets.photos import PhotographColors
 from flowkit.io import load
 
 from .harness import differs, falls, of, of_command, rises, same, shows
@@ -182,14 +182,14 @@ class Enough(Exception):
     """Nothing after the training is of interest."""
 
 
-PHOTO = PhotographColours(torch.arange(300_000).reshape(-1, 5) % 200, 200, 300)
+PHOTO = PhotographColors(torch.arange(300_000).reshape(-1, 5) % 200, 200, 300)
 
 
 def training(call: Any) -> Any:
     """What the training of the demo is given: its rows, the limits, the seed."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch("flowkit.cli.demo.photograph_colours", return_value=PHOTO),
+        mock.patch("flowkit.cli.demo.photograph_colors", return_value=PHOTO),
         mock.patch("flowkit.cli.demo.train_flow", side_effect=Enough) as train,
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.suppress(Enough),

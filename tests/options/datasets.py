@@ -12,10 +12,10 @@ import torch
 
 from flowkit import datasets
 from flowkit.data import dequantize
-from flowkit.datasets import photograph_colours, photograph_patches, stock_returns
+from flowkit.datasets import photograph_colors, photograph_patches, stock_returns
 from flowkit.datasets.images import fashion_mnist
 from flowkit.datasets.mice import heterogeneous_stock_mice
-from flowkit.datasets.photos import PhotographColours
+from flowkit.datasets.photos import PhotographColors
 from flowkit.datasets.splits import Splits, split_rows
 
 from .harness import differs, of, rises, seeds
@@ -39,10 +39,10 @@ of(
 of(split_rows, None, **random(lambda **o: split_rows(COUNTS, ("a", "b"), **o)))
 whole = Splits(COUNTS, COUNTS, COUNTS, ("a", "b"))
 of(Splits.dequantized, lambda **o: whole.dequantized(**o), seed=seeds())
-points = PhotographColours(torch.arange(20).reshape(4, 5), 2, 2)
-of(PhotographColours.dequantized, None, **random(lambda **o: points.dequantized(**o)))
-of(PhotographColours, lambda **o: PhotographColours(COUNTS, 2, 2, **o), columns=differs(("a",)))
-of(photograph_colours, lambda **o: photograph_colours(**o).points, name=differs("flower.jpg"))
+points = PhotographColors(torch.arange(20).reshape(4, 5), 2, 2)
+of(PhotographColors.dequantized, None, **random(lambda **o: points.dequantized(**o)))
+of(PhotographColors, lambda **o: PhotographColors(COUNTS, 2, 2, **o), columns=differs(("a",)))
+of(photograph_colors, lambda **o: photograph_colors(**o).points, name=differs("flower.jpg"))
 for name in ("breast_cancer", "diabetes", "digits", "magic", "wine"):
     of(getattr(datasets, name), None, **random(getattr(datasets, name)))
 
