@@ -288,10 +288,10 @@ WRONG = [
     ("tail_adaptive_flow", 1, {"tails": 2.0, "scalar": "cubic"}, "scalar as one of .* got 'cub"),
     ("dense_flow", (), {}, "event_shape as .* integers, all >= 1, got \\(\\)"),
     ("dense_flow", (1, 0), {}, "event_shape as .* all >= 1"),
-    ("dense_flow", 3, {"lower": 1, "upper": 1}, "upper as a finite number > 1"),
+    ("dense_flow", 3, {"lower": 1, "upper": 1}, "expected lower < upper, got 1.0 and 1.0"),
     ("dense_flow", 3, {"lower": 1}, "both lower and upper, or neither"),
     ("dense_flow", 3, {"standardize": 1}, "True or False, got 1"),
-    ("dense_flow", 3, {"negative_slope": 2.0}, "SmoothLeakyReLU"),
+    ("dense_flow", 3, {"negative_slope": 2.0}, "negative_slope as a finite number > 0 and < 1"),
     ("conv_flow", 3, {}, "an image \\(channels, height, width\\), got 3; remedy: dense_flow"),
     (
         "conv_flow",

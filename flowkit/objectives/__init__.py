@@ -1,6 +1,6 @@
 """Objectives: what to minimise."""
 
-from flowkit.objectives.base import Batch, Loss, Objective, WeightedSum
+from flowkit.objectives.base import Loss, Objective, WeightedSum
 from flowkit.objectives.dependent import DependentLikelihood
 from flowkit.objectives.divergence import PathKL, ReverseKL
 from flowkit.objectives.force import ForceMatching
@@ -15,7 +15,6 @@ from flowkit.objectives.score import (
 
 __all__ = [
     "AfterPreprocessing",
-    "Batch",
     "DenoisingScoreMatching",
     "DependentLikelihood",
     "FiniteDifferenceScoreMatching",

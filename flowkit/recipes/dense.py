@@ -65,7 +65,8 @@ def dense_flow(
     name = "dense_flow"
     shape = checks.event_shape(name, event_shape)
     layers = checks.integer(name, "layers", layers, least=1, most=parts.MAX_LAYERS)
-    scalar = SmoothLeakyReLU(negative_slope)
+    slope = checks.number(name, "negative_slope", negative_slope, above=0, below=1)
+    scalar = SmoothLeakyReLU(slope)
     size = math.prod(shape)
     stack: list[Transform] = [DenseLinear(size)]
     for _ in range(layers - 1):
@@ -88,7 +89,9 @@ def preprocessing(
                 f"{owner} expected both lower and upper, or neither, got {lower!r} and {upper!r}"
             )
         low = checks.number(owner, "lower", lower)
-        high = checks.number(owner, "upper", upper, above=low)
+        high = checks.number(owner, "upper", upper)
+        if not low < high:
+            raise ArgumentError(f"{owner} expected lower < upper, got {low} and {high}")
         margin = _MARGIN * (high - low)
         first.append(Logit(size, lower=low - margin, upper=high + margin))
     if checks.flag(owner, "standardize", standardize):

@@ -79,7 +79,8 @@ def conv_flow(
     kernel = checks.integer(name, "kernel", kernel, least=1)
     if kernel % 2 == 0:
         raise checks.fail(name, "kernel", "an odd integer", kernel)
-    scalar = SmoothLeakyReLU(negative_slope)
+    slope = checks.number(name, "negative_slope", negative_slope, above=0, below=1)
+    scalar = SmoothLeakyReLU(slope)
     first = _preprocessing(name, shape, lower, upper, standardize)
     stack: list[Transform] = []
     for scale in range(_scales(name, shape, scales, 3, _halvings(shape) + 1)):
