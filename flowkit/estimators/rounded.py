@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from flowkit.flow import Flow
-from flowkit.objectives import Batch, Loss, MaximumLikelihood
+from flowkit.objectives import Loss, MaximumLikelihood
+from flowkit.objectives.base import Batch
 
 _POINTS = 32
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from flowkit import checks
 from flowkit.flow import Flow
-from flowkit.objectives import Batch, Loss, Objective
+from flowkit.objectives import Loss, Objective
+from flowkit.objectives.base import Batch
 from flowkit.testing.common import expect_same_copies
 from flowkit.testing.probe import DTYPES, expect, expect_finite, expect_shape, noise_of, randomize
 from flowkit.testing.report import ContractReport
