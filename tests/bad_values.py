@@ -89,7 +89,12 @@ OWN: dict[str, dict[str, Any]] = {
     "tail_verdict": {"x": torch.rand(500)},
 }
 #: Repetitions, which cost time alone: a large number is no mistake.
-ENDLESS = {("fit", "epochs"), ("fit", "steps"), ("adapt_step_sizes", "rounds")}
+ENDLESS = {
+    ("photograph_patches", "limit"),
+    ("fit", "epochs"),
+    ("fit", "steps"),
+    ("adapt_step_sizes", "rounds"),
+}
 # Their values are not numbers, or any number will do.
 NO_NUMBERS = {"progress", "generator", "dtype", "device", "extra"}
 

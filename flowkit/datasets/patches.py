@@ -17,7 +17,7 @@ from flowkit.datasets.photos import PHOTOGRAPHS, load_photograph
 from flowkit.datasets.splits import Splits, valid_seed
 from flowkit.errors import DataError, MissingDependencyError
 
-# The right motorcycle is the left one from a step aside, so only one of the pair is used. Each
+# The right motorcycle shows the same as the left one, so only one of the pair is used. Each
 # held-out part has one smooth and one textured picture.
 PATCH_IMAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

@@ -147,7 +147,7 @@ class _NoFurther(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
         raise DataError(
-            "a gradient was asked of a force that came as a function, which has none; remedy: "
+            "a force that came as a function has no gradient of its own; remedy: "
             "torch.no_grad() for sampling, Metropolis layers for training, or an energy that "
             "torch can differentiate twice"
         )

@@ -100,7 +100,7 @@ class Target(nn.Module):
             flow: The flow.
             x: Samples of it.
             context: Their context.
-            generator: Source of randomness of an energy that draws, as one of a part of the data.
+            generator: Source of randomness of an energy that draws, as on minibatches.
         """
         with drawing_from(generator):
             value = self._evaluate(flow, x, context)

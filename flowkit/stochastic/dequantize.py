@@ -11,7 +11,7 @@ from flowkit.stochastic.base import StochasticTransform
 
 @register
 class Dequantize(StochasticTransform):
-    r"""Integers to the line: :math:`z = x + u`, :math:`u \sim U(-1/2, 1/2)`; back by rounding.
+    r"""Integers to real numbers: :math:`z = x + u`, :math:`u \sim U(-1/2, 1/2)`; back by rounding.
 
     An integer k stands for the cell [k - 1/2, k + 1/2): the convention of
     :func:`flowkit.data.dequantize`. Counts from 0 to n - 1 become numbers in

@@ -276,7 +276,7 @@ of(
     AdaptStepSizes,
     lambda **o: called(3, **o),
     every=differs(2),
-    options=differs({"rows": 32, "rounds": 3}, {"rows": 32, "rounds": 4}),
+    options=differs({"samples": 32, "rounds": 3}, {"samples": 32, "rounds": 4}),
 )
 of(
     layers_in_order,
