@@ -537,6 +537,7 @@ def _annealed(layer: Callable[..., Transform], *extra: Transform) -> Transform:
     return Compose(*layers[:3], *extra, *layers[3:], learned)
 
 
+@flowkit.register
 def _spring(x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
     """Springs at rest where the context says, normalised."""
     return 0.5 * (x - context).square().sum(-1) + math.log(2 * math.pi)

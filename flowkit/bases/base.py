@@ -10,6 +10,7 @@ from torch.distributions import constraints
 from flowkit import checks
 from flowkit.errors import NotInvertibleError
 from flowkit.numerics.types import Context, Generator
+from flowkit.shapes import as_shape
 
 
 class Base(nn.Module):
@@ -77,4 +78,4 @@ class Base(nn.Module):
     def _draw_shape(self, shape: tuple[int, ...], context: Context) -> tuple[int, ...]:
         """Sample shape, then the batch of the context, then the event."""
         batch = () if context is None else tuple(context.shape[:-1])
-        return (*shape, *batch, *self.event_shape)
+        return (*as_shape(shape), *batch, *self.event_shape)

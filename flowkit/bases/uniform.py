@@ -39,7 +39,9 @@ class Uniform(Base):
     def __init__(self, features: int, *, lower: float = 0.0, upper: float = 1.0) -> None:
         super().__init__(checks.integer("Uniform", "features", features, least=1))
         self.lower = checks.number("Uniform", "lower", lower)
-        self.upper = checks.number("Uniform", "upper", upper, above=self.lower)
+        self.upper = checks.number(
+            "Uniform", "upper", upper, above=self.lower, remedy="an upper end above lower"
+        )
         self.register_buffer("like", torch.zeros(()), persistent=False)
 
     @property

@@ -24,6 +24,16 @@ from flowkit.shapes import batch_text, last_axis_remedy
 from flowkit.transforms.region import Region, is_whole_line, map_ends, region_of
 
 
+def _sizes(owner: str, name: str, shape: Any) -> tuple[int | None, ...]:
+    """Check the shape of an event whose sizes may be unknown, or that is a scalar."""
+    sizes = [shape] if checks.is_integer(shape) else checks.as_list(shape)
+    if sizes is None:
+        raise checks.fail(owner, name, "an integer or a sequence of integers or None", shape)
+    known = [1 if n is None else n for n in sizes]
+    found = checks.event_shape(owner, known, name) if known else ()
+    return tuple(None if n is None else size for n, size in zip(sizes, found, strict=True))
+
+
 class Transform(nn.Module):
     r"""A map from data ``x`` to noise ``z`` with the logarithm of its volume change.
 
@@ -80,15 +90,17 @@ class Transform(nn.Module):
 
     def __init__(
         self,
-        event_shape: Sequence[int | None],
+        event_shape: int | Sequence[int | None],
         *,
         context: int = 0,
-        noise_shape: Sequence[int | None] | None = None,
+        noise_shape: int | Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape = tuple(event_shape)
-        self.noise_shape = self.event_shape if noise_shape is None else tuple(noise_shape)
-        self.context_size = checks.integer(type(self).__name__, "context", context, least=0)
+        name = type(self).__name__
+        self.event_shape = _sizes(name, "event_shape", event_shape)
+        given = self.event_shape if noise_shape is None else noise_shape
+        self.noise_shape = _sizes(name, "noise_shape", given)
+        self.context_size = checks.integer(name, "context", context, least=0)
         if context:
             self.needs_context = True
 
@@ -140,7 +152,7 @@ class Transform(nn.Module):
             The box; ``None`` where it is none, or depends on other numbers or the context.
         """
         if self.elementwise and (context is not None or not self.needs_context):
-            return self._map_ends(region, context, inverse)
+            return self._map_ends(region, context, inverse=inverse)
         free = is_whole_line(self.domain) and is_whole_line(self.codomain)
         keeps = self.noise_shape == self.event_shape
         return region if free and keeps and region.is_line() else None
@@ -149,6 +161,7 @@ class Transform(nn.Module):
         self,
         region: Region,
         context: Context,
+        *,
         inverse: bool,
         increasing: Tensor | bool = True,
     ) -> Region | None:
@@ -168,7 +181,7 @@ class Transform(nn.Module):
             return (self.inverse if inverse else self)(ends, context)[0]
 
         sides = (codomain, domain) if inverse else (domain, codomain)
-        return map_ends(apply, region, *sides, increasing)
+        return map_ends(apply, region, *sides, increasing=increasing)
 
     @property
     def _outer(self) -> tuple[constraints.Constraint, constraints.Constraint]:

@@ -248,7 +248,7 @@ def _has_inverse(transform: Transform) -> bool:
 
 
 def layers_in_order(
-    transform: Transform, inverse: bool = False
+    transform: Transform, *, inverse: bool = False
 ) -> Iterator[tuple[Transform, bool]]:
     """Iterate over all layers in the order of application, each with whether it is inverted.
 
@@ -262,8 +262,8 @@ def layers_in_order(
     if isinstance(transform, Compose):
         order = list(transform.transforms)
         for layer in reversed(order) if inverse else order:
-            yield from layers_in_order(layer, inverse)  # type: ignore[arg-type]
+            yield from layers_in_order(layer, inverse=inverse)  # type: ignore[arg-type]
     elif isinstance(transform, Inverse):
-        yield from layers_in_order(transform.transform, not inverse)
+        yield from layers_in_order(transform.transform, inverse=not inverse)
     else:
         yield transform, inverse

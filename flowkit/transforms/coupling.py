@@ -77,9 +77,10 @@ class Coupling(ScalarStructure):
         super().__init__(len(chosen), scalar, transformed, context=context, event_ndim=event_ndim)
         joined = read + transformed
         merge = sorted(range(len(chosen)), key=joined.__getitem__)
-        self.register_buffer("conditioning_index", torch.tensor(read, dtype=torch.long), False)
-        self.register_buffer("transformed_index", torch.tensor(transformed), False)
-        self.register_buffer("merge_index", torch.tensor(merge), False)
+        places = {"conditioning": read, "transformed": transformed, "merge": merge}
+        for name, index in places.items():
+            values = torch.tensor(index, dtype=torch.long)
+            self.register_buffer(f"{name}_index", values, persistent=False)
         # Parts that lie side by side are cut and joined without gathers.
         self._read_first = joined == sorted(joined)
         self._read_last = transformed + read == sorted(joined)

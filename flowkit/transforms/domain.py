@@ -230,7 +230,7 @@ class CircularShift(Transform):
         name = "CircularShift"
         features = checks.integer(name, "features", features, least=1)
         lower = checks.number(name, "lower", lower)
-        upper = checks.number(name, "upper", upper, above=lower)
+        upper = checks.number(name, "upper", upper, above=lower, remedy="an upper end above lower")
         if circular is None:
             circular = [True] * features
         around = checks.flags(name, "circular", circular, features)

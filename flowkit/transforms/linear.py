@@ -57,7 +57,9 @@ class _Linear(Transform):
     ) -> Region | None:
         """Carry a box of one feature; of more, the whole space alone."""
         if self.event_shape == (1,):
-            return self._map_ends(region, context, inverse, self.orientation() > 0)
+            return self._map_ends(
+                region, context, inverse=inverse, increasing=self.orientation() > 0
+            )
         return super().map_region(region, context, inverse=inverse)
 
     def unnormalized(

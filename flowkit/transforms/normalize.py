@@ -18,7 +18,7 @@ from flowkit.transforms.region import Region
 _NORMAL_RANGE = 1.3489795003921634
 
 
-def moments(x: Tensor, event_ndim: int, label: str, robust: bool = False) -> Mapped:
+def moments(x: Tensor, event_ndim: int, label: str, *, robust: bool = False) -> Mapped:
     """Centre and scale over everything but the first dimension of the event."""
     features = x.shape[-event_ndim]
     rows = x.movedim(-event_ndim, -1).reshape(-1, features).double()
@@ -80,7 +80,7 @@ class Standardize(Transform):
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
         """Take centre and scale from data."""
-        mean, scale = moments(x, 1, self.label, self.robust)
+        mean, scale = moments(x, 1, self.label, robust=self.robust)
         self.mean.copy_(mean)
         self.scale.copy_(scale)
 
@@ -167,7 +167,7 @@ class Whiten(Transform):
     ) -> Region | None:
         """Carry a box of one feature; of more, the line alone."""
         if self.event_shape == (1,):
-            return self._map_ends(region, context, inverse)
+            return self._map_ends(region, context, inverse=inverse)
         return super().map_region(region, context, inverse=inverse)
 
     def _log_det(self, like: Tensor) -> Tensor:

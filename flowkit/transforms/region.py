@@ -86,6 +86,7 @@ def map_ends(
     region: Region,
     before: Region,
     after: Region,
+    *,
     increasing: Tensor | bool = True,
 ) -> Region:
     """Carry a box by a function that maps every number of ``before`` by itself onto ``after``.

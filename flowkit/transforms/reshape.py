@@ -215,7 +215,7 @@ class FactorOut(Transform):
         self, region: Region, context: Context = None, *, inverse: bool = True
     ) -> Region | None:
         """Carry the part of the inner transform; the rest stays."""
-        ends = [self._part(end, inverse) for end in region]
+        ends = [self._part(end, inverse=inverse) for end in region]
         (first_low, rest_low), (first_high, rest_high) = ends
         inner = self.transform.map_region(Region(first_low, first_high), context, inverse=inverse)
         if inner is None:
@@ -224,12 +224,12 @@ class FactorOut(Transform):
         inner_ndim, rest_ndim = (3, 1) if inverse else (self.transform.noise_ndim, 3)
         batch = inner.lower.shape[: inner.lower.ndim - inner_ndim]
         lower, upper = (
-            self._whole(first, rest.expand(*batch, *rest.shape[-rest_ndim:]), inverse)
+            self._whole(first, rest.expand(*batch, *rest.shape[-rest_ndim:]), inverse=inverse)
             for first, rest in ((inner.lower, rest_low), (inner.upper, rest_high))
         )
         return Region(lower, upper)
 
-    def _part(self, value: Tensor, inverse: bool) -> Mapped:
+    def _part(self, value: Tensor, *, inverse: bool) -> Mapped:
         """What the inner transform maps, and the rest; of a row for the inverse."""
         if not inverse:
             first, rest = value.split((self.inner_size, value.shape[-3] - self.inner_size), -3)
@@ -238,7 +238,7 @@ class FactorOut(Transform):
         first, rest = value.split((size, value.shape[-1] - size), -1)
         return first.unflatten(-1, self._inner_noise), rest
 
-    def _whole(self, first: Tensor, rest: Tensor, inverse: bool) -> Tensor:
+    def _whole(self, first: Tensor, rest: Tensor, *, inverse: bool) -> Tensor:
         """Join what the inner transform gives with the rest."""
         if not inverse:
             first = first.flatten(-self.transform.noise_ndim)

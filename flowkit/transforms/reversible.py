@@ -133,7 +133,7 @@ class _Reversible(torch.autograd.Function):
         with stack.autocast():
             z, log_det = stack.run(x, context)
         ctx.stack = stack
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # noqa: FBT003
         ctx.save_for_backward(x, context, z, *tensors)
         return z, log_det
 
@@ -142,7 +142,7 @@ class _Reversible(torch.autograd.Function):
         # Under create_graph=True the gradients need a graph of their own.
         graph = torch.is_grad_enabled()
         differentiate = _plainly if graph else _layer_by_layer
-        with torch.inference_mode(False), torch.set_grad_enabled(graph), ctx.stack.autocast():
+        with torch.inference_mode(mode=False), torch.set_grad_enabled(graph), ctx.stack.autocast():
             return None, *differentiate(ctx.stack, ctx.saved_tensors, ctx.needs_input_grad, grads)
 
 
@@ -232,11 +232,12 @@ def _repeat(
     z: Tensor,
     context: Context,
     known: Tensor | None,
+    *,
     differentiate: bool,
 ) -> _Step:
     """Undo a layer that gave ``z`` unless its input is known, and repeat it with a graph."""
     if known is None and type(layer) is Coupling:
-        return _repeat_coupling(layer, direction, z, context, differentiate)
+        return _repeat_coupling(layer, direction, z, context, differentiate=differentiate)
     back = "forward" if direction == "inverse" else "inverse"
     value = _call(layer, back, z, context)[0] if known is None else known
     value = value.detach().requires_grad_(differentiate)
@@ -245,7 +246,7 @@ def _repeat(
 
 
 def _repeat_coupling(
-    layer: Coupling, direction: str, z: Tensor, context: Context, differentiate: bool
+    layer: Coupling, direction: str, z: Tensor, context: Context, *, differentiate: bool
 ) -> _Step:
     """The same for a coupling: what the conditioner reads is unchanged, so it runs once."""
     scalar = layer.scalar
@@ -271,6 +272,7 @@ def _gradients(
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor | None],
+    *,
     create_graph: bool = False,
 ) -> Sequence[Tensor | None]:
     """``torch.autograd.grad`` where outputs may be constants, or not have been used."""

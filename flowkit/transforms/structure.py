@@ -73,7 +73,7 @@ class ScalarStructure(Transform):
         """Carry a box whose ends the map leaves in place, or of features without neighbours."""
         known = context is not None or not self.needs_context
         if known and (self.elementwise or self.event_shape == (1,)):
-            mapped = self._map_ends(region, context, inverse)
+            mapped = self._map_ends(region, context, inverse=inverse)
             return keep_ends(self.scalar, region, mapped, self.event_ndim)
         transformed = Region(*(self.split(end)[1] for end in region))
         return region if ends_stay(self.scalar, transformed) else None

@@ -1,4 +1,4 @@
-"""Half-lines and intervals brought to the line: positive, bounded and free features in one layer.
+"""Half-lines and intervals mapped to the real line: positive, bounded and real features together.
 
 ``Log`` and ``Logit`` are the layers of one kind alone.
 """
@@ -104,7 +104,7 @@ class Unconstrain(Transform):
         return like.new_tensor([math.log(b - a) if math.isfinite(b - a) else 0.0 for a, b in ends])
 
     def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Map the domain to the line."""
+        """Map the domain to the real line."""
         lower, upper = self._ends(x)
         inside = (x > lower) & (x < upper)
         one, z, log_slope = torch.ones_like(x), torch.zeros_like(x), self._log_width(x)
