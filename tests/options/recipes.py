@@ -293,9 +293,10 @@ def stirred_noise(**options: Any) -> Any:
 
 
 def halves(**options: Any) -> Any:
-    """Which features each coupling moves."""
+    """Which features each coupling transforms."""
     flow = stochastic_flow(12, energy=springs, context=1, **{**annealed, "steps": 1, **options})
-    return [t.moved_index for t in flow.transform.transforms if hasattr(t, "moved_index")]
+    couplings = [t for t in flow.transform.transforms if type(t).__name__ == "Coupling"]
+    return [t.transformed_index for t in couplings]
 
 
 def inserted(**options: Any) -> Flow:
