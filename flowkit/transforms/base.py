@@ -153,6 +153,9 @@ class Transform(nn.Module):
         """
         if self.elementwise and (context is not None or not self.needs_context):
             return self._map_ends(region, context, inverse=inverse)
+        if self.reshapes:
+            move = self.inverse if inverse else self
+            return Region(move(region.lower)[0], move(region.upper)[0])
         free = is_whole_line(self.domain) and is_whole_line(self.codomain)
         keeps = self.noise_shape == self.event_shape
         return region if free and keeps and region.is_line() else None

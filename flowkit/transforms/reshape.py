@@ -65,13 +65,6 @@ class Reshape(Transform):
         batch = value.shape[: value.ndim - old]
         return value.reshape(*batch, *shape), value.new_zeros(batch)
 
-    def map_region(
-        self, region: Region, context: Context = None, *, inverse: bool = True
-    ) -> Region | None:
-        """Reshape the ends."""
-        move = self.inverse if inverse else self
-        return Region(move(region.lower)[0], move(region.upper)[0])
-
     def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Reshape."""
         return self._to(x, self.event_ndim, self.noise_shape)
@@ -120,13 +113,6 @@ class Squeeze(Transform):
         )
         self.factor = factor
 
-    def map_region(
-        self, region: Region, context: Context = None, *, inverse: bool = True
-    ) -> Region | None:
-        """Reshape the ends."""
-        move = self.inverse if inverse else self
-        return Region(move(region.lower)[0], move(region.upper)[0])
-
     def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Make channels of blocks."""
         f = self.factor
@@ -147,8 +133,8 @@ class FactorOut(Transform):
     r"""Let the later channels of an image leave as noise, and map the earlier ones further.
 
     :math:`z = (t(x_{1..k}),\; x_{k+1..C})`, in one row: a multi-scale flow is layers, this, whose
-    inner transform is a squeeze, layers, this, and so on. A :class:`Coupling` that moves the later
-    channels, right before it, is their learned prior given the earlier ones.
+    inner transform is a squeeze, layers, this, and so on. A :class:`Coupling` that transforms the
+    later channels, right before it, is their learned prior given the earlier ones.
 
     Args:
         event_shape: ``(channels, height, width)``.
