@@ -193,7 +193,7 @@ print(f"{len(measures)} mice, {doses.shape[1]} markers")
 held = np.isin(family, rng.permutation(np.unique(family))[: len(np.unique(family)) // 5])
 held = torch.from_numpy(held)
 y = ((measures - measures[~held].mean(0)) / measures[~held].std(0)).float()
-structure = Kinship(kinship[~held][:, ~held], independent=0.5)
+structure = Kinship(kinship[~held][:, ~held], residual_proportion=0.5)
 trained = y[~held]
 for name, data, objective in (
     ("independent", trained, MaximumLikelihood()),
@@ -216,7 +216,7 @@ for name, data, objective in (
     with torch.no_grad():
         value = flows[name].log_prob(y[held]).mean().item()
     print(f"{name:12s} {value:.3f} nats a mouse of other families")
-print(f"share of independence: {structure.independent.item():.2f}")
+print(f"residual proportion of variance: {structure.residual_proportion.item():.2f}")
 
 # %% [markdown]
 # The noise of the flow is a phenotype as normal as the flow can make it, and jointly so, which

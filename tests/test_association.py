@@ -32,23 +32,25 @@ def siblings(rows=N, size=4):
     return torch.block_diag(*[block] * (rows // size))
 
 
-def related(phenotypes, share=0.4, seed=0, rows=N):
-    """Phenotypes of families, of a covariance with a known share."""
-    root = torch.linalg.cholesky(share * torch.eye(rows).double() + (1 - share) * siblings(rows))
+def related(phenotypes, proportion=0.4, seed=0, rows=N):
+    """Phenotypes of families, of a covariance with a known proportion."""
+    root = torch.linalg.cholesky(
+        proportion * torch.eye(rows).double() + (1 - proportion) * siblings(rows)
+    )
     return root @ normal(rows, phenotypes, seed=seed)
 
 
-def projection(share, kinship, design):
+def projection(proportion, kinship, design):
     """P of the dense covariance, and the covariance."""
-    covariance = share * np.eye(len(kinship)) + (1 - share) * np.asarray(kinship)
+    covariance = proportion * np.eye(len(kinship)) + (1 - proportion) * np.asarray(kinship)
     inverse = np.linalg.inv(covariance)
     middle = np.linalg.inv(design.T @ inverse @ design)
     return inverse - inverse @ design @ middle @ design.T @ inverse, covariance
 
 
-def restricted(share, kinship, design, y):
+def restricted(proportion, kinship, design, y):
     """-2 times the restricted log-likelihood with a free residual matrix, up to a constant."""
-    p, covariance = projection(share, kinship, design)
+    p, covariance = projection(proportion, kinship, design)
     freedom = len(y) - design.shape[1]
     inner = design.T @ np.linalg.solve(covariance, design)
     columns = y.shape[1]
@@ -66,7 +68,7 @@ def _one_thread():
 
 def test_without_relatives_it_is_the_score_test_of_regression():
     covariates, markers, y = normal(N, 2, seed=1), doses(N, 7), normal(N, seed=2)
-    tests = LinearMixedModel(torch.eye(N), covariates).score_test(y, markers)
+    tests = LinearMixedModel(torch.eye(N), covariates=covariates).score_test(y, markers)
     design = np.column_stack([np.ones(N), covariates])
     hat = np.eye(N) - design @ np.linalg.pinv(design)
     rest, left = hat @ y.numpy(), hat @ markers.numpy()
@@ -86,10 +88,10 @@ def test_statistics_are_those_of_dense_generalised_least_squares(phenotypes):
     kinship, covariates, markers = siblings(), normal(N, 2, seed=1), doses(N, 7)
     y = related(phenotypes)
     given = y[:, 0] if phenotypes == 1 else y
-    model = LinearMixedModel(kinship, covariates)
+    model = LinearMixedModel(kinship, covariates=covariates)
     tests = model.score_test(given, markers)
     design = np.column_stack([np.ones(N), covariates])
-    p, _ = projection(tests.independent, kinship, design)
+    p, _ = projection(tests.residual_proportion, kinship, design)
     spread = y.numpy().T @ p @ y.numpy() / (N - 3)
     score = y.numpy().T @ p @ markers.numpy()
     square = np.einsum("im,ij,jm->m", markers.numpy(), p, markers.numpy())
@@ -105,39 +107,51 @@ def test_statistics_are_those_of_dense_generalised_least_squares(phenotypes):
 
 
 @pytest.mark.parametrize("phenotypes", [1, 2])
-def test_the_share_has_the_largest_restricted_likelihood(phenotypes):
+def test_the_proportion_has_the_largest_restricted_likelihood(phenotypes):
     kinship, covariates, y = siblings(), normal(N, 1, seed=1), related(phenotypes, seed=3)
     design = np.column_stack([np.ones(N), covariates])
-    share = LinearMixedModel(kinship, covariates).score_test(y, doses(N, 1)).independent
-    assert 0.01 < share < 0.99
+    proportion = (
+        LinearMixedModel(kinship, covariates=covariates)
+        .score_test(y, doses(N, 1))
+        .residual_proportion
+    )
+    assert 0.01 < proportion < 0.99
 
     def value(at):
         return restricted(at, kinship, design, y.numpy())
 
-    assert value(share) <= min(value(at) for at in np.linspace(1e-6, 1, 400)) + 1e-9
-    slope = (value(share + 1e-4) - value(share - 1e-4)) / 2e-4
-    curvature = (value(share + 1e-4) - 2 * value(share) + value(share - 1e-4)) / 1e-8
+    assert value(proportion) <= min(value(at) for at in np.linspace(1e-6, 1, 400)) + 1e-9
+    slope = (value(proportion + 1e-4) - value(proportion - 1e-4)) / 2e-4
+    curvature = (
+        value(proportion + 1e-4) - 2 * value(proportion) + value(proportion - 1e-4)
+    ) / 1e-8
     # A stationary point: the next Newton step is nothing.
     assert curvature > 0
     assert abs(slope / curvature) < 1e-4
 
 
-def test_the_share_is_found_within_its_standard_error():
+def test_the_proportion_is_estimated_within_its_standard_error():
     rows = 1200
-    y = related(2, share=0.4, rows=rows)
+    y = related(2, proportion=0.4, rows=rows)
     values = torch.linalg.eigvalsh(siblings(rows))
     slope = (1 - values) / (0.4 + 0.6 * values)
-    # Information of the share, with the variance profiled out.
+    # Information of the proportion, with the variance profiled out.
     information = 2 / 2 * float((slope - slope.mean()).square().sum())
-    share = LinearMixedModel(siblings(rows)).score_test(y, doses(rows, 1)).independent
-    assert abs(share - 0.4) < 4 / math.sqrt(information)
+    proportion = LinearMixedModel(siblings(rows)).score_test(y, doses(rows, 1)).residual_proportion
+    assert abs(proportion - 0.4) < 4 / math.sqrt(information)
 
 
 def test_independent_phenotypes_reach_the_end():
-    share = LinearMixedModel(siblings()).score_test(normal(N, seed=9), doses(N, 1)).independent
-    mixed = related(1, share=0.0, seed=1)[:, 0]
-    assert 1e-6 <= LinearMixedModel(siblings()).score_test(mixed, doses(N, 1)).independent < 0.2
-    assert share <= 1.0
+    proportion = (
+        LinearMixedModel(siblings()).score_test(normal(N, seed=9), doses(N, 1)).residual_proportion
+    )
+    mixed = related(1, proportion=0.0, seed=1)[:, 0]
+    assert (
+        1e-6
+        <= LinearMixedModel(siblings()).score_test(mixed, doses(N, 1)).residual_proportion
+        < 0.2
+    )
+    assert proportion <= 1.0
 
 
 @pytest.mark.parametrize("phenotypes", [1, 2])
@@ -148,7 +162,7 @@ def test_p_values_without_an_association_are_uniform(phenotypes):
     shared = doses(rows // 4, markers, seed=1)[family]
     own = doses(rows, markers, seed=2)
     tested = torch.where(normal(rows, markers, seed=3) > -1, shared, own)
-    y = related(phenotypes, share=0.2, rows=rows, seed=4)
+    y = related(phenotypes, proportion=0.2, rows=rows, seed=4)
     tests = LinearMixedModel(siblings(rows)).score_test(y, tested)
     # Level 1e-3; the seed is fixed.
     assert scipy.stats.kstest(tests.p_value.numpy(), "uniform").pvalue > 1e-3
@@ -169,13 +183,13 @@ def test_linear_maps_of_phenotypes_change_nothing():
     mixed = model.score_test(y @ mixing + 7.0, markers)
     assert torch.allclose(mixed.statistic, tests.statistic, rtol=1e-6)
     assert torch.allclose(mixed.effect, tests.effect @ mixing, rtol=1e-5, atol=1e-8)
-    assert mixed.independent == pytest.approx(tests.independent, abs=1e-5)
+    assert mixed.residual_proportion == pytest.approx(tests.residual_proportion, abs=1e-5)
 
 
 def test_scales_and_offsets_of_markers_and_covariates_do_not_matter():
     y, markers, covariates = related(1)[:, 0], doses(N, 5), normal(N, 2)
-    tests = LinearMixedModel(siblings(), covariates).score_test(y, markers)
-    other = LinearMixedModel(siblings(), 1e6 * covariates + 1e3)
+    tests = LinearMixedModel(siblings(), covariates=covariates).score_test(y, markers)
+    other = LinearMixedModel(siblings(), covariates=1e6 * covariates + 1e3)
     scaled = other.score_test(y, 100 - 3 * markers)
     assert torch.allclose(scaled.statistic, tests.statistic, rtol=1e-6)
     assert torch.allclose(-3 * scaled.effect, tests.effect, rtol=1e-6)
@@ -184,7 +198,7 @@ def test_scales_and_offsets_of_markers_and_covariates_do_not_matter():
 def test_markers_that_do_not_vary_are_not_associated():
     covariates, y = normal(N, 1, seed=1), related(1)[:, 0]
     known = torch.cat([torch.ones(N, 1), 2 + 3 * covariates, doses(N, 1)], 1)
-    tests = LinearMixedModel(siblings(), covariates).score_test(y, known)
+    tests = LinearMixedModel(siblings(), covariates=covariates).score_test(y, known)
     assert tests.statistic[:2].tolist() == [0.0, 0.0]
     assert tests.p_value[:2].tolist() == [1.0, 1.0]
     assert tests.effect[:2].tolist() == [0.0, 0.0]
@@ -221,15 +235,35 @@ def test_ranks_get_blom_scores_a_column():
 @pytest.mark.parametrize(
     ("build", "error", "match"),
     [
-        (lambda: LinearMixedModel(torch.eye(4)[:3]), ShapeError, r"kinship \(n, n\)"),
-        (lambda: LinearMixedModel(torch.eye(4) * math.nan), DataError, "finite kinship"),
+        (lambda: LinearMixedModel(torch.eye(4)[:3]), ShapeError, r"a square matrix \(n, n\)"),
+        (
+            lambda: LinearMixedModel(torch.eye(4) * math.nan),
+            DataError,
+            "a matrix of finite numbers",
+        ),
         (lambda: LinearMixedModel(torch.ones(4, 4).triu()), DataError, "symmetric"),
         (lambda: LinearMixedModel(-torch.eye(4)), DataError, "semi-definite"),
-        (lambda: LinearMixedModel(torch.eye(4), torch.ones(3, 1)), ShapeError, "covariates"),
-        (lambda: LinearMixedModel(torch.eye(4), torch.ones(4, 1)), DataError, "intercept"),
-        (lambda: LinearMixedModel(torch.eye(4), normal(4, 3)), DataError, "fewer covariates"),
+        (
+            lambda: LinearMixedModel(torch.eye(4), covariates=torch.ones(3, 1)),
+            ShapeError,
+            "covariates",
+        ),
+        (
+            lambda: LinearMixedModel(torch.eye(4), covariates=torch.ones(4, 1)),
+            DataError,
+            "intercept",
+        ),
+        (
+            lambda: LinearMixedModel(torch.eye(4), covariates=normal(4, 3)),
+            DataError,
+            "fewer covariates",
+        ),
         (lambda: rank_normalised(torch.zeros(2, 2, 2)), ShapeError, "rank_normalised"),
-        (lambda: rank_normalised(torch.tensor([1.0, math.nan])), DataError, "finite values"),
+        (
+            lambda: rank_normalised(torch.tensor([1.0, math.nan])),
+            DataError,
+            "values of finite numbers",
+        ),
     ],
 )
 def test_what_is_no_model_is_refused(build, error, match):
@@ -243,8 +277,8 @@ def test_what_is_no_model_is_refused(build, error, match):
         (normal(3), doses(4, 2), ShapeError, "phenotypes"),
         (normal(4), doses(3, 2), ShapeError, "markers"),
         (normal(4), doses(4, 2)[:, 0], ShapeError, "markers"),
-        (normal(4) * math.nan, doses(4, 2), DataError, "finite phenotypes"),
-        (normal(4), doses(4, 2) * math.inf, DataError, "finite markers"),
+        (normal(4) * math.nan, doses(4, 2), DataError, "phenotypes of finite numbers"),
+        (normal(4), doses(4, 2) * math.inf, DataError, "markers of finite numbers"),
         (torch.ones(4), doses(4, 2), DataError, "linearly independent"),
         (normal(4, 1).expand(4, 2), doses(4, 2), DataError, "linearly independent"),
         (normal(4, 4), doses(4, 2), DataError, "at most 3"),

@@ -45,16 +45,22 @@ def relationship(n=N, k=8):
 STRUCTURES = {
     "blocks": lambda: EquicorrelatedBlocks([0, 0, 1, 2, 2, 2], rho=0.4),
     "negative blocks": lambda: EquicorrelatedBlocks(list("aabbbb"), rho=-0.2),
-    "a rho a block": lambda: EquicorrelatedBlocks([0, 0, 1, 2, 2, 2], 0.4, per_block=True),
-    "kinship": lambda: Kinship(relationship(), independent=0.3),
-    "low rank": lambda: Kinship(factor=normal(N, 2, seed=2), independent=0.3),
-    "operator": lambda: StructuredKinship(DenseLinearOperator(relationship()), independent=0.3),
+    "a rho per block": lambda: EquicorrelatedBlocks([0, 0, 1, 2, 2, 2], rho=0.4, per_block=True),
+    "kinship": lambda: Kinship(relationship(), residual_proportion=0.3),
+    "low rank": lambda: Kinship(factor=normal(N, 2, seed=2), residual_proportion=0.3),
+    "operator": lambda: StructuredKinship(
+        DenseLinearOperator(relationship()), residual_proportion=0.3
+    ),
     "given": lambda: GivenCovariance(0.3 * torch.eye(N).double() + 0.7 * relationship()),
-    "time": lambda: AutoregressiveTime([3.0, 1.0, 0.5, 2.0, 7.0, 1.5], list("ababab"), tau=2.0),
-    "space": lambda: Spatial(normal(N, 2, seed=3), Matern(2, nu=1.5, length_scale=1.0), 0.2),
+    "time": lambda: AutoregressiveTime(
+        [3.0, 1.0, 0.5, 2.0, 7.0, 1.5], series=list("ababab"), tau=2.0
+    ),
+    "space": lambda: Spatial(
+        normal(N, 2, seed=3), Matern(2, nu=1.5, length_scale=1.0), residual_proportion=0.2
+    ),
     "sum": lambda: SumOfCovariances(
         EquicorrelatedBlocks([0, 0, 1, 2, 2, 2], rho=0.4),
-        Kinship(relationship(), independent=0.3),
+        Kinship(relationship(), residual_proportion=0.3),
         weights=[0.25, 0.75],
     ),
     "product": lambda: KroneckerCovariance(
@@ -78,8 +84,8 @@ def test_structures_are_normal_laws_of_their_matrix(name):
     assert structure.log_det().item() == pytest.approx(
         torch.linalg.slogdet(matrix)[1].item(), abs=1e-10
     )
-    # The coloured unit matrix is a root of the covariance.
-    root = structure.colour(torch.eye(N).double())
+    # The correlated unit matrix is a root of the covariance.
+    root = structure.correlate(torch.eye(N).double())
     assert torch.allclose(root @ root.mT, matrix, atol=1e-10)
     raw = [p for p in structure.parameters() if p.requires_grad]
     if raw:
@@ -122,24 +128,24 @@ def test_no_dependence_is_independence():
     assert blocks.log_prob(u).item() == pytest.approx(exact, abs=1e-6)
     single = EquicorrelatedBlocks(range(N), rho=0.7).double()
     assert single.log_prob(u).item() == pytest.approx(exact, abs=1e-12)
-    kinship = Kinship(torch.eye(N), independent=0.3)
+    kinship = Kinship(torch.eye(N), residual_proportion=0.3)
     assert kinship.log_prob(u).item() == pytest.approx(exact, abs=1e-12)
 
 
-def test_strengths_are_recovered_and_never_stale():
+def test_parameters_are_recovered_and_never_stale():
     matrix = relationship(300, 40)
-    truth = Kinship(matrix, independent=0.4)
+    truth = Kinship(matrix, residual_proportion=0.4)
     u = truth.sample(4, torch.Generator().manual_seed(5)).detach()
-    model = Kinship(matrix, independent=0.8)
+    model = Kinship(matrix, residual_proportion=0.8)
     before = model.log_prob(u).item()
-    model.fit_strength(u)
-    share = model.independent.item()
+    model.fit_parameters(u)
+    proportion = model.residual_proportion.item()
     assert model.log_prob(u).item() > before
-    # Information of the share: p / 2 sum of squares of the slope of the log-spectrum.
-    spectrum = 0.4 + 0.6 * truth.values
-    information = 2 * (((1 - truth.values) / spectrum) ** 2).sum().item()
+    # Information of the proportion: p / 2 sum of squares of the slope of the log-spectrum.
+    spectrum = 0.4 + 0.6 * truth.relationship.values
+    information = 2 * (((1 - truth.relationship.values) / spectrum) ** 2).sum().item()
     # Below full rank the rest of the spectrum is zero, and in values as well.
-    assert abs(share - 0.4) < 3 / math.sqrt(information)
+    assert abs(proportion - 0.4) < 3 / math.sqrt(information)
     (slope,) = torch.autograd.grad(model.log_prob(u), model.raw)
     assert abs(slope.item()) < 1e-2
 
@@ -210,12 +216,16 @@ def test_relatives_are_drawn_given_those_observed():
         (lambda: Kinship(2 * torch.eye(2)), DataError, "a unit diagonal"),
         (lambda: Kinship(torch.tensor([[1.0, 2], [2, 1]])), DataError, "semi-definite"),
         (lambda: Kinship(factor=torch.zeros(3, 2)), DataError, "rows other than zero"),
-        (lambda: Kinship(torch.eye(2), independent=1.0), DataError, "independent share between"),
+        (
+            lambda: Kinship(torch.eye(2), residual_proportion=1.0),
+            DataError,
+            "independent proportion between",
+        ),
         (lambda: GivenCovariance(torch.ones(2, 2)), DataError, "positive definite"),
         (lambda: GivenCovariance(2 * torch.eye(2)), DataError, "unit diagonal"),
         (lambda: AutoregressiveTime([0.0, 0.0]), DataError, "different times"),
         (lambda: AutoregressiveTime([0.0, 1.0], tau=0.0), DataError, "tau > 0"),
-        (lambda: AutoregressiveTime([0.0], [0, 1]), DataError, "a series a row"),
+        (lambda: AutoregressiveTime([0.0], series=[0, 1]), DataError, "a series a row"),
         (lambda: Spatial(torch.zeros(3, 2), Matern(3)), DataError, "a kernel of d features"),
         (lambda: StructuredKinship(torch.eye(2)), DataError, "a LinearOperator"),
         (
@@ -301,7 +311,7 @@ def test_pairs_average_to_the_exact_value_and_gradient(name):
         assert (a is None and b is None) or torch.allclose(a, b, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["blocks", "a rho a block", "time"])
+@pytest.mark.parametrize("name", ["blocks", "a rho per block", "time"])
 def test_whole_blocks_average_to_the_exact_value_and_gradient(name):
     flow, x = flow_of(), normal(N, 2)
     structure = STRUCTURES[name]().double()
@@ -362,7 +372,7 @@ def test_some_rows_have_the_marginal_density(name):
 def test_operators_beyond_the_exact_size_are_solved_iteratively():
     pair = torch.tensor([[1.0, 0.6], [0.6, 1.0]]).double()
     pairs = BlockDiagLinearOperator(DenseLinearOperator(pair.expand(400, 2, 2)))
-    near = StructuredKinship(pairs, independent=0.5, exact=0, probes=64)
+    near = StructuredKinship(pairs, residual_proportion=0.5, exact=0, probes=64)
     exact = EquicorrelatedBlocks(np.repeat(np.arange(400), 2), rho=0.3).double()
     u = normal(800, 2)
     assert torch.allclose(near.solve(u), exact.solve(u), atol=1e-6)
@@ -373,10 +383,10 @@ def test_operators_beyond_the_exact_size_are_solved_iteratively():
 
 
 @pytest.mark.parametrize("name", ["blocks", "kinship", "time", "operator", "sum"])
-def test_strengths_in_turns_are_the_likeliest(name):
+def test_fitted_parameters_maximise_the_likelihood(name):
     structure = STRUCTURES[name]().double()
     u = structure.sample(200, torch.Generator().manual_seed(2)).detach()
-    structure.fit_strength(u)
+    structure.fit_parameters(u)
     learned = [p for p in structure.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(structure.log_prob(u) / u.numel(), learned)
     assert all(g.abs().max() < 1e-4 for g in gradients)
@@ -439,7 +449,7 @@ def test_correlation_times_do_not_depend_on_the_unit():
         truth = AutoregressiveTime(times, tau=30 * unit)
         u = truth.sample(4, torch.Generator().manual_seed(0)).detach()
         model = AutoregressiveTime(times, tau=unit)
-        model.fit_strength(u)
+        model.fit_parameters(u)
         found.append(model.tau.item() / unit)
     assert found[0] == pytest.approx(found[1], rel=1e-6)
     # The variance of an autoregressive coefficient a is (1 - a^2) / N, that of log tau 2 tau / N.
@@ -449,15 +459,17 @@ def test_correlation_times_do_not_depend_on_the_unit():
 def test_searches_beyond_the_exact_size_use_the_same_probes():
     block = torch.full((4, 4), 0.6).double().fill_diagonal_(1.0)
     blocks = BlockDiagLinearOperator(DenseLinearOperator(block.expand(60, 4, 4)))
-    u = StructuredKinship(blocks, independent=0.4).sample(6).detach()
-    near = StructuredKinship(blocks, independent=0.8, exact=0)
-    exact = StructuredKinship(blocks, independent=0.8)
+    u = StructuredKinship(blocks, residual_proportion=0.4).sample(6).detach()
+    near = StructuredKinship(blocks, residual_proportion=0.8, exact=0)
+    exact = StructuredKinship(blocks, residual_proportion=0.8)
     for model in (near, exact):
-        model.fit_strength(u)
-    assert near.independent.item() == pytest.approx(exact.independent.item(), abs=0.1)
+        model.fit_parameters(u)
+    assert near.residual_proportion.item() == pytest.approx(
+        exact.residual_proportion.item(), abs=0.1
+    )
 
 
-def test_fits_learn_the_strength_with_the_flow():
+def test_fits_learn_the_correlation_with_the_flow():
     blocks = np.repeat(np.arange(100), 4)
     truth = EquicorrelatedBlocks(blocks, rho=0.6)
     x = 3 + 2 * truth.sample(2, torch.Generator().manual_seed(1)).detach()
@@ -517,7 +529,7 @@ def test_what_has_no_joint_likelihood_is_named():
         UpdateCovariance(blocks, x[:2])
     with pytest.raises(DataError, match="different places"):
         blocks.sample_given(x[:2], [1, 1])
-    GivenCovariance(torch.eye(3)).fit_strength(x)
+    GivenCovariance(torch.eye(3)).fit_parameters(x)
     with pytest.raises(DataError, match="a mode of exact, blocks, pairs"):
         DependentLikelihood(blocks, mode="all")
     with pytest.raises(DataError, match="chunk >= 1"):

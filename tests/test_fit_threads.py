@@ -411,7 +411,9 @@ class TestRedirectedDraws:
             with drawing_from(torch.Generator().manual_seed(7)):
                 for i in parts:
                     here = slice(i, i + (10 if chunk == 40 else 40))
-                    z, log_det = noise_and_log_det(flow, x[here], context[here], chunk)
+                    z, log_det = noise_and_log_det(
+                        flow, x[here], context=context[here], chunk=chunk
+                    )
                     value = z.square().sum() - log_det
                     value.backward() if chunk == 40 else None
             if chunk == 10:

@@ -143,9 +143,9 @@ def test_covariances_are_fitted_in_inference_mode(kind):
     if kind == "several parameters":
         covariance = Spatial(torch.arange(5.0).unsqueeze(-1), Matern(1, nu=0.5), 0.3).double()
     other, u = copy.deepcopy(covariance), torch.randn(5, 3, dtype=D).cumsum(0)
-    covariance.fit_strength(u)
+    covariance.fit_parameters(u)
     with torch.inference_mode():
-        other.fit_strength(u + 0)
+        other.fit_parameters(u + 0)
     torch.testing.assert_close(list(other.parameters()), list(covariance.parameters()))
 
 

@@ -155,7 +155,7 @@ def trained(
     data = {"x": rows, "row": torch.arange(len(rows))}
     objective, callbacks, structure = MaximumLikelihood(), [], None
     if related is not None:
-        structure = Kinship(related, independent=0.5, learn=False)
+        structure = Kinship(related, residual_proportion=0.5, learn=False)
         objective = DependentLikelihood(structure, mode="exact")
         callbacks = [UpdateCovariance(structure, rows, every=10)]
     torch.manual_seed(seed)
@@ -174,7 +174,7 @@ def trained(
         callbacks=callbacks,
     )
     flow.eval()
-    return flow, 1.0 if structure is None else float(structure.independent), prepared
+    return flow, 1.0 if structure is None else float(structure.residual_proportion), prepared
 
 
 @torch.no_grad()
@@ -227,8 +227,8 @@ def replicate(number: int, options: argparse.Namespace) -> list[Simulated]:
         two = (2 * torch.stack([s.p_value for s in singles]).amin(0)).clamp(max=1.0)
         control = statistics.mean(s.genomic_control for s in singles)
         for test, p, median, independent in (
-            ("together", both.p_value, both.genomic_control, both.independent),
-            ("two", two, control, statistics.mean(s.independent for s in singles)),
+            ("together", both.p_value, both.genomic_control, both.residual_proportion),
+            ("two", two, control, statistics.mean(s.residual_proportion for s in singles)),
         ):
             results.append(
                 Simulated(
@@ -286,8 +286,8 @@ def held_out(
         alone = -0.5 * u[test].square().sum(1) - math.log(2 * math.pi) + log_det[test]
         # The strength by the training mice for all models, at their own noise.
         training = Kinship(inner, learn=False)
-        training.fit_strength(u[~test])
-        fitted = float(training.independent)
+        training.fit_parameters(u[~test])
+        fitted = float(training.residual_proportion)
         both = Kinship(every, independent=min(max(fitted, 1e-3), 1 - 1e-3), learn=False)
         with torch.no_grad():
             given = both.log_prob(u[order]) - training.log_prob(u[order[:size]])
@@ -330,7 +330,7 @@ def mouse_tests(
                 int((tests.p_value < GENOME).sum()),
                 int((tests.p_value < bonferroni).sum()),
                 tests.genomic_control,
-                tests.independent,
+                tests.residual_proportion,
                 int((tests.adjusted().p_value < bonferroni).sum()),
             )
         )

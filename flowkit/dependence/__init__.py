@@ -1,4 +1,4 @@
-"""Dependence across rows: covariances of relatives, repeats and neighbours."""
+"""Covariances across observations, joint densities, and association tests of relatives."""
 
 from flowkit.dependence.association import LinearMixedModel, rank_normalised
 from flowkit.dependence.base import RowCovariance

@@ -1,4 +1,4 @@
-"""Covariance across rows: relatives, repeated measures, neighbours in time and space."""
+"""Covariances across observations: relatives, repeated measures, neighbours in time and space."""
 
 from __future__ import annotations
 
@@ -8,52 +8,69 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from flowkit import checks
 from flowkit.errors import DataError, ShapeError
 from flowkit.numerics.gradients import ordinary
 
-# Ends of a share of independence.
-SHARES = (1e-6, 1 - 1e-6)
-# Where a strength is looked for, as a logit or a logarithm.
+# Ends of a variance proportion.
+PROPORTIONS = (1e-6, 1 - 1e-6)
+# Where an unbounded parameter, a logit or a logarithm, is searched for.
 _RAW = (-14.0, 14.0)
 
 
 class RowCovariance(nn.Module):
-    r"""A covariance C of n rows with a unit diagonal, for matrices with independent columns.
+    r"""Base class of covariances C across n observations, with a unit diagonal.
 
-    Noise :math:`U \in R^{n \times p}` has columns :math:`U_{:j} \sim N(0, C)`, so that every row
-    by itself is standard normal. Subclasses define :meth:`solve`, :meth:`log_det`,
-    :meth:`colour` and :meth:`entries`.
+    Noise :math:`U \in R^{n \times p}` has independent columns :math:`U_{:j} \sim N(0, C)`, so that
+    each observation by itself is standard normal. A subclass defines ``_solve(u)``,
+    ``_correlate(noise)``, :meth:`log_det` and :meth:`entries`; a faster ``_terms(u)`` is optional.
 
     Args:
-        rows: Number of rows n.
+        rows: Number of observations n.
 
     Attributes:
-        block: ``(n,)`` numbers of blocks, where rows fall apart into blocks that are independent
-            of each other; else ``None``.
+        block: ``(n,)`` numbers of blocks that are independent of each other; ``None`` without.
+
+    References:
+        Kirchler, Lippert, Kloft 2023, arXiv 2209.14933.
     """
 
     block: Tensor | None
 
     def __init__(self, rows: int) -> None:
         super().__init__()
-        self.rows = rows
+        self.rows = checks.integer(type(self).__name__, "rows", rows, least=1)
         self.register_buffer("block", None)
 
     def solve(self, u: Tensor) -> Tensor:
         """``C^-1 u`` of ``u (n, p)``."""
-        raise NotImplementedError(f"{type(self).__name__} does not define solve(u)")
+        return self._solve(self._wide(u)).to(u.dtype)
+
+    def correlate(self, noise: Tensor) -> Tensor:
+        """Map independent normal ``noise (n, p)`` to noise with covariance C."""
+        return self._correlate(self._wide(noise)).to(noise.dtype)
 
     def log_det(self) -> Tensor:
         """``log |C|``, a scalar."""
         raise NotImplementedError(f"{type(self).__name__} does not define log_det()")
 
-    def colour(self, noise: Tensor) -> Tensor:
-        """Rows with covariance C from independent normal ``noise (n, p)``."""
-        raise NotImplementedError(f"{type(self).__name__} does not define colour(noise)")
-
     def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """``C[rows][:, columns]`` of two lists of places."""
+        """``C[rows][:, columns]`` of two lists of indices."""
         raise NotImplementedError(f"{type(self).__name__} does not define entries")
+
+    def _solve(self, u: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not define _solve(u)")
+
+    def _correlate(self, noise: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not define _correlate(noise)")
+
+    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-determinant, and the quadratic form of all observations."""
+        return self.log_det(), (u * self._solve(u)).sum()
+
+    def _marginal_terms(self, u: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of some observations, here by a dense matrix."""
+        return by_factor(torch.linalg.cholesky(self.entries(rows, rows).double()), u)
 
     def matrix(self) -> Tensor:
         """C itself, ``(n, n)``."""
@@ -66,25 +83,21 @@ class RowCovariance(nn.Module):
         .. math:: -\tfrac{np}2 \log 2\pi - \tfrac p2 \log|C| - \tfrac12 \mathrm{tr}\, U^T C^{-1} U
 
         Args:
-            u: ``(n, p)``, or ``(m, p)`` of some of the rows.
-            rows: ``(m,)``, their places; the density is their marginal one. All by default.
+            u: ``(n, p)``, or ``(m, p)`` of some of the observations.
+            rows: ``(m,)``, their indices; the density is their marginal one. All by default.
         """
-        u = self._checked(u, rows)
-        log_det, quadratic = self._log_det_and_quadratic(u, rows)
+        wide = self._wide(u, None if rows is None else len(rows))
+        log_det, quadratic = (
+            self._terms(wide) if rows is None else self._marginal_terms(wide, rows)
+        )
         constant = u.shape[0] * u.shape[1] * math.log(2 * math.pi)
-        return -0.5 * (constant + u.shape[1] * log_det + quadratic)
+        return -0.5 * (constant + u.shape[1] * log_det + quadratic.to(u.dtype))
 
-    def _log_det_and_quadratic(self, u: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The log-determinant and the quadratic form; of some rows by a dense matrix."""
-        if rows is None:
-            return self.log_det(), (u * self.solve(u)).sum()
-        return by_factor(torch.linalg.cholesky(self.entries(rows, rows).double()), u)
+    def fit_parameters(self, u: Tensor) -> None:
+        """Set the parameters of C to the maximum likelihood of the noise ``u (n, p)``.
 
-    def fit_strength(self, u: Tensor) -> None:
-        """Set the parameters of C to the largest likelihood of the noise ``u (n, p)``.
-
-        One number by Brent's method, several by L-BFGS, at fixed u: no steps to choose. In turns
-        with steps of the flow, :class:`flowkit.dependence.UpdateCovariance` does that.
+        One number by Brent's method, several by L-BFGS, at fixed u.
+        :class:`flowkit.dependence.UpdateCovariance` alternates it with steps of a flow.
         """
         parameters = list(self.parameters())
         u = u.detach()
@@ -113,99 +126,111 @@ class RowCovariance(nn.Module):
                 parameter.grad = None
 
     def precision(self, rows: Tensor) -> Tensor:
-        """``C^-1[rows][:, rows]`` of a list of places, by a solve with their unit vectors."""
-        units = torch.nn.functional.one_hot(rows, self.rows).mT
-        like = self.log_det()
-        return self.solve(units.to(like))[rows]
+        """``C^-1[rows][:, rows]`` of a list of indices, by a solve with their unit vectors."""
+        units = nn.functional.one_hot(rows, self.rows).mT
+        return self.solve(units.to(self.log_det()))[rows]
 
     def sample(self, columns: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``(n, columns)``, columns independent of each other."""
+        """Draw noise ``(n, columns)`` with independent columns."""
         like = self._like
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-        noise = torch.randn(
-            self.rows, columns, generator=generator, dtype=dtype, device=like.device
-        )
-        return self.colour(noise)
+        size = (self.rows, checks.integer("sample", "columns", columns, least=0))
+        noise = torch.randn(size, generator=generator, dtype=dtype, device=like.device)
+        return self.correlate(noise)
 
     def sample_given(
         self, u: Tensor, observed: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        r"""Draw all rows given some: :math:`U_m \mid U_o \sim N(C_{mo} C_{oo}^{-1} U_o, \cdot)`.
+        r"""Draw all noise given some: :math:`U_m \mid U_o \sim N(C_{mo} C_{oo}^{-1} U_o, \cdot)`.
 
-        By Matheron's rule: a draw of all rows, corrected by what it misses of the observed ones.
-        Solves with :math:`C_{oo}` as a dense matrix in float64.
+        By Matheron's rule: a draw of all, corrected by its error at the observed indices. Solves
+        with :math:`C_{oo}` as a dense matrix in float64.
 
         Args:
-            u: ``(m, p)``, the observed rows.
-            observed: ``(m,)``, their places.
+            u: ``(m, p)``, the observed noise.
+            observed: ``(m,)``, its indices.
             generator: Random generator.
 
         Returns:
-            ``(n, p)``, with the observed rows in their places.
+            ``(n, p)``, with u at the observed indices.
         """
-        places = torch.as_tensor(observed, dtype=torch.long, device=u.device)
-        if u.dim() != 2 or places.shape != u.shape[:1]:
+        rows = torch.as_tensor(observed, dtype=torch.long, device=u.device)
+        if u.dim() != 2 or rows.shape != u.shape[:1]:
             raise ShapeError(
-                f"sample_given expected observed rows (m, p) and m places, got {tuple(u.shape)} "
-                f"and {tuple(places.shape)}"
+                f"sample_given expected observed noise (m, p) and m indices, got "
+                f"{tuple(u.shape)} and {tuple(rows.shape)}"
             )
-        self.check_places(places)
+        self.check_rows(rows)
         drawn = self.sample(u.shape[1], generator).to(u)
         every = torch.arange(self.rows, device=u.device)
-        known = self.entries(places, places).double()
-        across = self.entries(every, places).double()
-        missed = torch.linalg.solve(known, (u - drawn[places]).double())
-        drawn = drawn + (across @ missed).to(u)
-        return drawn.index_copy(0, places, u)
+        known = self.entries(rows, rows).double()
+        across = self.entries(every, rows).double()
+        error = torch.linalg.solve(known, (u - drawn[rows]).double())
+        return (drawn + (across @ error).to(u)).index_copy(0, rows, u)
 
-    def check_places(self, rows: Tensor) -> None:
-        """Raise a DataError unless these are different rows of the covariance."""
+    def check_rows(self, rows: Tensor) -> None:
+        """Raise a DataError unless these are different indices of observations."""
         inside = bool(((rows >= 0) & (rows < self.rows)).all())
         if not inside or int(torch.bincount(rows, minlength=1).max()) > 1:
             raise DataError(
-                f"{type(self).__name__} expected different places from 0 to {self.rows - 1}, got "
-                f"{rows[:5].tolist()}, ...; remedy: the number of each row in the covariance, not "
-                "that of its block"
+                f"{type(self).__name__} expected different indices from 0 to {self.rows - 1}, got "
+                f"{rows[:5].tolist()}, ...; remedy: the number of each observation in the "
+                "covariance, not that of its block"
             )
 
     @property
     def _like(self) -> Tensor:
-        """A tensor of the covariance, which says where it lies."""
+        """A tensor of the covariance, for its dtype and device."""
         return next(iter([*self.parameters(), *self.buffers()]))
 
-    def _checked(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
-        count = self.rows if rows is None else len(rows)
+    def _wide(self, u: Tensor, count: int | None = None) -> Tensor:
+        """A matrix with one row per observation, in the wider dtype of its own and C's."""
+        count = self.rows if count is None else count
         if u.dim() != 2 or len(u) != count:
             raise ShapeError(
-                f"{type(self).__name__} of {count} rows expected a matrix ({count}, p), "
+                f"{type(self).__name__} of {count} observations expected a matrix ({count}, p), "
                 f"got {tuple(u.shape)}"
             )
-        return u
+        own = next((p.dtype for p in self.parameters()), u.dtype)
+        return u.to(torch.promote_types(u.dtype, own))
 
 
-class PartlyIndependent(RowCovariance):
-    r"""What :math:`C = \lambda I + (1 - \lambda) G` shares, whatever G is."""
+class Mixed(RowCovariance):
+    r"""Base class of :math:`C = \lambda I + (1 - \lambda) G` with a relationship matrix G.
 
-    def __init__(self, rows: int, independent: float, learn: bool) -> None:
+    A subclass defines ``_related(rows, columns)``, entries of G.
+    """
+
+    def __init__(self, rows: int, residual_proportion: float, learn: bool) -> None:
         super().__init__(rows)
-        start = raw_of(float(independent), *SHARES, "the independent share")
-        self.raw = nn.Parameter(torch.tensor(start, dtype=torch.float64), requires_grad=learn)
+        raw = logit(type(self).__name__, "residual_proportion", residual_proportion, *PROPORTIONS)
+        learns = checks.flag(type(self).__name__, "learn", learn)
+        self.raw = nn.Parameter(torch.tensor(raw, dtype=torch.float64), requires_grad=learns)
 
     @property
-    def independent(self) -> Tensor:
-        r"""The share :math:`\lambda`."""
-        return SHARES[0] + (SHARES[1] - SHARES[0]) * torch.sigmoid(self.raw)
+    def residual_proportion(self) -> Tensor:
+        r"""The proportion :math:`\lambda` of variance that observations do not share."""
+        return PROPORTIONS[0] + (PROPORTIONS[1] - PROPORTIONS[0]) * torch.sigmoid(self.raw)
+
+    def _related(self, rows: Tensor, columns: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not define _related")
+
+    def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries of C."""
+        proportion = self.residual_proportion
+        same = rows[:, None] == columns
+        return proportion * same + (1 - proportion) * self._related(rows, columns)
 
 
 def by_factor(factor: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Log-determinant and quadratic form of a covariance, by its Cholesky factor."""
     whitened = torch.linalg.solve_triangular(factor, u.to(factor), upper=False)
-    return 2 * factor.diagonal().log().sum(), whitened.square().sum().to(u)
+    return 2 * factor.diagonal().log().sum(), whitened.square().sum()
 
 
 @torch.no_grad()
 def _search(raw: nn.Parameter, loss: Callable[[], float]) -> None:
-    """The least loss over one unbounded number, within what sigmoid and exp resolve."""
+    """The least loss of one unbounded number, within what sigmoid and exp resolve."""
     from scipy import optimize
 
     def at(value: float) -> float:
@@ -215,9 +240,7 @@ def _search(raw: nn.Parameter, loss: Callable[[], float]) -> None:
     raw.fill_(optimize.minimize_scalar(at, bounds=_RAW, method="bounded").x)
 
 
-def raw_of(value: float, lower: float, upper: float, what: str) -> float:
+def logit(owner: str, name: str, value: float, lower: float, upper: float) -> float:
     """The logit of where a number lies between two ends."""
-    if not lower < value < upper:
-        raise DataError(f"expected {what} between {lower:.4g} and {upper:.4g}, got {value!r}")
-    share = (value - lower) / (upper - lower)
-    return math.log(share / (1 - share))
+    value = checks.number(owner, name, value, above=lower, below=upper)
+    return math.log((value - lower) / (upper - value))

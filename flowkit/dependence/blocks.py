@@ -1,4 +1,4 @@
-"""Rows in blocks, all pairs of a block equally correlated."""
+"""Observations in blocks, all pairs of a block equally correlated."""
 
 from __future__ import annotations
 
@@ -7,32 +7,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit import checks
 from flowkit.arrays import codes
-from flowkit.dependence.base import RowCovariance, raw_of
+from flowkit.config import register
+from flowkit.dependence.base import RowCovariance, logit
 
 # How close a correlation may come to the ends at which C is singular.
 _MARGIN = 1e-4
 
 
+@register
 class EquicorrelatedBlocks(RowCovariance):
-    r"""Families, repeated measures, clusters: :math:`C_b = (1 - \rho) I + \rho\, 1 1^T`.
+    r"""Equal correlation within blocks: families, repeated measures, clusters.
 
-    With blocks of m rows, :math:`\log|C_b| = \log(1 + (m - 1) \rho) + (m - 1) \log(1 - \rho)` and
+    A block of m observations has :math:`C_b = (1 - \rho) I + \rho\, 1 1^T`,
+    :math:`\log|C_b| = \log(1 + (m - 1) \rho) + (m - 1) \log(1 - \rho)` and
 
     .. math:: C_b^{-1} u = \frac1{1 - \rho} \left[ u - \frac{\rho}{1 + (m - 1) \rho}
               \, 1 1^T u \right],
 
     so that everything costs O(np). The correlation may be negative, down to
-    :math:`-1 / (m - 1)`. Rows that are alone in their block are independent of all.
+    :math:`-1 / (m - 1)`. An observation alone in its block is independent of all.
 
     Args:
         blocks: ``(n,)`` names of blocks: numbers or texts.
-        rho: Where the correlation starts.
+        rho: Start of the correlation.
         per_block: Whether every block has its own correlation.
         learn: Whether it is learned.
 
     Raises:
-        DataError: If there is no row, or rho is not between its ends.
+        ArgumentError: If rho is not between its ends.
+        DataError: If blocks are no names.
 
     Example:
         >>> import torch
@@ -49,17 +54,20 @@ class EquicorrelatedBlocks(RowCovariance):
     lower: Tensor
 
     def __init__(
-        self, blocks: Any, rho: float = 0.1, per_block: bool = False, learn: bool = True
+        self, blocks: Any, *, rho: float = 0.1, per_block: bool = False, learn: bool = True
     ) -> None:
+        owner = "EquicorrelatedBlocks"
         index = torch.from_numpy(codes(blocks, "blocks"))
         super().__init__(len(index))
         self.register_buffer("block", index)
         self.register_buffer("size", torch.bincount(index).to(torch.get_default_dtype()))
         most = float(self.size.max())
-        sizes = self.size if per_block else self.size.new_tensor([most])
+        each = checks.flag(owner, "per_block", per_block)
+        sizes = self.size if each else self.size.new_tensor([most])
         self.register_buffer("lower", (_MARGIN - 1) / (sizes - 1).clamp(min=1))
-        starts = [raw_of(rho, float(low), 1 - _MARGIN, "rho") for low in self.lower]
-        self.raw = nn.Parameter(torch.tensor(starts), requires_grad=learn)
+        starts = [logit(owner, "rho", rho, float(low), 1 - _MARGIN) for low in self.lower]
+        learns = checks.flag(owner, "learn", learn)
+        self.raw = nn.Parameter(torch.tensor(starts), requires_grad=learns)
 
     @property
     def rho(self) -> Tensor:
@@ -69,12 +77,10 @@ class EquicorrelatedBlocks(RowCovariance):
     def _sums(self, u: Tensor, block: Tensor) -> Tensor:
         return u.new_zeros(len(self.size), u.shape[1]).index_add(0, block, u)
 
-    def solve(self, u: Tensor) -> Tensor:
-        """``C^-1 u``, block by block."""
-        u = self._checked(u)
-        inner, share = (v.to(u.dtype) for v in self._scales(self.size))
-        common = share.unsqueeze(-1) * self._sums(u, self.block)
-        return (u - common[self.block]) / inner[self.block].unsqueeze(-1)
+    def _solve(self, u: Tensor) -> Tensor:
+        inner, common = (v.to(u.dtype) for v in self._scales(self.size))
+        shift = common.unsqueeze(-1) * self._sums(u, self.block)
+        return (u - shift[self.block]) / inner[self.block].unsqueeze(-1)
 
     def log_det(self) -> Tensor:
         """``log |C|``."""
@@ -89,23 +95,27 @@ class EquicorrelatedBlocks(RowCovariance):
         others = (size - 1).clamp(min=0)
         return (torch.log1p(others * self.rho) + others * torch.log1p(-self.rho)).sum()
 
-    def _log_det_and_quadratic(self, u: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """From sums of blocks; some rows of a block are equicorrelated as well."""
-        block, size = self.block, self.size
-        if rows is not None:
-            block = block[rows]
-            size = torch.bincount(block, minlength=len(size)).to(size)
-        inner, share = (v.to(u.dtype) for v in self._scales(size))
+    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        return self._of_blocks(u, self.block, self.size)
+
+    def _marginal_terms(self, u: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Some observations of a block are equicorrelated as well."""
+        block = self.block[rows]
+        return self._of_blocks(u, block, torch.bincount(block, minlength=len(self.size)))
+
+    def _of_blocks(self, u: Tensor, block: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """From sums of blocks."""
+        size = size.to(self.size)
+        inner, common = (v.to(u.dtype) for v in self._scales(size))
         squares = u.new_zeros(len(size)).index_add(0, block, u.square().sum(-1))
         sums = self._sums(u, block).square().sum(-1)
-        return self._log_det(size), ((squares - share * sums) / inner).sum()
+        return self._log_det(size), ((squares - common * sums) / inner).sum()
 
-    def colour(self, noise: Tensor) -> Tensor:
+    def _correlate(self, noise: Tensor) -> Tensor:
         r"""By the root of each block, with J the projection to the mean of the block.
 
         .. math:: \sqrt{1 - \rho}\, (I - J) + \sqrt{1 + (m - 1) \rho}\, J
         """
-        noise = self._checked(noise)
         size = self.size.to(noise.dtype)
         rho = torch.where(size > 1, self.rho.to(noise.dtype).expand(len(size)), 0)
         inner, outer = (1 - rho).sqrt(), (1 + (size - 1) * rho).sqrt()

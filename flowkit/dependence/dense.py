@@ -1,4 +1,4 @@
-"""Covariances held as a matrix: given ones, sums, Kronecker products, space."""
+"""Covariances stored as a matrix: given ones, sums, Kronecker products, space."""
 
 from __future__ import annotations
 
@@ -8,42 +8,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flowkit.dependence.base import PartlyIndependent, RowCovariance, by_factor
+from flowkit import checks
+from flowkit.config import register
+from flowkit.dependence.base import Mixed, RowCovariance, by_factor
+from flowkit.dependence.decomposition import finite, symmetric
 from flowkit.errors import DataError
 from flowkit.kernels import Kernel
 
 
 class _Dense(RowCovariance):
-    """By a Cholesky factor of :meth:`matrix`, in its dtype; O(n^3) an evaluation."""
+    """A covariance by a Cholesky factor of its matrix, in the matrix's dtype; O(n^3)."""
 
     def _factor(self) -> Tensor:
         return torch.linalg.cholesky(self.matrix())
 
-    def solve(self, u: Tensor) -> Tensor:
-        """``C^-1 u``."""
+    def _solve(self, u: Tensor) -> Tensor:
         factor = self._factor()
-        return torch.cholesky_solve(self._checked(u).to(factor.dtype), factor).to(u.dtype)
+        return torch.cholesky_solve(u.to(factor), factor)
 
     def log_det(self) -> Tensor:
         """``log |C|``."""
         return 2 * self._factor().diagonal().log().sum()
 
-    def _log_det_and_quadratic(self, u: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """From one factor."""
-        if rows is not None:
-            return super()._log_det_and_quadratic(u, rows)
+    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         return by_factor(self._factor(), u)
 
-    def colour(self, noise: Tensor) -> Tensor:
-        """By the Cholesky factor."""
+    def _correlate(self, noise: Tensor) -> Tensor:
         factor = self._factor()
-        return (factor @ self._checked(noise).to(factor.dtype)).to(noise.dtype)
-
-    def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Entries of C."""
-        return self.matrix()[rows][:, columns]
+        return factor @ noise.to(factor)
 
 
+@register
 class GivenCovariance(_Dense):
     """A correlation matrix that is known.
 
@@ -51,7 +46,7 @@ class GivenCovariance(_Dense):
         matrix: ``(n, n)``, symmetric, positive definite, with a unit diagonal.
 
     Raises:
-        DataError: If it is none.
+        DataError, ShapeError: If it is not as described.
 
     Example:
         >>> import torch
@@ -63,14 +58,7 @@ class GivenCovariance(_Dense):
     given: Tensor
 
     def __init__(self, matrix: Tensor) -> None:
-        wide = torch.as_tensor(matrix).detach().double()
-        square = wide.dim() == 2 and len(wide) == wide.shape[-1] and len(wide) > 0
-        unit = square and torch.allclose(wide.diagonal(), wide.new_ones(len(wide)), atol=1e-6)
-        if not unit or not torch.allclose(wide, wide.mT, atol=1e-8):
-            raise DataError(
-                f"GivenCovariance expected a symmetric matrix (n, n) with a unit diagonal, got "
-                f"{tuple(wide.shape)}"
-            )
+        wide = symmetric("GivenCovariance", matrix, unit_diagonal=True)
         factor, failed = torch.linalg.cholesky_ex(wide)
         if int(failed):
             raise DataError("GivenCovariance expected a positive definite matrix")
@@ -78,31 +66,36 @@ class GivenCovariance(_Dense):
         self.register_buffer("given", wide)
         self.register_buffer("factor", factor)
 
-    def matrix(self) -> Tensor:
-        """C itself."""
-        return self.given
+    def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries of C."""
+        return self.given[rows][:, columns]
 
     def _factor(self) -> Tensor:
         return self.get_buffer("factor")
 
 
-class Spatial(_Dense, PartlyIndependent):
-    r"""Neighbours in space: :math:`C = \lambda I + (1 - \lambda) K` with a kernel K of places.
+@register
+class Spatial(_Dense, Mixed):
+    r"""Covariance of neighbours in space, :math:`C = \lambda I + (1 - \lambda) K`.
+
+    K is a kernel of places, scaled to a unit diagonal.
 
     Args:
         places: ``(n, d)`` coordinates.
         kernel: A kernel of d features, such as ``Matern(2, nu=1.5)``; its variance is left out.
-        independent: Where the share :math:`\lambda` starts, between 0 and 1.
-        learn: Whether the share is learned; the kernel's length-scales say that themselves.
+        residual_proportion: Start of the variance proportion :math:`\lambda` of the identity,
+            between 0 and 1.
+        learn: Whether it is learned; the kernel's length-scales say that themselves.
 
     Raises:
-        DataError: If places and kernel do not fit.
+        ArgumentError: If places and kernel do not fit, or the proportion is out of its range.
 
     Example:
         >>> import torch
         >>> from flowkit.kernels import Matern
         >>> from flowkit.dependence import Spatial
-        >>> C = Spatial(torch.tensor([[0.0], [1.0]]), Matern(1, nu=0.5, length_scale=1.0), 0.5)
+        >>> kernel = Matern(1, nu=0.5, length_scale=1.0)
+        >>> C = Spatial(torch.tensor([[0.0], [1.0]]), kernel, residual_proportion=0.5)
         >>> round(C.matrix()[0, 1].item(), 4)
         0.1839
     """
@@ -110,36 +103,38 @@ class Spatial(_Dense, PartlyIndependent):
     places: Tensor
 
     def __init__(
-        self, places: Tensor, kernel: Kernel, independent: float = 0.1, learn: bool = True
+        self,
+        places: Tensor,
+        kernel: Kernel,
+        *,
+        residual_proportion: float = 0.1,
+        learn: bool = True,
     ) -> None:
-        places = torch.as_tensor(places).detach().double()
-        if places.dim() != 2 or places.shape[1] != getattr(kernel, "features", None):
-            raise DataError(
-                f"Spatial expected places (n, d) and a kernel of d features, got "
-                f"{tuple(places.shape)} and {kernel!r}"
-            )
-        super().__init__(len(places), independent, learn)
+        places = finite("Spatial", "places", places)
+        features = checks.instance("Spatial", "kernel", kernel, Kernel).features
+        if places.dim() != 2 or places.shape[1] != features or not len(places):
+            words = "coordinates (n, d) for a kernel of d features"
+            raise checks.fail("Spatial", "places", words, places, f"d = {features}")
+        super().__init__(len(places), residual_proportion, learn)
         self.register_buffer("places", places)
         self.kernel = kernel.double()
 
-    def matrix(self) -> Tensor:
-        """C itself."""
+    def _related(self, rows: Tensor, columns: Tensor) -> Tensor:
         related = self.kernel(self.places, self.places)
-        related = related / related.diagonal().mean()
-        share = self.independent
-        return share * torch.eye(self.rows).to(related) + (1 - share) * related
+        return (related / related.diagonal().mean())[rows][:, columns]
 
 
+@register
 class SumOfCovariances(_Dense):
     r"""A mixture :math:`C = \sum_i w_i C_i` with weights that are positive and sum to one.
 
     Args:
-        parts: Covariances of the same rows.
-        weights: Where the weights start; equal by default.
+        parts: Covariances of the same observations.
+        weights: Start of the weights; equal by default.
         learn: Whether they are learned.
 
     Raises:
-        DataError: If parts or weights do not fit.
+        ArgumentError: If parts or weights do not fit.
 
     Example:
         >>> from flowkit.dependence import EquicorrelatedBlocks, SumOfCovariances
@@ -156,37 +151,37 @@ class SumOfCovariances(_Dense):
         weights: Sequence[float] | None = None,
         learn: bool = True,
     ) -> None:
-        start = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
-        good = len(parts) == len(start) and all(w > 0 for w in start)
-        if not good or len({part.rows for part in parts}) != 1:
-            raise DataError(
-                f"SumOfCovariances expected covariances of the same rows and a weight > 0 for "
-                f"each, got {[part.rows for part in parts]} rows and weights {start}"
-            )
+        owner = "SumOfCovariances"
+        sizes = {checks.instance(owner, "parts", part, RowCovariance).rows for part in parts}
+        if len(sizes) != 1:
+            words = "covariances of the same observations"
+            raise checks.fail(owner, "parts", words, [part.rows for part in parts])
+        start = 1.0 if weights is None else weights
+        start = checks.numbers(owner, "weights", start, len(parts), above=0)
         super().__init__(parts[0].rows)
         self.parts = nn.ModuleList(parts)
-        logs = [math.log(w / sum(start)) for w in start]
-        self.raw = nn.Parameter(torch.tensor(logs), requires_grad=learn)
+        logs = torch.tensor([math.log(w / sum(start)) for w in start])
+        self.raw = nn.Parameter(logs, requires_grad=checks.flag(owner, "learn", learn))
 
     @property
     def weights(self) -> Tensor:
         """The weights."""
         return torch.softmax(self.raw, 0)
 
-    def matrix(self) -> Tensor:
-        """C itself."""
-        matrices = [part.matrix() for part in self.parts]  # type: ignore[operator]
-        dtype = max((m.dtype for m in matrices), key=lambda t: torch.finfo(t).bits)
+    def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries of C."""
+        every = [part.entries(rows, columns) for part in self.parts]  # type: ignore[operator]
+        dtype = max((e.dtype for e in every), key=lambda t: torch.finfo(t).bits)
         weights = self.weights.to(dtype)
-        scaled = [w * m.to(dtype) for w, m in zip(weights, matrices, strict=True)]
-        return torch.stack(scaled).sum(0)
+        return sum(w * e for w, e in zip(weights, every, strict=True))  # type: ignore[return-value]
 
 
+@register
 class KroneckerCovariance(RowCovariance):
-    r"""Two ways to be related: :math:`C = A \otimes B`, rows in the order of A, then of B.
+    r"""Kronecker product of two covariances, :math:`C = A \otimes B`.
 
-    Subjects by times, say: row :math:`i\, m + j` is subject i at time j. Never larger than its
-    parts.
+    Of subjects by times, say: observation :math:`i\, m + j` is subject i at time j. Nothing
+    larger than the two parts is computed.
 
     Args:
         first: Covariance A of the slower index.
@@ -200,28 +195,27 @@ class KroneckerCovariance(RowCovariance):
     """
 
     def __init__(self, first: RowCovariance, second: RowCovariance) -> None:
+        for name, part in (("first", first), ("second", second)):
+            checks.instance("KroneckerCovariance", name, part, RowCovariance)
         super().__init__(first.rows * second.rows)
         self.first, self.second = first, second
 
     def _apply_both(self, name: str, u: Tensor) -> Tensor:
         """Apply what both parts do along their own index."""
-        u = self._checked(u)
         n, m, p = self.first.rows, self.second.rows, u.shape[1]
         along = getattr(self.first, name)(u.reshape(n, m * p)).reshape(n, m, p)
         along = getattr(self.second, name)(along.transpose(0, 1).reshape(m, n * p))
         return along.reshape(m, n, p).transpose(0, 1).reshape(n * m, p)
 
-    def solve(self, u: Tensor) -> Tensor:
-        """``C^-1 u``."""
+    def _solve(self, u: Tensor) -> Tensor:
         return self._apply_both("solve", u)
 
     def log_det(self) -> Tensor:
         r""":math:`m \log|A| + n \log|B|`."""
         return self.second.rows * self.first.log_det() + self.first.rows * self.second.log_det()
 
-    def colour(self, noise: Tensor) -> Tensor:
-        """Along both."""
-        return self._apply_both("colour", noise)
+    def _correlate(self, noise: Tensor) -> Tensor:
+        return self._apply_both("correlate", noise)
 
     def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Products of entries."""

@@ -1,4 +1,4 @@
-"""Joint densities and samples of rows that are dependent, with a flow for each of them."""
+"""Joint densities and samples of dependent observations, by one flow for all of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from flowkit import checks
 from flowkit.bases import StandardNormal
 from flowkit.dependence.base import RowCovariance
 from flowkit.errors import DataError
@@ -21,24 +22,26 @@ def check_flow(flow: Flow, what: str) -> None:
     if flow.stochastic or not vectors:
         raise DataError(
             f"{what} expected a flow of vectors without stochastic layers on a StandardNormal "
-            f"base, got {type(flow.base).__name__} and events {flow.event_shape}; rows are "
-            "dependent through normal noise"
+            f"base, got {type(flow.base).__name__} and events {flow.event_shape}; observations "
+            "are dependent through normal noise"
         )
 
 
 def noise_and_log_det(
-    flow: Flow, x: Tensor, context: Tensor | None = None, chunk: int | None = None
+    flow: Flow, x: Tensor, *, context: Tensor | None = None, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Noise ``(n, p)`` of all rows, and the sum of log-determinants.
+    """Compute the noise ``(n, p)`` of all observations, and the sum of log-determinants.
 
-    With ``chunk`` only so many rows at a time keep what their gradient needs: the way back goes
-    forward once more, so that a gradient over all rows fits into any memory.
+    With ``chunk`` only so many observations at a time store what their gradient needs: the
+    backward pass computes it once more, so that a gradient over all fits into any memory.
     """
 
     def transform(rows: Tensor, theirs: Tensor | None) -> tuple[Tensor, Tensor]:
         z, log_det = flow.transform(rows, flow.embed(theirs))
         return z, log_det.sum()
 
+    if chunk is not None:
+        chunk = checks.integer("noise_and_log_det", "chunk", chunk, least=1)
     if chunk is None or chunk >= len(x):
         return transform(x, context)
     starts = range(0, len(x), chunk)
@@ -61,28 +64,29 @@ def noise_and_log_det(
 def joint_log_prob(
     flow: Flow,
     x: Tensor,
-    structure: RowCovariance,
+    covariance: RowCovariance,
+    *,
     context: Tensor | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    r"""Log-density of dependent rows together, a scalar in nats.
+    r"""Joint log-density of dependent observations, a scalar in nats.
 
-    With the noise :math:`U = (f(x_1), \dots, f(x_n))^T` and the covariance C of its rows,
+    With the noise :math:`U = (f(x_1), \dots, f(x_n))^T` and the covariance C across them,
 
     .. math:: \log p(x_1, \dots, x_n) = \log N(U; 0, C) + \sum_i \log|\det J_f(x_i)| .
 
-    The density of one row by itself stays ``flow.log_prob``.
+    The density of one observation by itself stays ``flow.log_prob``.
 
     Args:
         flow: A flow of vectors on a standard normal base.
         x: ``(n, p)``.
-        structure: The covariance of the n rows.
+        covariance: The covariance of the n observations.
         context: ``(n, C)``.
-        chunk: Rows at a time; see :func:`noise_and_log_det`.
+        chunk: Observations at a time; see :func:`noise_and_log_det`.
 
     Raises:
         DataError: If the flow has another base, or a stochastic layer.
-        ShapeError: If x has another number of rows than the covariance.
+        ShapeError: If x has another number of observations than the covariance.
 
     References:
         Kirchler, Lippert, Kloft 2023, Training Normalizing Flows from Dependent Data,
@@ -98,27 +102,27 @@ def joint_log_prob(
         torch.Size([])
     """
     check_flow(flow, "joint_log_prob")
-    u, log_det = noise_and_log_det(flow, x, context, chunk)
-    return structure.log_prob(u) + log_det
+    u, log_det = noise_and_log_det(flow, x, context=context, chunk=chunk)
+    return covariance.log_prob(u) + log_det
 
 
 class UpdateCovariance:
-    r"""A callback of ``fit`` that sets the strength of a dependence to the likeliest one.
+    r"""A callback of ``fit`` that sets a covariance to its maximum likelihood.
 
     After every so many epochs the parameters of the covariance, such as :math:`\rho` or
-    :math:`\lambda`, go to the maximum of the exact likelihood of all rows at the flow of the
-    moment; in turns with the steps of the flow that is coordinate ascent. Nothing that depends on
-    them is kept. Give the structure ``learn=False``, so that gradient steps leave them alone.
+    :math:`\lambda`, are set to the maximum of the exact likelihood of all observations at the
+    current flow; alternating with the steps of the flow this is coordinate ascent. Give the
+    covariance ``learn=False``, so that gradient steps leave them alone.
 
     Args:
-        structure: The covariance of the objective.
-        x: ``(n, p)``, all rows in the order of the covariance.
+        covariance: The covariance of the objective.
+        x: ``(n, p)``, all observations in the order of the covariance.
         context: ``(n, C)``.
-        every: Epochs between.
+        every: Number of epochs between updates.
 
     Raises:
-        DataError: If ``every`` is no whole number above 0 or rows are missing; from a call, as
-            :func:`joint_log_prob`.
+        ArgumentError: If ``every`` is no integer above 0.
+        DataError: If observations are missing; from a call, as :func:`joint_log_prob`.
 
     Example:
         >>> import torch
@@ -137,21 +141,26 @@ class UpdateCovariance:
     """
 
     def __init__(
-        self, structure: RowCovariance, x: Tensor, context: Tensor | None = None, every: int = 1
+        self,
+        covariance: RowCovariance,
+        x: Tensor,
+        *,
+        context: Tensor | None = None,
+        every: int = 1,
     ) -> None:
-        if type(every) is not int or every < 1:
-            raise DataError(f"UpdateCovariance expected every >= 1, got {every!r}")
+        owner = "UpdateCovariance"
+        self.every = checks.integer(owner, "every", every, least=1)
+        self.covariance = checks.instance(owner, "covariance", covariance, RowCovariance)
         self.x = torch.as_tensor(x).detach()
-        if len(self.x) != structure.rows:
+        if len(self.x) != covariance.rows:
             raise DataError(
-                f"UpdateCovariance expected all {structure.rows} rows of the covariance, in its "
-                f"order, got {len(self.x)}"
+                f"UpdateCovariance expected all {covariance.rows} observations of the covariance, "
+                f"in its order, got {len(self.x)}"
             )
         self.context = None if context is None else torch.as_tensor(context).detach()
-        self.structure, self.every = structure, every
 
     def __call__(self, flow: Flow, history: Any) -> None:
-        """Set the strength, if it is its turn."""
+        """Update the covariance after every so many epochs."""
         check_flow(flow, "UpdateCovariance")
         if history.epochs[-1] % self.every == 0:
             training, like = flow.training, flow.initialized
@@ -160,17 +169,18 @@ class UpdateCovariance:
             with torch.no_grad():
                 u = flow.eval().to_noise(x, context)
             flow.train(training)
-            self.structure.fit_strength(u)
+            self.covariance.fit_parameters(u)
 
 
 @torch.no_grad()
 def sample_jointly(
     flow: Flow,
-    structure: RowCovariance,
+    covariance: RowCovariance,
+    *,
     context: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw dependent rows ``(n, p)``.
+    """Draw dependent observations ``(n, p)``.
 
     Args and errors are those of :func:`joint_log_prob`.
 
@@ -181,7 +191,7 @@ def sample_jointly(
         torch.Size([3, 2])
     """
     check_flow(flow, "sample_jointly")
-    u = structure.sample(flow.event_shape[0], generator)
+    u = covariance.sample(flow.event_shape[0], generator)
     return flow.to_data(u.to(flow.dtype or u.dtype), context)
 
 
@@ -190,22 +200,23 @@ def sample_relatives(
     flow: Flow,
     x: Tensor,
     observed: Tensor,
-    structure: RowCovariance,
+    covariance: RowCovariance,
+    *,
     context: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw all rows given some of them.
+    """Draw all observations given some of them.
 
     Args:
         flow: A flow of vectors on a standard normal base.
-        x: ``(m, p)``, the observed rows.
-        observed: ``(m,)``, their places.
-        structure: The covariance of all n rows.
-        context: ``(n, C)``, of all rows.
+        x: ``(m, p)``, the given ones.
+        observed: ``(m,)``, their indices.
+        covariance: The covariance of all n observations.
+        context: ``(n, C)``, of all.
         generator: Random generator.
 
     Returns:
-        ``(n, p)``, with the observed rows in their places.
+        ``(n, p)``, with x at the given indices.
 
     Raises:
         DataError, ShapeError: As :func:`joint_log_prob`.
@@ -220,8 +231,8 @@ def sample_relatives(
         [1.0, 1.0]
     """
     check_flow(flow, "sample_relatives")
-    places = torch.as_tensor(observed, dtype=torch.long, device=x.device)
-    theirs = None if context is None else context[places]
-    u = structure.sample_given(flow.to_noise(x, theirs), places, generator)
+    rows = torch.as_tensor(observed, dtype=torch.long, device=x.device)
+    theirs = None if context is None else context[rows]
+    u = covariance.sample_given(flow.to_noise(x, theirs), rows, generator)
     drawn = flow.to_data(u.to(x.dtype), context)
-    return drawn.index_copy(0, places, x)
+    return drawn.index_copy(0, rows, x)

@@ -1,4 +1,4 @@
-"""Rows related by a matrix that is sparse or has a structure, so that it is never written out."""
+"""Observations related by a matrix with structure, which is never written out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flowkit.dependence.base import PartlyIndependent
-from flowkit.errors import DataError
+from flowkit import checks
+from flowkit.config import register
+from flowkit.dependence.base import Mixed
+from flowkit.dependence.decomposition import check_diagonal
 from flowkit.numerics.noise import drawing_from
 
 if TYPE_CHECKING:
@@ -21,26 +23,28 @@ if TYPE_CHECKING:
 _TOLERANCE = 1e-5
 
 
-class StructuredKinship(PartlyIndependent):
-    r"""A linear mixed model :math:`C = \lambda I + (1 - \lambda) G` with a ``linear_operator`` G.
+@register
+class StructuredKinship(Mixed):
+    r"""Linear mixed model, :math:`C = \lambda I + (1 - \lambda) G`, with a ``linear_operator`` G.
 
     For relationship matrices that are cheap to multiply with: block diagonal, Kronecker, Toeplitz,
     sparse. Solves are conjugate gradients to a relative residual of 1e-5, refined once, and the
     log-determinant is a stochastic Lanczos quadrature with ``probes`` random vectors, whose
     standard error is about :math:`\lVert \log C \rVert_F \sqrt{2 / \text{probes}}` for the part
-    that the diagonal does not hold. Up to ``exact`` rows both are by a Cholesky factor instead.
-
-    Drawing samples writes C out.
+    that the diagonal does not hold. Up to ``exact`` observations both are by a Cholesky factor
+    instead. Drawing samples writes C out.
 
     Args:
         operator: G as a ``linear_operator.LinearOperator`` (n, n), with a unit diagonal.
-        independent: Where the share :math:`\lambda` starts, between 0 and 1.
+        residual_proportion: Start of the variance proportion :math:`\lambda` of the identity,
+            between 0 and 1.
         learn: Whether it is learned.
-        exact: Up to how many rows a Cholesky factor is made.
-        probes: Random vectors of the log-determinant beyond.
+        exact: Largest number of observations with a Cholesky factor.
+        probes: Number of random vectors for the log-determinant beyond that.
 
     Raises:
-        DataError: If the operator is none, is not square or has another diagonal.
+        ArgumentError: If the operator is none or not square, or a number is out of its range.
+        DataError: If it has another diagonal.
 
     References:
         Gardner et al. 2018, arXiv 1809.11165, on conjugate gradients and Lanczos quadrature.
@@ -51,7 +55,7 @@ class StructuredKinship(PartlyIndependent):
         >>> from flowkit.dependence import StructuredKinship
         >>> pair = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
         >>> pairs = BlockDiagLinearOperator(DenseLinearOperator(pair.expand(3, 2, 2)))
-        >>> row = StructuredKinship(pairs, independent=0.5).matrix()[0]
+        >>> row = StructuredKinship(pairs, residual_proportion=0.5).matrix()[0]
         >>> [round(v, 4) for v in row.tolist()]
         [1.0, 0.25, 0.0, 0.0, 0.0, 0.0]
     """
@@ -59,28 +63,24 @@ class StructuredKinship(PartlyIndependent):
     def __init__(
         self,
         operator: LinearOperator,
-        independent: float = 0.5,
+        *,
+        residual_proportion: float = 0.5,
         learn: bool = True,
         exact: int = 2000,
         probes: int = 64,
     ) -> None:
         from linear_operator import LinearOperator
 
-        if not isinstance(operator, LinearOperator) or operator.dim() != 2:
-            raise DataError(
-                "StructuredKinship expected a LinearOperator (n, n), got "
-                f"{type(operator).__name__}; remedy: linear_operator.to_linear_operator, or "
-                "Kinship for a dense matrix"
-            )
-        diagonal = operator.diagonal()
-        square = operator.shape[0] == operator.shape[1]
-        if not square or not torch.allclose(diagonal, torch.ones_like(diagonal), atol=1e-4):
-            raise DataError(
-                "StructuredKinship expected a square operator with a unit diagonal, got "
-                f"{tuple(operator.shape)}"
-            )
-        super().__init__(len(diagonal), independent, learn)
-        self.related, self.exact, self.probes = operator.double().detach(), exact, probes
+        owner = "StructuredKinship"
+        remedy = "linear_operator.to_linear_operator, or Kinship for a dense matrix"
+        checks.instance(owner, "operator", operator, LinearOperator, remedy)
+        if operator.dim() != 2 or operator.shape[0] != operator.shape[1]:
+            raise checks.fail(owner, "operator", "square (n, n)", tuple(operator.shape))
+        check_diagonal(owner, operator.diagonal())
+        super().__init__(len(operator), residual_proportion, learn)
+        self.related = operator.double().detach()
+        self.exact = checks.integer(owner, "exact", exact, least=0)
+        self.probes = checks.integer(owner, "probes", probes, least=1)
         self._seed: int | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -90,8 +90,8 @@ class StructuredKinship(PartlyIndependent):
         return self
 
     def _covariance(self) -> LinearOperator:
-        share = self.independent.double()
-        return (self.related * (1 - share)).add_diagonal(share)
+        proportion = self.residual_proportion.double()
+        return (self.related * (1 - proportion)).add_diagonal(proportion)
 
     @contextmanager
     def _accuracy(self) -> Iterator[None]:
@@ -109,45 +109,38 @@ class StructuredKinship(PartlyIndependent):
                 stack.enter_context(drawing_from(torch.Generator().manual_seed(self._seed)))
             yield
 
-    def fit_strength(self, u: Tensor) -> None:
-        """Set the share to the likeliest one, with the same probes for every share tried."""
+    def fit_parameters(self, u: Tensor) -> None:
+        """Set the proportion to its maximum likelihood, with the same probes for every trial."""
         self._seed = int(torch.randint(2**31, ()))
         try:
-            super().fit_strength(u)
+            super().fit_parameters(u)
         finally:
             self._seed = None
 
-    def solve(self, u: Tensor) -> Tensor:
-        """``C^-1 u``."""
-        wide = self._checked(u).double()
+    def _solve(self, u: Tensor) -> Tensor:
         with self._accuracy():
             covariance = self._covariance()
-            solved = covariance.solve(wide)
+            solved = covariance.solve(u)
             if self.rows > self.exact:
-                solved = solved + covariance.solve(wide - covariance @ solved)
-        return solved.to(u.dtype)
+                solved = solved + covariance.solve(u - covariance @ solved)
+        return solved
 
     def log_det(self) -> Tensor:
         """``log |C|``."""
         with self._accuracy():
             return self._covariance().logdet()
 
-    def _log_det_and_quadratic(self, u: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """From one run of conjugate gradients."""
-        if rows is not None:
-            return super()._log_det_and_quadratic(u, rows)
         with self._accuracy():
-            quadratic, log_det = self._covariance().inv_quad_logdet(u.double(), logdet=True)
-        return log_det, quadratic.to(u.dtype)
+            quadratic, log_det = self._covariance().inv_quad_logdet(u, logdet=True)
+        return log_det, quadratic
 
-    def colour(self, noise: Tensor) -> Tensor:
+    def _correlate(self, noise: Tensor) -> Tensor:
         """By a Cholesky factor of C written out."""
-        factor = torch.linalg.cholesky(self._covariance().to_dense())
-        return (factor @ self._checked(noise).double()).to(noise.dtype)
+        return torch.linalg.cholesky(self._covariance().to_dense()) @ noise
 
-    def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Entries of C, by products with unit vectors."""
+    def _related(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """By products with unit vectors."""
         units = torch.nn.functional.one_hot(columns, self.rows).mT.double()
-        related = (self.related @ units)[rows]
-        share = self.independent
-        return share * (rows[:, None] == columns) + (1 - share) * related
+        return (self.related @ units)[rows]

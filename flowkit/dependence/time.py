@@ -1,4 +1,4 @@
-"""Rows in time, each correlated with those before."""
+"""Observations in time, each correlated with those before."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowkit.arrays import codes
+from flowkit import checks
+from flowkit.arrays import as_array, codes
+from flowkit.config import register
 from flowkit.dependence.base import RowCovariance
 from flowkit.errors import DataError
 
-# Nearest that two rows of a series may come, as a correlation.
+# Nearest that two observations of a series may come, as a correlation.
 _NEAREST = 1e-6
 
 
+@register
 class AutoregressiveTime(RowCovariance):
-    r"""Series with :math:`C_{ij} = e^{-|t_i - t_j| / \tau}`, rows of other series independent.
+    r"""Exponential correlation in time, :math:`C_{ij} = e^{-|t_i - t_j| / \tau}`.
 
-    At regular times that is the autoregressive process of order one. A row depends on the series
-    before through its predecessor alone, with :math:`a_i = e^{-(t_i - t_{i-1}) / \tau}`: all costs
-    O(np).
+    Different series are independent. At regular times this is the autoregressive process of order
+    one. An observation depends on those before through its predecessor alone, with
+    :math:`a_i = e^{-(t_i - t_{i-1}) / \tau}`, so that everything costs O(np).
 
     .. math:: \log|C| = \sum_i \log(1 - a_i^2), \quad
               u^T C^{-1} u = \sum_i \frac{(u_i - a_i u_{i-1})^2}{1 - a_i^2}
@@ -29,12 +32,12 @@ class AutoregressiveTime(RowCovariance):
     Args:
         times: ``(n,)`` times, in any order.
         series: ``(n,)`` names of series; one by default.
-        tau: Where the correlation time starts.
+        tau: Start of the correlation time.
         learn: Whether it is learned.
 
     Raises:
-        DataError: If times are no numbers, two rows of a series have the same, or tau is not
-            positive.
+        ArgumentError: If tau is not positive.
+        DataError: If times are no numbers, or two observations of a series have the same.
 
     Example:
         >>> from flowkit.dependence import AutoregressiveTime
@@ -49,17 +52,17 @@ class AutoregressiveTime(RowCovariance):
     time: Tensor
 
     def __init__(
-        self, times: Any, series: Any = None, tau: float = 1.0, learn: bool = True
+        self, times: Any, *, series: Any = None, tau: float = 1.0, learn: bool = True
     ) -> None:
-        t = np.asarray(times, dtype=np.float64)
+        t = as_array(times)
         names = np.zeros(t.shape, np.int64) if series is None else codes(series, "series")
         if t.ndim != 1 or not len(t) or names.shape != t.shape or not np.isfinite(t).all():
             raise DataError(
-                f"AutoregressiveTime expected a finite time and a series a row, got arrays of "
-                f"{t.shape} and {names.shape}"
+                "AutoregressiveTime expected a finite time and a series per observation, got "
+                f"arrays of {t.shape} and {names.shape}"
             )
-        if not 0 < tau < np.inf:
-            raise DataError(f"AutoregressiveTime expected tau > 0, got {tau!r}")
+        tau = checks.number("AutoregressiveTime", "tau", tau, above=0)
+        learns = checks.flag("AutoregressiveTime", "learn", learn)
         order = np.lexsort((t, names))
         gap = np.diff(t[order], prepend=0.0)
         first = np.diff(names[order], prepend=-1) != 0
@@ -67,7 +70,7 @@ class AutoregressiveTime(RowCovariance):
         if (gap == 0).any():
             raise DataError(
                 "AutoregressiveTime expected different times within a series; remedy: a series "
-                "a row, or EquicorrelatedBlocks for replicates"
+                "for each, or EquicorrelatedBlocks for replicates"
             )
         super().__init__(len(t))
         self.register_buffer("order", torch.from_numpy(order))
@@ -79,7 +82,7 @@ class AutoregressiveTime(RowCovariance):
         inner = gap[~first]
         unit = float(np.median(inner)) if len(inner) else 1.0
         self.register_buffer("unit", torch.tensor(unit, dtype=torch.float64))
-        self.log_tau = nn.Parameter(torch.tensor(np.log(tau / unit)), requires_grad=learn)
+        self.log_tau = nn.Parameter(torch.tensor(np.log(tau / unit)), requires_grad=learns)
 
     @property
     def tau(self) -> Tensor:
@@ -87,7 +90,7 @@ class AutoregressiveTime(RowCovariance):
         return self.get_buffer("unit") * self.log_tau.exp()
 
     def _steps(self) -> tuple[Tensor, Tensor]:
-        """Correlation with the predecessor, and variance given it; rows in order."""
+        """Correlation with the predecessor, and variance given it, in the order of time."""
         rate = (self.gap / self.tau).clamp(min=_NEAREST)
         first = self.get_buffer("first")
         a = torch.where(first, torch.zeros_like(rate), torch.exp(-rate))
@@ -96,9 +99,8 @@ class AutoregressiveTime(RowCovariance):
     def _restored(self, sorted_rows: Tensor) -> Tensor:
         return torch.zeros_like(sorted_rows).index_copy(0, self.order, sorted_rows)
 
-    def solve(self, u: Tensor) -> Tensor:
-        """``C^-1 u``, by the differences to predecessors."""
-        u = self._checked(u)
+    def _solve(self, u: Tensor) -> Tensor:
+        """By the differences to predecessors."""
         a, variance = (v.to(u.dtype).unsqueeze(-1) for v in self._steps())
         rows = u[self.order]
         before = torch.cat([torch.zeros_like(rows[:1]), rows[:-1]])
@@ -110,9 +112,8 @@ class AutoregressiveTime(RowCovariance):
         """``log |C|``."""
         return self._steps()[1].log().sum()
 
-    def colour(self, noise: Tensor) -> Tensor:
-        """Row by row, each from its predecessor."""
-        noise = self._checked(noise)
+    def _correlate(self, noise: Tensor) -> Tensor:
+        """One after the other, each from its predecessor."""
         a, variance = (v.to(noise.dtype) for v in self._steps())
         rows = variance.sqrt().unsqueeze(-1) * noise[self.order]
         # All predecessors at once: sums over ever longer stretches, log2(n) of them.

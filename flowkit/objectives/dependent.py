@@ -48,7 +48,7 @@ class DependentLikelihood(Objective):
     batch: together, if they have a ``row`` in C; without it they count as independent.
 
     Args:
-        structure: The covariance of the n training rows.
+        covariance: The covariance of the n training rows.
         mode: One of the above.
         chunk: Rows at a time in the exact mode.
 
@@ -79,15 +79,15 @@ class DependentLikelihood(Objective):
     diverges_at_ties = True
 
     def __init__(
-        self, structure: RowCovariance, *, mode: str = "exact", chunk: int | None = None
+        self, covariance: RowCovariance, *, mode: str = "exact", chunk: int | None = None
     ) -> None:
         super().__init__()
         name = "DependentLikelihood"
-        structure = checks.instance(name, "structure", structure, RowCovariance)
+        covariance = checks.instance(name, "covariance", covariance, RowCovariance)
         mode = checks.choice(name, "mode", mode, _MODES)
         if chunk is not None:
             chunk = checks.integer(name, "chunk", chunk, least=1)
-        self.structure, self.mode, self.chunk = structure, mode, chunk
+        self.covariance, self.mode, self.chunk = covariance, mode, chunk
 
     @torch.no_grad()
     def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
@@ -98,9 +98,9 @@ class DependentLikelihood(Objective):
         if "row" not in batch:
             return batch
         rows = self._rows(batch)
-        ones = torch.ones(self.structure.rows, 1).to(batch["x"])
+        ones = torch.ones(self.covariance.rows, 1).to(batch["x"])
         with drawing_from(generator):
-            weight = self.structure.solve(ones)[rows, 0].clamp(min=0).double().cumsum(0)
+            weight = self.covariance.solve(ones)[rows, 0].clamp(min=0).double().cumsum(0)
         count = len(rows)
         places = (torch.arange(count).to(weight) + 0.5) * (weight[-1] / count)
         index = torch.searchsorted(weight, places).clamp(max=count - 1)
@@ -134,7 +134,7 @@ class DependentLikelihood(Objective):
             blocks = self._whole_blocks(rows)
             scale = self._weight(batch) / len(x)
             if self.mode == "blocks" and "weight" not in batch:
-                scale = blocks / self.structure.rows
+                scale = blocks / self.covariance.rows
             value = -scale * self._together(flow, x, context, rows)
         return Loss(value, {"nll": value.detach()})
 
@@ -145,7 +145,7 @@ class DependentLikelihood(Objective):
                 "covariance; remedy: fit(flow, {'x': x, 'row': torch.arange(len(x))}, ...)"
             )
         rows = batch["row"].reshape(len(batch["x"])).long()
-        self.structure.check_places(rows)
+        self.covariance.check_rows(rows)
         return rows
 
     def _weight(self, batch: Batch) -> float | Tensor:
@@ -163,7 +163,7 @@ class DependentLikelihood(Objective):
 
     def _whole_blocks(self, rows: Tensor) -> float:
         """How many times the blocks of the batch go into all, or an error if one is torn."""
-        block, count = self.structure.block, self.structure.rows
+        block, count = self.covariance.block, self.covariance.rows
         if len(rows) == count and (block is not None or self.mode == "exact"):
             return 1.0
         if block is not None:
@@ -185,14 +185,14 @@ class DependentLikelihood(Objective):
 
     def _together(self, flow: Flow, x: Tensor, context: Tensor | None, rows: Tensor) -> Tensor:
         """Log-density of the rows of a batch."""
-        u, log_det = noise_and_log_det(flow, x, context, self.chunk)
-        if len(rows) < self.structure.rows:
-            return self.structure.log_prob(u, rows) + log_det
-        return self.structure.log_prob(torch.zeros_like(u).index_copy(0, rows, u)) + log_det
+        u, log_det = noise_and_log_det(flow, x, context=context, chunk=self.chunk)
+        if len(rows) < self.covariance.rows:
+            return self.covariance.log_prob(u, rows) + log_det
+        return self.covariance.log_prob(torch.zeros_like(u).index_copy(0, rows, u)) + log_det
 
     def _pairs(self, flow: Flow, batch: Batch, rows: Tensor) -> Tensor:
         x, context = batch["x"], batch.get("context")
-        n, (b, p) = self.structure.rows, x.shape
+        n, (b, p) = self.covariance.rows, x.shape
         if "group" in batch:
             raise DataError(
                 "DependentLikelihood by pairs expected batches of any rows, got whole groups; "
@@ -201,11 +201,11 @@ class DependentLikelihood(Objective):
         self._weight(batch)
         if b < 2:
             raise DataError("DependentLikelihood by pairs expected batches of at least 2 rows")
-        u, log_det = noise_and_log_det(flow, x, context)
-        precision = self.structure.precision(rows).to(u.dtype)
+        u, log_det = noise_and_log_det(flow, x, context=context)
+        precision = self.covariance.precision(rows).to(u.dtype)
         products = precision * (u @ u.mT)
         own = products.diagonal().sum()
         pairs = products.sum() - own
         quadratic = own + (n - 1) / (b - 1) * pairs
-        constant = 0.5 * p * (math.log(2 * math.pi) + self.structure.log_det() / n)
+        constant = 0.5 * p * (math.log(2 * math.pi) + self.covariance.log_det() / n)
         return constant + (0.5 * quadratic - log_det) / b

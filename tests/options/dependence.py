@@ -111,7 +111,7 @@ of(
 )
 
 
-def strength(epoch: int, **options: Any) -> Tensor:
+def correlation(epoch: int, **options: Any) -> Tensor:
     """The correlation that a callback sets after some epochs."""
     own = EquicorrelatedBlocks(BLOCKS, rho=0.1)
     flow = conditional() if "context" in options else NORMAL
@@ -122,7 +122,7 @@ def strength(epoch: int, **options: Any) -> Tensor:
 
 of(
     UpdateCovariance,
-    lambda **o: strength(3, **o),
+    lambda **o: correlation(3, **o),
     context=differs(5 * D, base=C),
     every=differs(2),
 )
@@ -152,7 +152,7 @@ places = torch.tensor([[0.0], [1.0], [3.0]])
 of(
     Spatial,
     entries(Spatial, places, kernel),
-    independent=falls(0.4, 0.8),
+    residual_proportion=falls(0.4, 0.8),
     learn=falls(False, see=count(Spatial, places, kernel)),
 )
 two = (EquicorrelatedBlocks((0, 0, 1), rho=0.5), EquicorrelatedBlocks((0, 1, 1), rho=0.2))
@@ -167,7 +167,7 @@ of(
     entries(Kinship, related),
     matrix=differs(torch.eye(3, dtype=torch.float64), base=related, see=entries(Kinship)),
     factor=differs(factor.flip(0), base=factor, see=entries(Kinship)),
-    independent=falls(0.7, 0.9),
+    residual_proportion=falls(0.7, 0.9),
     learn=falls(False, see=count(Kinship, related)),
 )
 times = (0.0, 1.0, 2.5)
@@ -189,7 +189,7 @@ def searched(**options: Any) -> Any:
 of(
     StructuredKinship,
     entries(StructuredKinship, operator),
-    independent=falls(0.7, 0.9),
+    residual_proportion=falls(0.7, 0.9),
     learn=falls(False, see=count(StructuredKinship, operator)),
     exact=differs(1, see=searched, rounding=1e-9),
     probes=differs(4, 8, see=searched, using={"exact": 1}, rounding=1e-9),
