@@ -25,7 +25,7 @@ from flowkit.dependence import (
     sample_jointly,
     sample_relatives,
 )
-from flowkit.errors import DataError, ShapeError
+from flowkit.errors import ArgumentError, DataError, ShapeError
 from flowkit.kernels import Matern
 from flowkit.transforms import Permutation
 
@@ -209,31 +209,39 @@ def test_relatives_are_drawn_given_those_observed():
     ("call", "error", "message"),
     [
         (lambda: EquicorrelatedBlocks([]), DataError, "one name per row"),
-        (lambda: EquicorrelatedBlocks([0, 0, 0], rho=-0.6), DataError, "rho between -0.4999"),
+        (
+            lambda: EquicorrelatedBlocks([0, 0, 0], rho=-0.6),
+            ArgumentError,
+            "rho as a finite number > -0.4999",
+        ),
         (lambda: EquicorrelatedBlocks([0.0, float("nan")]), DataError, "a name for every row"),
-        (lambda: Kinship(), DataError, "a matrix or a factor"),
-        (lambda: Kinship(torch.ones(2, 3)), DataError, "a symmetric matrix"),
+        (lambda: Kinship(), ArgumentError, "a matrix or a factor"),
+        (lambda: Kinship(torch.ones(2, 3)), ShapeError, "a square matrix"),
         (lambda: Kinship(2 * torch.eye(2)), DataError, "a unit diagonal"),
         (lambda: Kinship(torch.tensor([[1.0, 2], [2, 1]])), DataError, "semi-definite"),
         (lambda: Kinship(factor=torch.zeros(3, 2)), DataError, "rows other than zero"),
         (
             lambda: Kinship(torch.eye(2), residual_proportion=1.0),
-            DataError,
-            "independent proportion between",
+            ArgumentError,
+            "residual_proportion as",
         ),
         (lambda: GivenCovariance(torch.ones(2, 2)), DataError, "positive definite"),
         (lambda: GivenCovariance(2 * torch.eye(2)), DataError, "unit diagonal"),
         (lambda: AutoregressiveTime([0.0, 0.0]), DataError, "different times"),
-        (lambda: AutoregressiveTime([0.0, 1.0], tau=0.0), DataError, "tau > 0"),
-        (lambda: AutoregressiveTime([0.0], series=[0, 1]), DataError, "a series a row"),
-        (lambda: Spatial(torch.zeros(3, 2), Matern(3)), DataError, "a kernel of d features"),
-        (lambda: StructuredKinship(torch.eye(2)), DataError, "a LinearOperator"),
+        (
+            lambda: AutoregressiveTime([0.0, 1.0], tau=0.0),
+            ArgumentError,
+            "tau as a finite number > 0",
+        ),
+        (lambda: AutoregressiveTime([0.0], series=[0, 1]), DataError, "a series per observation"),
+        (lambda: Spatial(torch.zeros(3, 2), Matern(3)), ArgumentError, "a kernel of d features"),
+        (lambda: StructuredKinship(torch.eye(2)), ArgumentError, "a LinearOperator"),
         (
             lambda: StructuredKinship(DenseLinearOperator(2 * torch.eye(2))),
             DataError,
             "a unit diagonal",
         ),
-        (lambda: SumOfCovariances(), DataError, "of the same rows"),
+        (lambda: SumOfCovariances(), ArgumentError, "of the same observations"),
         (
             lambda: EquicorrelatedBlocks([0, 1]).log_prob(torch.zeros(3, 2)),
             ShapeError,
@@ -242,7 +250,7 @@ def test_relatives_are_drawn_given_those_observed():
         (
             lambda: EquicorrelatedBlocks([0, 1]).sample_given(torch.zeros(3, 2), [0]),
             ShapeError,
-            "m places",
+            "m indices",
         ),
     ],
 )
@@ -517,20 +525,20 @@ def test_what_has_no_joint_likelihood_is_named():
     pairs = DependentLikelihood(blocks, mode="pairs")
     with pytest.raises(DataError, match="at least 2 rows"):
         pairs(flow, {"x": x[:1], "row": torch.arange(1)})
-    with pytest.raises(DataError, match="different places from 0 to 2"):
+    with pytest.raises(DataError, match="different indices from 0 to 2"):
         loss(flow, {"x": x, "row": torch.tensor([0, 0, 2])})
-    with pytest.raises(DataError, match="different places from 0 to 2"):
+    with pytest.raises(DataError, match="different indices from 0 to 2"):
         loss(flow, {"x": x, "row": torch.tensor([0, 1, 3])})
     with pytest.raises(DataError, match="rows of one weight"):
         loss(flow, {"x": x, "row": torch.arange(3), "weight": torch.arange(3.0)})
     with pytest.raises(DataError, match="got whole groups"):
         pairs(flow, {"x": x, "row": torch.arange(3), "group": torch.arange(3)})
-    with pytest.raises(DataError, match="all 3 rows of the covariance"):
+    with pytest.raises(DataError, match="all 3 observations of the covariance"):
         UpdateCovariance(blocks, x[:2])
-    with pytest.raises(DataError, match="different places"):
+    with pytest.raises(DataError, match="different indices"):
         blocks.sample_given(x[:2], [1, 1])
     GivenCovariance(torch.eye(3)).fit_parameters(x)
-    with pytest.raises(DataError, match="a mode of exact, blocks, pairs"):
+    with pytest.raises(ArgumentError, match="mode as one of"):
         DependentLikelihood(blocks, mode="all")
-    with pytest.raises(DataError, match="chunk >= 1"):
+    with pytest.raises(ArgumentError, match="chunk as an integer >= 1"):
         DependentLikelihood(blocks, chunk=0)

@@ -141,7 +141,7 @@ def test_what_inference_mode_made_has_a_score_outside():
 def test_covariances_are_fitted_in_inference_mode(kind):
     covariance = EquicorrelatedBlocks([0, 0, 1, 1, 2]).double()
     if kind == "several parameters":
-        covariance = Spatial(torch.arange(5.0).unsqueeze(-1), Matern(1, nu=0.5), 0.3).double()
+        covariance = Spatial(torch.arange(5.0).unsqueeze(-1), Matern(1, nu=0.5)).double()
     other, u = copy.deepcopy(covariance), torch.randn(5, 3, dtype=D).cumsum(0)
     covariance.fit_parameters(u)
     with torch.inference_mode():

@@ -173,7 +173,7 @@ class SumOfCovariances(_Dense):
         every = [part.entries(rows, columns) for part in self.parts]  # type: ignore[operator]
         dtype = max((e.dtype for e in every), key=lambda t: torch.finfo(t).bits)
         weights = self.weights.to(dtype)
-        return sum(w * e for w, e in zip(weights, every, strict=True))  # type: ignore[return-value]
+        return sum(w * e for w, e in zip(weights, every, strict=True))
 
 
 @register

@@ -77,7 +77,7 @@ class StructuredKinship(Mixed):
         if operator.dim() != 2 or operator.shape[0] != operator.shape[1]:
             raise checks.fail(owner, "operator", "square (n, n)", tuple(operator.shape))
         check_diagonal(owner, operator.diagonal())
-        super().__init__(len(operator), residual_proportion, learn)
+        super().__init__(operator.shape[0], residual_proportion, learn)
         self.related = operator.double().detach()
         self.exact = checks.integer(owner, "exact", exact, least=0)
         self.probes = checks.integer(owner, "probes", probes, least=1)
