@@ -501,7 +501,7 @@ def test_returns_of_stocks(tmp_path):
             stocks.split(wrong)
     for text in ("Date,A\n2000-01-03,1.0\n2000-01-04,-1.0\n", "Date,A\n2000-01-03,1.0\n"):
         write(text)
-        with pytest.raises(DataError, match="one of positive prices a stock"):
+        with pytest.raises(DataError, match="one of positive prices per stock"):
             stock_returns(path)
     write("Date,A\n2000-01-03,x\n")
     with pytest.raises(DataError, match="cannot read"):

@@ -101,7 +101,7 @@ def train(name: str, objective: str, seed: int, options: argparse.Namespace) -> 
     x = toy.sample(options.test_rows, torch.Generator().manual_seed(TEST_SEED + seed))
     with torch.no_grad():
         nll = -torch.cat([flow.log_prob(part) for part in x.split(10_000)])
-        score = torch.cat([flow.score(part) for part in x.split(10_000)])
+        score = torch.cat([flow.score(part).detach() for part in x.split(10_000)])
     squares = 0.5 * (score - toy.score(x)).square().sum(-1)
     root = math.sqrt(len(x))
     return Result(

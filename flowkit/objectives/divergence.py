@@ -20,7 +20,6 @@ class _Divergence(Objective):
     """Learning from a target by samples of the flow, of which every context gets as many."""
 
     needs_data = False
-    reads = frozenset({"context", "weight"})
 
     def __init__(
         self,
@@ -88,6 +87,8 @@ class ReverseKL(_Divergence):
         >>> abs(loss(elementwise_flow(1), {}).value.item()) < 1e-5
         True
     """
+
+    reads = frozenset({"context", "weight"})
 
     def __init__(
         self,
@@ -178,6 +179,8 @@ class PathKL(_Divergence):
         >>> sorted(loss.terms)
         ['path_kl']
     """
+
+    reads = frozenset({"context", "weight"})
 
     def __init__(
         self,

@@ -104,7 +104,7 @@ of_command(
     {
         "--threads": same("2", rounding=1e-5),
         "--output": differs("HERE/a.safetensors", "HERE/b.safetensors", see=output),
-        "--recipe": differs("autoregressive_flow", "elementwise_flow"),
+        "--recipe": differs("autoregressive_flow"),
         "--set": differs(("layers=2",), ("layers=1", "hidden=[9]")),
         "--columns": falls("age", see=size),
         "--dequantize": differs(True, see=quietly(lambda *w: state(fit(*w, data=COUNTS)[0]))),

@@ -159,7 +159,7 @@ of(
     **targets(lambda **o: short(FLOW, **o)),
     steps=rises(9, 12, base=5, see=lambda **o: float(len(neutra(**o)))),
     chains=rises(2, 3, see=lambda **o: float(neutra(**o).shape[1])),
-    warmup=differs(0, 8),
+    warmup=differs(0, 12),
     context=differs(
         torch.ones(1), base=torch.zeros(1), see=lambda **o: short(READING, energy=pulled, **o)
     ),

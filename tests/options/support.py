@@ -120,7 +120,7 @@ for layer, shapes in (
         return layer.map_region(box(*shapes[not options.get("inverse", True)]), **known)
 
     noise = shapes[0]
-    of(
+    also(
         type(layer).map_region,
         carried,
         context=differs(D, base=C) if layer.needs_context else same(C),
