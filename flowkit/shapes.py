@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.checks import elements, shown
 from flowkit.errors import ShapeError
 
@@ -40,3 +41,13 @@ def last_axis_remedy(name: str, value: Any, event_shape: tuple[int | None, ...])
     if not isinstance(value, Tensor) or event_shape != (1,):
         return ""
     return f"; remedy: {name}.unsqueeze(-1), if it holds one number each"
+
+
+def open_shape(owner: str, name: str, shape: Any) -> tuple[int | None, ...]:
+    """Check the shape of an event whose sizes may be unknown, or that is a scalar."""
+    sizes = [shape] if checks.is_integer(shape) else checks.as_list(shape)
+    if sizes is None:
+        raise checks.fail(owner, name, "an integer or a sequence of integers or None", shape)
+    known = [1 if n is None else n for n in sizes]
+    found = checks.event_shape(owner, known, name) if known else ()
+    return tuple(None if n is None else size for n, size in zip(sizes, found, strict=True))

@@ -102,7 +102,7 @@ def train(name: str, objective: str, seed: int, options: argparse.Namespace) -> 
     with torch.no_grad():
         nll = -torch.cat([flow.log_prob(part) for part in x.split(10_000)])
         score = torch.cat([flow.score(part).detach() for part in x.split(10_000)])
-    squares = 0.5 * (score - toy.score(x)).square().sum(-1)
+    squares = 0.5 * (score - toy.score(x).detach()).square().sum(-1)
     root = math.sqrt(len(x))
     return Result(
         name,

@@ -20,18 +20,8 @@ from flowkit import checks
 from flowkit.config import register
 from flowkit.errors import NotInvertibleError, ShapeError
 from flowkit.numerics.types import Context, Generator, Mapped
-from flowkit.shapes import batch_text, last_axis_remedy
+from flowkit.shapes import batch_text, last_axis_remedy, open_shape
 from flowkit.transforms.region import Region, is_whole_line, map_ends, region_of
-
-
-def _sizes(owner: str, name: str, shape: Any) -> tuple[int | None, ...]:
-    """Check the shape of an event whose sizes may be unknown, or that is a scalar."""
-    sizes = [shape] if checks.is_integer(shape) else checks.as_list(shape)
-    if sizes is None:
-        raise checks.fail(owner, name, "an integer or a sequence of integers or None", shape)
-    known = [1 if n is None else n for n in sizes]
-    found = checks.event_shape(owner, known, name) if known else ()
-    return tuple(None if n is None else size for n, size in zip(sizes, found, strict=True))
 
 
 class Transform(nn.Module):
@@ -97,9 +87,9 @@ class Transform(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.event_shape = _sizes(name, "event_shape", event_shape)
+        self.event_shape = open_shape(name, "event_shape", event_shape)
         given = self.event_shape if noise_shape is None else noise_shape
-        self.noise_shape = _sizes(name, "noise_shape", given)
+        self.noise_shape = open_shape(name, "noise_shape", given)
         self.context_size = checks.integer(name, "context", context, least=0)
         if context:
             self.needs_context = True
