@@ -165,7 +165,7 @@ def test_an_energy_with_a_force_of_its_own():
     assert torch.allclose(force, -4.0 * x)
     leaf = x.clone().requires_grad_()
     assert torch.allclose(torch.autograd.grad(given(leaf).sum(), leaf)[0], 4.0 * x)
-    with pytest.raises(DataError, match="which has none; remedy"):
+    with pytest.raises(DataError, match="no gradient of its own; remedy"):
         given.force(leaf).sum().backward()
     with torch.no_grad():
         assert torch.allclose(given(x), energy)
