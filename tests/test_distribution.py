@@ -166,7 +166,7 @@ def test_copies_and_pickles_are_the_same_distribution():
 
 def test_importing_flowkit_imports_neither_pyro_nor_nflows():
     program = """
-import sys, torch, flowkit, flowkit.interop.nflows
+import sys, torch, flowkit
 from flowkit.bases import StandardNormal
 from flowkit.distribution import FlowDistribution
 from flowkit.transforms import LULinear

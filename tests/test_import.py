@@ -91,8 +91,7 @@ def test_packages_are_attributes_that_are_imported_when_used():
 # ---- what is declared ----
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ("", "survival", "molecules", "sbi", "ot", "tables", "patches", "docs", "bench", "test",
-          "dev")  # fmt: skip
+EXTRAS = ("", "tables", "patches", "docs", "bench", "test", "dev")
 
 
 def declared():

@@ -16,42 +16,39 @@ from torch import nn
 from torch.nn import functional as F
 
 from flowkit import Flow
-from flowkit.bases import DiagonalNormal, StandardNormal, StudentT
-from flowkit.conditioners import MLP, MaskedMLP, ResidualMLP, StandardizeContext
-from flowkit.errors import ConversionError
-from flowkit.interop.nflows import (
+from flowkit.bases import StandardNormal
+from flowkit.conditioners import MLP, MaskedMLP, ResidualMLP
+from flowkit.errors import ArgumentError, ConversionError
+from flowkit.interop.nflows import from_nflows, to_nflows
+from flowkit.interop.nflows.features import OnFeatures
+from flowkit.interop.nflows.nets import HeldMADE, HeldNet
+from flowkit.interop.nflows.scalars import (
     Shift,
     SigmoidAffine,
     SoftplusAffine,
     SoftplusIntervalSpline,
     SoftplusSpline,
-    from_nflows,
-    to_nflows,
 )
-from flowkit.interop.nflows.layers import OnFeatures
-from flowkit.interop.nflows.nets import HeldMADE, HeldNet
 from flowkit.scalar import (
     Affine,
-    CircularSpline,
     IntervalSpline,
     LogisticMixture,
     RationalQuadraticSpline,
 )
+from flowkit.stochastic import MALA
 from flowkit.testing import check_transform
+from flowkit.toys import DoubleWell
 from flowkit.transforms import (
     ActNorm,
-    CircularShift,
     Compose,
     Conv1x1,
     Coupling,
-    DenseLinear,
     Elementwise,
     Logit,
     LULinear,
     MaskedAutoregressive,
     OrthogonalLinear,
     Permutation,
-    Standardize,
     TriangularLinear,
 )
 
@@ -181,11 +178,10 @@ CONDITIONAL_LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_nflows_layers_keep_their_numbers_in_flowkit_and_back(name):
+def test_nflows_layers_have_the_same_numbers_in_flowkit(name):
     theirs = randomised(LAYERS[name]())
     ours = from_nflows(theirs)
     same_transform(ours, theirs)
-    same_transform(ours, to_nflows(ours))
 
 
 @pytest.mark.parametrize("name", UNIT_LAYERS)
@@ -193,7 +189,6 @@ def test_nflows_layers_of_the_unit_interval_keep_their_numbers(name):
     theirs = randomised(UNIT_LAYERS[name]())
     ours = from_nflows(theirs)
     same_transform(ours, theirs, unit=True)
-    same_transform(ours, to_nflows(ours), unit=True)
 
 
 @pytest.mark.parametrize("name", CONDITIONAL_LAYERS)
@@ -202,14 +197,17 @@ def test_conditional_nflows_layers_keep_their_numbers(name):
     context = torch.randn(ROWS, C, dtype=torch.float64)
     ours = from_nflows(theirs)
     same_transform(ours, theirs, context=context)
-    same_transform(ours, to_nflows(ours), context=context)
 
 
 def test_a_naive_linear_layer_gains_the_inverse_that_nflows_lost():
     theirs = randomised(nt.NaiveLinear(D))
     ours = from_nflows(theirs)
     same_transform(ours, theirs, invertible=False)
-    same_transform(ours, to_nflows(ours))
+    x = inputs(unit=False)
+    z, log_det = ours(x)
+    back, log_det_back = ours.inverse(z)
+    same(back, x)
+    same(log_det_back, -log_det)
 
 
 CONTRACT = {
@@ -236,6 +234,26 @@ def test_converted_layers_obey_the_contract(name):
         far=(1e2,),
         backend="aot_eager",
     )
+
+
+@pytest.fixture
+def double():
+    """nflows draws its noise in the default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def same_flow(one, other, context=None):
+    x = inputs(unit=False)
+    same(one.log_prob(x, context), other.log_prob(x, context))
+
+
+def same_samples(ours, theirs):
+    torch.manual_seed(1)
+    a = ours.sample(50)
+    torch.manual_seed(1)
+    same(a, theirs.sample(50))
 
 
 # From flowkit
@@ -278,43 +296,98 @@ CONDITIONAL_FLOWKIT_LAYERS = {
 }
 
 
+def flow_of_nflows(transform, base=None, embedding=None):
+    return nfl.Flow(to_nflows(transform), base or nd.StandardNormal([D]), embedding)
+
+
 @pytest.mark.parametrize("name", FLOWKIT_LAYERS)
-def test_flowkit_layers_keep_their_numbers_in_nflows_and_back(name):
-    ours = randomised(FLOWKIT_LAYERS[name]())
-    theirs = to_nflows(ours)
-    assert type(theirs).__module__.startswith("nflows.")
-    same_transform(theirs, ours)
-    same_transform(theirs, from_nflows(theirs))
+def test_flowkit_layers_score_and_sample_in_flows_of_nflows(name, double):
+    layer = randomised(FLOWKIT_LAYERS[name]())
+    theirs, ours = flow_of_nflows(layer), Flow(layer, StandardNormal(D).double())
+    same_flow(theirs, ours)
+    same_samples(ours, theirs)
+    x, log_prob = theirs.sample_and_log_prob(20)
+    same(ours.log_prob(x), log_prob)
 
 
 @pytest.mark.parametrize("name", CONDITIONAL_FLOWKIT_LAYERS)
-def test_conditional_flowkit_layers_keep_their_numbers_in_nflows_and_back(name):
-    ours = randomised(CONDITIONAL_FLOWKIT_LAYERS[name]())
-    context = torch.randn(ROWS, C, dtype=torch.float64)
-    theirs = to_nflows(ours)
-    same_transform(theirs, ours, context=context)
-    same_transform(theirs, from_nflows(theirs), context=context)
+def test_conditional_flowkit_layers_read_the_context_of_nflows(name, double):
+    layer = randomised(CONDITIONAL_FLOWKIT_LAYERS[name]())
+    embedding = nn.Linear(2, C)
+    theirs = flow_of_nflows(layer, embedding=embedding)
+    ours = Flow(layer, StandardNormal(D), embedding=embedding)
+    context = torch.randn(ROWS, 2)
+    same_flow(theirs, ours, context)
+    assert (theirs.log_prob(inputs(unit=False), context[:1].expand(ROWS, 2)).std() > 0).item()
+    # nflows puts the context first, flowkit the samples; one context needs no order.
+    torch.manual_seed(1)
+    a = theirs.sample(20, context[:1])
+    torch.manual_seed(1)
+    same(ours.sample(20, context[:1]).transpose(0, 1), a)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_dense_matrices_of_either_sign_are_factorised_exactly(seed):
-    ours = DenseLinear(D).double()
-    nn.init.normal_(ours.weight, generator=torch.Generator().manual_seed(seed))
-    nn.init.normal_(ours.bias)
-    same_transform(to_nflows(ours), ours)
+def test_flowkit_and_nflows_layers_stand_in_one_stack(double):
+    coupling = randomised(Coupling(MOVED, LogisticMixture(3), conditioner=small_mlp))
+    lu = randomised(nt.LULinear(D))
+    theirs = nfl.Flow(nt.CompositeTransform([to_nflows(coupling), lu]), nd.StandardNormal([D]))
+    ours = Flow(Compose(coupling, from_nflows(lu)), StandardNormal(D))
+    same_flow(theirs, ours)
+    same_samples(ours, theirs)
+    same_flow(from_nflows(theirs), ours)
 
 
-def test_standardisation_and_intervals_reach_nflows_as_fixed_layers():
-    standardize = Standardize(D).double()
-    standardize.initialize(3 + 2 * torch.randn(100, D, dtype=torch.float64))
-    ours = Compose(standardize, LULinear(D).double())
-    theirs = to_nflows(ours)
-    same_transform(theirs, ours)
-    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
-    box = Compose(Logit(D, lower=-1.0, upper=2.0), LULinear(D)).double()
-    x = 3 * torch.rand(ROWS, D, dtype=torch.float64) - 1
-    for a, b in zip(to_nflows(box)(x), box(x), strict=True):
-        same(a, b)
+def test_context_that_only_the_base_reads_is_handed_on(double):
+    layer = randomised(LULinear(D))
+    theirs = flow_of_nflows(layer, nd.ConditionalDiagonalNormal([D], nn.Linear(C, 2 * D)))
+    assert from_nflows(theirs).context_size == C
+    same_flow(from_nflows(theirs), theirs, torch.randn(ROWS, C))
+
+
+def test_training_in_nflows_trains_the_flowkit_layer():
+    layer = randomised(Coupling(MOVED, Affine(), conditioner=small_mlp))
+    theirs = flow_of_nflows(layer)
+    assert [p is q for p, q in zip(theirs.parameters(), layer.parameters(), strict=True)]
+    x = 3 + inputs(unit=False)
+    before = -theirs.log_prob(x).mean()
+    optimizer = torch.optim.Adam(theirs.parameters(), lr=1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = -theirs.log_prob(x).mean()
+        loss.backward()
+        optimizer.step()
+    assert loss < before
+    assert -Flow(layer, StandardNormal(D).double()).log_prob(x).mean() < before
+
+
+def test_images_go_through_flows_of_nflows(double):
+    layer = randomised(Conv1x1(3))
+    theirs = nfl.Flow(to_nflows(layer), nd.StandardNormal([3, 4, 4]))
+    x = torch.randn(5, 3, 4, 4)
+    same(theirs.log_prob(x), Flow(layer, StandardNormal((3, 4, 4))).log_prob(x))
+    assert theirs.sample(2).shape == (2, 3, 4, 4)
+
+
+def test_wrapped_layers_are_copied_and_come_back():
+    layer = randomised(Coupling(MOVED, LogisticMixture(3), conditioner=small_mlp))
+    theirs = flow_of_nflows(layer)
+    copied = pickle.loads(pickle.dumps(theirs))
+    same_flow(copied, theirs)
+    back = from_nflows(theirs).transform
+    assert str(back) == str(layer)
+    assert back is not layer
+
+
+@pytest.mark.parametrize(
+    ("transform", "match"),
+    [
+        (nt.LULinear(D), "to_nflows expected transform as a Transform, got LULinear"),
+        (Flow(LULinear(D), StandardNormal(D)), "to_nflows.flow.transform"),
+        (MALA(DoubleWell(), step_size=0.1), "without stochastic layers"),
+    ],
+)
+def test_what_cannot_be_wrapped_is_named(transform, match):
+    with pytest.raises(ArgumentError, match=match):
+        to_nflows(transform)
 
 
 # The spline itself
@@ -373,26 +446,6 @@ def test_the_spline_of_nflows_has_softmax_sizes_and_softplus_slopes(kind):
 # Whole flows
 
 
-@pytest.fixture
-def double():
-    """nflows draws its noise in the default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def same_flow(one, other, context=None):
-    x = inputs(unit=False)
-    same(one.log_prob(x, context), other.log_prob(x, context))
-
-
-def same_samples(ours, theirs):
-    torch.manual_seed(1)
-    a = ours.sample(50)
-    torch.manual_seed(1)
-    same(a, theirs.sample(50))
-
-
 FLOWS = {
     "maf": lambda: nfl.MaskedAutoregressiveFlow(
         D, 9, 2, 1, use_residual_blocks=False, batch_norm_between_layers=True
@@ -412,9 +465,6 @@ def test_flows_score_and_sample_alike(name, double):
     ours = from_nflows(theirs)
     same_flow(ours, theirs)
     same_samples(ours, theirs)
-    back = to_nflows(ours)
-    same_flow(ours, back)
-    same_samples(ours, back)
 
 
 @pytest.mark.parametrize(
@@ -432,8 +482,7 @@ def test_conditional_flows_with_an_embedding_score_and_sample_alike(encoder, dou
     ours = from_nflows(theirs)
     assert isinstance(ours.embedding, MLP)
     context = torch.randn(ROWS, 2)
-    for one in (ours, to_nflows(ours)):
-        same_flow(one, theirs, context)
+    same_flow(ours, theirs, context)
     # nflows puts the context first, flowkit the samples; one context needs no order.
     torch.manual_seed(1)
     a = theirs.sample(20, context[:1])
@@ -441,33 +490,9 @@ def test_conditional_flows_with_an_embedding_score_and_sample_alike(encoder, dou
     same(ours.sample(20, context[:1]).transpose(0, 1), a)
 
 
-def test_a_diagonal_normal_keeps_its_density_and_learns_to_sample(double):
+def test_a_diagonal_normal_has_the_same_density(double):
     theirs = randomised(nfl.Flow(nt.LULinear(D), nd.DiagonalNormal([D])))
-    ours = from_nflows(theirs)
-    same_flow(ours, theirs)
-    back = to_nflows(ours)
-    same_flow(back, theirs)
-    same_samples(ours, back)
-
-
-def test_flowkit_flows_with_normal_bases_score_and_sample_alike(double):
-    layers = Compose(LULinear(D), Coupling(MOVED, None, conditioner=small_mlp))
-    for base in (StandardNormal(D), DiagonalNormal(D)):
-        ours = randomised(Flow(layers, base))
-        same_flow(to_nflows(ours), ours)
-        same_samples(ours, to_nflows(ours))
-
-
-def test_conditional_flowkit_flows_score_alike(double):
-    embedding = StandardizeContext(C)
-    embedding.initialize(5 + 3 * torch.randn(100, C))
-    layers = Compose(LULinear(D), Coupling(MOVED, Affine(), conditioner=small_mlp, context=C))
-    ours = randomised(Flow(layers, DiagonalNormal(D, context=C), embedding=embedding))
-    context = 5 + 3 * torch.randn(ROWS, C)
-    theirs = to_nflows(ours)
-    same_flow(theirs, ours, context)
-    assert theirs.sample(3, context[:2]).shape == (2, 3, D)
-    same_flow(from_nflows(theirs), ours, context)
+    same_flow(from_nflows(theirs), theirs)
 
 
 def test_converted_flows_take_any_batch_shape():
@@ -496,19 +521,17 @@ def test_one_step_of_training_is_the_same_step_on_both_sides():
 def test_nothing_is_shared_with_the_source():
     theirs = randomised(nfl.SimpleRealNVP(D, 8, 2, 1))
     ours = from_nflows(theirs)
-    back = to_nflows(ours)
     x = inputs(unit=False)
     before = theirs.log_prob(x)
     with torch.no_grad():
-        for p in [*ours.parameters(), *back.parameters()]:
+        for p in ours.parameters():
             p.zero_()
     assert torch.equal(theirs.log_prob(x), before)
 
 
 def test_converted_flows_can_be_pickled():
     ours = from_nflows(randomised(FLOWS["spline"]()))
-    for flow in (ours, to_nflows(ours)):
-        same_flow(pickle.loads(pickle.dumps(flow)), ours)
+    same_flow(pickle.loads(pickle.dumps(ours)), ours)
 
 
 def test_training_mode_and_dtype_are_those_of_the_source():
@@ -517,7 +540,7 @@ def test_training_mode_and_dtype_are_those_of_the_source():
     assert from_nflows(theirs).dtype == torch.float32
     theirs = theirs.double().eval()
     assert not from_nflows(theirs).training
-    assert to_nflows(from_nflows(theirs)).log_prob(inputs(unit=False)).dtype == torch.float64
+    assert from_nflows(theirs).log_prob(inputs(unit=False)).dtype == torch.float64
 
 
 def test_a_trained_flow_does_not_start_again_from_data():
@@ -551,14 +574,6 @@ def test_a_feed_forward_made_becomes_a_masked_mlp_that_unrolls_in_one_pass():
 )
 def test_other_mades_are_held_as_they_are(kwargs):
     assert isinstance(from_nflows(masked_affine(**kwargs)).conditioner, HeldMADE)
-
-
-def test_layers_that_went_over_come_back_as_they_were():
-    for make in [*CONDITIONAL_FLOWKIT_LAYERS.values(), FLOWKIT_LAYERS["maf"]]:
-        ours = make()
-        assert str(from_nflows(to_nflows(ours))) == str(ours)
-    theirs = spline_coupling()
-    assert str(to_nflows(from_nflows(theirs))) == str(theirs)
 
 
 def test_networks_of_ones_own_are_held_and_may_read_context():
@@ -624,46 +639,9 @@ def test_what_flowkit_has_not_is_named_with_its_remedy(layer, match):
         from_nflows(layer)
 
 
-@pytest.mark.parametrize(
-    ("layer", "match"),
-    [
-        (CircularShift(D), "CircularShift.*no counterpart in nflows.*as it is"),
-        (Coupling(MOVED, LogisticMixture()), "LogisticMixture"),
-        (Coupling(MOVED, CircularSpline()), "CircularSpline"),
-        (Coupling(MOVED, SoftplusAffine()), "SoftplusAffine"),
-        (Coupling(MOVED, SigmoidAffine(0.1)), "SigmoidAffine"),
-        (Coupling(MOVED, Affine(max_log_scale=None)), "least one, 0.001"),
-        (MaskedAutoregressive(D, IntervalSpline(lower=-1.0)), "IntervalSpline"),
-        (Elementwise(D, LogisticMixture()), "LogisticMixture"),
-        (Conv1x1(3), "events of shape"),
-        (Flow(LULinear(D), StudentT(D)), "StudentT has no counterpart"),
-        (nt.LULinear(D), "expected a flowkit Flow or Transform, got LULinear"),
-    ],
-)
-def test_what_nflows_has_not_is_named_with_its_remedy(layer, match):
-    with pytest.raises(ConversionError, match=match):
-        to_nflows(layer)
-
-
-def test_singular_matrices_are_refused():
-    layer = DenseLinear(2)
-    nn.init.zeros_(layer.weight)
-    with pytest.raises(ConversionError, match="singular"):
-        to_nflows(layer)
-
-
 def test_a_subclass_that_only_sets_defaults_is_converted():
     theirs = randomised(Named())
     same_transform(from_nflows(theirs), theirs)
-
-
-def test_flowkit_layers_work_in_nflows_as_they_are():
-    coupling = randomised(Coupling(MOVED, LogisticMixture(3), conditioner=small_mlp))
-    theirs = nfl.Flow(
-        nt.CompositeTransform([coupling, nt.LULinear(D).double()]), nd.StandardNormal([D])
-    )
-    ours = Flow(Compose(coupling, LULinear(D).double()), StandardNormal(D).double())
-    same_flow(theirs, ours)
 
 
 # What is not read is refused, and nothing is left out
@@ -691,11 +669,10 @@ def test_what_a_coupling_does_to_the_features_it_conditions_on_is_kept(kind, oth
     theirs = randomised(kind(MASK, residual, unconditional_transform=OTHERS[other]))
     ours = from_nflows(theirs)
     x = torch.randn(ROWS, D, dtype=torch.float64)
-    for again in (ours, to_nflows(ours), from_nflows(to_nflows(ours))):
-        (z, log_det), (expected, expected_log_det) = again(x), theirs(x)
-        same(z, expected)
-        same(log_det, expected_log_det)
-        same(again.inverse(z)[0], x)
+    (z, log_det), (expected, expected_log_det) = ours(x), theirs(x)
+    same(z, expected)
+    same(log_det, expected_log_det)
+    same(ours.inverse(z)[0], x)
 
 
 def test_a_transform_of_some_features_keeps_the_contract():

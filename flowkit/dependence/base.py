@@ -107,7 +107,7 @@ class RowCovariance(nn.Module):
             _search(parameters[0], lambda: -float(self.log_prob(u)))
             return
         learned = [parameter.requires_grad for parameter in parameters]
-        self.requires_grad_(True)
+        self.requires_grad_(requires_grad=True)
         optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
 
         def loss() -> float:
@@ -117,7 +117,7 @@ class RowCovariance(nn.Module):
             return float(value.detach())
 
         try:
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(mode=False), torch.enable_grad():
                 u = ordinary(u)
                 optimizer.step(loss)
         finally:
@@ -201,7 +201,7 @@ class Mixed(RowCovariance):
     A subclass defines ``_related(rows, columns)``, entries of G.
     """
 
-    def __init__(self, rows: int, residual_proportion: float, learn: bool) -> None:
+    def __init__(self, rows: int, *, residual_proportion: float, learn: bool) -> None:
         super().__init__(rows)
         raw = logit(type(self).__name__, "residual_proportion", residual_proportion, *PROPORTIONS)
         learns = checks.flag(type(self).__name__, "learn", learn)

@@ -115,7 +115,7 @@ class Spatial(_Dense, Mixed):
         if places.dim() != 2 or places.shape[1] != features or not len(places):
             words = "coordinates (n, d) for a kernel of d features"
             raise checks.fail("Spatial", "places", words, places, f"d = {features}")
-        super().__init__(len(places), residual_proportion, learn)
+        super().__init__(len(places), residual_proportion=residual_proportion, learn=learn)
         self.register_buffer("places", places)
         self.kernel = kernel.double()
 

@@ -61,7 +61,8 @@ class Kinship(Mixed):
             if matrix is None
             else Decomposition.of_matrix("Kinship", matrix, unit_diagonal=True)
         )
-        super().__init__(len(relationship.basis), residual_proportion, learn)
+        rows = len(relationship.basis)
+        super().__init__(rows, residual_proportion=residual_proportion, learn=learn)
         self.relationship = relationship
 
     def _solve(self, u: Tensor) -> Tensor:

@@ -77,15 +77,15 @@ class StructuredKinship(Mixed):
         if operator.dim() != 2 or operator.shape[0] != operator.shape[1]:
             raise checks.fail(owner, "operator", "square (n, n)", tuple(operator.shape))
         check_diagonal(owner, operator.diagonal())
-        super().__init__(operator.shape[0], residual_proportion, learn)
+        super().__init__(operator.shape[0], residual_proportion=residual_proportion, learn=learn)
         self.related = operator.double().detach()
         self.exact = checks.integer(owner, "exact", exact, least=0)
         self.probes = checks.integer(owner, "probes", probes, least=1)
         self._seed: int | None = None
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Move the operator with the parameters; it stays in float64."""
-        super()._apply(fn, recurse)
+        super()._apply(*args, **kwargs)
         self.related = self.related.to(self.raw.device)
         return self
 

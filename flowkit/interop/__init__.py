@@ -1,1 +1,3 @@
-"""Doors to other libraries; each module imports its library only when it is used."""
+"""Conversions from and to other libraries, one package for each."""
+
+from flowkit.interop import nflows as nflows

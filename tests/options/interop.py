@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from flowkit.errors import ConversionError
 from flowkit.interop.nflows import from_nflows
-from flowkit.interop.nflows.layers import OnFeatures
-from flowkit.interop.nflows.nets import CouplingNet, HeldMADE, HeldNet, MaskedNet, ZeroNet
+from flowkit.interop.nflows.features import OnFeatures
+from flowkit.interop.nflows.nets import HeldMADE, HeldNet
+from flowkit.interop.nflows.wrapper import WrappedTransform
 from flowkit.scalar import Affine
-from flowkit.transforms import Coupling, Elementwise, MaskedAutoregressive
+from flowkit.transforms import Coupling, Elementwise
 
 from .harness import differs, of
-from .parts import X, ignores_context, reads_context, small, stirred
+from .parts import X, reads_context, small, stirred
 
 
 class Reads(nn.Module):
@@ -28,19 +29,18 @@ class Reads(nn.Module):
 
 
 ONES, ZEROS = torch.tensor([1.0, 2.0]), torch.zeros(2)
-reads_context(HeldNet(Reads(), 1, ONES, ZEROS), X, "forward")
-reads_context(HeldMADE(Reads(), 2, 1, ONES, ZEROS), X, "forward")
+reads_context(HeldNet(Reads(), context=1), X, "forward")
+reads_context(HeldMADE(Reads(), 2, context=1, scale=ONES, offset=ZEROS), X, "forward")
 of(
     HeldNet,
-    lambda **o: HeldNet(Reads(), 0, ONES, ZEROS, **o)(X),
-    kinds_first=differs(True),
+    lambda **o: HeldNet(Reads(), context=0, **{"scale": ONES, "offset": ZEROS, **o})(X),
+    scale=differs(2 * ONES, base=ONES),
+    offset=differs(ONES, base=ZEROS),
 )
-ignores_context(ZeroNet(2), X, "forward")
 inner = stirred(Elementwise(1, Affine(), context=1, conditioner=small))
 reads_context(OnFeatures(2, [1], inner), X, "forward", "inverse")
 layer = stirred(Coupling([0, 1], Affine(), conditioner=small, context=1))
-reads_context(CouplingNet(layer), X[:, :1], "forward")
-reads_context(MaskedNet(stirred(MaskedAutoregressive(2, Affine(), context=1))), X, "forward")
+reads_context(WrappedTransform(layer), X, "forward", "inverse")
 
 
 class Given(nn.Module):

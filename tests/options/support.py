@@ -18,7 +18,7 @@ from flowkit import (
 )
 from flowkit.bases import Uniform
 from flowkit.conditioners import MaskedMLP
-from flowkit.interop.nflows.layers import OnFeatures
+from flowkit.interop.nflows.features import OnFeatures
 from flowkit.scalar import Affine
 from flowkit.support import Support
 from flowkit.transforms import (

@@ -1,25 +1,10 @@
-"""Flows to and from nflows, trained weights kept: :func:`from_nflows` and :func:`to_nflows`.
+"""Conversion from nflows with trained weights, and flowkit's transforms in flows of nflows.
 
-``reading`` and ``writing`` are the two directions, ``scalars`` holds nflows' parameterisations of
-affine maps as scalar maps, and ``nets`` the networks that stand between the two libraries.
+``reading`` converts what ``checking`` compares, ``scalars`` holds nflows' parameterisations of
+scalar maps, ``nets`` its networks as conditioners; ``wrapper`` is the other direction.
 """
 
 from flowkit.interop.nflows.reading import from_nflows
-from flowkit.interop.nflows.scalars import (
-    Shift,
-    SigmoidAffine,
-    SoftplusAffine,
-    SoftplusIntervalSpline,
-    SoftplusSpline,
-)
-from flowkit.interop.nflows.writing import to_nflows
+from flowkit.interop.nflows.wrapper import to_nflows
 
-__all__ = [
-    "Shift",
-    "SigmoidAffine",
-    "SoftplusAffine",
-    "SoftplusIntervalSpline",
-    "SoftplusSpline",
-    "from_nflows",
-    "to_nflows",
-]
+__all__ = ["from_nflows", "to_nflows"]

@@ -1,7 +1,7 @@
 """nflows' parameterisations of affine maps and of splines, as scalar maps.
 
-They exist so that a converted layer means the same by the same raw numbers and can be trained
-further; new flows are better served by :class:`flowkit.scalar.Affine` and the splines there.
+With them a converted layer has the same raw parameters and can be trained further; new flows are
+better served by :class:`flowkit.scalar.Affine` and the splines there.
 """
 
 from __future__ import annotations
@@ -14,44 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowkit import checks
+from flowkit.config import register
 from flowkit.scalar import IntervalSpline, RationalQuadraticSpline, ScalarMap
 
 
-@dataclass(frozen=True)
-class Shift(ScalarMap):
-    """:math:`y = x + t`, the map of nflows' ``AdditiveCouplingTransform``; one parameter.
-
-    Example:
-        >>> import torch
-        >>> Shift().forward(torch.tensor([2.0]), torch.tensor([[3.0]]))
-        (tensor([5.]), tensor([0.]))
-    """
-
-    @property
-    def param_size(self) -> int:  # type: ignore[override]
-        """One: the shift."""
-        return 1
-
-    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``x + t`` and zero."""
-        y = x + params.squeeze(-1)
-        return y, torch.zeros_like(y)
-
-    def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``y - t`` and zero."""
-        x = y - params.squeeze(-1)
-        return x, torch.zeros_like(x)
-
-
 class _ScaleAndShift(ScalarMap):
-    """``y = scale x + shift``; subclasses say how both follow from two raw numbers."""
+    """``y = scale x + shift``; subclasses compute both from raw numbers."""
 
+    param_size: ClassVar[int] = 2
     starts_at_identity: ClassVar[bool] = False
-
-    @property
-    def param_size(self) -> int:  # type: ignore[override]
-        """Two: shift and raw scale."""
-        return 2
 
     def _scale_and_shift(self, params: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -69,6 +41,26 @@ class _ScaleAndShift(ScalarMap):
         return x, -scale.log().expand_as(x)
 
 
+@register
+@dataclass(frozen=True)
+class Shift(_ScaleAndShift):
+    """:math:`y = x + t`, the map of nflows' ``AdditiveCouplingTransform``; one parameter.
+
+    Example:
+        >>> import torch
+        >>> Shift().forward(torch.tensor([2.0]), torch.tensor([[3.0]]))
+        (tensor([5.]), tensor([0.]))
+    """
+
+    param_size: ClassVar[int] = 1
+    starts_at_identity: ClassVar[bool] = True
+
+    def _scale_and_shift(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        shift = params.squeeze(-1)
+        return torch.ones_like(shift), shift
+
+
+@register
 @dataclass(frozen=True)
 class SigmoidAffine(_ScaleAndShift):
     r""":math:`y = (\sigma(a + 2) + \epsilon)\, x + t`, as in nflows' ``AffineCouplingTransform``.
@@ -85,13 +77,14 @@ class SigmoidAffine(_ScaleAndShift):
         1.3818
     """
 
-    floor: float = 1e-3
+    floor: float = checks.option(1e-3, checks.number, least=0)
 
     def _scale_and_shift(self, params: Tensor) -> tuple[Tensor, Tensor]:
         shift, raw = params.unbind(-1)
         return torch.sigmoid(raw + 2) + self.floor, shift
 
 
+@register
 @dataclass(frozen=True)
 class SoftplusAffine(_ScaleAndShift):
     r""":math:`y = (\log(1 + e^a) + \epsilon)\, x + t`, from nflows' affine autoregressive layer.
@@ -108,11 +101,16 @@ class SoftplusAffine(_ScaleAndShift):
         1.1941
     """
 
-    floor: float = 1e-3
+    floor: float = checks.option(1e-3, checks.number, least=0)
 
     def _scale_and_shift(self, params: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = params.unbind(-1)
         return F.softplus(raw) + self.floor, shift
+
+
+def slope_offset(min_slope: float) -> float:
+    """The raw slope at which ``min_slope + softplus`` is one."""
+    return math.log(math.expm1(1 - min_slope))
 
 
 class _SoftmaxKnots:
@@ -133,9 +131,10 @@ class _SoftmaxKnots:
         return raw
 
     def _slopes(self, raw: Tensor) -> Tensor:
-        return self.min_slope + F.softplus(raw + math.log(math.expm1(1 - self.min_slope)))
+        return self.min_slope + F.softplus(raw + slope_offset(self.min_slope))
 
 
+@register
 @dataclass(frozen=True)
 class SoftplusSpline(_SoftmaxKnots, RationalQuadraticSpline):
     r"""A rational-quadratic spline with the sizes and slopes of nflows.
@@ -151,6 +150,7 @@ class SoftplusSpline(_SoftmaxKnots, RationalQuadraticSpline):
     """
 
 
+@register
 @dataclass(frozen=True)
 class SoftplusIntervalSpline(_SoftmaxKnots, IntervalSpline):
     """The same on an interval; see :class:`SoftplusSpline`."""

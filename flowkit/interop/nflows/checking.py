@@ -1,4 +1,4 @@
-"""A conversion is checked: both libraries compute the same numbers for the same inputs."""
+"""The check of a conversion: both libraries compute the same numbers for the same inputs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from nflows.transforms.base import InputOutsideDomain
 from torch import Tensor
 from torch.distributions import transform_to
 
@@ -14,10 +15,17 @@ from flowkit.bases import Base
 from flowkit.errors import ConversionError
 from flowkit.transforms import Transform
 
-_ROWS = 24
+_SAMPLES = 24
 # Largest differences, of numbers relative to 1 + their size. Rounding in float64 stays far below;
 # in float32, where nflows refuses to compute in float64, sums of many layers do.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
+
+Pairs = list[tuple[Any, Any]]
+
+
+def _normal(*sizes: int) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(_SAMPLES, *sizes, generator=draw, dtype=torch.float64)
 
 
 def check_transform(theirs: Any, ours: Transform, features: int, like: Tensor) -> None:
@@ -32,80 +40,60 @@ def check_transform(theirs: Any, ours: Transform, features: int, like: Tensor) -
     Raises:
         ConversionError: If values or log-determinants differ.
     """
-    from nflows.transforms.base import InputOutsideDomain
+    wide, domain = _normal(features), transform_to(ours.domain)
+    # Some samples lie in the tails, unless the domain ends: near its ends nflows clamps.
+    bounded = not torch.equal(domain(wide), wide)
+    scale = torch.linspace(0.3, 1.0 if bounded else 3.0, _SAMPLES, dtype=torch.float64)
+    x, context = domain(scale.unsqueeze(-1) * wide), _normal(ours.context_size)
 
-    draw = torch.Generator().manual_seed(0)
-    wide = torch.randn(_ROWS, features, generator=draw, dtype=torch.float64)
-    line = transform_to(ours.domain)
-    # Some rows lie in the tails, unless the domain ends: near its ends nflows clamps.
-    bounded = not torch.equal(line(wide), wide)
-    scale = torch.linspace(0.3, 1.0 if bounded else 3.0, _ROWS, dtype=torch.float64)
-    x = line(scale.unsqueeze(-1) * wide)
-    context = None
-    if ours.context_size:
-        context = torch.randn(_ROWS, ours.context_size, generator=draw, dtype=torch.float64)
-
-    def both(their: Any, our: Transform, like: Tensor) -> list[tuple[Any, Any]]:
-        rows, given = x.to(like), None if context is None else context.to(like)
+    def both(their: Any, our: Transform, like: Tensor) -> Pairs:
+        rows, given = x.to(like), context.to(like) if ours.context_size else None
         try:
             expected = their(rows.clone(), given)
         except InputOutsideDomain:
-            # Splines without tails; the unit interval is the one domain that nflows knows.
+            # Splines without tails; the unit interval is the one domain that nflows has.
             rows = torch.sigmoid(rows)
             expected = their(rows.clone(), given)
         pairs = list(zip(our(rows, given), expected, strict=True))
-        z = expected[0]
         try:
-            back, log_det = their.inverse(z.clone(), given)
+            back, log_det = their.inverse(expected[0].clone(), given)
         except Exception:
             # Some layers of nflows have no inverse under this version of torch.
             return pairs
         # Where nflows itself does not find back, as beyond a clamp, there is nothing to compare.
         there = ((back - rows).abs() < 1e-3 * (1 + rows.abs())).all(-1)
-        found, found_log_det = our.inverse(z, given)
-        return [
-            *pairs,
-            (found[there], back[there]),
-            (found_log_det[there], log_det[there]),
-        ]
+        found = our.inverse(expected[0], given)
+        return pairs + [(f[there], e[there]) for f, e in zip(found, (back, log_det), strict=True)]
 
     _compare(theirs, ours, like, both)
 
 
 def check_base(theirs: Any, ours: Base, like: Tensor) -> None:
-    """Compare a distribution and its conversion.
+    """Compare the log-densities of a distribution and its conversion.
 
     Raises:
-        ConversionError: If log-densities differ.
+        ConversionError: If they differ.
     """
-    draw = torch.Generator().manual_seed(0)
-    z = torch.randn(_ROWS, *ours.event_shape, generator=draw, dtype=torch.float64)
-    context = None
-    if ours.context_size:
-        context = torch.randn(_ROWS, ours.context_size, generator=draw, dtype=torch.float64)
+    z, context = _normal(*ours.event_shape), _normal(ours.context_size)
 
-    def both(their: Any, our: Base, like: Tensor) -> list[tuple[Any, Any]]:
-        rows, given = z.to(like), None if context is None else context.to(like)
+    def both(their: Any, our: Base, like: Tensor) -> Pairs:
+        rows, given = z.to(like), context.to(like) if ours.context_size else None
         return [(our.log_prob(rows, given), their.log_prob(rows, given))]
 
     _compare(theirs, ours, like, both)
 
 
 def _compare(
-    theirs: Any,
-    ours: Any,
-    like: Tensor,
-    both: Callable[[Any, Any, Tensor], list[tuple[Any, Any]]],
+    theirs: Any, ours: Any, like: Tensor, both: Callable[[Any, Any, Tensor], Pairs]
 ) -> None:
     """Compare in float64 on copies, or in the dtype of ``like`` if nflows cannot."""
     name = type(theirs).__name__
     error: Exception | None = None
     for dtype in dict.fromkeys((torch.float64, like.dtype)):
-        to = like.to(dtype)
         # A flow that still trains must not be started by a probe, nor draw its dropout.
         their, our = (deepcopy(part).to(dtype).eval() for part in (theirs, ours))
         try:
-            pairs = both(their, our, to)
+            pairs = both(their, our, like.to(dtype))
         except Exception as caught:
             error = caught
             continue

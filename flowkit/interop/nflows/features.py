@@ -1,4 +1,4 @@
-"""Layers that nflows has and flowkit has no use for by itself."""
+"""A transform of some features, which couplings of nflows may hold."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowkit.config import register
 from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.transforms import Transform
 from flowkit.transforms.region import Region
 
 
+@register
 class OnFeatures(Transform):
-    """A transform of some features of a vector; the others stay as they are.
+    """A transform of some features of a vector, and the identity of the others.
 
-    It is what nflows' couplings call their ``unconditional_transform``.
+    The ``unconditional_transform`` of nflows' couplings becomes one.
 
     Args:
         features: Number of features.
@@ -36,7 +38,8 @@ class OnFeatures(Transform):
         self.transform = transform
         self.needs_context = transform.needs_context
         self.constant_log_det = transform.constant_log_det
-        self.register_buffer("index", torch.tensor(list(index), dtype=torch.long), False)
+        places = torch.tensor(list(index), dtype=torch.long)
+        self.register_buffer("index", places, persistent=False)
 
     @property
     def restricts(self) -> bool:
