@@ -4,7 +4,7 @@
 # make test-oldest: the suite with the oldest versions that are declared
 # make lint: style, types, the direction of imports
 # make bench: speed beside the limit and the peers, into docs/results (about half an hour)
-# make docs: the documentation, warnings as errors
+# make docs: the documentation; every code block of it runs, warnings are errors
 # Each target makes .venv from nothing and installs what it needs.
 
 PYTHON ?= python3
@@ -45,6 +45,7 @@ bench: .venv/.bench
 	PYTHONPATH=tests .venv/bin/python -m benchmarks --output docs/results $(BENCH)
 
 docs: .venv/.dev
+	.venv/bin/python docs/run_snippets.py
 	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 clean:

@@ -14,7 +14,7 @@
 # # Fit a density
 #
 # First a density whose entropy is known, so that we can see how close a fit comes to the best
-# possible one. Then a photograph: the colour of a pixel, given where it is.
+# possible one. Then a photograph: the color of a pixel, given where it is.
 #
 # Run it with `python examples/01_fit_a_density.py`, or open it as a notebook with jupytext.
 # With `FLOWKIT_EXAMPLES=small` in the environment it trains for a moment only.
@@ -71,7 +71,7 @@ plot_history(record)
 density_2d(flow.log_prob, ((-11, 11), (-8, 8)), samples=flow.sample(2_000), title="the fit")
 
 # %% [markdown]
-# ## The colour of a pixel, given its place
+# ## The color of a pixel, given its place
 #
 # A flow with context is a conditional density: here of (red, green, blue) given (x, y), learned
 # from the pixels of a photograph. Colours are integers, so we spread each over its unit interval.
@@ -79,14 +79,14 @@ density_2d(flow.log_prob, ((-11, 11), (-8, 8)), samples=flow.sample(2_000), titl
 # %%
 photo = photograph_colors("flower.jpg")
 points = photo.dequantized(seed=0)
-colours, places = points[:, :3], points[:, 3:]
+colors, places = points[:, :3], points[:, 3:]
 print(f"{len(points):,} pixels, {photo.width} x {photo.height}")
 
 # %%
 painter = flowkit.autoregressive_flow(features=3, context=2, layers=2, hidden=(128, 128, 128))
 flowkit.fit(
     painter,
-    {"x": colours, "context": places},
+    {"x": colors, "context": places},
     steps=50 if SMALL else 6_000,
     batch_size=1024,
     lr=3e-3,
@@ -94,8 +94,8 @@ flowkit.fit(
 )
 
 # %% [markdown]
-# One colour drawn for every fourth pixel, with nothing but the flow to paint from: noise where
-# the flow is unsure, sharp where the place determines the colour.
+# One color drawn for every fourth pixel, with nothing but the flow to paint from: noise where
+# the flow is unsure, sharp where the place determines the color.
 
 # %%
 rows = torch.arange(0, photo.height, 4)
@@ -111,7 +111,7 @@ figure = Figure(figsize=(10, 3.6), layout="constrained")
 for axes, image, title in zip(
     figure.subplots(1, 2),
     [photo.image(), painted.to(torch.uint8).numpy()],
-    ["the photograph", "a colour drawn for every fourth pixel"],
+    ["the photograph", "a color drawn for every fourth pixel"],
     strict=True,
 ):
     axes.imshow(image, extent=(0, photo.width, photo.height, 0))
@@ -135,6 +135,6 @@ with tempfile.TemporaryDirectory() as folder:
 some = slice(0, 1000)
 print(
     torch.equal(
-        again.log_prob(colours[some], places[some]), painter.log_prob(colours[some], places[some])
+        again.log_prob(colors[some], places[some]), painter.log_prob(colors[some], places[some])
     )
 )

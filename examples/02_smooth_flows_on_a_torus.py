@@ -191,13 +191,13 @@ at = torch.linspace(pi - 0.8, pi + 0.8, 4001, dtype=torch.float64)
 cut = torch.stack([at, torch.full_like(at, pi / 2)], -1)
 along = {"exact": toy.score(cut)[:, 0].numpy()}
 along |= {name: flow.score(cut)[:, 0].numpy() for name, flow in flows.items()}
-colours = {"exact": "0.0", "spline": "C1", "smooth": "C0", "smooth, with forces": "C2"}
+colors = {"exact": "0.0", "spline": "C1", "smooth": "C0", "smooth, with forces": "C2"}
 
 figure = Figure(figsize=(10, 4), layout="constrained")
 panels = figure.subplots(1, 2)
 for name in ("spline", "smooth", "smooth, with forces"):
-    panels[0].plot(at.numpy(), along[name], color=colours[name], label=name)
-    panels[1].plot(at.numpy(), along[name] - along["exact"], color=colours[name], label=name)
+    panels[0].plot(at.numpy(), along[name], color=colors[name], label=name)
+    panels[1].plot(at.numpy(), along[name] - along["exact"], color=colors[name], label=name)
 panels[0].plot(at.numpy(), along["exact"], "--", color="0.0", label="exact", lw=1.2)
 for axes in panels:
     axes.axvline(pi, color="0.7", lw=0.8, zorder=0)
@@ -256,10 +256,10 @@ figure = Figure(figsize=(10, 4), layout="constrained")
 left, right = figure.subplots(1, 2)
 for name in ("spline", "smooth"):
     time, off = runs[name]
-    left.plot(time, off, color=colours[name], lw=0.6, alpha=0.6)
-    left.plot([], [], color=colours[name], label=name)
+    left.plot(time, off, color=colors[name], lw=0.6, alpha=0.6)
+    left.plot([], [], color=colors[name], label=name)
 for name, (time, off) in runs.items():
-    right.semilogy(time[1:], np.sqrt((off[1:] ** 2).mean(1)), color=colours[name], label=name)
+    right.semilogy(time[1:], np.sqrt((off[1:] ** 2).mean(1)), color=colors[name], label=name)
 left.set(ylabel="total energy less that at the start (kT)", title=f"{len(starts)} trajectories")
 right.set(ylabel="root mean square (kT)", title="over all trajectories")
 for axes in (left, right):

@@ -195,12 +195,12 @@ line = np.linspace(-2.5, 2.5, 301)
 for axis, (name, run) in zip(axes, runs.items(), strict=True):
     axis.plot(line, well.profile(line), color="0.5", linewidth=3, label="exact")
     settings = (("no weights", None, "C1"), ("weights", run.log_weight, "C0"))
-    for label, log_weight, colour in settings:
+    for label, log_weight, color in settings:
         profile = free_energy_profile(run.x[:, 0], log_weight, bins=30, limits=(-2.5, 2.5))
         seen = profile.error.isfinite()
         axis.errorbar(
             profile.centers[seen], profile.free_energy[seen], 2 * profile.error[seen],
-            fmt="o", markersize=3, capsize=2, color=colour, label=label,
+            fmt="o", markersize=3, capsize=2, color=color, label=label,
         )  # fmt: skip
     axis.set(title=name, xlabel="$x_1$", ylim=(-1, 14))
 axes[0].set_ylabel("free energy, kT (bars: two standard errors)")

@@ -100,9 +100,9 @@ for name, make in makers.items():
 # %%
 figure = Figure(figsize=(6.4, 4.0), layout="constrained")
 axis = figure.subplots()
-for colour, (name, history) in zip(("#1f5fa8", "0.45", "#c0392b"), histories.items(), strict=True):
-    axis.plot(history.epochs, history.train, "--", color=colour, linewidth=1)
-    axis.plot(history.epochs, history.validation, color=colour, label=name)
+for color, (name, history) in zip(("#1f5fa8", "0.45", "#c0392b"), histories.items(), strict=True):
+    axis.plot(history.epochs, history.train, "--", color=color, linewidth=1)
+    axis.plot(history.epochs, history.validation, color=color, label=name)
 axis.set_ylim(-12, 20)
 axis.set_xlabel("epoch")
 axis.set_ylabel("negative log-likelihood [nats]")

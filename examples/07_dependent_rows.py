@@ -134,7 +134,7 @@ panels[0].set_ylabel("second measure")
 figure  # noqa: B018
 
 # %% [markdown]
-# Points have the colour of their subject. The flow that takes visits for independent puts islands
+# Points have the color of their subject. The flow that takes visits for independent puts islands
 # of density on those who came often.
 #
 # With the covariance, one visit says something about the next: `sample_relatives` draws all rows

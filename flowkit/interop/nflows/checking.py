@@ -108,8 +108,8 @@ def _compare(
         return
     raise ConversionError(
         f"the conversion of nflows' {name} could not be checked, since a probe ended in "
-        f"{type(error).__name__}: {error}; remedy: call it once on a batch of your own, and mend "
-        "what it says"
+        f"{type(error).__name__}: {error}; remedy: call it once on a batch of your own, and "
+        "correct what that reports"
     ) from error
 
 
