@@ -1,7 +1,8 @@
-"""Run every Python block of the documentation as printed: ``python docs/run_snippets.py [PAGE ...]``.
+"""Run every Python block of the documentation as printed.
 
-Each page runs in a fresh interpreter and an empty folder, its blocks in order, as one program
-(``__main__``). A block that raises, or warns, fails the run.
+``python docs/run_snippets.py`` runs all pages, or those that follow as arguments. Each page runs
+in a fresh interpreter and an empty folder, its blocks in order, as one program (``__main__``). A
+block that raises, or warns, fails the run.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ print(f"entropy {toy.entropy():.4f} nats, root mean square of a force component 
 # %% [markdown]
 # ## Three fits
 #
-# `smooth_flow` builds coupling layers for products of circles, intervals and lines. With
-# `scalar="spline"` the same layers hold rational-quadratic splines; everything else is equal:
+# `smooth_flow` builds coupling layers for periodic, bounded and real variables. With
+# `scalar="spline"` the same layers have rational-quadratic splines; everything else is equal:
 # networks, layers, number of bumps or bins, data, number of steps.
 #
 # A circle needs care in three places, and the recipe takes it. The maps of an angle must meet at
@@ -231,8 +231,8 @@ for name, flow in flows.items():
 # one, and `velocity_verlet` follows Newton's equations in it. Nothing exchanges energy with the
 # outside, so the total energy should stay what it was. In a smooth potential the error of this
 # integrator stays bounded and falls with the square of the time step. At a jump of the force it
-# errs by about the jump times a part of the step's length, now up, now down, and such errors add
-# up like a random walk.
+# errs by about the jump times a fraction of the step's length, now up, now down, and such errors
+# add up like a random walk.
 #
 # All in float64, from the same starts with the same velocities and the same time step.
 
@@ -312,5 +312,5 @@ for name, flow in flows.items():
 #   conditioners with a smooth activation (SiLU, the default of `smooth_flow`, not ReLU).
 # - **Do your data come with forces?** Use them: every point then tells the slope of the
 #   log-density as well. A training step costs more, for the gradient of a gradient.
-# - **Angles?** Say so with `circular=True`, whichever map you choose: a flow on the line has no
-#   reason to meet itself at the cut.
+# - **Angles?** Say so with `circular=True`, whichever map you choose: a flow of real
+#   variables need not be continuous across the cut.

@@ -20,7 +20,7 @@
 # $$ p(x) = e^{-E(x)} / Z , $$
 #
 # and $Z$ drops out of the score $\nabla \log p = -\nabla E$. Losses on scores and energies train
-# the same flow without a determinant, and the likelihood is still exact when it is asked for
+# the same flow without a determinant, and the likelihood is still exact when it is computed
 # (Chao et al. 2023, [arXiv 2305.15267](https://arxiv.org/abs/2305.15267)).
 #
 # Run it with `python examples/04_training_without_determinants.py` (three minutes on one core), or
@@ -114,9 +114,9 @@ figure  # noqa: B018
 #
 # ## Digits
 #
-# Counts of ink from 0 to 16 become numbers between 0 and 17 by uniform noise, and go to the line
-# by a logit. There scores are tame: `AfterPreprocessing` applies the loss behind the layers that
-# have nothing to learn. `log_prob` is the density of the numbers themselves.
+# Counts of ink from 0 to 16 become real numbers by uniform noise, and a logit maps them to all of
+# the real numbers. There scores are moderate: `AfterPreprocessing` applies the loss behind the
+# layers without parameters. `log_prob` is the density of the numbers themselves.
 
 # %%
 parts = digits(seed=0)

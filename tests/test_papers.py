@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import statistics
+import sys
+from dataclasses import dataclass, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,16 +12,99 @@ import pytest
 import torch
 
 PAPERS = Path(__file__).parents[1] / "examples" / "papers"
+sys.path.insert(0, str(PAPERS))  # as python does for the folder of a script
 
 
 def load(name):
     spec = importlib.util.spec_from_file_location(f"papers_{name}", PAPERS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@dataclass
+class Score:
+    name: str
+    seed: int
+    values: list[float]
+
+
+def study(arguments):
+    from harness import Study
+
+    made = Study(
+        "examples/papers/some_study.py",
+        "Doc.",
+        small={"steps": 1, "seeds": [0]},
+        seeds=[0, 1],
+        steps=100,
+        batch_size=10,
+        flows=("a", "b"),
+        rows=int,
+        large=False,
+    )
+    made.parse(arguments)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        ([], ""),
+        (["--steps", "100"], ""),
+        (["--small", "--steps", "7"], " --small"),
+        (["--seeds", "3", "4", "--batch-size", "5"], " --seeds 3 4 --batch-size 5"),
+        (["--flows", "b", "--rows", "9", "--large"], " --flows b --rows 9 --large"),
+        (["--output", "x", "--record", "y"], ""),
+    ],
+)
+def test_pages_name_the_command_that_makes_them(arguments, command):
+    made = study(arguments)
+    assert made.command == f"python examples/papers/some_study.py{command}"
+    lines = made.heading("Title", "One.", "Two.")
+    assert lines[0] == "# Title"
+    assert made.command in lines[2]
+    assert f"torch {torch.__version__}" in lines[2]
+    assert lines[3:] == ["", "One.", "", "Two.", ""]
+
+
+def test_small_options_take_the_place_of_the_others():
+    options = study(["--small", "--steps", "7"]).options
+    assert (options.steps, options.seeds, options.batch_size) == (1, [0], 10)
+    assert study([]).options.flows == ["a", "b"]
+
+
+def test_records_continue_where_they_stopped(tmp_path):
+    from harness import Records
+
+    path = tmp_path / "record"
+    first = Records(path, Score)
+    assert first.lack(name="a", seed=0)
+    first.add(Score("a", 0, (0.5, 1.0)))
+    again = Records(path, Score)
+    assert again.results == first.results == [Score("a", 0, [0.5, 1.0])]
+    assert not again.lack(name="a", seed=0)
+    assert again.lack(name="a", seed=1)
+    assert Records(None, Score).results == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PAPERS / "records").glob("*.jsonl")), ids=lambda p: p.stem
+)
+def test_stored_records_can_be_read(path):
+    from harness import Records
+
+    script = load(path.stem)
+    kinds = [k for k in vars(script).values() if isinstance(k, type) and is_dataclass(k)]
+    assert len(Records(path, *kinds).results) > 10
+
+
+def test_tables_align_their_first_columns_to_the_left():
+    from harness import spread, table
+
+    lines = table(("name", "D", "loss"), [("sine", 2, spread([1.0, 3.0], 2))], left=1)
+    assert lines == ["| name | D | loss |", "|---|--:|--:|", "| sine | 2 | 2.00 +- 1.00 |", ""]
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +131,11 @@ def test_tabular_density_compares_the_libraries_and_resumes(tmp_path):
     script = load("tabular_density")
     call = ["--small", "--data", "magic", "--libraries", "flowkit", "zuko", "nflows"]
     call += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path)]
+    call += ["--record", str(tmp_path / "record")]
     entries = script.main(call)
     table = (tmp_path / "tabular_density.md").read_text()
     assert table.count("| coupling |") == table.count("| autoregressive |") == 3
-    assert json.loads((tmp_path / "tabular_density.json").read_text()) == entries
+    assert json.loads((tmp_path / "record").read_text()) == entries
     stored = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").iterdir()}
     assert len(stored) == 6
     assert script.main(call) == entries
@@ -172,7 +258,9 @@ def test_dependent_data_compares_trainings_and_resumes(tmp_path):
     call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
     results = script.main(call)
     assert [r.method for r in results] == 2 * list(script.METHODS)
-    assert "## Spread of the estimators" in (tmp_path / "dependent_data.md").read_text()
+    assert (
+        "## Standard deviation of the estimators" in (tmp_path / "dependent_data.md").read_text()
+    )
     assert script.main(call) == results
 
 

@@ -16,25 +16,22 @@ Flows are fitted to the people who are then tested, as a study would. Their sett
 the least excess, of six tried on two simulated studies that are not among the replicates.
 
 Run: ``python examples/papers/association_study.py`` (a quarter of an hour on one core);
-``--small`` takes seconds. With ``--record FILE`` each result is kept there, and a later run goes
-on.
+``--small`` takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from harness import Records, Study, spread, table
 from torch import Tensor
 
 import flowkit
@@ -69,15 +66,14 @@ class Simulated:
     causal: int
     found: list[int]
     genomic_control: float
-    independent: float
+    residual_proportion: float
     excess: float | None
     seconds: float
-    kind: str = "simulated"
 
 
 @dataclass
 class HeldOut:
-    """Log-density of mice of families that were held out, a mouse."""
+    """Log-density per mouse, of mice of families that were held out."""
 
     fold: int
     model: str
@@ -85,8 +81,7 @@ class HeldOut:
     held: int
     alone: float
     together: float
-    independent: float
-    kind: str = "held out"
+    residual_proportion: float
 
 
 @dataclass
@@ -99,12 +94,8 @@ class Found:
     genome: int
     bonferroni: int
     genomic_control: float
-    independent: float
+    residual_proportion: float
     adjusted: int
-    kind: str = "mice"
-
-
-KINDS = {"simulated": Simulated, "held out": HeldOut, "mice": Found}
 
 
 def families(count: int, markers: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,7 +135,7 @@ def phenotypes(u: Tensor) -> tuple[Tensor, Tensor]:
 def trained(
     x: Tensor, related: Tensor | None, seed: int, epochs: int
 ) -> tuple[Flow, float, Callable[[Tensor], Tensor]]:
-    """A flow, its share of independence, and what standardises phenotypes before it."""
+    """A flow, its residual proportion of variance, and the standardisation before it."""
     flow = coupling_flow(2, layers=LAYERS, hidden=HIDDEN, seed=seed)
     mean, scale = x.mean(0), x.std(0)
 
@@ -186,7 +177,7 @@ def log_density(flow: Flow, prepared: Callable[[Tensor], Tensor], x: Tensor) -> 
 
 @torch.no_grad()
 def noise(flow: Flow, prepared: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What the flow makes of phenotypes."""
+    """The noise of phenotypes."""
     return flow.to_noise(prepared(x)).double()
 
 
@@ -226,7 +217,7 @@ def replicate(number: int, options: argparse.Namespace) -> list[Simulated]:
         singles = [model.score_test(column, doses) for column in y.T]
         two = (2 * torch.stack([s.p_value for s in singles]).amin(0)).clamp(max=1.0)
         control = statistics.mean(s.genomic_control for s in singles)
-        for test, p, median, independent in (
+        for test, p, median, proportion in (
             ("together", both.p_value, both.genomic_control, both.residual_proportion),
             ("two", two, control, statistics.mean(s.residual_proportion for s in singles)),
         ):
@@ -241,7 +232,7 @@ def replicate(number: int, options: argparse.Namespace) -> list[Simulated]:
                     int(active.sum()),
                     [int((p[active] < level).sum()) for level in POWERS],
                     median,
-                    independent,
+                    proportion,
                     excess,
                     time.process_time() - begun,
                 )
@@ -250,7 +241,7 @@ def replicate(number: int, options: argparse.Namespace) -> list[Simulated]:
 
 
 def folds(codes: tuple[str, ...], count: int, seed: int = 0) -> np.ndarray:
-    """A number of a fold for each mouse: families stay together, large ones first."""
+    """The fold of each mouse: families stay together, large ones first."""
     names, sizes = np.unique(np.array(codes), return_counts=True)
     order = np.random.default_rng(seed).permutation(len(names))
     load, fold = np.zeros(count), {}
@@ -263,7 +254,7 @@ def folds(codes: tuple[str, ...], count: int, seed: int = 0) -> np.ndarray:
 def held_out(
     fold: int, where: np.ndarray, x: Tensor, related: Tensor, epochs: int
 ) -> list[HeldOut]:
-    """Train without a fold, and see its density."""
+    """Train without a fold, and compute its density."""
     test = torch.from_numpy(where == fold)
     order = torch.cat([(~test).nonzero()[:, 0], test.nonzero()[:, 0]])
     size, held = int((~test).sum()), int(test.sum())
@@ -272,8 +263,8 @@ def held_out(
     results = []
     for model in ("normal", "flow, independent", "flow, related"):
         if model == "normal":
-            mean, spread = x[~test].mean(0), torch.cov(x[~test].mT)
-            root = torch.linalg.cholesky(spread)
+            mean, covariance = x[~test].mean(0), torch.cov(x[~test].mT)
+            root = torch.linalg.cholesky(covariance)
             u = torch.linalg.solve_triangular(root, (x - mean).mT, upper=False).mT
             log_det = -root.diagonal().log().sum().expand(len(x))
         else:
@@ -284,11 +275,11 @@ def held_out(
             standard = -0.5 * u.square().sum(1) - math.log(2 * math.pi)
             log_det = log_density(flow, prepared, x) - standard
         alone = -0.5 * u[test].square().sum(1) - math.log(2 * math.pi) + log_det[test]
-        # The strength by the training mice for all models, at their own noise.
+        # The variance proportion by the training mice for all models, at their own noise.
         training = Kinship(inner, learn=False)
         training.fit_parameters(u[~test])
         fitted = float(training.residual_proportion)
-        both = Kinship(every, independent=min(max(fitted, 1e-3), 1 - 1e-3), learn=False)
+        both = Kinship(every, residual_proportion=min(max(fitted, 1e-3), 1 - 1e-3), learn=False)
         with torch.no_grad():
             given = both.log_prob(u[order]) - training.log_prob(u[order[:size]])
         results.append(
@@ -337,72 +328,26 @@ def mouse_tests(
     return results
 
 
-def report(results: list, command: str, epochs: int) -> str:
-    """The tables."""
-    names = ("flowkit-density", "torch", "scipy")
-    versions = ", ".join(f"{p} {version(p)}" for p in names)
-    simulated = [r for r in results if isinstance(r, Simulated)]
+def page(study: Study, records: Records) -> list[str]:
+    """All tables."""
     lines = [
-        "# Association with markers among relatives",
-        "",
-        f"`{command}`: {versions}, Python {platform.python_version()}, {platform.machine()}, one "
-        "thread.",
-        "",
-        f"Flows: {LAYERS} spline coupling layers of widths {HIDDEN[0]}, all rows in every one of "
-        f"{epochs} epochs, Adam at {RATE:g} with a cosine to zero; by the likelihood of "
-        "independent rows, or of rows related by the kinship, whose share of independence is set "
-        "to the likeliest every ten epochs. They are fitted to the rows that are tested.",
-        "",
-        "## Simulated families",
-        "",
+        *study.heading(
+            "Association with markers among relatives",
+            f"Flows: {LAYERS} spline coupling layers of widths {HIDDEN[0]}, all observations in "
+            f"every one of {study.options.epochs} epochs, Adam at {RATE:g} with a cosine to zero; "
+            "by the likelihood of independent people, or of people related by the kinship, whose "
+            "variance proportion is set to its maximum likelihood every ten epochs. They are "
+            "fitted to the people who are tested.",
+        ),
+        *_simulated(records.of(Simulated)),
     ]
-    count = len({r.replicate for r in simulated})
-    people = statistics.mean(r.people for r in simulated)
-    lines += [
-        f'{count} replicates of {people:,.0f} people on average. "Together": one test of both '
-        'phenotypes, two degrees of freedom; "two": one each, the smaller p-value doubled. '
-        f"False: share of the {simulated[0].null:,} markers without an effect, all replicates, "
-        "+- three standard errors of a binomial share at the level. Power: share of the "
-        f"{simulated[0].causal} causal ones, +- a standard error over replicates. Genomic control "
-        "over all markers; independent: the share that the tests estimate; 0.5 is true for the "
-        "latents. Excess: nats that the flow lacks of the true log-density of fresh unrelated "
-        "people, those within the range of the tested in both phenotypes.",
-        "",
-        "| phenotypes | test | "
-        + " | ".join(f"false at {level:g}" for level in LEVELS)
-        + " | "
-        + " | ".join(f"power at {level:g}" for level in POWERS)
-        + " | genomic control | independent | excess |",
-        "|---|---|" + "--:|" * (len(LEVELS) + len(POWERS) + 3),
-    ]
-    for test in ("together", "two"):
-        for method in (*METHODS, "latents"):
-            part = [r for r in simulated if (r.method, r.test) == (method, test)]
-            if not part:
-                continue
-            total = sum(r.null for r in part)
-            cells = []
-            for i, level in enumerate(LEVELS):
-                share = sum(r.false[i] for r in part) / total
-                bound = 3 * math.sqrt(level * (1 - level) / total)
-                mark = "" if abs(share - level) <= bound else " *"
-                cells.append(f"{share:.5f} +- {bound:.5f}{mark}")
-            for i in range(len(POWERS)):
-                cells.append(_mean([r.found[i] / r.causal for r in part], 4))
-            cells.append(_mean([r.genomic_control for r in part], 3))
-            cells.append(f"{statistics.mean(r.independent for r in part):.3f}")
-            excess = [r.excess for r in part if r.excess is not None]
-            cells.append(_mean(excess, 3) if excess else "")
-            lines.append(f"| {method} | {test} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "* outside three standard errors of its level.",
-        "",
-        "Differences in power within replicates, together:",
-        "",
-        "| | " + " | ".join(f"at {level:g}" for level in POWERS) + " |",
-        "|---|" + "--:|" * len(POWERS),
-    ]
+    held = records.of(HeldOut)
+    return [*lines, *_mice_held_out(held), *_mice_found(records.of(Found))] if held else lines
+
+
+def _simulated(results: list[Simulated]) -> list[str]:
+    count = len({r.replicate for r in results})
+    people = statistics.mean(r.people for r in results)
     pairs = (
         ("ranked", "raw"),
         ("flow, independent", "ranked"),
@@ -411,140 +356,172 @@ def report(results: list, command: str, epochs: int) -> str:
         ("flow of ranks, related", "ranked"),
         ("latents", "flow of ranks, related"),
     )
-    power = {(r.replicate, r.method): r for r in simulated if r.test == "together"}
-    for more, less in pairs:
-        cells = []
-        for i in range(len(POWERS)):
-            cells.append(
-                _mean(
-                    [
-                        (power[k, more].found[i] - power[k, less].found[i]) / power[k, more].causal
-                        for k in sorted({r.replicate for r in simulated})
-                    ],
-                    4,
-                )
-            )
-        lines.append(f"| {more} minus {less} | " + " | ".join(cells) + " |")
-    held = [r for r in results if isinstance(r, HeldOut)]
-    if held:
-        lines += _mouse_report(held, [r for r in results if isinstance(r, Found)])
-    return "\n".join(lines) + "\n"
+    power = {(r.replicate, r.method): r for r in results if r.test == "together"}
 
+    def gap(more: str, less: str, i: int) -> str:
+        return spread(
+            [
+                (power[k, more].found[i] - power[k, less].found[i]) / power[k, more].causal
+                for k in sorted({r.replicate for r in results})
+            ],
+            4,
+        )
 
-def _mouse_report(held: list[HeldOut], found: list[Found]) -> list[str]:
-    count = len({r.fold for r in held})
-    lines = [
+    return [
+        "## Simulated families",
         "",
+        f'{count} replicates of {people:,.0f} people on average. "Together": one test of both '
+        'phenotypes, two degrees of freedom; "two": one each, the smaller p-value doubled. '
+        f"False: proportion of the {results[0].null:,} markers without an effect, all replicates, "
+        "+- three standard errors of a binomial proportion at the level. Power: proportion of the "
+        f"{results[0].causal} causal ones, +- a standard error over replicates. Genomic control "
+        "over all markers; residual: the variance proportion that the tests estimate; 0.5 is true "
+        "for the latents. Excess: nats by which the flow is below the true log-density of fresh "
+        "unrelated people, those within the range of the tested in both phenotypes.",
+        "",
+        *table(
+            (
+                "phenotypes",
+                "test",
+                *(f"false at {level:g}" for level in LEVELS),
+                *(f"power at {level:g}" for level in POWERS),
+                "genomic control",
+                "residual",
+                "excess",
+            ),
+            (
+                (method, test, *_cells(part))
+                for test in ("together", "two")
+                for method in (*METHODS, "latents")
+                if (part := [r for r in results if (r.method, r.test) == (method, test)])
+            ),
+            left=2,
+        ),
+        "* outside three standard errors of its level.",
+        "",
+        "Differences in power within replicates, together:",
+        "",
+        *table(
+            ("", *(f"at {level:g}" for level in POWERS)),
+            (
+                (f"{more} minus {less}", *(gap(more, less, i) for i in range(len(POWERS))))
+                for more, less in pairs
+            ),
+        ),
+    ]
+
+
+def _cells(part: list[Simulated]) -> list[str]:
+    total, cells = sum(r.null for r in part), []
+    for i, level in enumerate(LEVELS):
+        rate = sum(r.false[i] for r in part) / total
+        bound = 3 * math.sqrt(level * (1 - level) / total)
+        mark = "" if abs(rate - level) <= bound else " *"
+        cells.append(f"{rate:.5f} +- {bound:.5f}{mark}")
+    cells += [spread([r.found[i] / r.causal for r in part], 4) for i in range(len(POWERS))]
+    cells.append(spread([r.genomic_control for r in part], 3))
+    cells.append(f"{statistics.mean(r.residual_proportion for r in part):.3f}")
+    excess = [r.excess for r in part if r.excess is not None]
+    return [*cells, spread(excess, 3) if excess else ""]
+
+
+def _mice_held_out(held: list[HeldOut]) -> list[str]:
+    rows: list[tuple[object, ...]] = [
+        (
+            r.model,
+            r.fold,
+            r.trained,
+            r.held,
+            f"{r.alone:.4f}",
+            f"{r.together:.4f}",
+            f"{r.residual_proportion:.3f}",
+        )
+        for r in held
+    ]
+    for model in dict.fromkeys(r.model for r in held):
+        part = [r for r in held if r.model == model]
+        scores = (spread([r.alone for r in part], 4), spread([r.together for r in part], 4))
+        proportion = statistics.mean(r.residual_proportion for r in part)
+        rows.append((model, "mean", "", "", *scores, f"{proportion:.3f}"))
+    by = {(r.fold, r.model): r for r in held}
+    folds = sorted({r.fold for r in held})
+    for less in ("flow, independent", "normal"):
+        more = [(by[f, "flow, related"], by[f, less]) for f in folds]
+        scores = (
+            spread([a.alone - b.alone for a, b in more], 4),
+            spread([a.together - b.together for a, b in more], 4),
+        )
+        rows.append((f"flow, related minus {less}", "", "", "", *scores, ""))
+    return [
         "## Mice",
         "",
         f"{held[0].trained + held[0].held:,} mice with both CD8 and MCH, the two quantitative "
         "phenotypes with the most mice; each is close to normal in the files already. The kinship "
         "is that of all markers.",
         "",
-        f"Held out: each of {count} folds of whole families (first column of the fam file), "
-        "in nats a mouse. Alone: by itself. Given: the held-out mice together, given the "
-        "training mice, with the kinship of all and the likeliest share for the noise of the "
-        'training mice, for all models. "Normal" is a normal density of the training mice.',
+        f"Held out: each of {len(folds)} folds of whole families (first column of the fam file), "
+        "in nats per mouse. Alone: by itself. Given: the held-out mice together, given the "
+        "training mice, with the kinship of all and the variance proportion of maximum likelihood "
+        'for the noise of the training mice, for all models. "Normal" is a normal density of the '
+        "training mice.",
         "",
-        "| fold | trained | held out | model | alone | given | independent |",
-        "|--:|--:|--:|---|--:|--:|--:|",
+        *table(("model", "fold", "trained", "held out", "alone", "given", "residual"), rows),
     ]
-    lines += [
-        f"| {r.fold} | {r.trained} | {r.held} | {r.model} | {r.alone:.4f} | {r.together:.4f} | "
-        f"{r.independent:.3f} |"
-        for r in held
-    ]
-    for model in dict.fromkeys(r.model for r in held):
-        part = [r for r in held if r.model == model]
-        lines.append(
-            f"| mean | | | {model} | {_mean([r.alone for r in part], 4)} | "
-            f"{_mean([r.together for r in part], 4)} | "
-            f"{statistics.mean(r.independent for r in part):.3f} |"
-        )
-    by = {(r.fold, r.model): r for r in held}
-    for less in ("flow, independent", "normal"):
-        more = [(by[f, "flow, related"], by[f, less]) for f in sorted({r.fold for r in held})]
-        lines.append(
-            f"| | | | flow, related minus {less} | "
-            f"{_mean([a.alone - b.alone for a, b in more], 4)} | "
-            f"{_mean([a.together - b.together for a, b in more], 4)} | |"
-        )
-    lines += [
-        "",
+
+
+def _mice_found(found: list[Found]) -> list[str]:
+    return [
         f"Markers with p below {GENOME:g} and below Bonferroni's 0.05 / {found[0].markers:,}; in "
         "the last column after division by the genomic control. Markers that do not vary among "
         "these mice are left out; neighbours are correlated, so that one locus counts many times. "
-        "The kinship holds the tested markers, too, which makes statistics small. "
+        "The kinship includes the tested markers, which makes statistics small. "
         "First and second: CD8 and MCH, or the first and second column of the noise.",
         "",
-        "| phenotypes | test | genome-wide | Bonferroni | genomic control | independent | "
-        "Bonferroni, adjusted |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {r.method} | {r.test} | {r.genome} | {r.bonferroni} | {r.genomic_control:.3f} | "
-        f"{r.independent:.3f} | {r.adjusted} |"
-        for r in found
-    ]
-    return lines
-
-
-def _mean(values: list[float], digits: int) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.{digits}f} +- {error:.{digits}f}"
+        *table(
+            (
+                "phenotypes", "test", "genome-wide", "Bonferroni", "genomic control", "residual",
+                "Bonferroni, adjusted",
+            ),
+            (
+                (
+                    r.method,
+                    r.test,
+                    r.genome,
+                    r.bonferroni,
+                    f"{r.genomic_control:.3f}",
+                    f"{r.residual_proportion:.3f}",
+                    r.adjusted,
+                )
+                for r in found
+            ),
+            left=2,
+        ),
+    ]  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> list:
-    """Simulate, test, print and store the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--replicates", type=int, default=20)
-    parser.add_argument("--families", type=int, default=200)
-    parser.add_argument("--markers", type=int, default=5000)
-    parser.add_argument("--epochs", type=int, default=300)
-    parser.add_argument("--mice", type=Path, help="folder of the mice's files")
-    parser.add_argument("--small", action="store_true", help="seconds; no mice without --mice")
-    parser.add_argument("--record", type=Path, help="file of results, one a line")
-    parser.add_argument("--output", type=Path, help="folder for association_study.md")
-    options = parser.parse_args(arguments)
-    if options.small:
-        options.replicates, options.families = 2, 20
-        options.markers, options.epochs = 300, 2
-    torch.set_num_threads(1)
-    results: list = []
-    if options.record and options.record.exists():
-        lines = map(json.loads, options.record.read_text().splitlines())
-        results = [KINDS[line["kind"]](**line) for line in lines]
-
-    def keep(new: list) -> None:
-        results.extend(new)
-        for result in new:
-            print(result, flush=True)
-        if options.record:
-            with options.record.open("a") as file:
-                file.writelines(json.dumps(asdict(result)) + "\n" for result in new)
-
-    done = {r.replicate for r in results if isinstance(r, Simulated)}
+    """Simulate and test."""
+    study = Study(
+        __file__,
+        __doc__,
+        small={"replicates": 2, "families": 20, "markers": 300, "epochs": 2},
+        packages=("flowkit-density", "torch", "scipy"),
+        replicates=20,
+        families=200,
+        markers=5000,
+        epochs=300,
+        mice=Path,  # the folder of their files
+    )
+    options = study.parse(arguments)
+    records = Records(options.record, Simulated, HeldOut, Found)
     for number in range(options.replicates):
-        if number not in done:
-            keep(replicate(number, options))
+        if records.lack(replicate=number):
+            records.add(*replicate(number, options))
     mice = _mice(options)
     if mice is not None:
-        study_mice(mice, results, keep, options)
-    shown = " ".join(
-        f"--{name} {value}"
-        for name, value in vars(options).items()
-        if name in ("replicates", "families", "markers", "epochs")
-        and value != parser.get_default(name)
-    )
-    shown = "--small" if options.small else shown
-    shown += " --mice FOLDER" if options.mice else ""
-    command = f"python examples/papers/association_study.py {shown.strip()}".strip()
-    text = report(results, command, options.epochs)
-    print(text)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "association_study.md").write_text(text)
-    return results
+        study_mice(mice, records, options.epochs)
+    study.write(page(study, records))
+    return records.results
 
 
 def _mice(options: argparse.Namespace) -> Mice | None:
@@ -557,24 +534,22 @@ def _mice(options: argparse.Namespace) -> Mice | None:
         return None
 
 
-def study_mice(mice: Mice, results: list, keep: Callable, options: argparse.Namespace) -> None:
+def study_mice(mice: Mice, records: Records, epochs: int) -> None:
     """Everything about mice that is not recorded yet."""
     x = mice.phenotypes[:, list(COLUMNS)]
     whole = x.isfinite().all(1)
     x, related = x[whole], mice.kinship()[whole][:, whole]
     codes = tuple(code for code, has in zip(mice.families, whole.tolist(), strict=True) if has)
     where = folds(codes, FOLDS)
-    done = {r.fold for r in results if isinstance(r, HeldOut)}
     for fold in range(FOLDS):
-        if fold not in done:
-            keep(held_out(fold, where, x, related, options.epochs))
+        if records.lack(fold=fold):
+            records.add(*held_out(fold, where, x, related, epochs))
     doses = mice.genotypes[whole]
     doses = doses[:, doses.std(0) > 1e-6]
     model = LinearMixedModel(related)
-    known = {r.method for r in results if isinstance(r, Found)}
     for method in METHODS:
-        if method not in known:
-            keep(mouse_tests(method, x, related, doses, model, options.epochs))
+        if records.lack(method=method, markers=doses.shape[1]):
+            records.add(*mouse_tests(method, x, related, doses, model, epochs))
 
 
 if __name__ == "__main__":

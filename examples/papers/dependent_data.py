@@ -1,38 +1,36 @@
-"""Flows trained on dependent rows, with and without their dependence.
+"""Flows trained on dependent observations, with and without their dependence.
 
 "Training Normalizing Flows from Dependent Data" (Kirchler, Lippert, Kloft 2023, arXiv 2209.14933)
-gives the noise of a flow a covariance across rows. Here are its five synthetic densities with
-blocks of very uneven sizes, one plus a Pareto number with tail index 0.5, at most 1,000 rows, and
-a correlation of each block between 0.5 and 0.99. The same flow is trained on 2,000 such rows as if
-they were independent; with the true correlations; with a correlation a block, learned with the
-flow; and with a correlation a block, set in turns. All see all rows at every step, and none is
-standardised, for one large block would be taken for the scale of all. The test is
-the mean negative log-density of 5,000 independent rows at the end of training, which no choice has
-seen; its floor is the entropy. The crescent is trained once more with twice as many steps.
-Optimiser, rate, start and interval of the turns were chosen on seeds 0, 1 and 4 of the crescent.
+gives the noise of a flow a covariance across observations. Here are its five synthetic densities
+with blocks of very uneven sizes, one plus a Pareto number with tail index 0.5, at most 1,000, and
+a correlation of each block between 0.5 and 0.99. The same flow is trained on 2,000 such
+observations as if they were independent; with the true correlations; with one correlation per
+block, learned with the flow; and with one per block, updated alternately with the flow. All
+trainings use all data at every step, and none is standardised, for one large block would determine
+the scale. The test is the mean negative log-density of 5,000 independent samples at the end of
+training, which no choice has used; its floor is the entropy. The crescent is trained once more
+with twice as many steps. Optimiser, rate, start and interval of the updates were chosen on seeds
+0, 1 and 4 of the crescent.
 
-Then the spread of the three estimators of the objective, and what an exact one costs without a
-flow.
+Then the standard deviation of the three estimators of the objective, and the cost of an exact one
+without a flow.
 
 Run: ``python examples/papers/dependent_data.py`` (a quarter of an hour on one core); ``--small``
-takes seconds. With ``--record FILE`` each result is kept there, and a later run goes on.
+takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from harness import Records, Study, mean_and_error, spread, table
 from torch import Tensor
 
 import flowkit
@@ -42,7 +40,7 @@ from flowkit.dependence import EquicorrelatedBlocks, Kinship, RowCovariance, Upd
 from flowkit.scalar import RationalQuadraticSpline
 from flowkit.transforms import Permutation
 
-METHODS = ("independent", "true", "learned", "in turns")
+METHODS = ("independent", "true", "learned", "alternately")
 TEST_ROWS = 5000
 
 
@@ -107,15 +105,15 @@ def draw_blocks(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def truth(blocks: np.ndarray, rho: np.ndarray) -> EquicorrelatedBlocks:
-    """The covariance with a correlation a block."""
+    """The covariance with one correlation per block."""
     structure = EquicorrelatedBlocks(blocks, rho=0.5, per_block=True, learn=False)
-    share = (torch.from_numpy(rho) - structure.lower) / (1 - 1e-4 - structure.lower)
-    structure.raw.data.copy_(torch.logit(share))
+    place = (torch.from_numpy(rho) - structure.lower) / (1 - 1e-4 - structure.lower)
+    structure.raw.data.copy_(torch.logit(place))
     return structure
 
 
 def score(density: str, steps: int, seed: int, method: str, rows: int) -> Result:
-    """Train one flow, and score independent rows."""
+    """Train one flow, and score independent samples."""
     blocks, rho = draw_blocks(rows, seed)
     make, _, bound = DENSITIES[density]
     generator = torch.Generator().manual_seed(seed)
@@ -132,7 +130,7 @@ def score(density: str, steps: int, seed: int, method: str, rows: int) -> Result
     if method != "independent":
         if method == "learned":
             structure = EquicorrelatedBlocks(blocks, rho=0.5, per_block=True)
-        elif method == "in turns":
+        elif method == "alternately":
             structure = EquicorrelatedBlocks(blocks, rho=0.5, per_block=True, learn=False)
             callbacks = [UpdateCovariance(structure, x, every=30)]
         data["row"] = torch.arange(len(x))
@@ -158,16 +156,15 @@ def score(density: str, steps: int, seed: int, method: str, rows: int) -> Result
         steps,
         seed,
         method,
-        float(values.mean()),
-        float(values.std()) / math.sqrt(TEST_ROWS),
+        *mean_and_error(values),
         int(blocks.max()) + 1,
         int(np.bincount(blocks).max()),
         time.process_time() - begun,
     )
 
 
-def spreads(options: argparse.Namespace) -> list[tuple[str, float, float, float]]:
-    """Standard deviation of an estimate of the objective from 256 rows, by the estimator."""
+def deviations(options: argparse.Namespace) -> list[tuple[str, float, float, float]]:
+    """Standard deviations of estimates of the objective from 256 observations."""
     rows, size, draws = (400, 32, 20) if options.small else (4000, 256, 400)
     flow = Flow(Permutation([0, 1]), StandardNormal(2))
     found = []
@@ -236,125 +233,94 @@ def costs(options: argparse.Namespace) -> list[tuple[str, float]]:
     return found
 
 
-def report(
+def page(
+    study: Study,
     results: list[Result],
-    spread: list[tuple[str, float, float, float]],
+    estimators: list[tuple[str, float, float, float]],
     cost: list[tuple[str, float]],
-    options: argparse.Namespace,
-    command: str,
-) -> str:
-    """Means over seeds, and one line a fit."""
-    versions = ", ".join(f"{p} {version(p)}" for p in ("flowkit-density", "torch"))
-    lines = [
-        "# Dependent rows",
+) -> list[str]:
+    """Means over seeds, and one row per fit."""
+    return [
+        *study.heading(
+            "Dependent observations",
+            f"{study.options.rows:,} observations in blocks, steps of all of them with Adamax, "
+            "1e-2 with a cosine to zero; three spline couplings of 16 bins, networks of two "
+            "layers of 64. Learned correlations start at 0.5; alternately updated ones every 30 "
+            f"steps. Mean negative log-density of {TEST_ROWS:,} independent samples at the end, "
+            "in nats, mean over seeds +- its standard error over seeds; the least in bold.",
+        ),
+        *_means(results),
+        "## Standard deviation of the estimators",
         "",
-        f"`{command}`: {versions}, Python {platform.python_version()}, {platform.machine()}, one "
-        "thread.",
+        "Standard deviation of the objective per observation, estimated from about 256 of 4,000, "
+        "with the identity as the flow and the true correlations. The exact objective by chunks "
+        "has none.",
         "",
-        f"{options.rows:,} rows in blocks, steps of all rows with Adamax, 1e-2 "
-        "with a cosine to zero; three spline couplings of 16 bins, networks of two layers of 64. "
-        "Learned correlations start at 0.5; in turns they are set every 30 steps. Mean "
-        f"negative log-density of {TEST_ROWS:,} independent rows at the end, in nats, mean over "
-        "seeds +- its standard error over seeds; the least in bold.",
-        "",
-        "| density | steps | entropy | seeds | " + " | ".join(METHODS) + " |",
-        "|---|--:|--:|--:|" + "--:|" * len(METHODS),
-    ]
-    for density, steps in dict.fromkeys((r.density, r.steps) for r in results):
-        part = [r for r in results if (r.density, r.steps) == (density, steps)]
-        seeds = sorted({r.seed for r in part})
-        cells, means = [], []
-        for method in METHODS:
-            values = [r.nll for r in part if r.method == method]
-            error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
-            means.append(statistics.mean(values))
-            cells.append(f"{means[-1]:.3f} +- {error:.3f}")
-        best = int(np.argmin(means))
-        cells[best] = f"**{cells[best]}**"
-        lines.append(
-            f"| {density} | {steps} | {floor(density):.4f} | {len(seeds)} | "
-            + " | ".join(cells)
-            + " |"
-        )
-    lines += [
-        "",
-        "## Spread of the estimators",
-        "",
-        "Standard deviation of the objective a row, estimated from about 256 of 4,000 rows, with "
-        "the identity as the flow and the true correlations. The exact objective by chunks has "
-        "none.",
-        "",
-        "| rows | objective | by pairs | by whole blocks |",
-        "|---|--:|--:|--:|",
-    ]
-    lines += [f"| {n} | {e:.3f} | {p:.3f} | {b:.3f} |" for n, e, p, b in spread]
-    lines += [
-        "",
+        *table(
+            ("observations", "objective", "by pairs", "by whole blocks"),
+            ((name, *(f"{v:.3f}" for v in values)) for name, *values in estimators),
+        ),
         "## Cost",
         "",
-        "A value with the gradients of noise and strength, without a flow; the least of ten.",
+        "A value with the gradients of noise and correlations, without a flow; the least of ten.",
         "",
-        "| objective | ms |",
-        "|---|--:|",
-    ]
-    lines += [f"| {name} | {value:.1f} |" for name, value in cost]
-    lines += [
-        "",
+        *table(("objective", "ms"), ((name, f"{value:.1f}") for name, value in cost)),
         "## Every fit",
         "",
-        "| density | steps | seed | blocks | largest | " + " | ".join(METHODS) + " |",
-        "|---|--:|--:|--:|--:|" + "--:|" * len(METHODS),
+        *_fits(results),
     ]
-    for key in dict.fromkeys((r.density, r.steps, r.seed) for r in results):
-        part = [r for r in results if (r.density, r.steps, r.seed) == key]
-        by = {r.method: f"{r.nll:.3f} +- {r.error:.3f}" for r in part}
-        lines.append(
-            f"| {' | '.join(map(str, key))} | {part[0].blocks} | {part[0].largest} | "
-            + " | ".join(by[m] for m in METHODS)
-            + " |"
-        )
-    return "\n".join(lines) + "\n"
+
+
+def _means(results: list[Result]) -> list[str]:
+    rows = []
+    for density, steps in dict.fromkeys((r.density, r.steps) for r in results):
+        part = [r for r in results if (r.density, r.steps) == (density, steps)]
+        values = [[r.nll for r in part if r.method == method] for method in METHODS]
+        cells = [spread(v) for v in values]
+        best = int(np.argmin([statistics.mean(v) for v in values]))
+        cells[best] = f"**{cells[best]}**"
+        seeds = len({r.seed for r in part})
+        rows.append((density, steps, f"{floor(density):.4f}", seeds, *cells))
+    return table(("density", "steps", "entropy", "seeds", *METHODS), rows)
+
+
+def _fits(results: list[Result]) -> list[str]:
+    fits: dict[tuple[object, ...], dict[str, Result]] = {}
+    for r in results:
+        key = (r.density, r.steps, r.seed, r.blocks, r.largest)
+        fits.setdefault(key, {})[r.method] = r
+    return table(
+        ("density", "steps", "seed", "blocks", "largest", *METHODS),
+        (
+            (*key, *(f"{by[m].nll:.3f} +- {by[m].error:.3f}" for m in METHODS))
+            for key, by in fits.items()
+        ),
+    )
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    """Train all, print and store the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--densities", nargs="+", default=list(DENSITIES), choices=DENSITIES)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--small", action="store_true", help="seconds instead of minutes")
-    parser.add_argument("--record", type=Path, help="file of results, one a line")
-    parser.add_argument("--output", type=Path, help="folder for dependent_data.md")
-    options = parser.parse_args(arguments)
-    if options.small:
-        options.densities, options.seeds = ["crescent"], [0]
-        options.rows, options.steps = 200, 12
-    torch.set_num_threads(1)
-    results: list[Result] = []
-    if options.record and options.record.exists():
-        results = [Result(**json.loads(line)) for line in options.record.read_text().splitlines()]
-    known = {(r.density, r.steps, r.seed, r.method) for r in results}
+    """Train and score all."""
+    study = Study(
+        __file__,
+        __doc__,
+        small={"densities": ["crescent"], "seeds": [0], "rows": 200, "steps": 12},
+        densities=tuple(DENSITIES),
+        seeds=[0, 1, 2, 3, 4],
+        rows=2000,
+        steps=300,
+    )
+    options = study.parse(arguments)
+    records = Records(options.record, Result)
     settings = [(density, options.steps) for density in options.densities]
     if "crescent" in options.densities:
         settings.append(("crescent", 2 * options.steps))
     for density, steps in settings:
         for seed in options.seeds:
             for method in METHODS:
-                if (density, steps, seed, method) in known:
-                    continue
-                results.append(score(density, steps, seed, method, options.rows))
-                print(results[-1], flush=True)
-                if options.record:
-                    with options.record.open("a") as file:
-                        file.write(json.dumps(asdict(results[-1])) + "\n")
-    shown = "--small" if options.small else ""
-    command = f"python examples/papers/dependent_data.py {shown}".strip()
-    text = report(results, spreads(options), costs(options), options, command)
-    print(text)
-    if options.output:
-        (options.output / "dependent_data.md").write_text(text)
-    return results
+                if records.lack(density=density, steps=steps, seed=seed, method=method):
+                    records.add(score(density, steps, seed, method, options.rows))
+    study.write(page(study, records.results, deviations(options), costs(options)))
+    return records.results
 
 
 if __name__ == "__main__":

@@ -11,22 +11,18 @@ Pixels with uniform noise, in (-0.5, 255.5), go through a logit, and losses are 
 that. Needs the Debian package dataset-fashion-mnist.
 
 Run: ``python examples/papers/image_density.py`` (about two hours on one core); ``--small`` takes
-seconds, on a few digits of scikit-learn. With ``--record FILE`` each result is
-kept there, and a later run goes on.
+seconds, on a few digits of scikit-learn.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
+from harness import Records, Study, mean_and_error, table
 from torch import Tensor
 
 import flowkit
@@ -90,7 +86,7 @@ class Result:
 
 
 def objective(loss: str) -> Objective:
-    """A loss, behind the layers that have nothing to learn."""
+    """A loss, behind the layers without parameters."""
     inner: Objective
     if loss == "likelihood":
         inner = MaximumLikelihood()
@@ -162,8 +158,7 @@ def train(
         architecture,
         loss,
         options.seed,
-        float(final.mean()),
-        float(final.std()) / math.sqrt(len(test)),
+        *mean_and_error(final),
         history.steps[-1],
         spent,
         curve,
@@ -191,82 +186,70 @@ def seconds_to(result: Result, level: float) -> str:
     return "-"
 
 
-def report(results: list[Result], options: argparse.Namespace, command: str) -> str:
-    """One line a training."""
-    versions = ", ".join(f"{p} {version(p)}" for p in ("flowkit-density", "torch"))
-    name = "Digits, a try-out" if options.small else "Fashion-MNIST"
-    lines = [
-        "# Five losses on images",
-        "",
-        f"`{command}`: {versions}, Python {platform.python_version()}, {platform.machine()}, one "
-        "thread a training.",
-        "",
-        f"{name}: flows of `dense_flow`, `conv_flow` and `glow_flow`, images with uniform noise "
-        f"in [0, 1), batches of 100, Adam from {LIKELIHOOD_RATE} for likelihoods and "
-        f"{SCORE_RATE} for score matching ({LIKELIHOOD_RATE} for denoising with convolutions; "
-        "cosine to zero), moving average of 0.999. Losses behind a logit: "
-        f"noise {NOISE} in pairs, radius {RADIUS}, and for score matching {WEIGHT} times the mean "
-        "energy. "
-        "Bits per dimension are exact likelihoods of test images, with their standard error over "
-        "images; the bound is the likelihood run's plus 3 %, and its time is that after which the "
-        "held-out images first reached it, looked at after every epoch with the weights of that "
-        "step, which are no average. Seconds are those of one core.",
-        "",
-        "| layers | loss | seed | epochs | bits / dim | bound | | seconds a step | seconds | "
-        "seconds to bound |",
-        "|---|---|--:|--:|--:|--:|---|--:|--:|--:|",
-    ]
-    for r in results:
-        same = [
-            b.bits
-            for b in results
-            if (b.architecture, b.loss, b.seed) == (r.architecture, "likelihood", r.seed)
-        ]
-        bound = BOUND * same[0] if same else math.nan
-        lines.append(
-            f"| {r.architecture} | {r.loss} | {r.seed} | {len(r.curve)} | {r.bits:.3f} +- "
-            f"{r.error:.3f} | {bound:.3f} | {'reached' if r.bits <= bound else '**not reached**'} "
-            f"| {sum(r.seconds) / r.steps:.3f} | {sum(r.seconds):.0f} | {seconds_to(r, bound)} |"
+def page(study: Study, results: list[Result]) -> list[str]:
+    """One row per training."""
+    name = "Digits, a try-out" if study.options.small else "Fashion-MNIST"
+    likelihoods = {(r.architecture, r.seed): r.bits for r in results if r.loss == "likelihood"}
+
+    def row(r: Result) -> tuple[object, ...]:
+        bound = BOUND * likelihoods.get((r.architecture, r.seed), math.nan)
+        return (
+            r.architecture,
+            r.loss,
+            "reached" if r.bits <= bound else "**not reached**",
+            r.seed,
+            len(r.curve),
+            f"{r.bits:.3f} +- {r.error:.3f}",
+            f"{bound:.3f}",
+            f"{sum(r.seconds) / r.steps:.3f}",
+            f"{sum(r.seconds):.0f}",
+            seconds_to(r, bound),
         )
-    return "\n".join(lines) + "\n"
+
+    return [
+        *study.heading(
+            "Five losses on images",
+            f"{name}: flows of `dense_flow`, `conv_flow` and `glow_flow`, images with uniform "
+            f"noise in (-0.5, 0.5), batches of 100, Adam from {LIKELIHOOD_RATE} for likelihoods "
+            f"and {SCORE_RATE} for score matching ({LIKELIHOOD_RATE} for denoising with "
+            "convolutions; cosine to zero), moving average of 0.999. Losses behind a logit: "
+            f"noise {NOISE} in pairs, radius {RADIUS}, and for score matching {WEIGHT} times the "
+            "mean energy. Bits per dimension are exact likelihoods of test images, with their "
+            "standard error over images; the bound is the likelihood run's plus 3 %, and its time "
+            "is that after which the held-out images first reached it, measured after every epoch "
+            "with the weights of that step, which are no average. Seconds are those of one core.",
+        ),
+        *table(
+            (
+                "layers", "loss", "", "seed", "epochs", "bits / dim", "bound",
+                "seconds per step", "seconds", "seconds to bound",
+            ),
+            map(row, results),
+            left=3,
+        ),
+    ]  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    """Train all, print and store the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--architectures", nargs="+", choices=EPOCHS, default=list(EPOCHS))
-    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
-    parser.add_argument("--epochs", type=int, help="the same for all")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--small", action="store_true", help="seconds, on a few digits")
-    parser.add_argument("--record", type=Path, help="file of results, one a line")
-    parser.add_argument("--output", type=Path, help="folder for image_density.md")
-    options = parser.parse_args(arguments)
-    if options.small:
-        options.epochs = 1
-    torch.set_num_threads(1)
-    results: list[Result] = []
-    if options.record and options.record.exists():
-        results = [Result(**json.loads(line)) for line in options.record.read_text().splitlines()]
-    known = {(r.architecture, r.loss, r.seed) for r in results}
+    """Train and score all."""
+    study = Study(
+        __file__,
+        __doc__,
+        small={"epochs": 1},
+        architectures=tuple(EPOCHS),
+        losses=LOSSES,
+        epochs=int,
+        seed=0,
+    )
+    options = study.parse(arguments)
+    records = Records(options.record, Result)
     data = load(options)
     for architecture in options.architectures:
         for loss in options.losses:
-            if (architecture, loss, options.seed) in known:
-                continue
-            results.append(train(architecture, loss, data, options))
-            if options.record:
-                with options.record.open("a") as file:
-                    file.write(json.dumps(asdict(results[-1])) + "\n")
-    flags = [f"--epochs {options.epochs}"] if options.epochs and not options.small else []
-    flags += ["--small"] if options.small else []
-    flags += [f"--seed {options.seed}"] if options.seed else []
-    text = report(results, options, " ".join(["python examples/papers/image_density.py", *flags]))
-    print(text)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "image_density.md").write_text(text)
-    return results
+            if records.lack(architecture=architecture, loss=loss, seed=options.seed):
+                records.add(train(architecture, loss, data, options))
+    study.write(page(study, records.results))
+    return records.results
 
 
 if __name__ == "__main__":

@@ -13,27 +13,24 @@ at least five times the parameters.
 Columns are standardised by the training rows, which all densities share. Categories are left out,
 and columns with ties (more than a tenth of the values repeat, or one has more than a hundredth of
 the rows) get uniform noise as wide as the median step between their values. Log-likelihoods are in
-nats a row, of the standardised columns.
+nats per row, of the standardised columns.
 
 Run: ``python examples/papers/kernelised_flows.py`` (two hours on one core); ``--small`` takes
-seconds. With ``--record FILE`` each result is kept there, and a later run goes on.
+seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
 import torch
+from harness import Records, Study, table
 from sklearn.covariance import OAS
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
@@ -243,142 +240,106 @@ def full(model: str, table: str, options: argparse.Namespace) -> Result:
     )
 
 
-def report(results: list[Result], options: argparse.Namespace, command: str) -> str:
-    """Means over seeds, ranks, and one line a fit."""
-    names = ("flowkit-density", "torch", "scikit-learn")
-    versions = ", ".join(f"{p} {version(p)}" for p in names)
+def page(study: Study, results: list[Result]) -> list[str]:
+    """Means over seeds, ranks, and one row per fit."""
+    options = study.options
     few = [r for r in results if not r.table.startswith("all of")]
-    lines = [
-        "# Kernelised flows",
-        "",
-        f"`{command}`: {versions}, Python {platform.python_version()}, {platform.machine()}, one "
-        "thread.",
-        "",
-        "Mean log-likelihood of the test rows in nats, of the standardised columns, mean over "
-        "seeds; the best in bold. Ranks are means over tables, sizes and seeds. Flows: "
-        f"{LAYERS} affine coupling layers with LU layers between; kernelised ones with 150 "
-        f"points and Matérn 3/2; batches of 100, at most {options.epochs} epochs, patience 30, "
-        f"the best of the learning rates {', '.join(f'{r:g}' for r in RATES)} "
-        "by a fifth of the rows, which flows are not trained on; the other densities are fitted "
-        "to all of them in the end.",
-        "",
-        "| table | training rows | seeds | " + " | ".join(MODELS) + " |",
-        "|---|--:|--:|" + "--:|" * len(MODELS),
-    ]
     settings = sorted(
         {(r.table, r.rows) for r in few}, key=lambda s: (list(TABLES).index(s[0]), s)
     )
-    ranks: dict[str, list[float]] = {name: [] for name in MODELS}
-    for table, rows in settings:
-        part = [r for r in few if (r.table, r.rows) == (table, rows)]
-        means = {m: statistics.mean(r.log_prob for r in part if r.model == m) for m in MODELS}
-        best = max(means.values())
-        seeds = sorted({r.seed for r in part})
-        lines.append(
-            f"| {table} | {rows} | {len(seeds)} | "
-            + " | ".join(
-                f"**{means[m]:.3f}**" if means[m] == best else f"{means[m]:.3f}" for m in MODELS
-            )
-            + " |"
-        )
-        for seed in seeds:
-            scores = [
-                next(r.log_prob for r in part if (r.model, r.seed) == (m, seed)) for m in MODELS
-            ]
-            for name, rank in zip(MODELS, scipy.stats.rankdata([-s for s in scores]), strict=True):
-                ranks[name].append(float(rank))
-    lines.append(
-        "| mean rank | | | "
-        + " | ".join(f"{statistics.mean(ranks[m]):.2f}" for m in MODELS)
-        + " |"
-    )
-    lines += [
-        "",
+    few.sort(key=lambda r: (settings.index((r.table, r.rows)), r.seed))
+    return [
+        *study.heading(
+            "Kernelised flows",
+            "Mean log-likelihood of the test rows in nats, of the standardised columns, mean over "
+            "seeds; the best in bold. Ranks are means over tables, sizes and seeds. Flows: "
+            f"{LAYERS} affine coupling layers with LU layers between; kernelised ones with 150 "
+            f"points and Matérn 3/2; batches of 100, at most {options.epochs} epochs, patience "
+            f"30, the best of the learning rates {', '.join(f'{r:g}' for r in RATES)} by a fifth "
+            "of the rows, which flows are not trained on; the other densities are fitted to all "
+            "of them in the end.",
+        ),
+        *_means(few, settings),
         "## All rows",
         "",
         f"{options.steps:,} steps of 256 rows, Adam with a cosine to zero, weights of the best "
         "epoch. Kernelised: eight layers at the rate 3e-3 with the points that a fifth of the "
         "parameters allows, 50 with splines (MAGIC) or 170 with affine maps, and a spline of "
-        "every feature by itself before each (patches); "
-        "perceptrons: the coupling flow of the package at its rate, 1e-3. One seed.",
+        "every feature by itself before each (patches); perceptrons: the coupling flow of the "
+        "package at its rate, 1e-3. One seed.",
         "",
-        "| table | flow | log-likelihood | parameters | seconds |",
-        "|---|---|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {r.table.removeprefix('all of ')} | {r.model} | {r.log_prob:.3f} +- {r.error:.3f} | "
-        f"{r.parameters:,} | {r.seconds:.0f} |"
-        for r in results
-        if r.table.startswith("all of")
-    ]
-    lines += [
-        "",
+        *table(
+            ("table", "flow", "log-likelihood", "parameters", "seconds"),
+            (
+                (r.table.removeprefix("all of "), r.model, *_score(r), f"{r.seconds:.0f}")
+                for r in results
+                if r.table.startswith("all of")
+            ),
+            left=2,
+        ),
         "## Every fit",
         "",
-        "| table | training rows | seed | density | log-likelihood | parameters | chosen |",
-        "|---|--:|--:|---|--:|--:|---|",
-    ]
-    lines += [
-        f"| {r.table} | {r.rows} | {r.seed} | {r.model} | {r.log_prob:.3f} +- {r.error:.3f} | "
-        f"{r.parameters:,} | {r.choice} |"
-        for r in sorted(few, key=lambda r: (settings.index((r.table, r.rows)), r.seed))
-    ]
-    return "\n".join(lines) + "\n"
+        *table(
+            (
+                "table", "density", "chosen", "training rows", "seed", "log-likelihood",
+                "parameters",
+            ),
+            ((r.table, r.model, r.choice, r.rows, r.seed, *_score(r)) for r in few),
+            left=3,
+        ),
+    ]  # fmt: skip
+
+
+def _score(r: Result) -> tuple[str, str]:
+    return f"{r.log_prob:.3f} +- {r.error:.3f}", f"{r.parameters:,}"
+
+
+def _means(few: list[Result], settings: list[tuple[str, int]]) -> list[str]:
+    """Means over seeds of every table and size, and mean ranks."""
+    ranks: dict[str, list[float]] = {name: [] for name in MODELS}
+    rows: list[tuple[object, ...]] = []
+    for name, size in settings:
+        part = {(r.model, r.seed): r.log_prob for r in few if (r.table, r.rows) == (name, size)}
+        seeds = sorted({seed for _, seed in part})
+        means = [statistics.mean(part[m, seed] for seed in seeds) for m in MODELS]
+        cells = [f"**{v:.3f}**" if v == max(means) else f"{v:.3f}" for v in means]
+        rows.append((name, size, len(seeds), *cells))
+        for seed in seeds:
+            ordered = scipy.stats.rankdata([-part[m, seed] for m in MODELS])
+            for model, rank in zip(MODELS, ordered, strict=True):
+                ranks[model].append(float(rank))
+    means = [f"{statistics.mean(ranks[m]):.2f}" for m in MODELS]
+    rows.append(("mean rank", "", "", *means))
+    return table(("table", "training rows", "seeds", *MODELS), rows)
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    """Fit all, print and store the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[300, 500])
-    parser.add_argument("--epochs", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--small", action="store_true", help="seconds instead of hours")
-    parser.add_argument("--record", type=Path, help="file of results, one a line")
-    parser.add_argument("--output", type=Path, help="folder for kernelised_flows.md")
-    options = parser.parse_args(arguments)
-    tables, whole = list(TABLES), list(FULL)
-    if options.small:
-        options.seeds, options.sizes, options.epochs, options.steps = [0], [60], 1, 2
-        tables, whole = ["wine"], ["MAGIC"]
-    torch.set_num_threads(1)
-    results: list[Result] = []
-    if options.record and options.record.exists():
-        results = [Result(**json.loads(line)) for line in options.record.read_text().splitlines()]
-    known = {(r.table, r.rows, r.seed, r.model) for r in results}
-
-    def keep(result: Result) -> None:
-        results.append(result)
-        print(result, flush=True)
-        if options.record:
-            with options.record.open("a") as file:
-                file.write(json.dumps(asdict(result)) + "\n")
-
+    """Fit and score all."""
+    study = Study(
+        __file__,
+        __doc__,
+        small={"seeds": [0], "sizes": [60], "epochs": 1, "steps": 2},
+        packages=("flowkit-density", "torch", "scikit-learn"),
+        seeds=[0, 1, 2, 3, 4],
+        sizes=[300, 500],
+        epochs=300,
+        steps=3000,
+    )
+    options = study.parse(arguments)
+    records = Records(options.record, Result)
     for seed in options.seeds:
-        for table in tables:
+        for name in ["wine"] if options.small else TABLES:
             # A small table has one size.
-            for rows in sorted({_rows(table, size) for size in options.sizes}):
+            for rows in sorted({_rows(name, size) for size in options.sizes}):
                 for model in MODELS:
-                    if (table, rows, seed, model) not in known:
-                        keep(score(model, table, rows, seed, options))
-    for table in whole:
+                    if records.lack(table=name, rows=rows, seed=seed, model=model):
+                        records.add(score(model, name, rows, seed, options))
+    for name in ["MAGIC"] if options.small else FULL:
         for model in ("kernelised", "MLP"):
-            if not any((r.table, r.model) == (f"all of {table}", model) for r in results):
-                keep(full(model, table, options))
-    given = {
-        f"--{name}": value
-        for name, value in vars(options).items()
-        if name not in ("output", "record") and value != parser.get_default(name)
-    }
-    words = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in given.items()}
-    shown = " ".join(f"{k} {v}" for k, v in words.items())
-    shown = "--small" if options.small else shown
-    text = report(results, options, f"python examples/papers/kernelised_flows.py {shown}".strip())
-    print(text)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "kernelised_flows.md").write_text(text)
-    return results
+            if records.lack(table=f"all of {name}", model=model):
+                records.add(full(model, name, options))
+    study.write(page(study, records.results))
+    return records.results
 
 
 def _rows(table: str, size: int) -> int:

@@ -12,14 +12,12 @@ Run: ``python examples/papers/preprocessing_ablation.py`` (about ten minutes on 
 
 from __future__ import annotations
 
-import argparse
 import math
-import platform
 import statistics
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
+from harness import Records, Study, table
 
 import flowkit
 from flowkit import (
@@ -39,8 +37,19 @@ LOSSES = {
 }
 
 
-def train(loss: str, after: bool, ema: float | None, seed: int, steps: int) -> float:
+@dataclass
+class Result:
     """Bits per dimension of the test digits."""
+
+    loss: str
+    after: bool
+    averaged: bool
+    seed: int
+    bits: float
+
+
+def train(loss: str, after: bool, averaged: bool, seed: int, steps: int) -> Result:
+    """Train one flow, and score it."""
     parts = digits(seed=seed)
     rows = [dequantize(part, seed=3 * seed + i) for i, part in enumerate(parts[:3])]
     torch.manual_seed(seed)
@@ -53,78 +62,66 @@ def train(loss: str, after: bool, ema: float | None, seed: int, steps: int) -> f
         steps=steps,
         batch_size=100,
         lr=1e-3,
-        ema=ema,
+        ema=0.999 if averaged else None,
         patience=None,
         compile=False,
         seed=seed,
         progress=False,
     )
     with torch.no_grad():
-        return float(-flow.log_prob(rows[2]).mean()) / (64 * math.log(2))
+        bits = float(-flow.log_prob(rows[2]).mean()) / (64 * math.log(2))
+    return Result(loss, after, averaged, seed, bits)
 
 
-def main(arguments: list[str] | None = None) -> dict[tuple[str, bool, bool], list[float]]:
-    """Train all, print and store the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--small", action="store_true", help="seconds instead of minutes")
-    parser.add_argument("--output", type=Path, help="folder for preprocessing_ablation.md")
-    options = parser.parse_args(arguments)
-    if options.small:
-        options.seeds, options.steps = [0], 20
-    torch.set_num_threads(1)
-    results: dict[tuple[str, bool, bool], list[float]] = {}
+def main(arguments: list[str] | None = None) -> list[Result]:
+    """Train and score all."""
+    study = Study(
+        __file__, __doc__, small={"seeds": [0], "steps": 20}, seeds=[0, 1, 2], steps=3000
+    )
+    options = study.parse(arguments)
+    records = Records(options.record, Result)
     for loss in LOSSES:
         for after in (True, False):
             if loss == "denoising" and not after:
                 continue
             for averaged in (True, False):
-                runs = [
-                    train(loss, after, 0.999 if averaged else None, seed, options.steps)
-                    for seed in options.seeds
-                ]
-                results[loss, after, averaged] = runs
-                print(loss, after, averaged, runs, flush=True)
-    text = report(results, options)
-    print(text)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "preprocessing_ablation.md").write_text(text)
-    return results
+                for seed in options.seeds:
+                    if records.lack(loss=loss, after=after, averaged=averaged, seed=seed):
+                        records.add(train(loss, after, averaged, seed, options.steps))
+    study.write(page(study, records.results))
+    return records.results
 
 
-def report(results: dict[tuple[str, bool, bool], list[float]], options: argparse.Namespace) -> str:
-    """One line a loss and place of it."""
-    versions = ", ".join(f"{p} {version(p)}" for p in ("flowkit-density", "torch"))
-    command = "python examples/papers/preprocessing_ablation.py"
-    lines = [
-        "# Where score matching is applied",
-        "",
-        f"`{command}{' --small' if options.small else ''}`: {versions}, Python "
-        f"{platform.python_version()}, {platform.machine()}, one thread.",
-        "",
-        "Test bits per dimension of scikit-learn's digits (1,797 of 8 x 8 pixels, uniform noise), "
-        f"mean over the seeds {', '.join(map(str, options.seeds))} of split, start and noise, and "
-        f"the largest and smallest. {options.steps:,} steps of 100 rows, Adam from 1e-3 (cosine "
-        "to zero), weights of the best epoch by the loss of the validation digits. Score matching "
-        "with 0.1 times the mean energy; noise of 0.2 in pairs, in units of the logit. The "
-        "whole flow has no denoising: noise leaves the interval of the data, where no score is.",
-        "",
-        "| loss | applied | averaged weights | last weights |",
-        "|---|---|--:|--:|",
+def page(study: Study, results: list[Result]) -> list[str]:
+    """One row per loss and place of it."""
+    options = study.options
+
+    def cell(loss: str, after: bool, averaged: bool) -> str:
+        key = (loss, after, averaged)
+        bits = [r.bits for r in results if (r.loss, r.after, r.averaged) == key]
+        return f"{statistics.mean(bits):.3f} ({min(bits):.3f} to {max(bits):.3f})" if bits else "-"
+
+    return [
+        *study.heading(
+            "Where score matching is applied",
+            "Test bits per dimension of scikit-learn's digits (1,797 of 8 x 8 pixels, uniform "
+            f"noise), mean over the seeds {', '.join(map(str, options.seeds))} of split, start "
+            f"and noise, and the largest and smallest. {options.steps:,} steps of 100 samples, "
+            "Adam from 1e-3 (cosine to zero), weights of the best epoch by the loss of the "
+            "validation digits. Score matching with 0.1 times the mean energy; noise of 0.2 in "
+            "pairs, in units of the logit. The whole flow has no denoising: noise leaves the "
+            "interval of the data, where no score is.",
+        ),
+        *table(
+            ("loss", "applied", "averaged weights", "last weights"),
+            (
+                (loss, where, cell(loss, after, True), cell(loss, after, False))
+                for loss in LOSSES
+                for after, where in ((True, "behind the logit"), (False, "to the whole flow"))
+            ),
+            left=2,
+        ),
     ]
-    for loss in LOSSES:
-        for after, where in ((True, "behind the logit"), (False, "to the whole flow")):
-            if (loss, after, True) not in results:
-                lines.append(f"| {loss} | {where} | - | - |")
-                continue
-            cells = [
-                f"{statistics.mean(runs):.3f} ({min(runs):.3f} to {max(runs):.3f})"
-                for runs in (results[loss, after, True], results[loss, after, False])
-            ]
-            lines.append(f"| {loss} | {where} | {cells[0]} | {cells[1]} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

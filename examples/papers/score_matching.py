@@ -8,22 +8,18 @@ score matching, each with the same fresh samples of sine, swirl and checkerboard
 negative log-likelihood above the entropy, and by the Fisher divergence from the exact score.
 
 Run: ``python examples/papers/score_matching.py`` (about twenty minutes on one core); ``--small``
-takes seconds. With ``--record FILE`` each result is kept there, and a later run goes on.
+takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
-import math
-import platform
 import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
+from harness import Records, Study, mean_and_error, table
 
 import flowkit
 from flowkit import (
@@ -103,88 +99,69 @@ def train(name: str, objective: str, seed: int, options: argparse.Namespace) -> 
         nll = -torch.cat([flow.log_prob(part) for part in x.split(10_000)])
         score = torch.cat([flow.score(part).detach() for part in x.split(10_000)])
     squares = 0.5 * (score - toy.score(x).detach()).square().sum(-1)
-    root = math.sqrt(len(x))
+    excess, error = mean_and_error(nll)
     return Result(
-        name,
-        objective,
-        seed,
-        float(nll.mean()) - toy.entropy(),
-        float(nll.std()) / root,
-        float(squares.mean()),
-        float(squares.std()) / root,
-        seconds,
+        name, objective, seed, excess - toy.entropy(), error, *mean_and_error(squares), seconds
     )
 
 
-def report(results: list[Result], options: argparse.Namespace, command: str) -> str:
-    """One line a training."""
-    versions = ", ".join(f"{p} {version(p)}" for p in ("flowkit-density", "torch"))
-    lines = [
-        "# Score matching on toys",
-        "",
-        f"`{command}`: {versions}, Python {platform.python_version()}, {platform.machine()}, one "
-        "thread.",
-        "",
-        "Ten times a dense linear layer, an affine coupling (networks 3 x 64) and an ActNorm, and "
-        f"a linear layer. {options.steps:,} steps of Adam from 2e-3 (cosine to zero), fresh "
-        f"batches of {options.batch_size}, moving average of 0.999. Scores on "
-        f"{options.test_rows:,} other points: negative log-likelihood above the entropy, nats, "
-        "and half the mean squared error of the score. Bounds: 0.10 above the entropy for "
-        "likelihoods, 0.25 for score matching.",
-        "",
-        "| toy | objective | seed | above entropy, nats | | Fisher divergence | seconds |",
-        "|---|---|--:|--:|---|--:|--:|",
-    ]
-    for r in results:
-        reached = "reached" if r.excess <= BOUNDS.get(r.objective, BOUND) else "**not reached**"
-        lines.append(
-            f"| {r.toy} | {r.objective} | {r.seed} | {r.excess:+.4f} +- {r.excess_error:.4f} | "
-            f"{reached} | {r.fisher:.3f} +- {r.fisher_error:.3f} | {r.seconds:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
+def page(study: Study, results: list[Result]) -> list[str]:
+    """One row per training."""
+    options = study.options
+    return [
+        *study.heading(
+            "Score matching on toys",
+            "Ten times a dense linear layer, an affine coupling (networks 3 x 64) and an ActNorm, "
+            f"and a linear layer. {options.steps:,} steps of Adam from 2e-3 (cosine to zero), "
+            f"fresh batches of {options.batch_size}, moving average of 0.999. Scores on "
+            f"{options.test_rows:,} other points: negative log-likelihood above the entropy, "
+            "nats, and half the mean squared error of the score. Bounds: 0.10 above the entropy "
+            "for likelihoods, 0.25 for score matching.",
+        ),
+        *table(
+            (
+                "toy", "objective", "", "seed", "above entropy, nats", "Fisher divergence",
+                "seconds",
+            ),
+            (
+                (
+                    r.toy,
+                    r.objective,
+                    "reached"
+                    if r.excess <= BOUNDS.get(r.objective, BOUND)
+                    else "**not reached**",
+                    r.seed,
+                    f"{r.excess:+.4f} +- {r.excess_error:.4f}",
+                    f"{r.fisher:.3f} +- {r.fisher_error:.3f}",
+                    f"{r.seconds:.0f}",
+                )
+                for r in results
+            ),
+            left=3,
+        ),
+    ]  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    """Train all, print and store the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--test-rows", type=int, default=50_000)
-    parser.add_argument("--small", action="store_true", help="seconds instead of twenty minutes")
-    parser.add_argument("--record", type=Path, help="file of results, one a line")
-    parser.add_argument("--output", type=Path, help="folder for score_matching.md")
-    options = parser.parse_args(arguments)
-    if options.small:
-        options.steps, options.batch_size, options.test_rows = 5, 64, 500
-    torch.set_num_threads(1)
-    results: list[Result] = []
-    if options.record and options.record.exists():
-        results = [Result(**json.loads(line)) for line in options.record.read_text().splitlines()]
-    known = {(r.toy, r.objective, r.seed) for r in results}
+    """Train and score all."""
+    study = Study(
+        __file__,
+        __doc__,
+        small={"steps": 5, "batch_size": 64, "test_rows": 500},
+        seeds=[0],
+        steps=3000,
+        batch_size=512,
+        test_rows=50_000,
+    )
+    options = study.parse(arguments)
+    records = Records(options.record, Result)
     for seed in options.seeds:
         for toy in ("sine", "swirl", "checkerboard"):
             for objective in OBJECTIVES:
-                if (toy, objective, seed) in known:
-                    continue
-                results.append(train(toy, objective, seed, options))
-                print(results[-1], flush=True)
-                if options.record:
-                    with options.record.open("a") as file:
-                        file.write(json.dumps(asdict(results[-1])) + "\n")
-    given = {
-        f"--{name.replace('_', '-')}": value
-        for name, value in vars(options).items()
-        if name not in ("output", "record") and value != parser.get_default(name)
-    }
-    words = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in given.items()}
-    shown = " ".join(k if v is True else f"{k} {v}" for k, v in words.items())
-    text = report(results, options, f"python examples/papers/score_matching.py {shown}".strip())
-    print(text)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "score_matching.md").write_text(text)
-    return results
+                if records.lack(toy=toy, objective=objective, seed=seed):
+                    records.add(train(toy, objective, seed, options))
+    study.write(page(study, records.results))
+    return records.results
 
 
 if __name__ == "__main__":

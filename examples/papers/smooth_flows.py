@@ -7,21 +7,18 @@ forces are known exactly. Splines and smooth mixtures share everything but the s
 trained by likelihood alone, and by likelihood and force matching together.
 
 Run: ``python examples/papers/smooth_flows.py`` (about two hours on one core); ``--small`` takes
-seconds. With ``--record FILE`` each result is kept there, and a later run goes on with the rest.
+seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
+from harness import Records, Study, mean_and_error, table
 from torch import Tensor
 
 import flowkit
@@ -93,106 +90,89 @@ def train(scalar: str, matched: bool, seed: int, options: argparse.Namespace) ->
     with torch.no_grad():
         nll = -torch.cat([flow.log_prob(part) for part in test.split(10_000)])
     rmse = force_error(flow, test, toy.score(test))
-    error = float(nll.std()) / math.sqrt(len(nll))
-    return Result(scalar, matched, seed, float(nll.mean()), error, rmse, seconds)
+    return Result(scalar, matched, seed, *mean_and_error(nll), rmse, seconds)
 
 
-def read(record: Path | None) -> list[Result]:
-    """The results that are known already."""
-    if record is None or not record.exists():
-        return []
-    return [Result(**json.loads(line)) for line in record.read_text().splitlines()]
-
-
-def report(results: list[Result], options: argparse.Namespace, command: str) -> str:
+def page(study: Study, results: list[Result]) -> list[str]:
     """The table, and its ratios."""
-    toy = TorusRings()
-    versions = ", ".join(f"{p} {version(p)}" for p in ("flowkit-density", "torch"))
-    lines = [
-        "# Smooth flows and spline flows on a torus",
-        "",
-        f"`{command}`: {versions}, Python {platform.python_version()}, {platform.machine()}, one "
-        "thread.",
-        "",
-        f"`torus_rings`, entropy {toy.entropy():.4f} nats. Four coupling layers, "
-        f"{options.components} components or bins, networks 2 x {options.hidden}, "
-        f"{options.steps:,} steps of Adam from 5e-4 (cosine to zero) with {options.batch_size} of "
-        f"{options.rows:,} points, a tenth of them for validation. Scores on "
-        f"{options.test_rows:,} other points. Force error: root mean square of a component of "
-        "grad log p against the exact one, in 1/rad. Force matching adds "
-        f"{FORCE_WEIGHT} times the mean squared force error to the negative log-likelihood.",
-        "",
-        "| scalar map | training | seed | NLL, nats | above entropy | force error | seconds |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for r in results:
-        training = "likelihood and forces" if r.matched else "likelihood"
-        lines.append(
-            f"| {r.scalar} | {training} | {r.seed} | {r.nll:.4f} +- {r.nll_error:.4f} | "
-            f"{r.nll - toy.entropy():+.4f} | {r.rmse:.3f} | {r.seconds:.0f} |"
-        )
+    toy, options = TorusRings(), study.options
     found = {(r.scalar, r.matched, r.seed): r for r in results}
-    lines += [
-        "",
-        "| seed | NLL, smooth - spline | force error, smooth / spline | with forces / without, "
-        "smooth | with forces / without, spline |",
-        "|--:|--:|--:|--:|--:|",
-    ]
-    for seed in options.seeds:
-        plain = {s: found[s, False, seed] for s in ("smooth", "spline")}
-        matched = {s: found[s, True, seed] for s in ("smooth", "spline")}
-        lines.append(
-            f"| {seed} | {plain['smooth'].nll - plain['spline'].nll:+.4f} | "
-            f"{plain['smooth'].rmse / plain['spline'].rmse:.3f} | "
-            f"{matched['smooth'].rmse / plain['smooth'].rmse:.3f} | "
-            f"{matched['spline'].rmse / plain['spline'].rmse:.3f} |"
+
+    def ratios(seed: int) -> tuple[object, ...]:
+        plain = [found[s, False, seed] for s in ("smooth", "spline")]
+        matched = [found[s, True, seed] for s in ("smooth", "spline")]
+        return (
+            seed,
+            f"{plain[0].nll - plain[1].nll:+.4f}",
+            f"{plain[0].rmse / plain[1].rmse:.3f}",
+            *(f"{m.rmse / p.rmse:.3f}" for m, p in zip(matched, plain, strict=True)),
         )
-    return "\n".join(lines) + "\n"
+
+    return [
+        *study.heading(
+            "Smooth flows and spline flows on a torus",
+            f"`TorusRings`, entropy {toy.entropy():.4f} nats. Four coupling layers, "
+            f"{options.components} components or bins, networks 2 x {options.hidden}, "
+            f"{options.steps:,} steps of Adam from 5e-4 (cosine to zero) with "
+            f"{options.batch_size} of {options.rows:,} points, a tenth of them for validation. "
+            f"Scores on {options.test_rows:,} other points. Force error: root mean square of a "
+            "component of grad log p against the exact one, in 1/rad. Force matching adds "
+            f"{FORCE_WEIGHT} times the mean squared force error to the negative log-likelihood.",
+        ),
+        *table(
+            (
+                "scalar map", "training", "seed", "NLL, nats", "above entropy", "force error",
+                "seconds",
+            ),
+            (
+                (
+                    r.scalar,
+                    "likelihood and forces" if r.matched else "likelihood",
+                    r.seed,
+                    f"{r.nll:.4f} +- {r.nll_error:.4f}",
+                    f"{r.nll - toy.entropy():+.4f}",
+                    f"{r.rmse:.3f}",
+                    f"{r.seconds:.0f}",
+                )
+                for r in results
+            ),
+            left=2,
+        ),
+        *table(
+            (
+                "seed", "NLL, smooth - spline", "force error, smooth / spline",
+                "with forces / without, smooth", "with forces / without, spline",
+            ),
+            map(ratios, options.seeds),
+            left=0,
+        ),
+    ]  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    """Train all, print and store the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--batch-size", type=int, default=1000)
-    parser.add_argument("--components", type=int, default=40)
-    parser.add_argument("--hidden", type=int, default=100)
-    parser.add_argument("--test-rows", type=int, default=50_000)
-    parser.add_argument("--small", action="store_true", help="seconds instead of two hours")
-    parser.add_argument("--record", type=Path, help="file of results, one a line")
-    parser.add_argument("--output", type=Path, help="folder for smooth_flows.md")
-    options = parser.parse_args(arguments)
-    if options.small:
-        options.seeds, options.steps, options.rows, options.test_rows = [0], 20, 4000, 2000
-        options.batch_size, options.components, options.hidden = 200, 6, 16
-    torch.set_num_threads(1)
-    results = read(options.record)
-    known = {(r.scalar, r.matched, r.seed) for r in results}
+    """Train and score all."""
+    small = {"seeds": [0], "steps": 20, "rows": 4000, "test_rows": 2000, "batch_size": 200}
+    study = Study(
+        __file__,
+        __doc__,
+        small={**small, "components": 6, "hidden": 16},
+        seeds=[0, 1, 2],
+        steps=8000,
+        rows=100_000,
+        batch_size=1000,
+        components=40,
+        hidden=100,
+        test_rows=50_000,
+    )
+    options = study.parse(arguments)
+    records = Records(options.record, Result)
     for seed in options.seeds:
         for scalar in ("smooth", "spline"):
             for matched in (False, True):
-                if (scalar, matched, seed) in known:
-                    continue
-                results.append(train(scalar, matched, seed, options))
-                print(results[-1], flush=True)
-                if options.record:
-                    with options.record.open("a") as file:
-                        file.write(json.dumps(asdict(results[-1])) + "\n")
-    results.sort(key=lambda r: (r.seed, r.scalar, r.matched))
-    given = {
-        f"--{name.replace('_', '-')}": value
-        for name, value in vars(options).items()
-        if name not in ("output", "record") and value != parser.get_default(name)
-    }
-    words = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in given.items()}
-    shown = " ".join(f"{name} {value}" for name, value in words.items())
-    text = report(results, options, f"python examples/papers/smooth_flows.py {shown}".strip())
-    print(text)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "smooth_flows.md").write_text(text)
+                if records.lack(scalar=scalar, matched=matched, seed=seed):
+                    records.add(train(scalar, matched, seed, options))
+    results = sorted(records, key=lambda r: (r.seed, r.scalar, r.matched))
+    study.write(page(study, results))
     return results
 
 

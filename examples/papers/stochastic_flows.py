@@ -12,22 +12,19 @@ free energy along the first coordinate 20 times, as it is and reweighted, for te
 alone and with a Metropolis layer after every block.
 
 Run: ``python examples/papers/stochastic_flows.py`` (about an hour on one core); ``--small`` takes
-seconds. With ``--record FILE`` each result is kept there, and a later run goes on with the rest.
+seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from harness import Records, Study, table
 from torch import Tensor
 
 import flowkit
@@ -83,7 +80,7 @@ class Painting:
 
 
 def markov_chain(energy: Energy, steps: int, step_size: float, seed: int) -> Tensor:
-    """A Metropolis chain in the wells, one row a step."""
+    """A Metropolis chain in the wells, one sample per step."""
     chain = Metropolis(energy, steps=1, step_size=step_size)
     generator = torch.Generator().manual_seed(seed)
     state, rows = energy.sample(1, generator), []
@@ -153,7 +150,7 @@ def train_wells(scalar: str, chains: bool, seed: int, options: argparse.Namespac
 def weighted_samples(
     flow: flowkit.Flow, energy: Energy, options: argparse.Namespace, seed: int
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:
-    """First coordinates and weights of mean one for every repeat, and the effective share."""
+    """First coordinates and weights of mean one for every repeat, and the effective fraction."""
     generator = torch.Generator().manual_seed(1_000_003 + seed)
     runs, effective = [], []
     for _ in range(options.repeats):
@@ -310,38 +307,44 @@ def table_of_wells(results: list[Wells], options: argparse.Namespace) -> list[st
         "",
         f"Exact independent samples of the same number have an error of {exact[0]:.2f} on fixed "
         f"bins, and of {exact[1]:.2f} by the authors' procedure: the barrier holds about one "
-        "sample in 100,000 a bin.",
+        "sample in 100,000 per bin.",
         "",
-        "| flow | error | reweighted: bias | uncertainty | **error** | effective samples | "
-        "authors' procedure: error | **error, reweighted** | published: error | **error, "
-        "reweighted** | seconds |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
+    rows = []
     for scalar in ("affine", "spline"):
         for chains in (False, True):
-            rows = [r for r in results if (r.scalar, r.chains) == (scalar, chains)]
+            part = [r for r in results if (r.scalar, r.chains) == (scalar, chains)]
 
-            def cell(name: str, rows: list[Wells] = rows) -> str:
-                values = [getattr(r, name) for r in rows]
+            def cell(name: str, part: list[Wells] = part) -> str:
+                values = [getattr(r, name) for r in part]
                 return f"{np.mean(values):.2f} +- {np.std(values):.2f}"
 
-            name = f"{scalar} coupling" + (" + Metropolis" if chains else "")
-            published = PUBLISHED[scalar, chains]
-            effective = 100 * np.mean([r.effective for r in rows])
-            seconds = np.mean([r.seconds for r in rows])
-            lines.append(
-                f"| {name} | {cell('error')} | {cell('bias_reweighted')} | "
-                f"{cell('uncertainty_reweighted')} | {cell('error_reweighted')} | "
-                f"{effective:.0f} % | {cell('error_authors')} | "
-                f"{cell('error_reweighted_authors')} | {published[0]} | {published[1]} | "
-                f"{seconds:.0f} |"
+            measured = (
+                "error", "bias_reweighted", "uncertainty_reweighted", "error_reweighted",
+                "error_authors", "error_reweighted_authors",
+            )  # fmt: skip
+            rows.append(
+                (
+                    f"{scalar} coupling" + (" + Metropolis" if chains else ""),
+                    *map(cell, measured),
+                    f"{100 * np.mean([r.effective for r in part]):.0f} %",
+                    *PUBLISHED[scalar, chains],
+                    f"{np.mean([r.seconds for r in part]):.0f}",
+                )
             )
-    return lines
+    header = (
+        "flow", "error", "reweighted: bias", "uncertainty", "**error**",
+        "authors' procedure: error", "**error, reweighted**", "effective samples",
+        "published: error", "**error, reweighted**", "seconds",
+    )  # fmt: skip
+    return lines + table(header, rows)
 
 
 def table_of_pictures(results: list[Painting], options: argparse.Namespace) -> list[str]:
-    """One line a depth."""
-    lines = [
+    """One row per depth."""
+    found = {(r.scalar, r.depth, r.seed, r.chains): r for r in results}
+    pairs = [(key[:3], found[(*key[:3], False)], found[key]) for key in sorted(found) if key[3]]
+    return [
         "## The picture",
         "",
         "The brightness of scikit-learn's flower, blurred over 5 pixels, plus 0.01 times the sum "
@@ -351,109 +354,63 @@ def table_of_pictures(results: list[Painting], options: argparse.Namespace) -> l
         f"{options.points:,} points. Divergence of the density of {5 * options.samples:,} "
         "samples from that of the picture, on 50 x 50 bins, in nats.",
         "",
-        "| scalar map | blocks | seed | couplings alone | with Metropolis | seconds, alone | "
-        "seconds, with |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    found = {(r.scalar, r.depth, r.seed, r.chains): r for r in results}
-    for scalar, depth, seed, chains in sorted(found):
-        if chains:
-            a, b = found[scalar, depth, seed, False], found[scalar, depth, seed, True]
-            lines.append(
-                f"| {scalar} | {depth} | {seed} | {a.divergence:.4f} | {b.divergence:.4f} | "
-                f"{a.seconds:.0f} | {b.seconds:.0f} |"
-            )
-    return lines
+        *table(
+            (
+                "scalar map", "blocks", "seed", "couplings alone", "with Metropolis",
+                "seconds, alone", "seconds, with",
+            ),
+            (
+                (
+                    *setting,
+                    f"{a.divergence:.4f}",
+                    f"{b.divergence:.4f}",
+                    f"{a.seconds:.0f}",
+                    f"{b.seconds:.0f}",
+                )
+                for setting, a, b in pairs
+            ),
+        ),
+    ]  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> tuple[list[Wells], list[Painting]]:
-    """Train all, print and store the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--experiment", choices=("both", "wells", "picture"), default="both")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--samples", type=int, default=100_000)
-    parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8])
-    parser.add_argument("--picture-seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--picture-steps", type=int, default=2000)
-    parser.add_argument("--points", type=int, default=50_000)
-    parser.add_argument("--small", action="store_true", help="seconds instead of an hour")
-    parser.add_argument("--record", type=Path, help="file of results, one a line")
-    parser.add_argument("--output", type=Path, help="folder for stochastic_flows.md")
-    options = parser.parse_args(arguments)
-    if options.small:
-        options.seeds, options.steps, options.rows, options.repeats = [0], 5, 500, 3
-        options.samples, options.depths, options.picture_steps = 2000, [1], 5
-        options.points = 2000
-    torch.set_num_threads(1)
-    wells, paintings = read(options.record)
-    jobs: list[tuple[str, tuple[object, ...]]] = []
-    if options.experiment != "picture":
-        jobs += [
-            ("wells", (scalar, chains, seed))
-            for seed in options.seeds
-            for scalar in ("affine", "spline")
-            for chains in (False, True)
+    """Train all, and write the tables."""
+    small = {"seeds": [0], "steps": 5, "rows": 500, "repeats": 3, "samples": 2000}
+    study = Study(
+        __file__,
+        __doc__,
+        small={**small, "depths": [1], "picture_steps": 5, "points": 2000},
+        experiment={"choices": ("both", "wells", "picture"), "default": "both"},
+        seeds=list(range(10)),
+        steps=300,
+        rows=10_000,
+        repeats=20,
+        samples=100_000,
+        depths=[1, 2, 3, 4, 6, 8],
+        picture_seeds=[0],
+        picture_steps=2000,
+        points=50_000,
+    )
+    options = study.parse(arguments)
+    records = Records(options.record, Wells, Painting)
+    settings = [(scalar, chains) for scalar in ("affine", "spline") for chains in (False, True)]
+    for seed in options.seeds if options.experiment != "picture" else ():
+        for scalar, chains in settings:
+            if records.lack(scalar=scalar, chains=chains, seed=seed, depth=None):
+                records.add(train_wells(scalar, chains, seed, options))
+    for seed in options.picture_seeds if options.experiment != "wells" else ():
+        for depth in options.depths:
+            for scalar, chains in settings:
+                if records.lack(scalar=scalar, chains=chains, depth=depth, seed=seed):
+                    records.add(train_picture(scalar, chains, depth, seed, options))
+    wells, paintings = records.of(Wells), records.of(Painting)
+    study.write(
+        [
+            *study.heading("Stochastic flows: free energies and pictures"),
+            *(table_of_wells(wells, options) if wells else []),
+            *(table_of_pictures(paintings, options) if paintings else []),
         ]
-    if options.experiment != "wells":
-        jobs += [
-            ("picture", (scalar, chains, depth, seed))
-            for seed in options.picture_seeds
-            for scalar in ("affine", "spline")
-            for depth in options.depths
-            for chains in (False, True)
-        ]
-    known = {("wells", (r.scalar, r.chains, r.seed)) for r in wells}
-    known |= {("picture", (r.scalar, r.chains, r.depth, r.seed)) for r in paintings}
-    for kind, setting in jobs:
-        if (kind, setting) in known:
-            continue
-        result = (train_wells if kind == "wells" else train_picture)(*setting, options)  # type: ignore[operator]
-        (wells if kind == "wells" else paintings).append(result)
-        print(result, flush=True)
-        if options.record:
-            with options.record.open("a") as file:
-                file.write(json.dumps({"kind": kind, **asdict(result)}) + "\n")
-    given = {
-        f"--{name.replace('_', '-')}": value
-        for name, value in vars(options).items()
-        if name not in ("output", "record") and value != parser.get_default(name)
-    }
-    words = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in given.items()}
-    shown = " ".join(k if v is True else f"{k} {v}" for k, v in words.items())
-    command = f"python examples/papers/stochastic_flows.py {shown}".strip()
-    versions = ", ".join(f"{p} {version(p)}" for p in ("flowkit-density", "torch"))
-    lines = [
-        "# Stochastic flows: free energies and pictures",
-        "",
-        f"`{command}`: {versions}, Python {platform.python_version()}, {platform.machine()}, one "
-        "thread.",
-        "",
-        *(table_of_wells(wells, options) if wells else []),
-        "",
-        *(table_of_pictures(paintings, options) if paintings else []),
-    ]
-    text = "\n".join(lines).rstrip() + "\n"
-    print(text)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "stochastic_flows.md").write_text(text)
-    return wells, paintings
-
-
-def read(record: Path | None) -> tuple[list[Wells], list[Painting]]:
-    """The results that are known already."""
-    wells: list[Wells] = []
-    paintings: list[Painting] = []
-    if record is not None and record.exists():
-        for line in record.read_text().splitlines():
-            values = json.loads(line)
-            if values.pop("kind") == "wells":
-                wells.append(Wells(**values))
-            else:
-                paintings.append(Painting(**values))
+    )
     return wells, paintings
 
 

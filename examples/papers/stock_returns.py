@@ -5,25 +5,22 @@ extreme losses compared with those of the years from it on: of every stock, and 
 that holds the same of each (the mean of the returns). Fitted are a multivariate normal, a
 multivariate Student-t (maximum likelihood, by EM), the same spline flow on a normal base, and
 tail-adaptive flows: a Student-t base (mTAF), and a last map that makes the tails (TTF). Value at
-risk and shortfall come from samples of each density, in per cent a day.
+risk and shortfall come from samples of each density, in per cent per day.
 
 Run: ``python examples/papers/stock_returns.py`` (half an hour on one core); ``--small`` takes
-seconds. With ``--record FILE`` each result is kept there, and a later run goes on.
+seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from harness import Records, Study, table
 from scipy import optimize, special, stats
 
 import flowkit
@@ -44,10 +41,10 @@ class Result:
     date: str
     seed: int
     log_prob: float
-    risk_errors: tuple[float, float]
-    shortfall_errors: tuple[float, float]
-    portfolio_risks: tuple[float, float]
-    portfolio_shortfalls: tuple[float, float]
+    risk_errors: list[float]
+    shortfall_errors: list[float]
+    portfolio_risks: list[float]
+    portfolio_shortfalls: list[float]
     seconds: float
 
 
@@ -133,131 +130,96 @@ def train(name: str, date: str, seed: int, options: argparse.Namespace) -> Resul
         date,
         seed,
         float(score),
-        tuple(errors[:, 0]),
-        tuple(errors[:, 1]),
-        tuple(found[:, 0, -1]),
-        tuple(found[:, 1, -1]),
+        errors[:, 0].tolist(),
+        errors[:, 1].tolist(),
+        found[:, 0, -1].tolist(),
+        found[:, 1, -1].tolist(),
         seconds,
     )
 
 
-def report(results: list[Result], options: argparse.Namespace, command: str) -> str:
-    """One line a density and date, means over seeds, and one a fit."""
-    versions = ", ".join(f"{p} {version(p)}" for p in ("flowkit-density", "torch", "scipy"))
-    lines = [
-        "# Losses of twenty stocks",
-        "",
-        f"`{command}`: {versions}, Python {platform.python_version()}, {platform.machine()}, one "
-        "thread.",
-        "",
+def page(study: Study, results: list[Result]) -> list[str]:
+    """One row per density and date, means over seeds, and one per fit."""
+    lines = study.heading(
+        "Losses of twenty stocks",
         "Daily log returns in per cent, 1990 to 2022. Fitted to the days before a date; value at "
         "risk (VaR) and expected shortfall (ES) of the days from it on against those of "
-        f"{options.draws:,} samples. Errors are means over the stocks of absolute differences; of "
-        "the portfolio that holds the same of each the figures themselves. Flows: five "
-        "autoregressive spline layers with networks of 64 and 64 units, Adam from 1e-3, at most "
-        f"{options.epochs} epochs of batches of 256, stopped by a random tenth of the days; "
-        "normal and t see all of them.",
-    ]
-    dates = sorted({r.date for r in results})
-    for date in dates:
-        part = [r for r in results if r.date == date]
+        f"{study.options.draws:,} samples. Errors are means over the stocks of absolute "
+        "differences; of the portfolio that holds the same of each the figures themselves. "
+        "Flows: five autoregressive spline layers with networks of 64 and 64 units, Adam from "
+        f"1e-3, at most {study.options.epochs} epochs of batches of 256, stopped by a random "
+        "tenth of the days; normal and t use all of them.",
+    )
+    for date in sorted({r.date for r in results}):
         after = stock_returns().split(date)[1].double().numpy()
-        true = losses(after)[..., -1]
-        lines += [
-            "",
-            f"## From {date} on: {len(after):,} days",
-            "",
-            "| density | log p a day, nats | VaR 99 % error | 99.9 % | ES 99 % error | 99.9 % | "
-            "portfolio VaR 99 % | 99.9 % | portfolio ES 99 % | 99.9 % | seeds | seconds |",
-            "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-            "| held out | | | | | | "
-            + " | ".join(f"{v:.2f}" for v in (*true[:, 0], *true[:, 1]))
-            + " | | |",
-        ]
-        for name in MODELS:
-            runs = [r for r in part if r.model == name]
-            if runs:
-                numbers = np.mean(
-                    [
-                        (
-                            *r.risk_errors,
-                            *r.shortfall_errors,
-                            *r.portfolio_risks,
-                            *r.portfolio_shortfalls,
-                        )
-                        for r in runs
-                    ],
-                    0,
-                )
-                lines.append(
-                    f"| {name} | {statistics.mean(r.log_prob for r in runs):.3f} | "
-                    + " | ".join(f"{v:.2f}" for v in numbers)
-                    + f" | {len(runs)} | {statistics.mean(r.seconds for r in runs):.0f} |"
-                )
-    lines += [
-        "",
-        "## Every fit",
-        "",
-        "| from | density | seed | log p a day, nats | VaR error 99 % | 99.9 % | ES error 99 % | "
-        "99.9 % |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for r in sorted(results, key=lambda r: (r.date, MODELS.index(r.model), r.seed)):
-        numbers = (*r.risk_errors, *r.shortfall_errors)
-        lines.append(
-            f"| {r.date} | {r.model} | {r.seed} | {r.log_prob:.3f} | "
-            + " | ".join(f"{v:.3f}" for v in numbers)
-            + " |"
-        )
-    return "\n".join(lines) + "\n"
+        lines += [f"## From {date} on: {len(after):,} days", ""]
+        lines += _means([r for r in results if r.date == date], losses(after)[..., -1])
+    lines += ["## Every fit", ""]
+    lines += table(
+        (
+            "from", "density", "seed", "log p per day, nats", "VaR error 99 %", "99.9 %",
+            "ES error 99 %", "99.9 %",
+        ),
+        (
+            (
+                r.date,
+                r.model,
+                r.seed,
+                *(f"{v:.3f}" for v in (r.log_prob, *r.risk_errors, *r.shortfall_errors)),
+            )
+            for r in sorted(results, key=lambda r: (r.date, MODELS.index(r.model), r.seed))
+        ),
+        left=2,
+    )  # fmt: skip
+    return lines
+
+
+def _means(results: list[Result], true: np.ndarray) -> list[str]:
+    """Means over seeds of one date, below the figures of the days that were held out."""
+    held = (f"{v:.2f}" for v in (*true[:, 0], *true[:, 1]))
+    rows: list[tuple[object, ...]] = [("held out", *5 * [""], *held, "", "")]
+    for name in MODELS:
+        runs = [r for r in results if r.model == name]
+        if runs:
+            figures = np.mean(
+                [
+                    r.risk_errors + r.shortfall_errors + r.portfolio_risks + r.portfolio_shortfalls
+                    for r in runs
+                ],
+                0,
+            )
+            log_prob = statistics.mean(r.log_prob for r in runs)
+            seconds = statistics.mean(r.seconds for r in runs)
+            cells = (f"{v:.2f}" for v in figures)
+            rows.append((name, f"{log_prob:.3f}", *cells, len(runs), f"{seconds:.0f}"))
+    header = (
+        "density", "log p per day, nats", "VaR 99 % error", "99.9 %", "ES 99 % error", "99.9 %",
+        "portfolio VaR 99 %", "99.9 %", "portfolio ES 99 %", "99.9 %", "seeds", "seconds",
+    )  # fmt: skip
+    return table(header, rows)
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    """Fit all, print and store the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--dates", nargs="+", default=["2006-01-01", "2010-01-01", "2014-01-01"])
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--draws", type=int, default=200_000)
-    parser.add_argument("--small", action="store_true", help="seconds instead of half an hour")
-    parser.add_argument("--record", type=Path, help="file of results, one a line")
-    parser.add_argument("--output", type=Path, help="folder for stock_returns.md")
-    options = parser.parse_args(arguments)
-    if options.small:
-        options.seeds, options.dates, options.epochs, options.draws = [0], ["2010-01-01"], 1, 500
-    torch.set_num_threads(1)
-    results: list[Result] = []
-    if options.record and options.record.exists():
-        for line in options.record.read_text().splitlines():
-            fields = json.loads(line)
-            results.append(
-                Result(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-            )
-    known = {(r.model, r.date, r.seed) for r in results}
+    """Fit and score all."""
+    study = Study(
+        __file__,
+        __doc__,
+        small={"seeds": [0], "dates": ["2010-01-01"], "epochs": 1, "draws": 500},
+        packages=("flowkit-density", "torch", "scipy"),
+        seeds=[0, 1, 2],
+        dates=["2006-01-01", "2010-01-01", "2014-01-01"],
+        epochs=60,
+        draws=200_000,
+    )
+    options = study.parse(arguments)
+    records = Records(options.record, Result)
     for seed in options.seeds:
         for date in options.dates:
-            for name in MODELS:
-                if (name, date, seed) in known:
-                    continue
-                results.append(train(name, date, seed, options))
-                print(results[-1], flush=True)
-                if options.record:
-                    with options.record.open("a") as file:
-                        file.write(json.dumps(asdict(results[-1])) + "\n")
-    given = {
-        f"--{name}": value
-        for name, value in vars(options).items()
-        if name not in ("output", "record") and value != parser.get_default(name)
-    }
-    words = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in given.items()}
-    shown = " ".join(f"{k} {v}" for k, v in words.items())
-    shown = "--small" if options.small else shown
-    text = report(results, options, f"python examples/papers/stock_returns.py {shown}".strip())
-    print(text)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "stock_returns.md").write_text(text)
-    return results
+            for model in MODELS:
+                if records.lack(model=model, date=date, seed=seed):
+                    records.add(train(model, date, seed, options))
+    study.write(page(study, records.results))
+    return records.results
 
 
 if __name__ == "__main__":

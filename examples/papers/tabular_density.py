@@ -20,26 +20,25 @@ well, ``--activation relu`` gives flowkit ReLU; ``--libraries "zuko NSF"`` adds 
 ready-made flow, with permutations and without linear layers.
 
 Run: ``python examples/papers/tabular_density.py --output docs/results`` (about 75 minutes on one
-core); ``--small`` takes seconds. Finished trainings are kept in ``--runs`` and reused, so that an
-interrupted call goes on; empty that folder when a library has changed.
+core); ``--small`` takes seconds. Finished trainings are stored in ``--runs`` and reused, so that
+an interrupted call continues; empty that folder when a library has changed. ``--record FILE``
+stores one entry per flow and library, as JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from harness import Study, table
 from torch import Tensor, nn
 
 import flowkit
@@ -51,7 +50,6 @@ LIBRARIES = ("flowkit", "zuko", "nflows", "zuko NSF")
 LAYERS = {"coupling": 8, "autoregressive": 5}
 HIDDEN, BINS, BOUND = (128, 128), 8, 5.0
 STEPS = {"magic": 3000, "patches": 2000}
-SEEDS = {"magic": (0, 1), "patches": (0, 1)}
 TITLES = {"magic": "MAGIC, 10 columns", "patches": "photograph patches, 63 columns"}
 
 
@@ -282,7 +280,7 @@ def mean_and_error(rows: np.ndarray) -> tuple[float, float]:
 
 
 def summarise(results: Sequence[tuple[Setting, dict[str, np.ndarray]]]) -> list[dict]:
-    """One entry a data set, architecture and library; seeds averaged row by row."""
+    """One entry per data set, architecture and library; seeds averaged row by row."""
     grouped: dict[tuple[str, str, str], list[tuple[Setting, dict[str, np.ndarray]]]] = {}
     for setting, result in results:
         key = (setting.data, setting.architecture, setting.library)
@@ -314,58 +312,46 @@ def summarise(results: Sequence[tuple[Setting, dict[str, np.ndarray]]]) -> list[
     return entries
 
 
-def markdown(entries: Sequence[dict]) -> str:
-    """The tables, one a data set."""
-    blocks = []
-    for data in dict.fromkeys(e["data"] for e in entries):
-        chosen = [e for e in entries if e["data"] == data]
-        seeds = ", ".join(map(str, chosen[0]["seeds"]))
-        lines = [
-            f"**{TITLES[data]}** ({chosen[0]['steps']} steps, seeds {seeds})",
-            "",
-            "| flow | library | test log-likelihood | flowkit's lead | parameters | training |",
-            "|---|---|---|---|---|---|",
-        ]
-        for e in chosen:
-            lead = "flowkit_lead" in e
-            lines.append(
-                f"| {e['architecture']} | {e['library']} "
-                f"| {e['log_likelihood']:.3f} ± {e['standard_error']:.3f} "
-                + (
-                    f"| {e['flowkit_lead']:+.3f} ± {e['flowkit_lead_error']:.3f} "
-                    if lead
-                    else "| "
-                )
-                + f"| {e['parameters']:,} | {e['seconds']:.0f} s |"
-            )
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
-
-
-def describe(args: argparse.Namespace, entries: Sequence[dict], sets: dict[str, Splits]) -> str:
-    versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "nflows", "zuko"))
+def page(study: Study, entries: Sequence[dict], sets: dict[str, Splits]) -> list[str]:
+    """One table per data set, and what its columns are."""
     shapes = "; ".join(
         f"{name}: {len(s.train):,} training, {len(s.validation):,} validation, "
         f"{len(s.test):,} test rows"
         for name, s in sets.items()
     )
-    return f"""# Tabular density estimation: flowkit, zuko and nflows
+    lines = study.heading(
+        "Tabular density estimation: flowkit, zuko and nflows",
+        'Mean log-likelihood of the test rows in nats, in units of the standardised columns. "±" '
+        'is the standard error over test rows of the mean over seeds; "flowkit\'s lead" is the '
+        "mean difference to flowkit on the same rows, paired. Patches of one image overlap, so "
+        "for them the standard errors are too small. Training is CPU seconds of one thread, mean "
+        "over seeds, without evaluation.",
+        f"Rows: {shapes}. Batches of {study.options.batch_size}, Adam 1e-3 with a cosine to zero, "
+        "gradient norm at most 10, the weights of the best of 20 validations. The architectures "
+        "of the libraries, and where they differ, are described at the head of "
+        "`examples/papers/tabular_density.py`.",
+    )
+    for data in dict.fromkeys(e["data"] for e in entries):
+        chosen = [e for e in entries if e["data"] == data]
+        seeds = ", ".join(map(str, chosen[0]["seeds"]))
+        lines += [f"**{TITLES[data]}** ({chosen[0]['steps']} steps, seeds {seeds})", ""]
+        lines += table(
+            ("flow", "library", "test log-likelihood", "flowkit's lead", "parameters", "training"),
+            map(_row, chosen),
+            left=2,
+        )
+    return lines
 
-{markdown(entries)}
 
-Mean log-likelihood of the test rows in nats, in units of the standardised columns. "±" is the
-standard error over test rows of the mean over seeds; "flowkit's lead" is the mean difference to
-flowkit on the same rows, paired. Patches of one image overlap, so for them the standard errors are
-too small. Training is CPU seconds of one thread, mean over seeds, without evaluation.
-
-Command: `{args.command}`
-
-flowkit {flowkit.__version__}, {versions}, Python {platform.python_version()}. Rows: {shapes}.
-Batches of {args.batch_size}, Adam 1e-3 with a cosine to zero, gradient norm at most 10, the
-weights of the best of 20 validations. What the libraries build, and where they differ, is told at
-the head of `examples/papers/tabular_density.py`. Results of each seed are in the `.json` beside
-this file.
-"""
+def _row(e: dict) -> tuple[str, ...]:
+    lead = ""
+    if "flowkit_lead" in e:
+        lead = f"{e['flowkit_lead']:+.3f} ± {e['flowkit_lead_error']:.3f}"
+    score = f"{e['log_likelihood']:.3f} ± {e['standard_error']:.3f}"
+    return (
+        e["architecture"], e["library"], score, lead, f"{e['parameters']:,}",
+        f"{e['seconds']:.0f} s",
+    )  # fmt: skip
 
 
 def load(name: str, rows: int, small: bool) -> Splits:
@@ -376,50 +362,46 @@ def load(name: str, rows: int, small: bool) -> Splits:
     return Splits(*(part[:300] for part in splits[:3]), splits.columns)
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", nargs="+", default=["magic", "patches"], choices=list(STEPS))
-    parser.add_argument("--libraries", nargs="+", default=list(LIBRARIES[:3]), choices=LIBRARIES)
-    parser.add_argument(
-        "--architectures", nargs="+", default=list(ARCHITECTURES), choices=ARCHITECTURES
+def main(arguments: list[str] | None = None) -> list[dict]:
+    """Train and score all."""
+    study = Study(
+        __file__,
+        __doc__,
+        small={"seeds": [0], "steps": 4},
+        packages=("flowkit-density", "torch", "nflows", "zuko"),
+        data=tuple(STEPS),
+        libraries={"nargs": "+", "default": list(LIBRARIES[:3]), "choices": LIBRARIES},
+        architectures=ARCHITECTURES,
+        seeds=[0, 1],
+        steps=int,  # 3000, and 2000 on patches
+        batch_size=256,
+        rows=100_000,
+        activation={"default": "default", "choices": ("default", "relu", "silu")},
+        runs=Path,
     )
-    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1")
-    parser.add_argument("--steps", type=int, help="default: 3000 and, on patches, 2000")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--rows", type=int, default=100_000, help="training patches")
-    parser.add_argument("--activation", default="default", choices=("default", "relu", "silu"))
-    parser.add_argument("--small", action="store_true", help="a few steps, to see that it runs")
-    parser.add_argument("--runs", type=Path, help="folder of finished trainings")
-    parser.add_argument("--output", type=Path, help="folder for tabular_density.md and .json")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    folder = args.runs or Path(tempfile.gettempdir()) / "flowkit_tabular_density"
-    sets = {name: load(name, args.rows, args.small) for name in args.data}
+    options = study.parse(arguments)
+    folder = options.runs or Path(tempfile.gettempdir()) / "flowkit_tabular_density"
+    sets = {name: load(name, options.rows, options.small) for name in options.data}
     results = []
     for name, splits in sets.items():
-        for seed in args.seeds or ((0,) if args.small else SEEDS[name]):
-            for architecture in args.architectures:
-                for library in args.libraries:
-                    steps = args.steps or (4 if args.small else STEPS[name])
-                    s = Setting(
-                        name, architecture, library, seed, steps, args.batch_size, args.activation
-                    )
+        steps = options.steps or STEPS[name]
+        for seed in options.seeds:
+            for architecture in options.architectures:
+                for library in options.libraries:
+                    setting = (name, architecture, library, seed, steps)
+                    s = Setting(*setting, options.batch_size, options.activation)
                     results.append((s, run(s, splits, folder)))
-    order = {name: i for i, name in enumerate(LIBRARIES)}
     entries = summarise(results)
     entries.sort(
         key=lambda e: (
             list(sets).index(e["data"]),
             ARCHITECTURES.index(e["architecture"]),
-            order[e["library"]],
+            LIBRARIES.index(e["library"]),
         )
     )
-    print(markdown(entries))
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        args.command = "python examples/papers/tabular_density.py --output docs/results"
-        (args.output / "tabular_density.md").write_text(describe(args, entries, sets))
-        (args.output / "tabular_density.json").write_text(json.dumps(entries, indent=1) + "\n")
+    study.write(page(study, entries, sets))
+    if options.record:
+        options.record.write_text(json.dumps(entries, indent=1) + "\n")
     return entries
 
 

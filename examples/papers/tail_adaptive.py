@@ -3,32 +3,28 @@
 The synthetic benchmark of "Marginal Tail-Adaptive Normalizing Flows" (Laszkiewicz, Lederer,
 Fischer 2022, arXiv 2206.10311): eight features, of which one or four have the tails of Student-t
 distributions with two or three degrees of freedom; once also fifty, of which ten are heavy. Flows
-that differ in their base and in what may reach what are fitted to the same samples: a normal base
-(vanilla), one Student-t for all features (TAF), one each (gTAF), light and heavy groups with
-learned (mTAF) or fixed degrees of freedom, and a normal base with a last map that makes the tails
-("Flexible Tails for Normalizing Flows", Hickling, Prangle, arXiv 2406.16971) of learned (TTF) or
-fixed shape. The tail indices are estimated from other samples. Scored by the negative
-log-likelihood above the exact one, and by tails of generated samples: the area between log-log
-plots and the expected shortfall at 95 %, mean over heavy margins. Other samples of the true
-density ("truth") show how small these can be.
+that differ in their base and in which margins depend on which are fitted to the same samples: a
+normal base (vanilla), one Student-t for all features (TAF), one each (gTAF), light and heavy
+groups with learned (mTAF) or fixed degrees of freedom, and a normal base with a last map that
+makes the tails ("Flexible Tails for Normalizing Flows", Hickling, Prangle, arXiv 2406.16971) of
+learned (TTF) or fixed shape. The tail indices are estimated from other samples. Scored by the
+negative log-likelihood above the exact one, and by tails of generated samples: the area between
+log-log plots and the expected shortfall at 95 %, mean over heavy margins. Other samples of the
+true density ("truth") show how small these can be.
 
 Run: ``python examples/papers/tail_adaptive.py`` (hours on one core); ``--small`` takes seconds.
-With ``--record FILE`` each result is kept there, and a later run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import statistics
 import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
+from harness import Records, Study, table
 
 import flowkit
 from flowkit.recipes import tail_adaptive_flow
@@ -126,68 +122,86 @@ def fit(
     return flow
 
 
-def report(results: list[Result], options: argparse.Namespace, command: str) -> str:
-    """One line a flow and setting, and one a training."""
-    versions = ", ".join(f"{p} {version(p)}" for p in ("flowkit-density", "torch"))
+def page(study: Study, results: list[Result]) -> list[str]:
+    """One row per flow and setting, and one per training."""
+    options = study.options
     order = {name: i for i, name in enumerate(FLOWS)}
     results = sorted(results, key=lambda r: (r.features, r.heavy, r.df, order[r.flow], r.seed))
-    lines = [
-        "# Tail-adaptive flows on a copula",
-        "",
-        f"`{command}`: {versions}, Python {platform.python_version()}, {platform.machine()}, one "
-        "thread.",
-        "",
-        f"Five autoregressive spline layers with networks of {UNITS[8]} units and "
-        f"{options.rows:,} training rows (eight features), "
-        f"{UNITS[50]} units and {MORE_ROWS[50]:,} rows (fifty); "
-        f"{options.steps:,} steps of 512 rows, Adam from 1e-3 (cosine to zero), weights of the "
-        f"best epoch. On {options.test:,} test rows: mean of -log p above the exact one, nats; on "
-        "as many generated ones, means over the heavy margins of the area between log-log plots "
-        "(10,000 rows) and of the error of the expected shortfall at 95 %; and the share of all "
-        f"margins whose generated tail ({options.held:,} rows) is found to be what it is.",
-        "",
+    return [
+        *study.heading(
+            "Tail-adaptive flows on a copula",
+            f"Five autoregressive spline layers with networks of {UNITS[8]} units and "
+            f"{options.rows:,} training samples (eight features), {UNITS[50]} units and "
+            f"{MORE_ROWS[50]:,} samples (fifty); {options.steps:,} steps of 512 samples, Adam "
+            "from 1e-3 (cosine to zero), weights of the best epoch. On "
+            f"{options.test:,} test samples: mean of -log p above the exact one, nats; on as many "
+            "generated ones, means over the heavy margins of the area between log-log plots "
+            "(10,000 samples) and of the error of the expected shortfall at 95 %; and the "
+            f"proportion of all margins whose generated tail ({options.held:,} samples) is "
+            "classified rightly as light or heavy.",
+        ),
         "## Means over seeds",
         "",
-        "Standard errors of the first column come from the test rows. The last but one column is "
-        "the mean difference from the vanilla flow in its standard errors.",
+        "Standard errors of the first column come from the test samples. The last but one column "
+        "is the mean difference from the vanilla flow in its standard errors.",
         "",
-        "| D | heavy | df | flow | above exact, nats | area | shortfall error | right tails | "
-        "below vanilla, standard errors | seeds |",
-        "|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|",
-    ]
+        *_means(results),
+        "## Every training",
+        "",
+        *table(
+            (
+                "flow", "D", "heavy", "df", "seed", "above exact, nats", "area",
+                "shortfall error", "right tails", "seconds",
+            ),
+            (
+                (
+                    r.flow,
+                    r.features,
+                    r.heavy,
+                    f"{r.df:g}",
+                    r.seed,
+                    f"{r.excess:.4f} +- {r.excess_error:.4f}",
+                    f"{r.area:.2f}",
+                    f"{r.shortfall:.3f}",
+                    f"{r.right:.2f}",
+                    f"{r.seconds:.0f}",
+                )
+                for r in results
+            ),
+        ),
+    ]  # fmt: skip
+
+
+def _means(results: list[Result]) -> list[str]:
     groups: dict[tuple[int, int, float], dict[str, list[Result]]] = {}
     for r in results:
         groups.setdefault((r.features, r.heavy, r.df), {}).setdefault(r.flow, []).append(r)
+    rows = []
     for (features, heavy, df), flows in groups.items():
         vanilla = _excess(flows.get("vanilla", []))
         for name, runs in flows.items():
             mean, error = _excess(runs)
             gap = (vanilla[0] - mean) / max(math.hypot(vanilla[1], error), 1e-12)
             known = name not in ("vanilla", "truth") and "vanilla" in flows
-            area, shortfall, right = (
-                statistics.mean(getattr(r, key) for r in runs)
-                for key in ("area", "shortfall", "right")
+            rows.append(
+                (
+                    name,
+                    features,
+                    heavy,
+                    f"{df:g}",
+                    f"{mean:.4f} +- {error:.4f}",
+                    f"{statistics.mean(r.area for r in runs):.2f}",
+                    f"{statistics.mean(r.shortfall for r in runs):.3f}",
+                    f"{statistics.mean(r.right for r in runs):.2f}",
+                    f"{gap:.1f}" if known else "",
+                    len(runs),
+                )
             )
-            lines.append(
-                f"| {features} | {heavy} | {df:g} | {name} | {mean:.4f} +- {error:.4f} | "
-                f"{area:.2f} | {shortfall:.3f} | {right:.2f} | "
-                f"{f'{gap:.1f}' if known else ''} | {len(runs)} |"
-            )
-    lines += [
-        "",
-        "## Every training",
-        "",
-        "| D | heavy | df | flow | seed | above exact, nats | area | shortfall error | right "
-        "tails | seconds |",
-        "|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for r in results:
-        lines.append(
-            f"| {r.features} | {r.heavy} | {r.df:g} | {r.flow} | {r.seed} | {r.excess:.4f} +- "
-            f"{r.excess_error:.4f} | {r.area:.2f} | {r.shortfall:.3f} | {r.right:.2f} | "
-            f"{r.seconds:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
+    header = (
+        "flow", "D", "heavy", "df", "above exact, nats", "area", "shortfall error", "right tails",
+        "below vanilla, standard errors", "seeds",
+    )  # fmt: skip
+    return table(header, rows)
 
 
 def _excess(runs: list[Result]) -> tuple[float, float]:
@@ -199,28 +213,23 @@ def _excess(runs: list[Result]) -> tuple[float, float]:
 
 
 def main(arguments: list[str] | None = None) -> list[Result]:
-    """Fit all, print and store the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--heavy", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--df", type=float, nargs="+", default=[2.0, 3.0])
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--rows", type=int, default=15_000)
-    parser.add_argument("--held", type=int, default=10_000)
-    parser.add_argument("--test", type=int, default=75_000)
-    parser.add_argument("--large", action="store_true", help="also fifty features")
-    parser.add_argument("--small", action="store_true", help="seconds instead of hours")
-    parser.add_argument("--record", type=Path, help="file of results, one a line")
-    parser.add_argument("--output", type=Path, help="folder for tail_adaptive.md")
-    options = parser.parse_args(arguments)
-    if options.small:
-        options.seeds, options.heavy, options.df = [0], [4], [2.0]
-        options.steps, options.rows, options.held, options.test = 4, 600, 300, 400
-    torch.set_num_threads(1)
-    results: list[Result] = []
-    if options.record and options.record.exists():
-        results = [Result(**json.loads(line)) for line in options.record.read_text().splitlines()]
-    known = {(r.flow, r.features, r.heavy, r.df, r.seed) for r in results}
+    """Fit and score all."""
+    small = {"seeds": [0], "heavy": [4], "df": [2.0], "steps": 4}
+    study = Study(
+        __file__,
+        __doc__,
+        small={**small, "rows": 600, "held": 300, "test": 400},
+        seeds=[0, 1, 2],
+        heavy=[1, 4],
+        df=[2.0, 3.0],
+        steps=2000,
+        rows=15_000,
+        held=10_000,
+        test=75_000,
+        large=False,  # also fifty features
+    )
+    options = study.parse(arguments)
+    records = Records(options.record, Result)
     settings = [
         (seed, (8, heavy, df))
         for seed in options.seeds
@@ -232,28 +241,10 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     for seed, (features, heavy, df) in settings:
         toy = HeavyCopula(features, heavy=heavy, df=df, seed=seed)
         for name in FLOWS:
-            if (name, features, heavy, df, seed) in known:
-                continue
-            results.append(train(name, toy, seed, options))
-            print(results[-1], flush=True)
-            if options.record:
-                with options.record.open("a") as file:
-                    file.write(json.dumps(asdict(results[-1])) + "\n")
-    given = {
-        f"--{name}": value
-        for name, value in vars(options).items()
-        if name not in ("output", "record") and value != parser.get_default(name)
-    }
-    if options.small:
-        given = {"--small": True}
-    words = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in given.items()}
-    shown = " ".join(k if v is True else f"{k} {v}" for k, v in words.items())
-    text = report(results, options, f"python examples/papers/tail_adaptive.py {shown}".strip())
-    print(text)
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "tail_adaptive.md").write_text(text)
-    return results
+            if records.lack(flow=name, features=features, heavy=heavy, df=df, seed=seed):
+                records.add(train(name, toy, seed, options))
+    study.write(page(study, records.results))
+    return records.results
 
 
 if __name__ == "__main__":

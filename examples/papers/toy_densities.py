@@ -1,4 +1,4 @@
-"""Three toy densities with known entropies: how near to the floor does maximum likelihood get?
+"""Three toy densities with known entropies: the distance of maximum likelihood from the floor.
 
 Sine, swirl and checkerboard are the planar toys of "Training Energy-Based Normalizing Flow with
 Score-Matching Objectives" (arXiv 2305.15267): a shape plus Gaussian noise of width 0.375. No
@@ -14,16 +14,12 @@ takes seconds.
 
 from __future__ import annotations
 
-import argparse
 import math
-import platform
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
+from harness import Records, Study, table
 from torch import Tensor
 
 import flowkit
@@ -85,72 +81,67 @@ def fit_toy(name: str, steps: int, batch_size: int, test_rows: int, seed: int) -
     return Result(name, toy.entropy(), loss, loss_error, divergence, divergence_error, seconds)
 
 
-def markdown(results: Sequence[Result]) -> str:
-    """The table."""
-    lines = [
-        "| toy | floor | test NLL | above the floor | allowed | paired KL | training |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in results:
-        lines.append(
-            f"| {r.name} | {r.floor:.4f} | {r.loss:.4f} ± {r.loss_error:.4f} "
-            f"| {r.excess:+.4f} | {TOLERANCES[r.name]:.2f} "
-            f"| {r.divergence:.4f} ± {r.divergence_error:.4f} | {r.seconds:.0f} s |"
-        )
-    return "\n".join(lines)
-
-
-def describe(args: argparse.Namespace, results: Sequence[Result]) -> str:
+def page(study: Study, results: list[Result]) -> list[str]:
+    """The table, and what its columns are."""
+    options = study.options
     failed = [r.name for r in results if not r.passed]
     verdict = (
         f"Outside the allowed range: {', '.join(failed)}."
         if failed
-        else (
-            "All are within the allowed distance above their floor, and none is below it by more "
-            "than three standard errors."
-        )
+        else "All are within the allowed distance above their floor, and none is below it by more "
+        "than three standard errors."
     )
-    return f"""# Toy densities: distance from the entropy floor
+    return [
+        *study.heading(
+            "Toy densities: distance from the entropy floor",
+            'All numbers are nats. "Floor" is the differential entropy of the toy, by numerical '
+            f"integration. The test NLL is the mean over {options.test_rows:,} fresh samples with "
+            'its standard error. "Paired KL" is the mean of log p - log q over the same samples, '
+            "with the toy's exact log-density p: the same distance without the sampling noise of "
+            "the entropy. Training is CPU seconds. " + verdict,
+            "`flowkit.coupling_flow(features=2)` with every default, `flowkit.fit` with its "
+            "default optimiser (Adam 1e-3, cosine to zero, gradient norm at most 10), "
+            f"{options.steps} steps of {options.batch_size} fresh samples, seed {options.seed}.",
+        ),
+        *table(
+            ("toy", "floor", "test NLL", "above the floor", "allowed", "paired KL", "training"),
+            (
+                (
+                    r.name,
+                    f"{r.floor:.4f}",
+                    f"{r.loss:.4f} ± {r.loss_error:.4f}",
+                    f"{r.excess:+.4f}",
+                    f"{TOLERANCES[r.name]:.2f}",
+                    f"{r.divergence:.4f} ± {r.divergence_error:.4f}",
+                    f"{r.seconds:.0f} s",
+                )
+                for r in results
+            ),
+        ),
+    ]
 
-{markdown(results)}
 
-All numbers are nats. "Floor" is the differential entropy of the toy, by numerical integration. The
-test NLL is the mean over {args.test_rows:,} fresh rows with its standard error. "Paired KL" is the
-mean of log p - log q over the same rows, with the toy's exact log-density p: the same distance
-with the sampling noise of the entropy taken out. Training is CPU seconds of one thread.
-{verdict}
-
-Command: `python examples/papers/toy_densities.py --output docs/results`
-
-`flowkit.coupling_flow(features=2)` with every default, `flowkit.fit` with its default optimiser
-(Adam 1e-3, cosine to zero, gradient norm at most 10), {args.steps} steps of {args.batch_size}
-fresh rows, seed {args.seed}. flowkit {flowkit.__version__}, torch {version("torch")}, Python
-{platform.python_version()}.
-"""
-
-
-def main(argv: Sequence[str] | None = None) -> list[Result]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--toys", nargs="+", default=list(TOLERANCES), choices=list(TOLERANCES))
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--test-rows", type=int, default=200_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--small", action="store_true", help="a few steps, to see that it runs")
-    parser.add_argument("--output", type=Path, help="folder for toy_densities.md")
-    args = parser.parse_args(argv)
-    if args.small:
-        args.steps, args.batch_size, args.test_rows = 10, 64, 1000
-    torch.set_num_threads(1)
-    results = []
-    for name in args.toys:
-        results.append(fit_toy(name, args.steps, args.batch_size, args.test_rows, args.seed))
-        print(results[-1], flush=True)
-    print(markdown(results))
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "toy_densities.md").write_text(describe(args, results))
-    return results
+def main(arguments: list[str] | None = None) -> list[Result]:
+    """Fit and score all toys."""
+    study = Study(
+        __file__,
+        __doc__,
+        small={"steps": 10, "batch_size": 64, "test_rows": 1000},
+        toys=tuple(TOLERANCES),
+        steps=2000,
+        batch_size=512,
+        test_rows=200_000,
+        seed=0,
+    )
+    options = study.parse(arguments)
+    records = Records(options.record, Result)
+    for name in options.toys:
+        if records.lack(name=name):
+            records.add(
+                fit_toy(name, options.steps, options.batch_size, options.test_rows, options.seed)
+            )
+    study.write(page(study, records.results))
+    return records.results
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables: ratios to the limit, the bars reached or not, memory and parameters."""
+"""The tables: ratios to the network-only baseline, bars reached or not, memory, parameters."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ratios(entries: Sequence[dict[str, Any]]) -> str:
         if not chosen:
             continue
         names = _used(chosen)
-        head = ["workload", "D", "B", "limit, ms", *(COLUMNS[n] for n in names)]
+        head = ["workload", "D", "B", "baseline, ms", *(COLUMNS[n] for n in names)]
         rows = [
             [
                 WORKS[e["workload"]],
@@ -77,7 +77,7 @@ def memory(entries: Sequence[dict[str, Any]]) -> str:
         features = max(e["features"] for e in chosen)
     chosen = [e for e in chosen if e["features"] == features]
     names = _used(chosen)
-    head = ["flow", "B", "limit", *(COLUMNS[n] for n in names)]
+    head = ["flow", "B", "baseline", *(COLUMNS[n] for n in names)]
     peaks, sizes = [], []
     for e in chosen:
         found = [e["libraries"].get(n) or {} for n in names]
@@ -141,7 +141,7 @@ def bars(entries: Sequence[dict[str, Any]]) -> str:
         elif bar.against:
             need = f"<= {_number(bar.bound)} times {KINDS[bar.against].title.lower()}"
         else:
-            need = f"<= {_number(bar.bound)} times the limit"
+            need = f"<= {_number(bar.bound)} times the baseline"
         rows.append(
             [
                 KINDS[bar.kind].title,
@@ -173,24 +173,24 @@ def describe(result: dict[str, Any]) -> str:
         else "The allocator ran with its own settings (`--allocator system`)."
     )
     parts = [
-        "# Speed beside the limit and the peers",
-        "The *limit* of a flow is its conditioner networks alone: forward for `log_prob`; "
+        "# Speed relative to the network-only baseline, and of other libraries",
+        "The *baseline* of a flow is its conditioner networks alone: forward for `log_prob`; "
         "forward, backward and a fused Adam step for a training step; one forward pass for "
-        "sampling. Numbers are times divided by the limit's, so 1.0 would mean that everything "
+        "sampling. Numbers are times divided by the baseline's, so 1.0 would mean that everything "
         "but the networks is free; a compiled flow can go below. Each is the median over "
-        "interleaved rounds (limit, then every library) of CPU time on one thread, in one "
-        "process; the time of the limit is in milliseconds. `> 100`: one call was broken off at "
-        "that time; `-`: the library has no such flow, failed, or was left out because it was "
+        "interleaved rounds (baseline, then every library) of CPU time on one thread, in one "
+        "process; the time of the baseline is in milliseconds. `> 100`: one call was broken off "
+        "at that time; `-`: the library has no such flow, failed, or was left out because it was "
         "too slow on a smaller cell. D is the number of features, B of rows.",
         "All libraries build the same flows: perceptrons of 2 x 128 with ReLU, splines of 8 bins "
         "on [-5, 5], mixtures of 8 components, alternating halves, reversed or permuted orders, "
         "and no linear layers; the step is the same fused Adam, flowjax's that of optax. zuko's "
-        "mixture is of normals with equal weights, 16 parameters a feature instead of 24. The "
+        "mixture is of normals with equal weights, 16 parameters per feature instead of 24. The "
         "compiled column is `torch.compile(fullgraph=True, dynamic=False)` of the whole log_prob "
         "or loss, and for sampling `Flow.compile` with the same arguments, without the time of "
         f"compilation. {kept}",
         bars(entries),
-        "## Times, in units of the limit",
+        "## Times, in units of the baseline",
         ratios(entries),
         memory(entries),
         "## How it was measured",
