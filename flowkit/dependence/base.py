@@ -132,11 +132,9 @@ class RowCovariance(nn.Module):
 
     def sample(self, columns: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """Draw noise ``(n, columns)`` with independent columns."""
-        like = self._like
-        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
         size = (self.rows, checks.integer("sample", "columns", columns, least=0))
-        noise = torch.randn(size, generator=generator, dtype=dtype, device=like.device)
-        return self.correlate(noise)
+        device, dtype = self._like.device, self._like.dtype
+        return self.correlate(torch.randn(size, generator=generator, device=device, dtype=dtype))
 
     def sample_given(
         self, u: Tensor, observed: Tensor, generator: torch.Generator | None = None

@@ -170,10 +170,8 @@ class SumOfCovariances(_Dense):
 
     def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Entries of C."""
-        every = [part.entries(rows, columns) for part in self.parts]  # type: ignore[operator]
-        dtype = max((e.dtype for e in every), key=lambda t: torch.finfo(t).bits)
-        weights = self.weights.to(dtype)
-        return sum(w * e for w, e in zip(weights, every, strict=True))
+        every = (part.entries(rows, columns) for part in self.parts)  # type: ignore[operator]
+        return sum(w * e for w, e in zip(self.weights, every, strict=True))
 
 
 @register

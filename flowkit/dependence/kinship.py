@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -98,10 +96,14 @@ class Kinship(Mixed):
         return rotated.square().sum(-1), self.relationship.outside(u, rotated).square().sum()
 
     def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        proportion = self.residual_proportion
-        along, outside = self._squares(u)
-        quadratic = (along / self.relationship.spectrum(proportion)).sum() + outside / proportion
-        return self.log_det(), quadratic
+        return self._of_squares(*self._squares(u), self.residual_proportion)
+
+    def _of_squares(
+        self, along: Tensor, outside: Tensor, proportion: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        spectrum = self.relationship.spectrum(proportion)
+        quadratic = (along / spectrum).sum() + outside / proportion
+        return self.relationship.log_det(proportion), quadratic
 
     @torch.no_grad()
     def fit_parameters(self, u: Tensor) -> None:
@@ -109,14 +111,13 @@ class Kinship(Mixed):
 
         After one rotation an evaluation costs O(n).
         """
-        along, outside = self._squares(self._wide(u))
-        missing = self.rows - len(along)
+        squares = self._squares(self._wide(u))
 
         def loss(proportion: float) -> float:
-            spectrum = self.relationship.spectrum(proportion)
-            log_det = float(spectrum.log().sum()) + missing * math.log(proportion)
-            quadratic = float((along / spectrum).sum()) + float(outside) / proportion
-            return 0.5 * (quadratic + u.shape[1] * log_det)
+            log_det, quadratic = self._of_squares(
+                *squares, torch.as_tensor(proportion).to(self.raw)
+            )
+            return float(quadratic + u.shape[1] * log_det)
 
         best = minimize(loss, 2 * PROPORTIONS[0], 1 - 2 * PROPORTIONS[0])
         self.raw.fill_(logit("Kinship", "residual_proportion", best, *PROPORTIONS))

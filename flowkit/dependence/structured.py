@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,16 +97,14 @@ class StructuredKinship(Mixed):
     def _accuracy(self) -> Iterator[None]:
         from linear_operator import settings
 
-        with ExitStack() as stack:
-            for setting in (
-                settings.max_cholesky_size(self.exact),
-                settings.cg_tolerance(_TOLERANCE),
-                settings.max_cg_iterations(self.rows),
-                settings.num_trace_samples(self.probes),
-            ):
-                stack.enter_context(setting)
-            if self._seed is not None:
-                stack.enter_context(drawing_from(torch.Generator().manual_seed(self._seed)))
+        seed = self._seed
+        with (
+            settings.max_cholesky_size(self.exact),
+            settings.cg_tolerance(_TOLERANCE),
+            settings.max_cg_iterations(self.rows),
+            settings.num_trace_samples(self.probes),
+            drawing_from(None if seed is None else torch.Generator().manual_seed(seed)),
+        ):
             yield
 
     def fit_parameters(self, u: Tensor) -> None:
