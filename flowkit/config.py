@@ -394,7 +394,7 @@ def _find(name: Any) -> Callable[..., Any]:
                 raise
     if name not in _KNOWN:
         raise DescriptionError(
-            f"{name} is not registered; remedy: import {module or name} first, or define the class, "
-            "with @flowkit.register above it"
+            f"{name} is not registered; remedy: import {module or name} first, or define the "
+            "class, with @flowkit.register above it"
         )
     return _KNOWN[name]
