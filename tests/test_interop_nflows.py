@@ -1,8 +1,11 @@
 """With the same parameters nflows and flowkit give the same numbers: 1e-6 relative in float64."""
 
+import ast
 import copy
 import math
 import pickle
+import subprocess
+import sys
 from functools import partial
 
 import nflows.distributions as nd
@@ -15,7 +18,7 @@ from nflows.transforms.splines import rational_quadratic
 from torch import nn
 from torch.nn import functional as F
 
-from flowkit import Flow
+from flowkit import Flow, save
 from flowkit.bases import StandardNormal
 from flowkit.conditioners import MLP, MaskedMLP, ResidualMLP
 from flowkit.errors import ArgumentError, ConversionError
@@ -532,6 +535,31 @@ def test_nothing_is_shared_with_the_source():
 def test_converted_flows_can_be_pickled():
     ours = from_nflows(randomised(FLOWS["spline"]()))
     same_flow(pickle.loads(pickle.dumps(ours)), ours)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nt.PiecewiseRationalQuadraticCDF([D], 5, "linear", 3.0),
+        lambda: nt.CompositeTransform([nt.LULinear(D), nt.ReversePermutation(D), nt.ActNorm(D)]),
+    ],
+)
+def test_converted_flows_without_networks_of_nflows_are_saved(layer, tmp_path):
+    ours = from_nflows(randomised(nfl.Flow(layer(), nd.StandardNormal([D]))))
+    save(ours, tmp_path / "flow.safetensors")
+    program = (
+        "import flowkit, sys, torch\n"
+        "flow, x = flowkit.load(sys.argv[1]), torch.ones(3, 4, dtype=torch.float64)\n"
+        "print(flow.log_prob(x).tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "flow.safetensors"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = ours.log_prob(torch.ones(3, D, dtype=torch.float64))
+    same(torch.tensor(ast.literal_eval(done.stdout)), expected)
 
 
 def test_training_mode_and_dtype_are_those_of_the_source():
