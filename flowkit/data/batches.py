@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -212,46 +213,52 @@ def _permutation(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=generator, dtype=_integers(count))
 
 
-def _groups(source: Source) -> list[Tensor] | None:
-    """Sample numbers of each group, or ``None`` if the data have no groups."""
+def _units(source: Source) -> Tensor | list[Tensor]:
+    """Sample numbers that stay together: those of each group, or single ones without groups."""
+    everything = torch.arange(len(source), dtype=_integers(len(source)))
     if source.column("group", torch.tensor([0])) is None:
-        return None
-    starts = range(0, len(source), SAMPLES_AT_ONCE)
-    runs = (torch.arange(k, min(k + SAMPLES_AT_ONCE, len(source))) for k in starts)
-    parts = [source.column("group", numbers) for numbers in runs]
+        return everything
+    parts = [source.column("group", some.long()) for some in everything.split(SAMPLES_AT_ONCE)]
     code = torch.from_numpy(codes(torch.cat(parts), "group"))  # type: ignore[arg-type]
     return list(code.argsort(stable=True).split(code.bincount().tolist()))
 
 
 def whole(source: Source, purpose: str, of: str = "the data") -> DataSplit:
     """A split of all samples, in their groups if the data have any."""
-    groups = _groups(source)
-    units = torch.arange(len(source), dtype=_integers(len(source)))
-    return DataSplit(source, units if groups is None else groups, purpose, of)
+    return DataSplit(source, _units(source), purpose, of)
 
 
-def split(source: Source, fraction: float, seed: int) -> tuple[DataSplit, DataSplit | None]:
+def split(
+    source: Source, validation: float | Source, seed: int
+) -> tuple[DataSplit, DataSplit | None]:
     """Random training and validation samples, or groups if the data have any.
 
+    Args:
+        source: The data.
+        validation: The fraction that is held out, or separate validation data.
+        seed: Seed of the split.
+
     Raises:
-        DataError: If there are fewer than two units to split.
+        DataError: If there are fewer than two samples, or fewer than two groups to split.
     """
-    groups = _groups(source)
-    count = len(source if groups is None else groups)
-    if groups is None and count < 2:
-        raise DataError(f"fit needs at least 2 samples, got {count}")
-    if groups is not None and count < 2 and fraction > 0:
+    if len(source) < 2:
+        raise DataError(f"fit needs at least 2 samples, got {len(source)}")
+    if isinstance(validation, Source):
+        return whole(source, "training"), whole(validation, "validation", "the validation data")
+    units = _units(source)
+    count = len(units)
+    if count < 2 and validation:
         raise DataError(
             "validation by whole groups expected at least 2 groups, got 1; remedy: "
             "validation=None, or validation data of their own"
         )
-    held = min(max(1, round(fraction * count)), count - 1) if fraction > 0 else 0
-    # Groups of which none is held out stay in the order in which they are stored.
-    stored = groups is not None and not held
-    order = torch.arange(count) if stored else _permutation(count, seed)
-
-    def part(places: Tensor, purpose: str) -> DataSplit:
-        units = places if groups is None else [groups[i] for i in places.tolist()]
-        return DataSplit(source, units, purpose)
-
-    return part(order[held:], "training"), part(order[:held], "validation") if held else None
+    held = min(max(1, round(validation * count)), count - 1) if validation else 0
+    order = _permutation(count, seed)
+    if isinstance(units, Tensor):
+        parts: list[Any] = [order[held:], order[:held]]
+    else:
+        # Groups of which none is held out stay in the order in which they are stored.
+        places = order.tolist() if held else range(count)
+        parts = [[units[i] for i in some] for some in (places[held:], places[:held])]
+    train = DataSplit(source, parts[0], "training")
+    return train, DataSplit(source, parts[1], "validation") if held else None

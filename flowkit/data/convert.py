@@ -204,6 +204,20 @@ def as_source(
     return MappedSource(mapped | arrays, dtype, device, labels), seen
 
 
+def read(data: Any, expected: Expected) -> tuple[Source, Inspection]:
+    """Convert data as :func:`as_source` does, with labels as contexts where the model reads them.
+
+    Raises:
+        DataError: If the data cannot be used.
+    """
+    if expected.reads_labels is not None:
+        source, seen = as_source(data, expected, ("context",))
+        context = source.batch(torch.tensor([0])).get("context")
+        if context is None or context.is_floating_point() or expected.reads_labels(context):
+            return source, seen
+    return as_source(data, expected)
+
+
 def _source_of_dataset(
     data: Any, dtype: torch.dtype, device: torch.device, labels: Collection[str]
 ) -> DatasetSource:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from flowkit.data.files import read_rows
 from flowkit.errors import DataError
@@ -26,7 +26,7 @@ class Source:
 
     def __init__(
         self,
-        arrays: Mapping[str, Any],
+        arrays: Any,
         dtype: torch.dtype,
         device: torch.device,
         labels: Collection[str] = (),
@@ -142,25 +142,11 @@ class DatasetSource(Source):
 
     Named tuples are read by their names, as dicts are.
 
-    Args:
-        dataset: A map-style dataset with ``__len__``.
-        dtype: The dtype of the batches.
-        device: Where the batches go.
-        labels: Names of arrays whose integers and booleans are not converted to ``dtype``.
+    ``arrays`` is the dataset, a map-style one with ``__len__``.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        dtype: torch.dtype,
-        device: torch.device,
-        labels: Collection[str] = (),
-    ) -> None:
-        super().__init__({}, dtype, device, labels)
-        self.dataset = dataset
-
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.arrays)
 
     def items(self, index: Tensor) -> dict[str, Tensor]:
         """Collate the items at ``index`` in the dtypes that they have.
@@ -170,7 +156,7 @@ class DatasetSource(Source):
                 has other names than the first.
         """
         try:
-            given = [self.dataset[i] for i in index.tolist()]
+            given = [self.arrays[i] for i in index.tolist()]
             _check_items(given)
             items = default_collate(given)
         except (TypeError, RuntimeError) as error:

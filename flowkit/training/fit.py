@@ -22,7 +22,7 @@ from flowkit.training.optimizers import DEFAULT_LR, Scheduler
 from flowkit.training.output import output
 from flowkit.training.processes import released
 from flowkit.training.randomness import generator_of
-from flowkit.training.setup import make_plan, read_data, start_from_data
+from flowkit.training.setup import Plan, read_data, start_from_data
 from flowkit.training.state import StateBefore
 from flowkit.training.step import Step
 
@@ -161,7 +161,7 @@ def fit(
                 )
                 start_from_data(flow, objective, train, generator)
             shown = output(shows and fabric.is_global_zero)
-            plan = make_plan(
+            plan = Plan(
                 step, fabric, options, train=train, held=held, generator=generator, output=shown
             )
             with released(plan.model):

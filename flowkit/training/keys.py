@@ -109,36 +109,13 @@ class Watched(dict[str, Tensor]):
         self.seen.add(name)
         return super().__getitem__(name)
 
-    def __contains__(self, name: object) -> bool:
-        self.seen.add(str(name))
-        return super().__contains__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The tensor of this name."""
-        self.seen.add(name)
-        return super().get(name, default)
-
-    def _all(self) -> None:
-        self.seen.update(super().__iter__())
-
     def __iter__(self) -> Iterator[str]:
-        self._all()
+        self.seen.update(super().__iter__())
         return super().__iter__()
 
-    def keys(self) -> Any:
-        """All names, which so count as read."""
-        self._all()
-        return super().keys()
-
-    def values(self) -> Any:
-        """All tensors."""
-        self._all()
-        return super().values()
-
-    def items(self) -> Any:
-        """All names and tensors."""
-        self._all()
-        return super().items()
+    # Every other way to read goes through one of the two above.
+    __contains__, get = Mapping.__contains__, Mapping.get  # type: ignore[assignment]
+    keys, values, items = Mapping.keys, Mapping.values, Mapping.items  # type: ignore[assignment]
 
 
 class Reading:

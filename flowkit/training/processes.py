@@ -78,12 +78,7 @@ def released(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        release(model)
-
-
-def release(model: Any) -> None:
-    """Take the hooks of a wrapper from the parameters."""
-    for module in model.modules():
-        if isinstance(module, DistributedDataParallel):
-            # These own the hooks.
-            del module.reducer, module.logger
+        for module in model.modules():
+            if isinstance(module, DistributedDataParallel):
+                # These own the hooks.
+                del module.reducer, module.logger

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from flowkit import checks
 from flowkit.conditioners import StandardizeContext
 from flowkit.config import describe
-from flowkit.data import intake
-from flowkit.data.batches import DataSplit
-from flowkit.data.convert import Expected, check_finite
+from flowkit.data.batches import DataSplit, split
+from flowkit.data.convert import Expected, check_finite, read
 from flowkit.errors import ArgumentError, DataError, DescriptionError, OutsideError
 from flowkit.flow import Flow
 from flowkit.numerics.compiling import can_compile, seconds_to_compile, worth_compiling
@@ -29,7 +26,7 @@ from flowkit.training.checkpoint import described, plain_settings
 from flowkit.training.keys import check_keys
 from flowkit.training.optimizers import choose_optimizer, choose_scheduler, needs_closure
 from flowkit.training.output import Output
-from flowkit.training.processes import Processes, release
+from flowkit.training.processes import Processes
 from flowkit.training.randomness import Randomness
 from flowkit.training.step import Step
 from flowkit.training.suitability import periods, repeats
@@ -43,47 +40,86 @@ _EPOCHS = 100
 _EPOCH_WITHOUT_DATA = 100
 
 
-@dataclass(frozen=True)
 class Plan:
     """All that is decided before the first step of a fit.
 
-    Attributes:
+    Args:
         step: Flow and objective.
+        fabric: Devices, precision, strategy.
+        options: The options of the fit.
+        train: Training samples; ``None`` if the objective needs none.
+        held: Validation samples.
+        generator: The generator of the fit.
+        output: What shows it.
+
+    Attributes:
         model: The step as Fabric and the compiler run it.
         optimizer: The optimiser as Fabric runs it.
         by_closure: Whether the optimiser evaluates the loss itself.
         scheduler: What sets the learning rate after every step.
         plateau: What sets it after every epoch, by a loss.
         average: The moving average of the weights.
-        train: Training samples; ``None`` if the objective needs none.
-        held: Validation samples.
-        fabric: Devices, precision, strategy.
         processes: The processes.
         random: Their random numbers.
-        options: The options of the fit.
         batch_size: Samples per step, no more than there are.
         per_epoch: Steps per epoch.
         total: Steps of the fit.
         settings: What must agree for a checkpoint to be continued.
     """
 
-    step: Step
-    model: Any
-    optimizer: Any
-    by_closure: bool
-    scheduler: LRScheduler | None
-    plateau: Any
-    average: MovingAverage | None
-    train: DataSplit | None
-    held: DataSplit | None
-    fabric: Fabric
-    processes: Processes
-    random: Randomness
-    options: Options
-    batch_size: int
-    per_epoch: int
-    total: int
-    settings: dict[str, Any]
+    def __init__(
+        self,
+        step: Step,
+        fabric: Fabric,
+        options: Options,
+        *,
+        train: DataSplit | None,
+        held: DataSplit | None,
+        generator: torch.Generator,
+        output: Output,
+    ) -> None:
+        self.step, self.fabric, self.options = step, fabric, options
+        self.train, self.held, self.processes = train, held, Processes(fabric)
+        self.batch_size, self.per_epoch = options.batch_size, _EPOCH_WITHOUT_DATA
+        if train is not None:
+            self.batch_size = min(options.batch_size, len(train))
+            self.per_epoch = train.steps(self.batch_size)
+            if self.batch_size < fabric.world_size:
+                raise ArgumentError(
+                    f"a batch of {self.batch_size} samples cannot be shared by "
+                    f"{fabric.world_size} processes; remedy: a larger batch_size"
+                )
+        self.total = options.steps or (options.epochs or _EPOCHS) * self.per_epoch
+        chosen = choose_optimizer(
+            step,
+            options.lr,
+            options.optimizer,
+            device=fabric.device,
+            scaled=fabric.strategy.precision.precision == "16-mixed",
+            clip=options.clip is not None,
+        )
+        compiled = self._compiles()
+        if compiled:
+            seconds = f"{seconds_to_compile(_layers(step)):.0f} s"
+            output.say(
+                f"compiles the training step, which takes about {seconds} before the first one"
+            )
+        self.settings = self._settings(chosen)
+        self.random = Randomness(
+            options.seed, fabric.global_rank, generator, step, chosen, compiled
+        )
+        self.by_closure = needs_closure(chosen)
+        self.scheduler, self.plateau = choose_scheduler(
+            chosen, options.scheduler, self.total, options.patience
+        )
+        if self.scheduler is not None:
+            # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
+            by_step = self.scheduler.step
+            chosen.register_step_post_hook(lambda *_: by_step())
+        self.average = None if options.ema is None else MovingAverage(step, options.ema)
+        # Last: from here on the processes share gradients.
+        model: Any = torch.compile(step) if compiled else step
+        self.model, self.optimizer = fabric.setup(model, chosen)
 
     @property
     def limit(self) -> str:
@@ -106,14 +142,60 @@ class Plan:
     @property
     def stateful(self) -> dict[str, Any]:
         """What has a state, besides the step and the optimiser."""
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         parts = {
             "scheduler": self.scheduler,
             "plateau": self.plateau,
             "average": None if self.average is None else self.average.module,
-            "scaler": scaler,
+            "scaler": getattr(self.fabric.strategy.precision, "scaler", None),
         }
         return {name: part for name, part in parts.items() if part is not None}
+
+    def _compiles(self) -> bool:
+        """Whether to compile the step, where it is possible."""
+        step, flow, compile = self.step, self.step.flow, self.options.compile
+        if compile == "auto":
+            # Compiled programs keep their states, which a reversible stack does not.
+            saving = any(getattr(module, "reversible", False) for module in flow.modules())
+            parameters = sum(p.numel() for p in flow.parameters())
+            compile = (
+                step.objective.compiles
+                and not flow.stochastic
+                and not saving
+                and self.fabric.world_size == 1
+                and worth_compiling(_layers(step), parameters, self.batch_size, self.total)
+            )
+        return bool(compile) and can_compile(self.fabric.device)
+
+    def _settings(self, chosen: Optimizer) -> dict[str, Any]:
+        """What must agree for a checkpoint to be continued."""
+        flow, options, parts = self.step.flow, self.options, (self.train, self.held)
+        try:
+            made = json.dumps(describe(flow))
+        except DescriptionError:
+            made = ""
+        scheduler = options.scheduler
+        settings = {
+            "weights": [[name, list(p.shape)] for name, p in self.step.state_dict().items()],
+            "flow": f"{made}\n{flow.summary()}",
+            "dtype": str(flow.dtype),
+            "objective": described(self.step.objective),
+            "seed": options.seed,
+            "optimizer": type(chosen).__name__,
+            "optimizer_groups": [plain_settings(group) for group in chosen.param_groups],
+            "lr": options.lr if options.optimizer is None else None,
+            "clip": options.clip,
+            "ema": options.ema,
+            "scheduler": scheduler if isinstance(scheduler, str) else scheduler is not None,
+            "precision": self.fabric.strategy.precision.precision,
+            "rows": 0 if self.train is None else len(self.train),
+            "batch_size": self.batch_size,
+            "total_steps": self.total,
+        }
+        if options.checkpoint is not None:
+            # Only here, for it reads all samples.
+            hashes = ["" if part is None else part.fingerprint() for part in parts]
+            settings["data"], settings["validation"] = hashes
+        return settings
 
 
 def read_data(
@@ -150,18 +232,18 @@ def read_data(
         context=flow.context_size if flow.needs_context else 0,
         reads_labels=(lambda context: _reads(flow.embedding, context)) if own else None,
     )
-    given = intake.read(data, expected)
-    unread = check_keys(given.first, flow, objective, "the data")
-    lost = given.inspection.lost
+    source, seen = read(data, expected)
+    first = torch.tensor([0])
+    unread = check_keys(source.batch(first), flow, objective, "the data")
+    lost = seen.lost
     if not fraction:
-        held = intake.read(validation, expected)
-        also = check_keys(held.first, flow, objective, "the validation data")
-        unread, lost = unread or also, lost or held.inspection.lost
-    repeated = repeats(flow, objective, given.source, given.inspection)
-    many = periods(flow, given.source, given.inspection)
+        held, seen_held = read(validation, expected)
+        also = check_keys(held.batch(first), flow, objective, "the validation data")
+        unread, lost = unread or also, lost or seen_held.lost
+    repeated, many = repeats(flow, objective, source, seen), periods(flow, source, seen)
     for text in filter(None, (unread, lost, repeated, many)):
         warn(text)
-    return intake.split(given, held, seed)
+    return split(source, held, seed)
 
 
 def _reads(embedding: nn.Module | None, context: Tensor) -> bool:
@@ -202,108 +284,5 @@ def start_from_data(
         raise error from None
 
 
-def make_plan(
-    step: Step,
-    fabric: Fabric,
-    options: Options,
-    train: DataSplit | None,
-    held: DataSplit | None,
-    generator: torch.Generator,
-    output: Output,
-) -> Plan:
-    """Build optimiser, schedule and average, and hand the step to Fabric."""
-    batch_size, per_epoch = options.batch_size, _EPOCH_WITHOUT_DATA
-    if train is not None:
-        batch_size = min(batch_size, len(train))
-        per_epoch = train.steps(batch_size)
-        if batch_size < fabric.world_size:
-            raise ArgumentError(
-                f"a batch of {batch_size} samples cannot be shared by {fabric.world_size} "
-                "processes; remedy: a larger batch_size"
-            )
-    total = options.steps or (options.epochs or _EPOCHS) * per_epoch
-    chosen = choose_optimizer(
-        step,
-        options.lr,
-        options.optimizer,
-        device=fabric.device,
-        scaled=fabric.strategy.precision.precision == "16-mixed",
-        clip=options.clip is not None,
-    )
-    compiled = _compiles(step, options.compile, fabric, batch_size, total)
-    if compiled:
-        output.say(
-            f"compiles the training step, which takes about "
-            f"{seconds_to_compile(_layers(step)):.0f} s before the first one"
-        )
-    settings = {
-        **_settings(step, fabric, options, chosen),
-        "rows": 0 if train is None else len(train),
-        "batch_size": batch_size,
-        "total_steps": total,
-    }
-    if options.checkpoint is not None:
-        # Only here, for it reads all samples.
-        settings["data"] = "" if train is None else train.fingerprint()
-        settings["validation"] = "" if held is None else held.fingerprint()
-    random = Randomness(options.seed, fabric.global_rank, generator, step, chosen, compiled)
-    model, optimizer = fabric.setup(torch.compile(step) if compiled else step, chosen)  # type: ignore[arg-type]
-    settings["optimizer_groups"] = [plain_settings(group) for group in chosen.param_groups]
-    try:
-        scheduler, plateau = choose_scheduler(chosen, options.scheduler, total, options.patience)
-    except BaseException:
-        release(model)
-        raise
-    if scheduler is not None:
-        # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
-        by_step = scheduler.step
-        chosen.register_step_post_hook(lambda *_: by_step())
-    average = None if options.ema is None else MovingAverage(step, options.ema)
-    return Plan(
-        step=step, model=model, optimizer=optimizer, by_closure=needs_closure(chosen),
-        scheduler=scheduler, plateau=plateau, average=average, train=train, held=held,
-        fabric=fabric, processes=Processes(fabric), random=random, options=options,
-        batch_size=batch_size, per_epoch=per_epoch, total=total, settings=settings,
-    )  # fmt: skip
-
-
 def _layers(step: Step) -> int:
     return sum(hasattr(module, "scalar") for module in step.flow.modules())
-
-
-def _compiles(step: Step, compile: bool | str, fabric: Fabric, size: int, total: int) -> bool:
-    """Whether to compile the step, where it is possible."""
-    flow = step.flow
-    if compile == "auto":
-        # Compiled programs keep their states, which a reversible stack does not.
-        saving = any(getattr(module, "reversible", False) for module in flow.modules())
-        parameters = sum(p.numel() for p in flow.parameters())
-        compile = (
-            step.objective.compiles
-            and not flow.stochastic
-            and not saving
-            and fabric.world_size == 1
-            and worth_compiling(_layers(step), parameters, size, total)
-        )
-    return bool(compile) and can_compile(fabric.device)
-
-
-def _settings(step: Step, fabric: Fabric, options: Options, chosen: Optimizer) -> dict[str, Any]:
-    flow, scheduler = step.flow, options.scheduler
-    try:
-        made = json.dumps(describe(flow))
-    except DescriptionError:
-        made = ""
-    return {
-        "weights": [[name, list(p.shape)] for name, p in step.state_dict().items()],
-        "flow": f"{made}\n{flow.summary()}",
-        "dtype": str(flow.dtype),
-        "objective": described(step.objective),
-        "seed": options.seed,
-        "optimizer": type(chosen).__name__,
-        "lr": options.lr if options.optimizer is None else None,
-        "clip": options.clip,
-        "ema": options.ema,
-        "scheduler": scheduler if isinstance(scheduler, str) else scheduler is not None,
-        "precision": fabric.strategy.precision.precision,
-    }

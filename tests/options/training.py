@@ -28,7 +28,6 @@ from flowkit.data.convert import Expected, as_source, check_finite
 from flowkit.data.inspection import Inspection
 from flowkit.data.sources import DatasetSource, MappedSource, Source, TensorSource
 from flowkit.training import repeated_splits
-from flowkit.training.keys import Watched
 from flowkit.training.nonfinite import non_finite_error
 from flowkit.training.optimizers import choose_optimizer
 from flowkit.training.output import Bar, Output
@@ -307,11 +306,6 @@ of(
 )
 
 
-of(
-    Watched.get,
-    lambda **o: Watched({"x": DATA}, set()).get("weight", **o),
-    default=differs(1.0),
-)
 of(
     non_finite_error,
     lambda **o: str(
