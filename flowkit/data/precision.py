@@ -62,17 +62,12 @@ def choose_dtype(values: np.ndarray, width: np.ndarray, names: Sequence[Any]) ->
         DataError: If a column is constant, or its squares leave the range of float64.
     """
     size, spread = size_and_spread(values, width)
-    for wrong, why in (
-        (
-            spread <= 1e-10,
-            "are constant, so they have no density; remedy: drop them, or set dequantize to the "
-            "width to which they were rounded",
-        ),
-        (
-            (size < 1e-100) | (size > 1e100),
-            "hold numbers whose squares leave the range of float64; remedy: change their units",
-        ),
-    ):
+    constant = (
+        "are constant, so they have no density; remedy: drop them, or set dequantize to the width "
+        "to which they were rounded"
+    )
+    far = "hold numbers whose squares leave the range of float64; remedy: change their units"
+    for why, wrong in {constant: spread <= 1e-10, far: (size < 1e-100) | (size > 1e100)}.items():
         if wrong.any():
             named = ", ".join(repr(names[i]) for i in np.flatnonzero(wrong).tolist())
             raise DataError(f"column(s) {named} of X {why}")

@@ -109,24 +109,15 @@ def dense_and_real(values: Tensor, name: str) -> Tensor:
         DataError: If it is sparse, nested, quantised or complex, or has no numbers.
     """
     layout = "nested" if values.is_nested else values.layout
-    for wrong, expected, got, remedy in (
-        (
-            layout != torch.strided,
-            "a dense tensor",
-            f"one of layout {layout}",
-            f"{name}.to_dense()",
-        ),
-        (values.is_quantized, "numbers", values.dtype, f"{name}.dequantize()"),
-        (values.is_complex(), "real numbers", values.dtype, "real and imaginary part as columns"),
-        (
-            values.is_meta,
-            "numbers",
-            "a tensor on the device meta, which has none",
-            "a tensor on the CPU",
-        ),
-    ):
-        if wrong:
-            raise unusable(name, expected, got, remedy)
+    if layout != torch.strided:
+        raise unusable(name, "a dense tensor", f"one of layout {layout}", f"{name}.to_dense()")
+    if values.is_quantized:
+        raise unusable(name, "numbers", values.dtype, f"{name}.dequantize()")
+    if values.is_complex():
+        raise unusable(name, "real numbers", values.dtype, "real and imaginary part as columns")
+    if values.is_meta:
+        got = "a tensor on the device meta, which has none"
+        raise unusable(name, "numbers", got, "a tensor on the CPU")
     return values
 
 

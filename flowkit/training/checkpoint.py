@@ -21,6 +21,9 @@ from flowkit.training.history import History
 
 _HEAD = b"flowkit checkpoint 1\n"
 _DIGEST = hashlib.sha256
+_PARTS = ("settings", "step", "optimizer", "history")
+_COUNTS = ("epoch", "done", "waited")
+_COLUMNS = ("epochs", "steps", "train", "learning_rate", "seconds")
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
@@ -139,39 +142,30 @@ def _first_wrong(content: Any) -> str:
     """Name the first invalid part; empty if all are valid."""
     if not isinstance(content, dict):
         return "content"
-    for name in ("settings", "step", "optimizer", "history"):
-        if not isinstance(content.get(name), dict):
-            return name
-    for name in ("epoch", "done", "waited"):
-        if not is_integer(content.get(name)) or content[name] < 0:
-            return name
+    best = content.get("best", ())
+    valid = {name: isinstance(content.get(name), dict) for name in _PARTS}
+    valid |= {k: is_integer(content.get(k)) and content[k] >= 0 for k in _COUNTS}
+    valid["best"] = best is None or isinstance(best, dict)
+    wrong = [name for name, fine in valid.items() if not fine]
+    if wrong:
+        return wrong[0]
     if type(content["settings"].get("total_steps")) is not int:
         return "total_steps"
-    best = content.get("best", ())
-    if best is not None and not isinstance(best, dict):
-        return "best"
-    for state in (content["step"], best or {}):
-        if not all(isinstance(value, Tensor) for value in state.values()):
-            return "weights"
+    if not all(isinstance(v, Tensor) for v in (*content["step"].values(), *(best or {}).values())):
+        return "weights"
     return "" if _is_record(content["history"], content["epoch"], content["done"]) else "history"
 
 
 def _is_record(record: dict[str, Any], epoch: int, done: int) -> bool:
-    if set(record) != {field.name for field in fields(History)}:
+    names = {field.name for field in fields(History)}
+    if set(record) != names or not isinstance(record["terms"], dict):
         return False
-    terms = record["terms"]
-    if not isinstance(terms, dict):
-        return False
-    lists = [record[name] for name in ("epochs", "steps", "train", "learning_rate", "seconds")]
-    lists += list(terms.values()) + ([record["validation"]] if record["validation"] else [])
+    lists = [*map(record.get, _COLUMNS), *record["terms"].values()]
+    lists += [record["validation"]] if record["validation"] else []
     best = record["best_epoch"]
     return (
-        all(
-            isinstance(values, list)
-            and len(values) == epoch
-            and all(type(value) in (int, float) for value in values)
-            for values in lists
-        )
+        all(isinstance(values, list) and len(values) == epoch for values in lists)
+        and all(type(value) in (int, float) for values in lists for value in values)
         and (record["steps"] or [0])[-1] == done
         and isinstance(record["stopped"], str)
         and (best is None or (type(best) is int and 1 <= best <= epoch))

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowkit.data.batches import DataSplit
 from flowkit.training import resume
-from flowkit.training.history import History
+from flowkit.training.history import History, Progress
 from flowkit.training.keys import Reading
-from flowkit.training.nonfinite import non_finite_weights
+from flowkit.training.nonfinite import non_finite_error, non_finite_weights
 from flowkit.training.output import Output
-from flowkit.training.progress import Progress
 from flowkit.training.randomness import seed_of
 from flowkit.training.setup import Plan
+from flowkit.training.step import StepInput
 from flowkit.training.updates import Updates
-from flowkit.training.validation import validate
 from flowkit.training.warn import warn
 
 
@@ -132,7 +133,44 @@ def _epoch(plan: Plan, progress: Progress, updates: Updates, output: Output) -> 
         history.terms.setdefault(name, []).append(mean)
     history.learning_rate.append(plan.optimizer.param_groups[0]["lr"])
     if plan.held is not None:
-        validate(plan, progress, plan.held, updates.reading)
+        _validate(plan, progress, plan.held, updates.reading)
     if plan.plateau is not None:
         plan.plateau.step((history.validation or history.train)[-1])
     history.seconds.append(time.perf_counter() - begun)
+
+
+def _validate(plan: Plan, progress: Progress, held: DataSplit, reading: Reading) -> None:
+    """Record the validation loss after an epoch, and copy the weights if it is the best.
+
+    Raises:
+        NonFiniteLossError: If it is not finite.
+    """
+    random, model = plan.random, plan.judged
+    random.begin_validation(progress.epoch)
+    model.eval()
+    losses: list[float] = []
+
+    def evaluate(batch: dict[str, Tensor]) -> Tensor:
+        # Objectives that differentiate with respect to x switch gradients on for themselves.
+        with torch.no_grad(), plan.fabric.autocast(), random.of_evaluation():
+            given = StepInput(reading.watched(batch), random.generator, 1.0)
+            value = model(given).value.detach()
+        losses.append(float(value))
+        return value
+
+    with plan.processes.together(progress.done), random.of_reading(held):
+        here = held.mean(evaluate)
+    value = float(plan.processes.mean(here))
+    if not math.isfinite(value):
+        bad = [k for k, loss in enumerate(losses) if not math.isfinite(loss)]
+        numbers = next(islice(held.runs(), bad[0] if bad else 0, None))
+        head = f"the validation loss became {value} after epoch {progress.epoch}"
+        batch = held.batch(numbers)
+        with random.anywhere():
+            raise non_finite_error(model.flow, model.objective, batch, numbers, head, held.of)
+    history = progress.history
+    better = value < (math.inf if history.best is None else history.best)
+    history.validation.append(value)
+    progress.waited = 0 if better else progress.waited + 1
+    if better:
+        history.best_epoch, progress.best = progress.epoch, plan.weights()

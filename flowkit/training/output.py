@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from flowkit.objectives import Loss
-from flowkit.training.progress import Progress
+from flowkit.training.history import Progress
 
 _SECONDS_BETWEEN_LINES = 30.0
 _LINES_PER_FIT = 10

@@ -8,9 +8,8 @@ from typing import Any
 
 from flowkit.errors import CheckpointError
 from flowkit.training.checkpoint import read_checkpoint, same_shapes, write_checkpoint
-from flowkit.training.history import History
+from flowkit.training.history import History, Progress
 from flowkit.training.output import Output
-from flowkit.training.progress import Progress
 from flowkit.training.setup import Plan
 from flowkit.training.warn import warn
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from flowkit.errors import NonFiniteLossError
 from flowkit.objectives import Loss
+from flowkit.training.history import Progress
 from flowkit.training.keys import Reading
 from flowkit.training.nonfinite import non_finite_error, non_finite_gradient
-from flowkit.training.progress import Progress
 from flowkit.training.setup import Plan
 from flowkit.training.step import StepInput
 

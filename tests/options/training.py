@@ -28,10 +28,10 @@ from flowkit.data.convert import Expected, as_source, check_finite
 from flowkit.data.inspection import Inspection
 from flowkit.data.sources import DatasetSource, MappedSource, Source, TensorSource
 from flowkit.training import repeated_splits
+from flowkit.training.history import Progress
 from flowkit.training.nonfinite import non_finite_error
 from flowkit.training.optimizers import choose_optimizer
 from flowkit.training.output import Bar, Output
-from flowkit.training.progress import Progress
 
 from .harness import differs, falls, of, rises, same, seeds, shows
 from .parts import folder, message, plain, rows, state
