@@ -23,7 +23,7 @@ from flowkit.training.optimizers import OPTIMIZER, SCHEDULER, Scheduler
 Callback = Callable[[Flow, History], Any]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Options:
     """The options of :func:`flowkit.fit`, by the same names, checked.
 
@@ -47,17 +47,21 @@ class Options:
     callbacks: Iterable[Callback]
 
     def __post_init__(self) -> None:
-        self._integers(epochs=1, steps=1, batch_size=1, patience=1, seed=0)
+        for name in ("epochs", "steps", "batch_size", "patience", "seed"):
+            value, least = getattr(self, name), int(name != "seed")
+            if value is not None or name in ("batch_size", "seed"):
+                value = checks.integer("fit", name, value, least=least, most=2**63 - 1)
+                setattr(self, name, value)
         if None not in (self.epochs, self.steps):
             raise ArgumentError(
                 f"fit expected epochs or steps, got epochs={self.epochs} and steps={self.steps}; "
                 "remedy: leave one of them out"
             )
-        self._set("lr", checks.number("fit", "lr", self.lr, above=0))
+        self.lr = checks.number("fit", "lr", self.lr, above=0)
         if self.clip is not None:
-            self._set("clip", checks.number("fit", "clip", self.clip, above=0))
+            self.clip = checks.number("fit", "clip", self.clip, above=0)
         if self.ema is not None:
-            self._set("ema", checks.number("fit", "ema", self.ema, above=0, below=1))
+            self.ema = checks.number("fit", "ema", self.ema, above=0, below=1)
         if self.optimizer is not None and (
             not callable(self.optimizer) or isinstance(self.optimizer, Optimizer)
         ):
@@ -72,19 +76,9 @@ class Options:
         if not all(map(callable, listed)):
             expected, remedy = "a sequence of functions", "callbacks=[function]"
             raise checks.fail("fit", "callbacks", expected, self.callbacks, remedy)
-        self._set("callbacks", listed)
+        self.callbacks = listed
         if self.checkpoint is not None:
-            self._set("checkpoint", _path(self.checkpoint))
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-    def _integers(self, **least: int) -> None:
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is None and name not in ("batch_size", "seed"):
-                continue
-            self._set(name, checks.integer("fit", name, value, least=bound, most=2**63 - 1))
+            self.checkpoint = _path(self.checkpoint)
 
 
 def _path(checkpoint: Any) -> Path:

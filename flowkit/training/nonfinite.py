@@ -34,14 +34,12 @@ def non_finite_error(
         head: What became not finite, and when.
         data: What the rows are of: ``"the data"``, ``"the validation data"``.
     """
-    numbers = index if index is not None else torch.arange(len(next(iter(batch.values()), [])))
     for name, tensor in batch.items():
-        bad = ~torch.isfinite(tensor.reshape(len(tensor), -1)).all(1)
-        if bool(bad.any()):
-            rows = numbers[bad.cpu()][:5].tolist()
+        rows = _rows(_bad(tensor), index, data)
+        if rows:
             return NonFiniteLossError(
-                f"{head}: {name} holds NaN or infinite values in row(s) {rows} of {data}; "
-                "remedy: drop these rows or fill the gaps"
+                f"{head}: {name} holds NaN or infinite values in {rows}; remedy: drop these rows "
+                "or fill the gaps"
             )
     for name, parameter in flow.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
@@ -53,8 +51,20 @@ def non_finite_error(
     if layer is None:
         return NonFiniteLossError(f"{head}: {_of_the_objective(flow, objective, batch)}")
     where, at, remedy = layer
-    text = f"; row(s) {numbers[at.cpu()][:5].tolist()} of {data}" if len(at) else ""
-    return NonFiniteLossError(f"{head}{text}; {where}; remedy: {remedy}")
+    parts = (head, _rows(at, index, data), where, f"remedy: {remedy}")
+    return NonFiniteLossError("; ".join(filter(None, parts)))
+
+
+def _bad(values: Tensor) -> Tensor:
+    """Which samples hold a number that is not finite."""
+    return ~values.reshape(len(values), -1).isfinite().all(1)
+
+
+def _rows(bad: Tensor, index: Tensor | None, data: str) -> str:
+    """Name the first of the samples that are marked, by their numbers in the data."""
+    places = bad.nonzero().flatten().cpu()[:5]
+    numbers = places if index is None else index[places]
+    return f"row(s) {numbers.tolist()} of {data}" if len(places) else ""
 
 
 def _of_the_objective(flow: Flow, objective: Objective, batch: dict[str, Tensor]) -> str:
@@ -79,11 +89,11 @@ def _of_the_objective(flow: Flow, objective: Objective, batch: dict[str, Tensor]
 def _first_bad_layer(
     flow: Flow, x: Tensor, context: Tensor | None
 ) -> tuple[str, Tensor, str] | None:
-    """The first layer whose output or log-determinant is not finite, its rows, and a remedy."""
+    """The first layer whose output or log-determinant is not finite, for which, and a remedy."""
     try:
         x, context = flow._prepare(x, context)
     except FlowkitError as error:
-        return str(error), x.new_empty(0).long(), "data of the shape and dtype of the flow"
+        return str(error), x.new_empty(0).bool(), "data of the shape and dtype of the flow"
     whole = flow.transform
     layers: list[Transform] = (
         [whole[i] for i in range(len(whole))] if isinstance(whole, Compose) else [whole]
@@ -93,31 +103,31 @@ def _first_bad_layer(
         given = x
         x, log_det = layer(x, context)
         outputs.append(x)
-        bad = ~(torch.isfinite(x.reshape(len(x), -1)).all(1) & torch.isfinite(log_det))
+        bad = _bad(x) | ~log_det.isfinite()
         if bool(bad.any()):
             place = f"the first layer at fault is number {number}, {layer.label}"
             outside = bad & ~layer.domain.check(given)
             if bool(outside.any()):
                 place += ", whose domain these rows are outside of"
-                return place, outside.nonzero().flatten(), _OUTSIDE
-            return place, bad.nonzero().flatten(), _TRAINING
+                return place, outside, _OUTSIDE
+            return place, bad, _TRAINING
     density = flow.base.log_prob(x, context)
-    rows = (~torch.isfinite(density)).nonzero().flatten()
-    if not len(rows):
+    bad = ~density.isfinite()
+    if not bool(bad.any()):
         return None
     base = f"the base {type(flow.base).__name__} is at fault"
     # Layers of constant slope, such as Rescale, leave it to the base to have no density there.
     # (By what leaves them: a circular layer reads everything, modulo its period.)
     for number, (layer, out) in enumerate(zip(layers, outputs, strict=True)):
-        outside = ~layer.codomain.check(out[rows])
+        outside = bad & ~layer.codomain.check(out)
         if bool(outside.any()):
             place = f"{base}, beyond the domain of number {number}, {layer.label}"
-            return place, rows[outside], _OUTSIDE
-    zero = (density == -torch.inf).nonzero().flatten()
-    if len(zero) and not bool(flow.base.support.check(x[zero]).all()):
+            return place, outside, _OUTSIDE
+    zero = density == -torch.inf
+    if bool((zero & ~flow.base.support.check(x)).any()):
         remedy = "leave these rows out, or a base whose support holds them: StandardNormal"
         return f"{base}, whose support these rows are outside of", zero, remedy
-    return base, rows, _TRAINING
+    return base, bad, _TRAINING
 
 
 def non_finite_gradient(
@@ -144,14 +154,12 @@ def non_finite_gradient(
     if layers and not any(name.startswith("flow.base.") for name in bad):
         where = layers[-1]
     owner = owner_of(flow, where.removeprefix("flow."))  # type: ignore[arg-type]
-    rows = _rows_of_bad_gradients(flow, batch)  # type: ignore[arg-type]
-    numbers = index if index is not None else torch.arange(len(rows))
-    text = f"; row(s) {numbers[rows.cpu()][:5].tolist()} of the data" if bool(rows.any()) else ""
+    rows = _rows(_bad_gradients(flow, batch), index, "the data")  # type: ignore[arg-type]
     return NonFiniteLossError(
         f"the loss is finite at step {number}, but its gradient is not: on the way back first in "
         f"the parameter {where.removeprefix('flow.')}{owner}; {len(bad)} parameter(s) in "
-        f"all{text}; no weight was changed by it; remedy: look for outliers in these rows, a "
-        "lower lr, or another scalar map or activation in this layer"
+        f"all{'; ' if rows else ''}{rows}; no weight was changed by it; remedy: look for outliers "
+        "in these rows, a lower lr, or another scalar map or activation in this layer"
     )
 
 
@@ -179,9 +187,9 @@ def owner_of(flow: Flow, name: str) -> str:
     return f" of {whole.label}"
 
 
-def _rows_of_bad_gradients(flow: Flow, batch: dict[str, Tensor]) -> Tensor:
+def _bad_gradients(flow: Flow, batch: dict[str, Tensor]) -> Tensor:
     """Whether the log-density of each sample has a gradient in x that is not finite."""
-    none = torch.zeros(len(next(iter(batch.values()), [])), dtype=torch.bool)
+    none = torch.zeros(0, dtype=torch.bool)
     if "x" not in batch or flow.stochastic:
         return none
     try:
@@ -191,4 +199,4 @@ def _rows_of_bad_gradients(flow: Flow, batch: dict[str, Tensor]) -> Tensor:
         (gradient,) = torch.autograd.grad(value, x)
     except (FlowkitError, RuntimeError):
         return none
-    return ~gradient.reshape(len(gradient), -1).isfinite().all(1)
+    return _bad(gradient)
