@@ -181,7 +181,6 @@ class Plan:
             "objective": described(self.step.objective),
             "seed": options.seed,
             "optimizer": type(chosen).__name__,
-            "optimizer_groups": [plain_settings(group) for group in chosen.param_groups],
             "lr": options.lr if options.optimizer is None else None,
             "clip": options.clip,
             "ema": options.ema,
@@ -195,7 +194,9 @@ class Plan:
             # Only here, for it reads all samples.
             hashes = ["" if part is None else part.fingerprint() for part in parts]
             settings["data"], settings["validation"] = hashes
-        return settings
+        # Last, for the first setting that differs is the one that is named.
+        groups = [plain_settings(group) for group in chosen.param_groups]
+        return {**settings, "optimizer_groups": groups}
 
 
 def read_data(
