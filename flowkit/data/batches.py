@@ -214,7 +214,7 @@ def _permutation(count: int, seed: int) -> Tensor:
 
 
 def _units(source: Source) -> Tensor | list[Tensor]:
-    """Sample numbers that stay together: those of each group, or single ones without groups."""
+    """Sample numbers of each group, of which none is split; of single samples without groups."""
     everything = torch.arange(len(source), dtype=_integers(len(source)))
     if source.column("group", torch.tensor([0])) is None:
         return everything
