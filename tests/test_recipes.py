@@ -1,6 +1,7 @@
 """Recipes build flows from plain arguments, and a seed governs all that they draw."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from flowkit.recipes import RECIPES
 from flowkit.recipes.registry import build_for_columns
 from flowkit.scalar import Affine, LogisticMixture, PerFeature, RationalQuadraticSpline
 from flowkit.toys import DoubleWell
+from flowkit.transforms import Coupling, Permutation
 
 VARIANTS = [
     ("coupling_flow", 3, {}),
@@ -163,6 +165,25 @@ def test_a_seed_governs_all_that_a_recipe_draws(name):
         assert torch.equal(a, b)
     values = zip(flow.state_dict().values(), other.state_dict().values(), strict=True)
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in values)
+
+
+@pytest.mark.parametrize("linear", ["permutation", "lu"])
+@pytest.mark.parametrize("features", [2, 3, 4, 7])
+def test_two_layers_transform_every_feature(features, linear):
+    make = functools.partial(flowkit.coupling_flow, features, scalar="affine", linear=linear)
+    for seed in range(20):
+        flow = make(layers=6, hidden=(4,), standardize=False, seed=seed)
+        present = list(range(features))
+        transformed = []
+        for layer in flow.transform:
+            if isinstance(layer, Permutation):
+                present = [present[j] for j in layer.order.tolist()]
+            elif isinstance(layer, Coupling):
+                transformed.append({present[j] for j in layer.transformed_index.tolist()})
+        pairs = zip(transformed[::2], transformed[1::2], strict=True)
+        assert [first | second for first, second in pairs] == [set(range(features))] * 3
+        if features == 2:
+            assert all(a != b for a, b in itertools.pairwise(transformed))
 
 
 @pytest.mark.parametrize("name", SEEDED)

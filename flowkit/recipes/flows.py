@@ -79,7 +79,7 @@ def coupling_flow(
     stack: list[Transform] = []
     with parts.seeded(name, seed):
         for i in range(layers):
-            stack += parts.mixing(name, linear, features)
+            stack += parts.mixing(name, linear, features, i)
             stack.append(parts.coupling(parts.half(features, linear, i), chosen, net, context))
         return parts.assemble(
             name, stack, base, features,
@@ -145,7 +145,7 @@ def autoregressive_flow(
     stack: list[Transform] = []
     with parts.seeded(name, seed):
         for i in range(layers):
-            stack += parts.mixing(name, linear, features)
+            stack += parts.mixing(name, linear, features, i)
             order = list(range(features))[::-1] if linear is None and i % 2 == 1 else None
             stack.append(
                 MaskedAutoregressive(

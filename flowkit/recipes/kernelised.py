@@ -102,7 +102,7 @@ def kernelised_flow(
     stack: list[Transform] = []
     with parts.seeded(name, seed):
         for i in range(layers):
-            stack += parts.mixing(name, linear, features)
+            stack += parts.mixing(name, linear, features, i)
             stack += [] if alone is None else [Elementwise(features, alone)]
             stack.append(parts.coupling(parts.half(features, linear, i), chosen, net, context))
         return parts.assemble(

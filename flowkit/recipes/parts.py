@@ -91,6 +91,18 @@ def shuffled(features: int) -> list[int]:
     return order
 
 
+def reordered(features: int, layer: int) -> list[int]:
+    """The order of the features before a layer: random ones and reversals alternate.
+
+    A reversal brings the half that one layer leaves unchanged into the half that the next one
+    transforms, so that two layers transform every feature. Two features are always exchanged: a
+    random order would leave one of them to the base in one of four flows of three layers.
+    """
+    if layer % 2 == 1 or features == 2:
+        return list(range(features))[::-1]
+    return shuffled(features)
+
+
 def scalar_map(
     owner: str,
     scalar: Any,
@@ -147,15 +159,15 @@ def refuse_unread(
         )
 
 
-def mixing(owner: str, linear: Any, features: int) -> list[Transform]:
+def mixing(owner: str, linear: Any, features: int, layer: int) -> list[Transform]:
     """What stands before a layer so that every feature is transformed in some layer."""
     if linear is None:
         return []
-    layer = checks.choice(owner, "linear", linear, LINEARS)
+    matrix = checks.choice(owner, "linear", linear, LINEARS)
     if features == 1:
         return []
-    permutation = Permutation(shuffled(features))
-    return [permutation] if layer is None else [permutation, layer(features)]
+    permutation = Permutation(reordered(features, layer))
+    return [permutation] if matrix is None else [permutation, matrix(features)]
 
 
 def half(features: int, linear: str | None, layer: int) -> list[bool]:
