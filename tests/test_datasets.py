@@ -19,11 +19,10 @@ from flowkit.datasets import (
     magic,
     photograph_colors,
     photograph_patches,
-    split_rows,
     wine,
 )
 from flowkit.datasets.patches import PATCH_IMAGES
-from flowkit.datasets.splits import Splits
+from flowkit.datasets.splits import Splits, split_rows
 from flowkit.errors import ArgumentError, DataError, MissingDependencyError
 
 TABLES = [breast_cancer, wine, diabetes, digits]

@@ -504,7 +504,7 @@ def test_returns_of_stocks(tmp_path):
         with pytest.raises(DataError, match="one of positive prices per stock"):
             stock_returns(path)
     write("Date,A\n2000-01-03,x\n")
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="expected numbers and NA as prices"):
         stock_returns(path)
 
 

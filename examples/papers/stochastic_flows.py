@@ -29,7 +29,7 @@ from torch import Tensor
 
 import flowkit
 from flowkit import MaximumLikelihood, PathKL, WeightedSum, fit
-from flowkit.datasets import load_photograph
+from flowkit.datasets import photograph_colors
 from flowkit.energies import Energy
 from flowkit.recipes import insert_stochastic_layers
 from flowkit.scalar import Affine, RationalQuadraticSpline
@@ -220,7 +220,7 @@ def brightness(name: str = "flower.jpg") -> np.ndarray:
     """A photograph as heights: its blurred brightness with some background, (rows, columns)."""
     from scipy.ndimage import gaussian_filter
 
-    grey = load_photograph(name).mean(-1) / 255
+    grey = photograph_colors(name).image().mean(-1) / 255
     background = sum(gaussian_filter(1 - grey, sigma) for sigma in (10, 20, 50))
     return np.asarray(gaussian_filter(grey, 5) + 0.01 * background)
 

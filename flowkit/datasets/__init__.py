@@ -7,11 +7,7 @@ packages are imported only by the loader that needs them.
 from flowkit.datasets.images import fashion_mnist
 from flowkit.datasets.mice import heterogeneous_stock_mice
 from flowkit.datasets.patches import photograph_patches
-from flowkit.datasets.photos import (
-    load_photograph,
-    photograph_colors,
-)
-from flowkit.datasets.splits import split_rows
+from flowkit.datasets.photos import photograph_colors
 from flowkit.datasets.stocks import stock_returns
 from flowkit.datasets.tables import breast_cancer, diabetes, digits, magic, wine
 
@@ -21,11 +17,9 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "heterogeneous_stock_mice",
-    "load_photograph",
     "magic",
     "photograph_colors",
     "photograph_patches",
-    "split_rows",
     "stock_returns",
     "wine",
 ]

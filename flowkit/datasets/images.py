@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import struct
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from flowkit import checks
-from flowkit.errors import DataError, MissingDependencyError
+from flowkit.datasets.packaged import read_packaged
+from flowkit.errors import DataError
 
 #: Where the Debian package ``dataset-fashion-mnist`` puts its files.
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -49,21 +49,9 @@ def fashion_mnist(part: str = "train", folder: str | os.PathLike[str] | None = N
     """
     file_name = checks.choice("fashion_mnist", "part", part, _FILES)
     path = Path(DEBIAN_FOLDER if folder is None else folder) / file_name
-    try:
-        with gzip.open(path, "rb") as file:
-            raw = file.read()
-    except FileNotFoundError:
-        raise MissingDependencyError(
-            f"fashion_mnist found no {path}; remedy: apt install dataset-fashion-mnist, or give "
-            "the folder of the file with folder="
-        ) from None
-    except (OSError, EOFError) as error:
-        raise DataError(f"fashion_mnist cannot read {path}: {error}") from error
-    return _images(raw, path)
-
-
-def _images(raw: bytes, path: Path) -> Tensor:
-    """The images of an IDX file: four big-endian integers, and one byte per pixel."""
+    remedy = "apt install dataset-fashion-mnist, or give the folder of the file with folder="
+    raw = read_packaged("fashion_mnist", path, remedy)
+    # The IDX format: four big-endian integers, and one byte per pixel.
     header = struct.unpack(">4i", raw[:16]) if len(raw) >= 16 else (0, 0, 0, 0)
     kind, count, height, width = header
     if kind != 0x803 or len(raw) != 16 + count * height * width:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowkit.errors import DataError, MissingDependencyError
+from flowkit.datasets.packaged import as_table, read_lines
+from flowkit.errors import DataError
 
 #: Where the Debian package ``gemma-doc`` puts its files.
 DEBIAN_FOLDER = Path("/usr/share/doc/gemma/example")
 _STEM = "mouse_hs1940"
+_OWNER = "heterogeneous_stock_mice"
+_REMEDY = "apt install gemma-doc, or give the folder of the files with folder="
 
 
 @dataclass(frozen=True)
@@ -84,23 +86,23 @@ def heterogeneous_stock_mice(folder: str | os.PathLike[str] | None = None) -> Mi
         torch.Size([1940, 12226])
     """
     base = Path(DEBIAN_FOLDER if folder is None else folder)
-    phenotypes = _numbers([line.split() for line in _lines(base, "pheno.txt.gz")], "phenotypes")
-    about = [line.split() for line in _lines(base, "fam.gz")]
-    notes = {words[0]: words for words in map(str.split, _lines(base, "anno.txt.gz"))}
-    table = [line.replace(",", " ").split() for line in _lines(base, "geno.txt.gz")]
+    phenotypes = as_table(_OWNER, _words(base, "pheno.txt.gz"), "phenotypes")
+    about = _words(base, "fam.gz")
+    notes = {words[0]: words for words in _words(base, "anno.txt.gz")}
+    table = _words(base, "geno.txt.gz")
     names = tuple(words[0] for words in table)
-    doses = _numbers([words[3:] for words in table], "genotypes").T
+    doses = as_table(_OWNER, [words[3:] for words in table], "genotypes").T
     same = len(doses) == len(phenotypes) == len(about)
     if not same or any(len(words) < 4 for words in about):
         raise DataError(
-            f"heterogeneous_stock_mice expected the same mice in all files of {base}, got "
+            f"{_OWNER} expected the same mice in all files of {base}, got "
             f"{len(doses)} in geno, {len(phenotypes)} in pheno and {len(about)} in fam; remedy: "
             "fetch the package anew"
         )
     lost = [name for name in names if len(notes.get(name, ())) < 3]
     if lost:
         raise DataError(
-            f"heterogeneous_stock_mice expected every marker in {_STEM}.anno.txt.gz, got none for "
+            f"{_OWNER} expected every marker in {_STEM}.anno.txt.gz, got none for "
             f"{len(lost)}, as {lost[0]}; remedy: fetch the package anew"
         )
     missing = np.isnan(doses)
@@ -108,7 +110,7 @@ def heterogeneous_stock_mice(folder: str | os.PathLike[str] | None = None) -> Mi
         known = np.maximum((~missing).sum(0), 1)
         mean = np.where(missing, 0.0, doses).sum(0) / known
         doses = np.where(missing, mean, doses)
-    positions = _numbers([[notes[name][1]] for name in names], "positions")[:, 0]
+    positions = as_table(_OWNER, [[notes[name][1]] for name in names], "positions")[:, 0]
     return Mice(
         torch.from_numpy(np.ascontiguousarray(doses)).float(),
         torch.from_numpy(phenotypes),
@@ -120,30 +122,7 @@ def heterogeneous_stock_mice(folder: str | os.PathLike[str] | None = None) -> Mi
     )
 
 
-def _lines(base: Path, ending: str) -> list[str]:
-    path = base / f"{_STEM}.{ending}"
-    try:
-        with gzip.open(path, "rt") as file:
-            return [line for line in file if line.strip()]
-    except FileNotFoundError:
-        raise MissingDependencyError(
-            f"heterogeneous_stock_mice found no {path}; remedy: apt install gemma-doc, or give "
-            "the folder of the files with folder="
-        ) from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"heterogeneous_stock_mice cannot read {path}: {error}") from error
-
-
-def _numbers(table: list[list[str]], name: str) -> np.ndarray:
-    """A table of numbers, NaN for ``NA``."""
-    try:
-        values = [[float("nan" if word == "NA" else word) for word in row] for row in table]
-        numbers = np.array(values, dtype=np.float64)
-        if numbers.ndim != 2 or not numbers.size:
-            raise ValueError("no table")
-    except ValueError as error:
-        raise DataError(
-            f"heterogeneous_stock_mice expected numbers and NA as {name}, a row as long as the "
-            f"next: {error}; remedy: fetch the package anew"
-        ) from None
-    return numbers
+def _words(base: Path, ending: str) -> list[list[str]]:
+    """The words of each line, which commas or spaces separate."""
+    lines = read_lines(_OWNER, base / f"{_STEM}.{ending}", _REMEDY)
+    return [line.replace(",", " ").split() for line in lines]

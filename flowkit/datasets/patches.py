@@ -4,8 +4,8 @@ The images come with scikit-learn and scikit-image and are read from their wheel
 network. Each image belongs to one split only.
 """
 
+import io
 from collections.abc import Mapping
-from importlib import resources
 from types import MappingProxyType
 
 import numpy as np
@@ -13,33 +13,29 @@ import torch
 from torch import Tensor
 
 from flowkit import checks
+from flowkit.datasets.packaged import installed, read_packaged
 from flowkit.datasets.photos import PHOTOGRAPHS, load_photograph
 from flowkit.datasets.splits import Splits, valid_seed
-from flowkit.errors import DataError, MissingDependencyError
 
 # The right motorcycle shows the same as the left one, so only one of the pair is used. Each
 # held-out part has one smooth and one textured picture.
 PATCH_IMAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "train": (
-            "china.jpg",
-            "astronaut.png",
-            "coffee.png",
-            "coins.png",
-            "grass.png",
-            "gravel.png",
-            "hubble_deep_field.jpg",
-            "ihc.png",
-            "moon.png",
-            "motorcycle_left.png",
-            "rocket.jpg",
+            "china.jpg", "astronaut.png", "coffee.png", "coins.png", "grass.png", "gravel.png",
+            "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "rocket.jpg",
         ),
         "validation": ("chelsea.png", "brick.png"),
         "test": ("flower.jpg", "camera.png"),
     }
-)
+)  # fmt: skip
 
 _SIDE = 8
+_OWNER = "photograph_patches"
+_REMEDY = (
+    'pip install "flowkit-density[patches]", for scikit-image, of which release 0.26 holds 13 of '
+    "the 15 photographs"
+)
 
 
 def photograph_patches(
@@ -71,8 +67,7 @@ def photograph_patches(
 
     Raises:
         ArgumentError: If limit is below 1.
-        DataError: If the installed scikit-image lacks one of the images.
-        MissingDependencyError: If scikit-image or scikit-learn is not installed.
+        MissingDependencyError: If scikit-image is not installed, or lacks one of the images.
 
     References:
         Papamakarios, Pavlakou and Murray, "Masked autoregressive flow", arXiv 1705.07057;
@@ -84,10 +79,9 @@ def photograph_patches(
         >>> [tuple(part.shape) for part in splits[:3]]
         [(500, 63), (50, 63), (50, 63)]
     """
-    owner = "photograph_patches"
     if limit is not None:
-        limit = checks.integer(owner, "limit", limit, least=1)
-    generator = torch.Generator().manual_seed(valid_seed(owner, seed))
+        limit = checks.integer(_OWNER, "limit", limit, least=1)
+    generator = torch.Generator().manual_seed(valid_seed(_OWNER, seed))
     held = None if limit is None else max(1, limit // 10)
     train, validation, test = (
         _rows([_grey(name) for name in PATCH_IMAGES[part]], rows, generator).to(dtype)
@@ -117,27 +111,13 @@ def _rows(images: list[Tensor], limit: int | None, generator: torch.Generator) -
 
 def _grey(name: str) -> Tensor:
     """One image as integer grey levels 0..255, by the luma weights of ITU-R BT.601."""
-    pixels = load_photograph(name) if name in PHOTOGRAPHS else _packaged(name)
+    from PIL import Image
+
+    if name in PHOTOGRAPHS:
+        pixels = load_photograph(name)
+    else:
+        content = read_packaged(_OWNER, installed("skimage", "data", name), _REMEDY)
+        pixels = np.array(Image.open(io.BytesIO(content)))
     if pixels.ndim == 3:
         pixels = (pixels[..., :3] @ np.array([0.299, 0.587, 0.114])).round()
     return torch.from_numpy(pixels.astype(np.uint8))
-
-
-def _packaged(name: str) -> np.ndarray:
-    """Read an image file inside the scikit-image wheel, without its downloader."""
-    try:
-        folder = resources.files("skimage") / "data"
-        from PIL import Image
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the image patches need scikit-image, which holds 13 of the 15 photographs; "
-            'run pip install "flowkit-density[patches]"'
-        ) from error
-    file = folder / name
-    if not file.is_file():
-        raise DataError(
-            f"photograph_patches expected {name} inside scikit-image, and the installed release "
-            "does not hold it; install a release in which it does, such as scikit-image 0.26"
-        )
-    with file.open("rb") as stream, Image.open(stream) as image:
-        return np.array(image)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from flowkit import checks
 from flowkit.data.dequantize import dequantize
-from flowkit.errors import MissingDependencyError
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 
@@ -83,7 +82,6 @@ def photograph_colors(name: str = "china.jpg") -> PhotographColors:
 
     Raises:
         ArgumentError: If there is no photograph of that name.
-        MissingDependencyError: If scikit-learn is not installed.
 
     References:
         The photographs are by danielbuechele (china) and vultilion (flower), CC BY 2.0.
@@ -101,28 +99,8 @@ def photograph_colors(name: str = "china.jpg") -> PhotographColors:
 
 
 def load_photograph(name: str) -> np.ndarray:
-    """Read one of scikit-learn's two photographs as a uint8 array (height, width, 3).
+    """One of scikit-learn's two photographs as a uint8 array (height, width, 3)."""
+    from sklearn.datasets import load_sample_image
 
-    Args:
-        name: ``"china.jpg"`` or ``"flower.jpg"``.
-
-    Returns:
-        The array, colors in 0..255.
-
-    Raises:
-        ArgumentError: If there is no photograph of that name.
-        MissingDependencyError: If scikit-learn is not installed.
-
-    Example:
-        >>> from flowkit.datasets import load_photograph
-        >>> load_photograph("china.jpg").shape
-        (427, 640, 3)
-    """
     checks.choice("photograph", "name", name, PHOTOGRAPHS)
-    try:
-        from sklearn.datasets import load_sample_image
-    except ImportError as error:
-        raise MissingDependencyError(
-            'the photographs come with scikit-learn; run pip install "scikit-learn>=1.6"'
-        ) from error
     return np.array(load_sample_image(name), dtype=np.uint8)

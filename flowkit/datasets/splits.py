@@ -122,7 +122,7 @@ def split_rows(
 
     Example:
         >>> import torch
-        >>> from flowkit.datasets import split_rows
+        >>> from flowkit.datasets.splits import split_rows
         >>> table = torch.arange(40.0).reshape(20, 2).repeat(2, 1)
         >>> [len(part) for part in split_rows(table, ("a", "b"))[:3]]
         [16, 2, 2]

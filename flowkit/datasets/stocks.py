@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
-import gzip
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit.datasets.packaged import as_table, installed, read_lines
 from flowkit.datasets.splits import valid_seed
-from flowkit.errors import DataError, MissingDependencyError
+from flowkit.errors import DataError
 
-_FILE = Path("datasets") / "data" / "sp500_dataset.csv.gz"
+_FILE = "sp500_dataset.csv.gz"
+_REMEDY = f"pip install --no-deps skfolio, or give the file {_FILE} with file="
 # What prices are rounded to, in dollars.
 _CENTS = 1e-3
 
@@ -87,16 +87,10 @@ def stock_returns(
         >>> stocks.returns.shape, stocks.dates[-1], stocks.names[:2]
         (torch.Size([8312, 20]), '2022-12-28', ('AAPL', 'AMD'))
     """
-    path = _installed() if file is None else Path(file)
-    try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
-            header, *rows = csv.reader(lines)
-        prices = np.array([row[1:] for row in rows], dtype=np.float64)
-    except FileNotFoundError:
-        raise _missing(str(path)) from None
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"stock_returns cannot read {path}: {error}") from error
-    if prices.shape != (len(rows), len(header) - 1) or len(rows) < 2 or not (prices > 0).all():
+    path = installed("skfolio", "datasets", "data", _FILE) if file is None else Path(file)
+    header, *rows = csv.reader(read_lines("stock_returns", path, _REMEDY) or [""])
+    prices = as_table("stock_returns", [row[1:] for row in rows], "prices")
+    if prices.shape[1] != len(header) - 1 or len(rows) < 2 or not (prices > 0).all():
         raise DataError(
             f"stock_returns expected a column of dates and one of positive prices per stock in "
             f"{path}, got a table of shape {prices.shape}; remedy: fetch the file anew"
@@ -106,17 +100,3 @@ def stock_returns(
         prices = prices + _CENTS * (draws.random(prices.shape) - 0.5)
     returns = torch.from_numpy(100 * np.diff(np.log(prices), axis=0)).to(dtype)
     return StockReturns(returns, tuple(row[0] for row in rows[1:]), tuple(header[1:]))
-
-
-def _installed() -> Path:
-    spec = find_spec("skfolio")
-    if spec is None or not spec.submodule_search_locations:
-        raise _missing("skfolio")
-    return Path(spec.submodule_search_locations[0]) / _FILE
-
-
-def _missing(what: str) -> MissingDependencyError:
-    return MissingDependencyError(
-        f"stock_returns found no {what}; remedy: pip install --no-deps skfolio, or give the file "
-        "sp500_dataset.csv.gz with file="
-    )

