@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,17 +36,15 @@ class Kernel(nn.Module):
         ArgumentError: If it is not an integer >= 1.
     """
 
+    #: Number of continuous derivatives, also where two points coincide.
+    smoothness: float = math.inf
+
     def __init__(self, features: int | None = None) -> None:
         super().__init__()
         if features is not None:
             most = checks.MAX_FEATURES
             checks.integer(type(self).__name__, "features", features, least=1, most=most)
         self.features = features
-
-    @property
-    def smoothness(self) -> float:
-        """Number of continuous derivatives, also where two points coincide."""
-        return math.inf
 
     def with_features(self, features: int) -> Kernel:
         """The same kernel with a number of features: a new one, unless it has one already."""
@@ -249,11 +247,7 @@ class Matern(_Stationary):
         if self.nu not in (0.5, 1.5, 2.5):
             raise checks.fail("Matern", "nu", "0.5, 1.5 or 2.5", nu)
         self._options["nu"] = self.nu
-
-    @property
-    def smoothness(self) -> float:
-        r"""One less than :math:`2 \nu`."""
-        return 2 * self.nu - 1
+        self.smoothness = 2 * self.nu - 1
 
     def _shape(self, a: Tensor, b: Tensor) -> Tensor:
         if self.nu == 0.5:
@@ -315,18 +309,21 @@ class RationalQuadratic(_Stationary):
 
 
 class _Pair(Kernel):
+    _join: Callable[[Tensor, Tensor], Tensor]
+
     def __init__(self, first: Kernel, second: Kernel) -> None:
-        parts = {"first": first, "second": second}
-        for name, part in parts.items():
-            checks.instance(type(self).__name__, name, part, Kernel)
+        name = type(self).__name__
+        parts = [checks.instance(name, "first", first, Kernel)]
+        parts += [checks.instance(name, "second", second, Kernel)]
         features = first.features or second.features
         if features is not None:
-            parts = {name: part.with_features(features) for name, part in parts.items()}
-            if any(part.features != features for part in parts.values()):
+            parts = [part.with_features(features) for part in parts]
+            if parts[1].features != features:
                 words = f"a kernel of {features} feature(s), like the first one"
-                raise checks.fail(type(self).__name__, "second", words, second)
+                raise checks.fail(name, "second", words, second)
         super().__init__(features)
-        self.parts = nn.ModuleList(parts.values())
+        self.parts = nn.ModuleList(parts)
+        self.smoothness = min(part.smoothness for part in parts)
 
     def with_features(self, features: int) -> Kernel:
         """The same kernels with a number of features."""
@@ -334,15 +331,15 @@ class _Pair(Kernel):
             return self
         return type(self)(*(part.with_features(features) for part in self.parts))  # type: ignore[operator]
 
-    @property
-    def smoothness(self) -> float:
-        """That of the rougher one."""
-        return min(part.smoothness for part in self.parts)  # type: ignore[type-var, return-value]
-
     def initialize(self, x: Tensor) -> None:
         """Start both."""
         for part in self.parts:
             part.initialize(x)  # type: ignore[operator]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the kernels of every pair, joined."""
+        first, second = self.parts
+        return self._join(first(x, y), second(x, y))
 
 
 @register
@@ -355,10 +352,7 @@ class KernelSum(_Pair):
         'KernelSum'
     """
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the sum for every pair."""
-        first, second = self.parts
-        return first(x, y) + second(x, y)
+    _join = staticmethod(torch.add)
 
 
 @register
@@ -371,7 +365,4 @@ class KernelProduct(_Pair):
         'KernelProduct'
     """
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the product for every pair."""
-        first, second = self.parts
-        return first(x, y) * second(x, y)
+    _join = staticmethod(torch.mul)

@@ -123,9 +123,9 @@ def test_columns_are_the_formulas():
     angle = 2 * math.pi * x[:, :1] / 3
     encoding = CircularEncoding([True, False], period=3.0, bound=None)
     expected = torch.cat([angle.sin(), angle.cos(), x[:, 1:]], -1)
-    torch.testing.assert_close(encoding.encode(x, encoding.constants(2, False)), expected)
+    torch.testing.assert_close(encoding.encode(x, encoding.constants(2, causal=False)), expected)
     encoding = FourierEncoding(4, max_frequency=9.0, seed=1, bound=None)
-    frequencies = encoding.constants(2, False).double()
+    frequencies = encoding.constants(2, causal=False).double()
     angles = (x @ frequencies.mT).reshape(7, 2, 4)
     expected = torch.cat([x.unsqueeze(-1), angles.sin(), angles.cos()], -1).flatten(1)
     torch.testing.assert_close(encoding.encode(x, frequencies), expected)
@@ -133,7 +133,8 @@ def test_columns_are_the_formulas():
 
 def test_frequencies_are_log_uniform_in_length_and_uniform_in_direction():
     n = 20_000
-    frequencies = FourierEncoding(n, max_frequency=40.0, seed=0).constants(2, False).double()
+    encoding = FourierEncoding(n, max_frequency=40.0, seed=0)
+    frequencies = encoding.constants(2, causal=False).double()
     lengths = frequencies.norm(dim=-1).log() / math.log(40)
     # The standard error of a mean of uniform numbers, and of their squares.
     assert lengths.min() >= -1e-6
@@ -143,7 +144,7 @@ def test_frequencies_are_log_uniform_in_length_and_uniform_in_direction():
     angles = torch.atan2(*frequencies.unbind(-1))
     for harmonic in (1, 2, 3):
         assert (harmonic * angles).cos().mean().abs() < 4 / math.sqrt(2 * 2 * n)
-    causal = FourierEncoding(5, seed=0).constants(3, True).reshape(3, 5, 3)
+    causal = FourierEncoding(5, seed=0).constants(3, causal=True).reshape(3, 5, 3)
     assert torch.equal(causal.abs().amax(1) > 0, torch.ones(3, 3).tril() > 0)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from flowkit import checks
 from flowkit.conditioners.encodings import ClipEncoding, Encoding
 from flowkit.errors import ArgumentError
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 class Conditioner(nn.Module):
@@ -49,6 +51,8 @@ class Conditioner(nn.Module):
     """
 
     encoding_constants: Tensor | None
+    #: Number of continuous derivatives.
+    smoothness: float = math.inf
     #: Bound of the soft clip where no encoding is given.
     _bound: ClassVar[float | None] = 10.0
     _causal: ClassVar[bool] = False
@@ -75,16 +79,11 @@ class Conditioner(nn.Module):
         chosen = ClipEncoding(bound=self._bound) if encoding is None else encoding
         remedy = "for example AsinhEncoding()"
         self.encoding = checks.instance(name, "encoding", chosen, Encoding, remedy)
-        constants = self.encoding.constants(self.in_features, self._causal)
+        constants = self.encoding.constants(self.in_features, causal=self._causal)
         drawn = constants is not None and constants.is_floating_point()
         self.register_buffer("encoding_constants", constants, persistent=drawn)
         #: Number of columns that :meth:`_read` returns.
         self.columns = sum(self.encoding.sizes(self.in_features)) + self.context_size
-
-    @property
-    def smoothness(self) -> float:
-        """Number of continuous derivatives."""
-        return math.inf
 
     def extra_repr(self) -> str:
         """Sizes, for printing."""
@@ -172,7 +171,14 @@ class AutoregressiveConditioner(Conditioner):
         return torch.cat(values)
 
 
-def linear(owner: str, in_features: int, out_features: int) -> nn.Linear:
+def linear(owner: str, in_features: int, out_features: int, *, bias: bool = True) -> nn.Linear:
     """A linear layer, refused before it is allocated if it would be too large."""
     checks.elements(owner, in_features, out_features)
-    return nn.Linear(in_features, out_features)
+    return nn.Linear(in_features, out_features, bias=bias)
+
+
+def start_at_zero(layer: Layer) -> Layer:
+    """Zero the last layer: every parameter starts at the scalar map's start."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -55,23 +54,13 @@ class ConvNet(Layered):
     ) -> None:
         super().__init__(in_features, out_features, context=context, encoding=encoding)
         self._set_layers(hidden, activation)
-        side = checks.integer("ConvNet", "kernel", kernel, least=1)
-        if side % 2 == 0:
+        self._side = checks.integer("ConvNet", "kernel", kernel, least=1)
+        if self._side % 2 == 0:
             raise checks.fail("ConvNet", "kernel", "an odd integer", kernel)
-        width = self.hidden[0]
-        self.layers = nn.ModuleList([self._convolution(self.columns, width, side)])
-        self.layers += [self._convolution(a, b, 1) for a, b in itertools.pairwise(self.hidden)]
-        columns = self._column_weights()
-        for i, layer in enumerate(self.layers):
-            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type]
-            if i == 0:
-                share = (columns * len(columns) / columns.sum()).sqrt()
-                layer.weight.data *= share.view(-1, 1, 1)  # type: ignore[operator]
-        self.last = self._convolution(self.hidden[-1], self.out_features, side)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+        self._make_layers()
 
-    def _convolution(self, inputs: int, outputs: int, side: int) -> nn.Conv2d:
+    def _layer(self, inputs: int, outputs: int, *, outer: bool = False) -> nn.Conv2d:
+        side = self._side if outer else 1
         checks.elements("ConvNet", inputs, outputs, side, side)
         return nn.Conv2d(inputs, outputs, side, padding=side // 2)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class Encoding:
         """Share of each column in the variance of the first layer's initial weights."""
         return [1.0] * sum(self.sizes(features))
 
-    def constants(self, features: int, causal: bool) -> Tensor | None:
+    def constants(self, features: int, *, causal: bool) -> Tensor | None:
         """A tensor for :meth:`encode`; ``None`` where ``encode`` is :meth:`clip`.
 
         With ``causal`` no column of a feature may read a later feature.
@@ -152,7 +152,7 @@ class CircularEncoding(ClipEncoding):
         True
     """
 
-    circular: Sequence[bool] | bool = checks.option(True, _flag_or_flags)
+    circular: Sequence[bool] | bool = checks.option(default=True, check=_flag_or_flags)
     _: KW_ONLY
     period: float = checks.option(2.0, checks.number, above=0)
 
@@ -165,7 +165,7 @@ class CircularEncoding(ClipEncoding):
         """Two where a feature is periodic, else one."""
         return tuple(2 if c else 1 for c in self._first(features))
 
-    def constants(self, features: int, causal: bool) -> Tensor:
+    def constants(self, features: int, *, causal: bool) -> Tensor:
         """Feature and kind of every column: 0 as it is, 1 its sine, 2 its cosine."""
         if not isinstance(self.circular, bool):
             checks.flags(type(self).__name__, "circular", self.circular, features)
@@ -194,8 +194,7 @@ class CircularEncoding(ClipEncoding):
         """The encoding of some of the features."""
         if isinstance(self.circular, bool):
             return self
-        circular = [self.circular[i] for i in features]
-        return CircularEncoding(circular, period=self.period, bound=self.bound)
+        return replace(self, circular=[self.circular[i] for i in features])
 
 
 @register
@@ -244,7 +243,7 @@ class FourierEncoding(ClipEncoding):
         parts = [1 / (12 * self.n_frequencies)] * (2 * self.n_frequencies)
         return [1.0, *parts] * features
 
-    def constants(self, features: int, causal: bool) -> Tensor:
+    def constants(self, features: int, *, causal: bool) -> Tensor:
         """The frequencies, ``(features * n_frequencies, features)``."""
         count = self.n_frequencies
         checks.elements(type(self).__name__, features, count, features)

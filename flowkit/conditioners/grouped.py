@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from flowkit import checks
+from flowkit.conditioners.base import Conditioner
 from flowkit.conditioners.encodings import Encoding
 from flowkit.conditioners.mlp import MLP
 from flowkit.config import register
 
 
 @register
-class GroupedConditioner(nn.Module):
+class GroupedConditioner(Conditioner):
     """One conditioner per group of features, which reads its own group and those before.
 
     In a :class:`flowkit.transforms.Coupling` whose features come in groups, the transformed
@@ -55,13 +56,10 @@ class GroupedConditioner(nn.Module):
         conditioner: Callable[..., nn.Module] = MLP,
         encoding: Encoding | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(in_features, out_features, context=context)
         name = type(self).__name__
         read = checks.integers(name, "conditioning", conditioning, least=0)
         sizes = checks.integers(name, "transformed", transformed, least=0, length=len(read))
-        checks.integer(name, "in_features", in_features, least=0)
-        checks.integer(name, "out_features", out_features, least=1)
-        checks.integer(name, "context", context, least=0)
         checks.function(name, "conditioner", conditioner, "for example MLP")
         if encoding is not None:
             checks.instance(name, "encoding", encoding, Encoding)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit import checks
-from flowkit.conditioners.base import Conditioner, linear
+from flowkit.conditioners.base import Conditioner, linear, start_at_zero
 from flowkit.conditioners.encodings import Encoding
 from flowkit.config import register
 from flowkit.errors import DataError
@@ -25,11 +25,13 @@ class _Expansion(Conditioner):
     """What both share: a kernel of features and context, and an affine function beside it."""
 
     _bound: ClassVar[float | None] = None
+    weights: nn.Parameter
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
+        *,
         kernel: Kernel | None,
         linear_term: bool,
         **options: Any,
@@ -44,20 +46,31 @@ class _Expansion(Conditioner):
         self.kernel = chosen.with_features(self.columns)
         self.linear: nn.Linear | None = None
         if checks.flag(name, "linear_term", linear_term):
-            self.linear = linear(name, self.columns, self.out_features)
-            nn.init.zeros_(self.linear.weight)
-            nn.init.zeros_(self.linear.bias)
+            self.linear = start_at_zero(linear(name, self.columns, self.out_features))
+
+    def extra_repr(self) -> str:
+        """Sizes, for printing."""
+        return f"{super().extra_repr()}, terms={len(self.weights)}"
 
     def _read(self, x: Tensor, context: Tensor | None, dim: int = -1) -> Tensor:
         if context is not None:
             context = context.expand(*x.shape[:-1], -1)
         return super()._read(x, context, dim)
 
-    def _add_linear(self, out: Tensor, read: Tensor) -> Tensor:
+    def _samples(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return self._read(x, context).reshape(-1, self.columns)
+
+    def _terms(self, read: Tensor) -> Tensor:
+        """What the weights multiply, ``(..., terms)``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return ``(..., out_features)`` raw parameters."""
+        read = self._read(x, context)
+        out = self._terms(read) @ self.weights.to(x.dtype)
         if self.linear is None:
             return out
-        weight, bias = self.linear.weight.to(read.dtype), self.linear.bias.to(read.dtype)
-        return out + F.linear(read, weight, bias)
+        return out + F.linear(read, self.linear.weight.to(x.dtype), self.linear.bias.to(x.dtype))
 
 
 @register
@@ -120,8 +133,9 @@ class KernelConditioner(_Expansion):
         encoding: Encoding | None = None,
     ) -> None:
         super().__init__(
-            in_features, out_features, kernel, linear_term, context=context, encoding=encoding
-        )
+            in_features, out_features,
+            kernel=kernel, linear_term=linear_term, context=context, encoding=encoding,
+        )  # fmt: skip
         name = type(self).__name__
         checks.integer(name, "points", points, least=1)
         checks.elements(name, points, max(self.columns, self.out_features))
@@ -131,10 +145,6 @@ class KernelConditioner(_Expansion):
         else:
             self.register_buffer("points", start)
         self.weights = nn.Parameter(torch.zeros(points, self.out_features))
-
-    def extra_repr(self) -> str:
-        """Sizes, for printing."""
-        return f"{super().extra_repr()}, points={len(self.points)}"
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
@@ -146,8 +156,7 @@ class KernelConditioner(_Expansion):
         Raises:
             DataError: If there are no samples.
         """
-        samples = self._read(x, context)
-        samples = samples.reshape(-1, samples.shape[-1])
+        samples = self._samples(x, context)
         if not len(samples):
             raise DataError("KernelConditioner.initialize expected at least one sample, got none")
         count = len(self.points)
@@ -163,11 +172,8 @@ class KernelConditioner(_Expansion):
         self.points.copy_(chosen)
         self.kernel.initialize(self.points)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return ``(..., out_features)`` raw parameters."""
-        read = self._read(x, context)
-        out = self.kernel(read, self.points) @ self.weights.to(x.dtype)
-        return self._add_linear(out, read)
+    def _terms(self, read: Tensor) -> Tensor:
+        return self.kernel(read, self.points)
 
     def squared_norm(self) -> Tensor:
         r"""The squared norm in the space, :math:`\mathrm{tr}\, A^T K_{WW} A`."""
@@ -229,8 +235,9 @@ class RandomFourierConditioner(_Expansion):
         seed: int | None = None,
     ) -> None:
         super().__init__(
-            in_features, out_features, kernel, linear_term, context=context, encoding=encoding
-        )
+            in_features, out_features,
+            kernel=kernel, linear_term=linear_term, context=context, encoding=encoding,
+        )  # fmt: skip
         name = type(self).__name__
         checks.integer(name, "n_frequencies", n_frequencies, least=1)
         checks.elements(name, n_frequencies, max(self.columns, 2 * self.out_features))
@@ -243,21 +250,13 @@ class RandomFourierConditioner(_Expansion):
         self.register_buffer("frequencies", frequencies.to(torch.get_default_dtype()))
         self.weights = nn.Parameter(torch.zeros(2 * n_frequencies, self.out_features))
 
-    def extra_repr(self) -> str:
-        """Sizes, for printing."""
-        return f"{super().extra_repr()}, n_frequencies={len(self.frequencies)}"
-
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Start the length-scales from the data."""
-        read = self._read(x, context)
-        self.kernel.initialize(read.reshape(-1, read.shape[-1]))
+        self.kernel.initialize(self._samples(x, context))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return ``(..., out_features)`` raw parameters."""
-        read = self._read(x, context)
-        out = self.kernel.random_features(read, self.frequencies) @ self.weights.to(x.dtype)  # type: ignore[operator]
-        return self._add_linear(out, read)
+    def _terms(self, read: Tensor) -> Tensor:
+        return self.kernel.random_features(read, self.frequencies)  # type: ignore[operator]
 
     def squared_norm(self) -> Tensor:
         r"""The squared norm in the space of the features, :math:`\mathrm{tr}\, A^T A`."""

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit import checks
-from flowkit.conditioners.base import AutoregressiveConditioner, linear
+from flowkit.conditioners.base import AutoregressiveConditioner, linear, start_at_zero
 from flowkit.conditioners.encodings import Encoding
 from flowkit.conditioners.mlp import Layered
 from flowkit.config import register
@@ -73,9 +72,8 @@ class MaskedMLP(Layered, AutoregressiveConditioner):
         widths = (sum(sizes), *self.hidden)
         self.layers = nn.ModuleList(linear(name, a, b) for a, b in itertools.pairwise(widths))
         context = self.context_size
-        checks.elements(name, context, widths[1])
-        self.from_context = nn.Linear(context, widths[1], bias=False) if context else None
-        self.last = self._start_at_zero(linear(name, widths[-1], self.out_features))
+        self.from_context = linear(name, context, widths[1], bias=False) if context else None
+        self.last = start_at_zero(linear(name, widths[-1], self.out_features))
 
         # A unit of degree m reads the first m tokens; degree 0 reads the context alone.
         tokens = self.in_features // self.block
@@ -91,7 +89,7 @@ class MaskedMLP(Layered, AutoregressiveConditioner):
             if i < len(self.layers):
                 weights = columns if i == 0 else torch.ones(mask.shape[-1])
                 reads = mask @ weights + (context if i == 0 else 0)
-                self._start_hidden(self.layers[i], reads, weights)  # type: ignore[arg-type]
+                self._start_hidden(self.layers[i], reads, weights)  # type: ignore[type-var]
                 if i == 0 and self.from_context is not None:
                     self._start_hidden(self.from_context, reads)
         # A step starts at every token before which hidden units become known. Counted up to each
@@ -151,7 +149,8 @@ class MaskedMLP(Layered, AutoregressiveConditioner):
             before, inside = [], []
             for (weight, bias), read, rows in zip(layers, reads, counts[1:], strict=True):
                 group = slice(rows[first], rows[last])
-                old, new, _ = weight[group].tensor_split(read.starts(first, last), -1)
+                starts = [read.counts[first], read.counts[last]]
+                old, new, _ = weight[group].tensor_split(starts, -1)
                 sizes = [j - i for i, j in itertools.pairwise(rows[first : last + 1])]
                 before.append(affine_rows(bias[group], old, read.get(0, first)).split(sizes))
                 inside.append(new.split(sizes))
@@ -184,10 +183,6 @@ class _Rows:
         self.parts = list(self.all.split([j - i for i, j in itertools.pairwise(counts)]))
         # Written into one tensor, unless someone records what is read from it.
         self.written = not (torch.is_grad_enabled() or is_traced())
-
-    def starts(self, first: int, last: int) -> list[int]:
-        """The rows at which two steps start."""
-        return [self.counts[first], self.counts[last]]
 
     def put(self, step: int, rows: Tensor) -> None:
         """Set what a step made known."""

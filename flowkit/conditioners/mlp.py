@@ -6,13 +6,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit import checks
-from flowkit.conditioners.base import Conditioner, linear
+from flowkit.conditioners.base import Conditioner, Layer, linear, start_at_zero
 from flowkit.conditioners.encodings import Encoding
 from flowkit.config import register
 from flowkit.numerics.layout import linear as apply_linear
@@ -50,11 +51,19 @@ class Layered(Conditioner):
         self.hidden = checks.widths(name, "hidden", hidden)
         self.activation = activation
         checks.choice(name, "activation", activation, ACTIVATIONS)
+        self.smoothness = {"relu": 0, "elu": 1}.get(activation, math.inf)
 
-    @property
-    def smoothness(self) -> float:
-        """Number of continuous derivatives: those of the activation."""
-        return {"relu": 0, "elu": 1}.get(self.activation, math.inf)
+    def _layer(self, inputs: int, outputs: int, *, outer: bool = False) -> Any:
+        """A layer, one of the first and the last if ``outer``."""
+        return linear(type(self).__name__, inputs, outputs)
+
+    def _make_layers(self) -> None:
+        """The first layer and the other hidden ones in ``layers``, and the last one."""
+        first = self._layer(self.columns, self.hidden[0], outer=True)
+        self.layers = nn.ModuleList([self._start_first(first)])
+        for a, b in itertools.pairwise(self.hidden):
+            self.layers.append(self._start_hidden(self._layer(a, b)))
+        self.last = start_at_zero(self._layer(self.hidden[-1], self.out_features, outer=True))
 
     def extra_repr(self) -> str:
         """Sizes and options, for printing."""
@@ -76,8 +85,8 @@ class Layered(Conditioner):
 
     @staticmethod
     def _start_hidden(
-        layer: nn.Linear, reads: Tensor | None = None, columns: Tensor | None = None
-    ) -> nn.Linear:
+        layer: Layer, reads: Tensor | None = None, columns: Tensor | None = None
+    ) -> Layer:
         """Weights of variance 2 / (inputs read), so that signals keep their size.
 
         Torch's own start has a sixth of that variance, and less where a mask removes inputs; the
@@ -90,24 +99,17 @@ class Layered(Conditioner):
         """
         nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
         with torch.no_grad():
+            weight = layer.weight.movedim(1, -1)
             if reads is not None:
-                layer.weight *= (layer.in_features / reads.clamp(min=1)).sqrt().unsqueeze(-1)
+                weight *= (weight.shape[-1] / reads.clamp(min=1)).sqrt().unsqueeze(-1)
             if columns is not None:
-                layer.weight *= columns.sqrt()
+                weight *= columns.sqrt()
         return layer
 
-    def _first_layer(self, width: int) -> nn.Linear:
-        """The layer that reads the columns of :meth:`_read`."""
+    def _start_first(self, layer: Layer) -> Layer:
+        """Initial weights of the layer that reads the columns of :meth:`_read`."""
         columns = self._column_weights()
-        layer = linear(type(self).__name__, self.columns, width)
         return self._start_hidden(layer, columns.sum(), columns)
-
-    @staticmethod
-    def _start_at_zero(layer: nn.Linear) -> nn.Linear:
-        """Zero the last layer: every parameter starts at the scalar map's start."""
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-        return layer
 
 
 class _Perceptron(Layered):
@@ -126,9 +128,6 @@ class _Perceptron(Layered):
         super().__init__(in_features, out_features, context=context, encoding=encoding)
         self._set_layers(hidden, activation)
         self._make_layers()
-
-    def _make_layers(self) -> None:
-        raise NotImplementedError
 
 
 @register
@@ -154,13 +153,6 @@ class MLP(_Perceptron):
         >>> net(torch.randn(5, 3), torch.randn(5, 2)).shape
         torch.Size([5, 4])
     """
-
-    def _make_layers(self) -> None:
-        name = type(self).__name__
-        self.layers = nn.ModuleList([self._first_layer(self.hidden[0])])
-        for a, b in itertools.pairwise(self.hidden):
-            self.layers.append(self._start_hidden(linear(name, a, b)))
-        self.last = self._start_at_zero(linear(name, self.hidden[-1], self.out_features))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""
@@ -195,17 +187,13 @@ class ResidualMLP(_Perceptron):
     """
 
     def _make_layers(self) -> None:
-        name, width = type(self).__name__, self.hidden[0]
+        width, blocks = self.hidden[0], range(len(self.hidden))
         if set(self.hidden) != {width}:
-            raise checks.fail(name, "hidden", "one width for all blocks", self.hidden)
-        self.first = self._first_layer(width)
-        self.inner = nn.ModuleList(
-            self._start_hidden(linear(name, width, width)) for _ in self.hidden
-        )
-        self.outer = nn.ModuleList(
-            self._start_at_zero(linear(name, width, width)) for _ in self.hidden
-        )
-        self.last = self._start_at_zero(linear(name, width, self.out_features))
+            raise checks.fail("ResidualMLP", "hidden", "one width for all blocks", self.hidden)
+        self.first = self._start_first(self._layer(self.columns, width))
+        self.inner = nn.ModuleList(self._start_hidden(self._layer(width, width)) for _ in blocks)
+        self.outer = nn.ModuleList(start_at_zero(self._layer(width, width)) for _ in blocks)
+        self.last = start_at_zero(self._layer(width, self.out_features))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., out_features)`` raw parameters."""

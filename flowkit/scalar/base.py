@@ -54,8 +54,8 @@ class ScalarMap:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The interval that the map sends to itself; all real numbers by default."""
-        return (-math.inf, math.inf)
+        """The interval sent to itself: from ``lower`` to ``upper``, or all real numbers."""
+        return (getattr(self, "lower", -math.inf), getattr(self, "upper", math.inf))
 
     def fixes(self, end: Tensor) -> Tensor:
         """Where a number is sent to itself, whatever the parameters, with all beyond it."""
@@ -65,8 +65,7 @@ class ScalarMap:
     @property
     def keeps_interval(self) -> bool:
         """Whether it is a map of a bounded interval, which no rounding leads out of."""
-        lower, upper = self.bounds
-        return math.isfinite(lower) and math.isfinite(upper)
+        return all(map(math.isfinite, self.bounds))
 
     def joints(self, params: Tensor) -> Tensor:
         """Points ``(..., n)``, in order, where the map is put together of pieces: knots, ends.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,10 +41,10 @@ class PerFeature(ScalarMap):
     """
 
     maps: tuple[ScalarMap, ...]
-    _lengths: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    _groups: tuple[tuple[ScalarMap, tuple[int, ...]], ...] = field(
-        init=False, repr=False, compare=False
-    )
+
+    # Of every object its own, made of the maps.
+    _lengths: ClassVar[tuple[int, ...]]
+    _groups: ClassVar[tuple[tuple[ScalarMap, tuple[int, ...]], ...]]
 
     def __post_init__(self) -> None:
         listed = checks.as_list(self.maps)
@@ -52,28 +53,18 @@ class PerFeature(ScalarMap):
         maps = tuple(listed)
         # Runs of equal maps are cut out, joined by map, transformed, and put back in order.
         runs = [(m, len(list(run))) for m, run in itertools.groupby(maps)]
-        groups = tuple(
+        groups = (
             (m, tuple(i for i, (other, _) in enumerate(runs) if other == m))
             for m in dict.fromkeys(maps)
         )
-        values = {"maps": maps, "_lengths": tuple(n for _, n in runs), "_groups": groups}
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    @property
-    def param_size(self) -> int:  # type: ignore[override]
-        """The largest of the maps."""
-        return max(m.param_size for m in self.maps)
-
-    @property
-    def starts_at_identity(self) -> bool:  # type: ignore[override]
-        """Whether all maps do."""
-        return all(m.starts_at_identity for m in self.maps)
-
-    @property
-    def smoothness(self) -> float:  # type: ignore[override]
-        """The least of the maps."""
-        return min(m.smoothness for m in self.maps)
+        vars(self).update(
+            maps=maps,
+            param_size=max(m.param_size for m in maps),
+            starts_at_identity=all(m.starts_at_identity for m in maps),
+            smoothness=min(m.smoothness for m in maps),
+            _lengths=tuple(n for _, n in runs),
+            _groups=tuple(groups),
+        )
 
     def fixes(self, end: Tensor) -> Tensor:
         """Where each map does; ``end`` has one entry per map."""
@@ -102,7 +93,7 @@ class PerFeature(ScalarMap):
             )
         own = params.dim() == x.dim() + 1
         rows = x.split(self._lengths)
-        row_params = params.split(self._lengths) if own else (params,) * len(rows)
+        row_params = params.split(self._lengths) if own else ()
         values, log_slopes = list(rows), list(rows)
         for m, runs in self._groups:
             together = torch.cat([rows[i] for i in runs])

@@ -1,11 +1,9 @@
-"""One bin of a rational-quadratic spline, and how to halve a set of bins.
+"""One bin of a rational-quadratic spline, forward and backward.
 
 Both directions are sums of positive terms only, so that neither can lose its sign to rounding.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,30 +43,3 @@ def forward_in_bin(theta: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor, 
     whole = torch.addcmul(above + high, last, mixed)
     slope = torch.addcmul(torch.addcmul(mixed + mixed, last, low), first, high)
     return above / whole, slope / (whole * whole)
-
-
-def halves(bins: Tensor, half: int) -> tuple[Tensor, ...]:
-    """``bins (2, K, ...)`` without the last ``half`` bins, and without the first."""
-    if bins.shape[1] == 2 * half:  # without overlap, which would be dear on the way back
-        return bins.chunk(2, 1)
-    return bins[:, :-half], bins[:, half:]
-
-
-def pick(beyond: Tensor, rows: list[Tensor], half: int) -> list[Tensor]:
-    """``rows`` without the first ``half`` where true, without the last elsewhere."""
-    pairs = zip(rows[half:], rows[:-half], strict=True)
-    return [torch.where(beyond, upper, lower) for upper, lower in pairs]
-
-
-def pair(both: Tensor) -> tuple[Tensor, Tensor]:
-    """What is across and what is up."""
-    across, up = both.unbind()
-    return across, up
-
-
-class Bin(NamedTuple):
-    """The bin that a number falls in, each pair first across, then up."""
-
-    start: tuple[Tensor, Tensor]  # where it begins, in shares of the axes from their middle
-    size: tuple[Tensor, Tensor]  # likewise
-    slopes: tuple[Tensor, Tensor]  # at its two ends

@@ -18,7 +18,7 @@ from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.bins import find_root_in_bins
 from flowkit.scalar.base import ScalarMap
-from flowkit.scalar.bump import end_of, height, least_shape, smooth_step
+from flowkit.scalar.bump import height, least_shape, powers, smooth_step
 
 
 class _Bumps(NamedTuple):
@@ -38,12 +38,11 @@ class _Bumps(NamedTuple):
 class _Residual:
     """Value less target and slope of many mixtures, as fast as can be, for the search."""
 
-    def __init__(self, rows: list[Tensor], exponent: float, circular: bool) -> None:
-        self._rows, self._exponent, self._circular = rows, exponent, circular
+    def __init__(self, rows: list[Tensor], mixture: SmoothMixture) -> None:
+        self._rows, self._mixture = rows, mixture
 
     def take(self, index: Tensor) -> _Residual:
-        rows = [row.index_select(-1, index) for row in self._rows]
-        return _Residual(rows, self._exponent, self._circular)
+        return _Residual([row.index_select(-1, index) for row in self._rows], self._mixture)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         target, floor, *rows = self._rows
@@ -51,17 +50,14 @@ class _Residual:
             rows = [row.unsqueeze(1) for row in rows]
         start, scale, shape, gain, steepness = rows
         rounds = None
-        if self._circular:
+        if self._mixture._circular:
             low = x - start
             rounds = low.floor()
             low = low.sub_(rounds).mul_(scale)
         else:
             # Here the start comes in units of the width.
             low = torch.addcmul(start, scale, x)
-        end = end_of(self._exponent, x.dtype)
-        low = low.clamp(end, 1 - end)
-        high = 1 - low
-        rise, fall = high.pow(-self._exponent), low.pow(-self._exponent)
+        low, high, rise, fall = powers(low, self._mixture.exponent)
         step = (rise - fall).mul_(shape).sigmoid_()
         slope = rise.div_(high).add_(fall.div_(low))
         slope = slope.mul_(torch.addcmul(step, step, step, value=-1)).mul_(steepness)
@@ -135,23 +131,14 @@ class SmoothMixture(ScalarMap):
         """Five per component: weight, centre, inverse width, floor, shape."""
         return 5 * self.components
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The interval."""
-        return (self.lower, self.upper)
-
     def _place(self, centres: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Where the bumps start, and their inverse widths."""
         scale = torch.exp(self.max_log_scale * torch.tanh(raw / self.max_log_scale))
         return centres - 0.5 / scale, scale
 
-    def _weigh(
-        self, start: Tensor, scale: Tensor, shape: Tensor, gain: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """``gain`` such that each bump has its full weight inside the interval; steps at 0."""
-        base = height(-scale * start, shape, self.exponent)
-        inside = height(scale * (1 - start), shape, self.exponent) - base
-        return gain / inside, base
+    def _at_zero(self, start: Tensor, scale: Tensor, shape: Tensor) -> Tensor:
+        """The steps at the lower end."""
+        return height(-scale * start, shape, self.exponent)
 
     def _bumps(self, params: Tensor, ndim: int) -> _Bumps:
         """What ``params`` stand for, for numbers of ``ndim`` dimensions."""
@@ -165,7 +152,9 @@ class SmoothMixture(ScalarMap):
         # At zero parameters 1.2 above the least, and 10 at most.
         shape = least_shape(self.exponent) + 10 * torch.sigmoid(raw[4] - 2)
         least = weights * floors
-        gain, base = self._weigh(start, scale, shape, weights - least)
+        gain, base = weights - least, self._at_zero(start, scale, shape)
+        if self.keeps_interval:  # each bump has its full weight inside
+            gain = gain / (height(scale * (1 - start), shape, self.exponent) - base)
         return _Bumps(start, scale, shape, gain, base, least.sum(0))
 
     def _step(self, x: Tensor, bumps: _Bumps) -> tuple[Tensor, Tensor]:
@@ -187,7 +176,9 @@ class SmoothMixture(ScalarMap):
         return self._keep_inside((y - self.lower) / (self.upper - self.lower), x), log_slope
 
     def _keep_inside(self, unit: Tensor, value: Tensor) -> Tensor:
-        """Undo the rounding that led out of the interval."""
+        """Undo the rounding that led out of an interval that the map keeps."""
+        if not self.keeps_interval:
+            return value
         inside = (unit >= 0) & (unit <= 1)
         kept = torch.where(inside, value.clamp(self.lower, self.upper), value)
         return value + (kept - value).detach()
@@ -210,7 +201,7 @@ class SmoothMixture(ScalarMap):
             for row in (start, bumps.scale, bumps.shape, bumps.gain, steepness)
         ]
         below = (bumps.gain * bumps.base).sum(0).expand(shape).reshape(-1)
-        residual = _Residual([y + below, floor, *rows], self.exponent, self._circular)
+        residual = _Residual([y + below, floor, *rows], self)
         x, slope = find_root_in_bins(
             residual, y, *self._between(y, floor), points=self.points, tolerance=self.tolerance
         )
@@ -252,13 +243,8 @@ class RealSmoothMixture(SmoothMixture):
         # 1 - 1 / a, exact also where a is near one.
         return centres * -torch.expm1(-log_scale), log_scale.exp()
 
-    def _weigh(
-        self, start: Tensor, scale: Tensor, shape: Tensor, gain: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return gain, torch.zeros_like(start)
-
-    def _keep_inside(self, unit: Tensor, value: Tensor) -> Tensor:
-        return value
+    def _at_zero(self, start: Tensor, scale: Tensor, shape: Tensor) -> Tensor:
+        return torch.zeros_like(start)
 
 
 @register
@@ -287,14 +273,9 @@ class CircularSmoothMixture(SmoothMixture):
         scale = torch.exp(self.max_log_scale * torch.sigmoid(raw - 1))
         return centres - 0.5 / scale, scale
 
-    def _weigh(
-        self, start: Tensor, scale: Tensor, shape: Tensor, gain: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _at_zero(self, start: Tensor, scale: Tensor, shape: Tensor) -> Tensor:
         rounds = torch.floor(-start.detach())
-        return gain, height(scale * (-start - rounds), shape, self.exponent) + rounds
-
-    def _keep_inside(self, unit: Tensor, value: Tensor) -> Tensor:
-        return value
+        return height(scale * (-start - rounds), shape, self.exponent) + rounds
 
     def _step(self, x: Tensor, bumps: _Bumps) -> tuple[Tensor, Tensor]:
         way = x - bumps.start

@@ -17,21 +17,32 @@ from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.clips import soft_clip
 from flowkit.scalar.base import ScalarMap
-from flowkit.scalar.rational import (
-    Bin,
-    forward_in_bin,
-    halves,
-    inner_end,
-    inverse_in_bin,
-    pair,
-    pick,
-    snap,
-)
+from flowkit.scalar.rational import forward_in_bin, inner_end, inverse_in_bin, snap
+
+#: The bin that a number falls in: where it begins, in shares of the axes from their middle, and
+#: its size, both first across, then up; the slopes at its two ends.
+_Bin = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
+def _halves(bins: Tensor, half: int) -> tuple[Tensor, ...]:
+    """``bins (2, K, ...)`` without the last ``half`` bins, and without the first."""
+    if bins.shape[1] == 2 * half:  # without overlap, which would be dear on the way back
+        return bins.chunk(2, 1)
+    return bins[:, :-half], bins[:, half:]
+
+
+def _pick(beyond: Tensor, rows: list[Tensor], half: int) -> list[Tensor]:
+    """``rows`` without the first ``half`` where true, without the last elsewhere."""
+    pairs = zip(rows[half:], rows[:-half], strict=True)
+    return [torch.where(beyond, upper, lower) for upper, lower in pairs]
 
 
 @dataclass(frozen=True)
 class _Spline(ScalarMap):
-    """What the three splines share: the options, their checks, the search and the linear tails.
+    """A spline whose slopes are all free, on an interval that a subclass names.
+
+    Beyond the interval it goes on along the lines of its end slopes. Subclasses fix some slopes,
+    or tie them to each other, and go on otherwise.
 
     Parameters are handled with their own dimension first, ``(P, ...)``: this is how the structures
     lay them out in memory, so that sums over a bin's few numbers run along whole rows.
@@ -43,11 +54,18 @@ class _Spline(ScalarMap):
     min_slope: float = checks.option(1e-3, checks.number, above=0, below=1)
 
     smoothness: ClassVar[float] = 1
+    #: Number of free slopes, less that of bins.
+    _more_slopes: ClassVar[int] = 1
+
+    @property
+    def param_size(self) -> int:  # type: ignore[override]
+        """A width and a height per bin, and the free slopes."""
+        return 3 * self.bins + self._more_slopes
 
     @property
     def _ends(self) -> tuple[float, float]:
         """Where the outermost knots stand."""
-        raise NotImplementedError
+        return self.bounds
 
     @property
     def _floor(self) -> float:
@@ -62,13 +80,14 @@ class _Spline(ScalarMap):
 
     def _tilt(self, lean: Tensor) -> Tensor:
         """Sum of ``lean (K, ...)`` over the two bins at each free slope, ``(S, ...)``."""
-        raise NotImplementedError
+        # The ends have a bin on one side only; it counts twice.
+        return torch.cat([lean[:1], lean]) + torch.cat([lean, lean[-1:]])
 
-    def _at_knots(self, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _at_knots(self, free: Tensor) -> tuple[Tensor, ...]:
         """Raw slopes at the first knot, the inner ones and the last, from the free ones."""
-        raise NotImplementedError
+        return free.split([1, self.bins - 1, 1])
 
-    def _read(self, params: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def _read(self, params: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Weights ``(2, K, ...)`` of widths and heights, and raw slopes, from ``(P, ...)``."""
         sizes, slopes = params.split([2 * self.bins, self.param_size - 2 * self.bins])
         weights = self._weights(sizes.unflatten(0, (2, self.bins)))
@@ -79,7 +98,7 @@ class _Spline(ScalarMap):
         widths, heights = weights.unbind()
         return raw + self._tilt(heights - widths)
 
-    def _find(self, share: Tensor, params: Tensor, axis: int) -> Bin:
+    def _find(self, share: Tensor, params: Tensor, axis: int) -> _Bin:
         """The bin in which ``share`` of ``axis`` away from its middle lies, by halving.
 
         Of all bins, either the lower half is left or the upper one; an odd one in the middle
@@ -95,7 +114,7 @@ class _Spline(ScalarMap):
         steep = torch.finfo(sizes.dtype).max / (4 * left * (1 + self._floor))
         while left > 1:
             half = left // 2
-            lower, upper = halves(sizes, half)
+            lower, upper = _halves(sizes, half)
             below = (lower if left == 2 * half else lower[:, :half]).sum(1) + half * self._floor
             passed = below.detach()[axis]
             # 1 where the rest reaches beyond the lower half, else 0.
@@ -103,13 +122,13 @@ class _Spline(ScalarMap):
             rest = torch.addcmul(rest, passed, beyond, value=-1)
             start = torch.addcmul(start, below, beyond)
             sizes = torch.lerp(lower, upper, beyond)
-            lower, upper = halves(slopes, half)
+            lower, upper = _halves(slopes, half)
             slopes = torch.lerp(lower, upper, beyond)
             left -= half
         start, size = start / whole, (sizes.squeeze(1) + self._floor) / whole
-        return Bin(pair(start), pair(size), pair(self._slopes(slopes.squeeze(1))))
+        return start.unbind(), size.unbind(), self._slopes(slopes.squeeze(1)).unbind()
 
-    def _find_unrolled(self, share: Tensor, params: Tensor, axis: int) -> Bin:
+    def _find_unrolled(self, share: Tensor, params: Tensor, axis: int) -> _Bin:
         """The same number by number: slower as it stands, but a compiler makes one pass of it."""
         weights, knots = self._read(params)
         slopes = [row for rows in knots for row in rows.unbind()]
@@ -124,11 +143,11 @@ class _Spline(ScalarMap):
             beyond = rest > passed
             rest = torch.where(beyond, rest - passed, rest)
             start = [s + torch.where(beyond, b, 0.0) for s, b in zip(start, below, strict=True)]
-            sizes = [pick(beyond, rows, half) for rows in sizes]
-            slopes = pick(beyond, slopes, half)
-        first, last = (self._slopes(slope) for slope in slopes)
+            sizes = [_pick(beyond, rows, half) for rows in sizes]
+            slopes = _pick(beyond, slopes, half)
         (x0, y0), ((width,), (height,)), (across, up) = start, sizes, whole
-        return Bin((x0 / across, y0 / up), (width / across, height / up), (first, last))
+        ends = tuple(map(self._slopes, slopes))
+        return (x0 / across, y0 / up), (width / across, height / up), ends
 
     def _extend(
         self, out: Tensor, value: Tensor, inside: Tensor, excess: Tensor, log_slope: Tensor
@@ -143,7 +162,9 @@ class _Spline(ScalarMap):
                 below the lower one.
             log_slope: The log-slope at ``inside``.
         """
-        raise NotImplementedError
+        # Rounding must not lead out of the interval, where a base may have no mass.
+        kept = snap(out, excess, *self._ends)
+        return torch.addcmul(kept, value - inside, log_slope.exp())
 
     def _slopes(self, raw: Tensor) -> Tensor:
         """Slopes between ``min_slope`` and its inverse, one where ``raw`` is zero."""
@@ -159,7 +180,7 @@ class _Spline(ScalarMap):
     def knots(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What ``params (..., param_size)`` mean.
 
-        Rerounds:
+        Returns:
             Widths and heights of the bins as shares of the interval, each ``(..., bins)``, and
             the slopes at the knots, ``(..., bins + 1)``.
         """
@@ -168,7 +189,7 @@ class _Spline(ScalarMap):
         widths, heights = (sizes / sizes.sum(1, keepdim=True)).movedim(1, -1)
         return widths, heights, self._slopes(torch.cat(knots).movedim(0, -1))
 
-    def _apply(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _apply(self, value: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         params = params[(None,) * (value.dim() + 1 - params.dim())].movedim(-1, 0)
         lower, upper = self._ends
         inside = value.clamp(lower, upper)
@@ -204,7 +225,7 @@ class _Spline(ScalarMap):
 
 
 @register
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RationalQuadraticSpline(_Spline):
     r"""Monotone rational-quadratic spline on :math:`[-b, b]`, the identity outside.
 
@@ -248,21 +269,16 @@ class RationalQuadraticSpline(_Spline):
         True
     """
 
+    # One bin alone would be the identity.
+    bins: int = checks.option(8, checks.integer, least=2)
+    _: KW_ONLY
     bound: float = checks.option(5.0, checks.number, above=0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # One bin alone would be the identity.
-        checks.integer(type(self).__name__, "bins", self.bins, least=2)
+    _more_slopes: ClassVar[int] = -1
 
     def fixes(self, end: Tensor) -> Tensor:
         """The ends of the spline and what lies beyond."""
         return end.abs() >= self.bound
-
-    @property
-    def param_size(self) -> int:  # type: ignore[override]
-        """Three per bin, less the two outer slopes and the linear tails' shared one."""
-        return 3 * self.bins - 1
 
     @property
     def _ends(self) -> tuple[float, float]:
@@ -271,7 +287,7 @@ class RationalQuadraticSpline(_Spline):
     def _tilt(self, lean: Tensor) -> Tensor:
         return lean[:-1] + lean[1:]
 
-    def _at_knots(self, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _at_knots(self, free: Tensor) -> tuple[Tensor, ...]:
         one = torch.zeros_like(free[:1])  # outside the slope is one, which is a raw zero
         return one, free, one
 
@@ -303,35 +319,6 @@ class IntervalSpline(_Spline):
     lower: float = checks.option(0.0, checks.number)
     upper: float = checks.option(1.0, checks.number)
 
-    @property
-    def param_size(self) -> int:  # type: ignore[override]
-        """Three per bin and one more slope."""
-        return 3 * self.bins + 1
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The interval."""
-        return (self.lower, self.upper)
-
-    @property
-    def _ends(self) -> tuple[float, float]:
-        return (self.lower, self.upper)
-
-    def _tilt(self, lean: Tensor) -> Tensor:
-        # The ends have a bin on one side only; it counts twice.
-        return torch.cat([lean[:1], lean]) + torch.cat([lean, lean[-1:]])
-
-    def _at_knots(self, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        first, inner, last = free.split([1, self.bins - 1, 1])
-        return first, inner, last
-
-    def _extend(
-        self, out: Tensor, value: Tensor, inside: Tensor, excess: Tensor, log_slope: Tensor
-    ) -> Tensor:
-        # Rounding must not lead out of the interval, where a base may have no mass.
-        kept = snap(out, excess, self.lower, self.upper)
-        return torch.addcmul(kept, value - inside, log_slope.exp())
-
 
 @register
 @dataclass(frozen=True)
@@ -354,22 +341,19 @@ class CircularSpline(IntervalSpline):
         tensor(1.)
     """
 
-    @property
-    def param_size(self) -> int:  # type: ignore[override]
-        """Three per bin: the first slope is also the last."""
-        return 3 * self.bins
+    _more_slopes: ClassVar[int] = 0
 
     def _tilt(self, lean: Tensor) -> Tensor:
         return lean + lean.roll(1, 0)
 
-    def _at_knots(self, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _at_knots(self, free: Tensor) -> tuple[Tensor, ...]:
         first, inner = free.split([1, self.bins - 1])
         return first, inner, first
 
-    def _apply(self, value: Tensor, params: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _apply(self, value: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         period = self.upper - self.lower
         rounds = period * torch.floor((value - self.lower) / period)
         # None at either end of the interval: both stay the same to the bit.
         rounds = rounds * (value.clamp(self.lower, self.upper) != value)
-        out, log_slope = super()._apply(value - rounds, params, inverse)
+        out, log_slope = super()._apply(value - rounds, params, inverse=inverse)
         return out + rounds, log_slope

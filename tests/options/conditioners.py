@@ -95,7 +95,7 @@ of(
     encoded(FourierEncoding),
     n_frequencies=rises(40, 50, see=lambda **o: FourierEncoding(**o).sizes(2)[0]),
     max_frequency=rises(
-        80.0, 200.0, see=lambda **o: FourierEncoding(**o, seed=0).constants(2, False).max()
+        80.0, 200.0, see=lambda **o: FourierEncoding(**o, seed=0).constants(2, causal=False).max()
     ),
     seed=differs(1, 2, base=0),
     bound=differs(0.5, None, using={"seed": 0}),
