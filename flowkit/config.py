@@ -131,15 +131,16 @@ def _settings(part: Any) -> dict[str, Any]:
     settings = {
         name: value
         for name, value in vars(part).items()
-        if not name.startswith("_") and name != "training" and _is_plain(value)
+        if not name.startswith("_") and name != "training" and is_plain(value)
     }
     children = part.named_children() if isinstance(part, nn.Module) else ()
     return settings | {name: type(child) for name, child in children}
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, a flag, ``None``, or a sequence of these."""
     if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
 
 

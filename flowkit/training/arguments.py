@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from flowkit import checks
 from flowkit.errors import ArgumentError
@@ -18,9 +18,14 @@ from flowkit.flow import Flow
 from flowkit.objectives import Objective
 from flowkit.training.checkpoint import prepare_path
 from flowkit.training.history import History
-from flowkit.training.optimizers import OPTIMIZER, SCHEDULER, Scheduler
+
+DEFAULT_LR = 1e-3
+OPTIMIZER = "lambda p: torch.optim.AdamW(p, lr=1e-3)"
+SCHEDULER = "lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)"
 
 Callback = Callable[[Flow, History], Any]
+Optimize = Callable[[Iterable[nn.Parameter]], Optimizer]
+Schedule = Callable[[Optimizer, int], LRScheduler]
 
 
 @dataclass
@@ -36,8 +41,8 @@ class Options:
     steps: int | None
     batch_size: int
     lr: float
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None
-    scheduler: str | Scheduler | None
+    optimizer: Optimize | None
+    scheduler: str | Schedule | None
     clip: float | None
     patience: int | None
     ema: float | None
@@ -58,15 +63,13 @@ class Options:
                 "remedy: leave one of them out"
             )
         self.lr = checks.number("fit", "lr", self.lr, above=0)
-        if self.clip is not None:
-            self.clip = checks.number("fit", "clip", self.clip, above=0)
-        if self.ema is not None:
-            self.ema = checks.number("fit", "ema", self.ema, above=0, below=1)
-        if self.optimizer is not None and (
-            not callable(self.optimizer) or isinstance(self.optimizer, Optimizer)
-        ):
+        for name, below in (("clip", None), ("ema", 1)):
+            if (value := getattr(self, name)) is not None:
+                setattr(self, name, checks.number("fit", name, value, above=0, below=below))
+        make = self.optimizer
+        if make is not None and (isinstance(make, Optimizer) or not callable(make)):
             expected = "a function from parameters to an optimizer"
-            raise checks.fail("fit", "optimizer", expected, self.optimizer, OPTIMIZER)
+            raise checks.fail("fit", "optimizer", expected, make, OPTIMIZER)
         if self.scheduler not in (None, "cosine", "plateau") and not callable(self.scheduler):
             expected = "'cosine', 'plateau', None or a function"
             raise checks.fail("fit", "scheduler", expected, self.scheduler, SCHEDULER)
@@ -77,15 +80,11 @@ class Options:
             expected, remedy = "a sequence of functions", "callbacks=[function]"
             raise checks.fail("fit", "callbacks", expected, self.callbacks, remedy)
         self.callbacks = listed
-        if self.checkpoint is not None:
-            self.checkpoint = _path(self.checkpoint)
-
-
-def _path(checkpoint: Any) -> Path:
-    if not isinstance(checkpoint, (str, os.PathLike)) or os.path.isdir(checkpoint):
-        expected = "the path of a file, not of a folder"
-        raise checks.fail("fit", "checkpoint", expected, checkpoint, "checkpoint='fit.ckpt'")
-    return prepare_path(checkpoint)
+        if (path := self.checkpoint) is not None:
+            if not isinstance(path, (str, os.PathLike)) or os.path.isdir(path):
+                expected = "the path of a file, not of a folder"
+                raise checks.fail("fit", "checkpoint", expected, path, "checkpoint='fit.ckpt'")
+            self.checkpoint = prepare_path(path)
 
 
 def check_parts(flow: Any, objective: Any, fabric: Any) -> None:

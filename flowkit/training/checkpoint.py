@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from flowkit.checks import is_integer
 from flowkit.errors import CheckpointError, DataError
 from flowkit.files import check_writable, remove_leftovers, replacing
 from flowkit.training.history import History
 
 _HEAD = b"flowkit checkpoint 1\n"
 _DIGEST = hashlib.sha256
-_PARTS = ("settings", "step", "optimizer", "history")
-_COUNTS = ("epoch", "done", "waited")
+_OTHER = {
+    "weights": "is of another flow",
+    "flow": "is of another flow",
+    "data": "is of other data",
+    "validation": "is of other validation data",
+}
 _COLUMNS = ("epochs", "steps", "train", "learning_rate", "seconds")
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
@@ -93,19 +95,14 @@ def read_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         CheckpointError: If the file is damaged or belongs to something else.
     """
     content = _read(path)
-    remedy = "remedy: continue with the flow and settings that wrote it, or choose another path"
     stored = content["settings"]
     for name, value in settings.items():
         if name == "total_steps" or stored.get(name) == value:
             continue
-        if name in ("weights", "flow"):
-            raise CheckpointError(f"the checkpoint {path} is of another flow; {remedy}")
-        if name in ("data", "validation"):
-            other = "other data" if name == "data" else "other validation data"
-            raise CheckpointError(f"the checkpoint {path} is of {other}; {remedy}")
+        found = f"was written with {name}={stored.get(name)!r}, this fit has {name}={value!r}"
         raise CheckpointError(
-            f"the checkpoint {path} was written with {name}={stored.get(name)!r}, this fit "
-            f"has {name}={value!r}; {remedy}"
+            f"the checkpoint {path} {_OTHER.get(name, found)}; remedy: continue with the flow and "
+            "settings that wrote it, or choose another path"
         )
     return content
 
@@ -132,37 +129,23 @@ def _read(path: Path) -> dict[str, Any]:
         content = torch.load(io.BytesIO(data[start:]), map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no state surface as almost any exception
         raise damaged(type(error).__name__) from None
-    wrong = _first_wrong(content)
-    if wrong:
-        raise damaged(f"no valid {wrong} in it")
+    settings = content.get("settings") if isinstance(content, dict) else None
+    if not isinstance(settings, dict) or type(settings.get("total_steps")) is not int:
+        raise damaged("no valid settings in it")
+    if not _is_record(content.get("history"), content.get("epoch"), content.get("done")):
+        raise damaged("no valid history in it")
     return content
 
 
-def _first_wrong(content: Any) -> str:
-    """Name the first invalid part; empty if all are valid."""
-    if not isinstance(content, dict):
-        return "content"
-    best = content.get("best", ())
-    valid = {name: isinstance(content.get(name), dict) for name in _PARTS}
-    valid |= {k: is_integer(content.get(k)) and content[k] >= 0 for k in _COUNTS}
-    valid["best"] = best is None or isinstance(best, dict)
-    wrong = [name for name, fine in valid.items() if not fine]
-    if wrong:
-        return wrong[0]
-    if type(content["settings"].get("total_steps")) is not int:
-        return "total_steps"
-    if not all(isinstance(v, Tensor) for v in (*content["step"].values(), *(best or {}).values())):
-        return "weights"
-    return "" if _is_record(content["history"], content["epoch"], content["done"]) else "history"
-
-
-def _is_record(record: dict[str, Any], epoch: int, done: int) -> bool:
+def _is_record(record: Any, epoch: Any, done: Any) -> bool:
+    """Whether a record is that of so many epochs and steps."""
     names = {field.name for field in fields(History)}
-    if set(record) != names or not isinstance(record["terms"], dict):
+    if not isinstance(record, dict) or record.keys() != names:
         return False
-    lists = [*map(record.get, _COLUMNS), *record["terms"].values()]
-    lists += [record["validation"]] if record["validation"] else []
-    best = record["best_epoch"]
+    terms, best = record["terms"], record["best_epoch"]
+    if not isinstance(terms, dict):
+        return False
+    lists = [*map(record.get, _COLUMNS), *terms.values(), record["validation"] or record["train"]]
     return (
         all(isinstance(values, list) and len(values) == epoch for values in lists)
         and all(type(value) in (int, float) for values in lists for value in values)
@@ -170,37 +153,3 @@ def _is_record(record: dict[str, Any], epoch: int, done: int) -> bool:
         and isinstance(record["stopped"], str)
         and (best is None or (type(best) is int and 1 <= best <= epoch))
     )
-
-
-def same_shapes(state: dict[str, Any], module: nn.Module) -> bool:
-    """Whether a state has the names and shapes of a module's."""
-    own = module.state_dict()
-    return state.keys() == own.keys() and all(state[k].shape == own[k].shape for k in own)
-
-
-def described(part: nn.Module) -> Any:
-    """Describe an objective, and those in it, by class and plain settings.
-
-    Of classes from elsewhere the name alone: what their attributes mean is not known here.
-    """
-    name = type(part).__qualname__
-    if not type(part).__module__.startswith("flowkit."):
-        return name
-    settings = {
-        key: value
-        for key, value in sorted(vars(part).items())
-        if not key.startswith("_") and key != "training" and _is_plain(value)
-    }
-    inner = [described(child) for child in part.children()]
-    return [name, settings, inner] if settings or inner else name
-
-
-def plain_settings(group: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an optimiser's parameters that are plain numbers, texts or flags."""
-    return {key: value for key, value in group.items() if _is_plain(value) and key != "params"}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from flowkit import checks
 from flowkit.flow import Flow
 from flowkit.numerics.noise import drawing_from
 from flowkit.objectives import MaximumLikelihood, Objective
 from flowkit.training import resume
-from flowkit.training.arguments import Callback, Options, check_parts
+from flowkit.training.arguments import (
+    DEFAULT_LR,
+    Callback,
+    Optimize,
+    Options,
+    Schedule,
+    check_parts,
+)
 from flowkit.training.history import History
 from flowkit.training.loop import run
-from flowkit.training.optimizers import DEFAULT_LR, Scheduler
 from flowkit.training.output import output
 from flowkit.training.processes import released
 from flowkit.training.randomness import generator_of
@@ -40,8 +45,8 @@ def fit(
     steps: int | None = None,
     batch_size: int = 256,
     lr: float = DEFAULT_LR,
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
-    scheduler: str | Scheduler | None = "cosine",
+    optimizer: Optimize | None = None,
+    scheduler: str | Schedule | None = "cosine",
     clip: float | None = 10.0,
     patience: int | None = 20,
     ema: float | None = None,
@@ -156,10 +161,8 @@ def fit(
         with torch.inference_mode(False), torch.enable_grad(), _on_device(step, fabric):
             # The same in all processes; Datasets and layers that start from data may draw.
             with drawing_from(generator):
-                train, held = read_data(
-                    flow, objective, data, validation, seed=options.seed, device=device
-                )
-                start_from_data(flow, objective, train, generator)
+                train, held = read_data(step, data, validation, seed=options.seed, device=device)
+                start_from_data(step, train, generator)
             shown = output(shows and fabric.is_global_zero)
             plan = Plan(
                 step, fabric, options, train=train, held=held, generator=generator, output=shown

@@ -9,21 +9,20 @@ from typing import Any
 from torch import Tensor
 
 from flowkit.errors import DataError
-from flowkit.flow import Flow
 from flowkit.objectives import Objective
+from flowkit.training.step import Step
 
 _OWN = ("x", "context", "weight", "group")
 # What one objective reads, and data for several of them hold.
 _OF_ONE = {"force": "ForceMatching", "row": "DependentLikelihood"}
 
 
-def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, what: str) -> str:
+def check_keys(batch: Mapping[str, Tensor], step: Step, what: str) -> str:
     """Refuse unknown and missing names, and warn of those that are known but not read here.
 
     Args:
         batch: One sample of the data.
-        flow: The flow.
-        objective: What is minimised.
+        step: Flow and objective.
         what: Which data these are, for messages.
 
     Returns:
@@ -34,6 +33,7 @@ def check_keys(batch: Mapping[str, Tensor], flow: Flow, objective: Objective, wh
             states what it reads, and a name is neither among that nor ``x``, ``context``,
             ``weight`` or ``group``; if the flow does not read the context.
     """
+    flow, objective = step.flow, step.objective
     if flow.needs_context and "context" not in batch:
         raise DataError(
             f"this flow is conditional: data expected a dict with x and context (samples, "
@@ -137,7 +137,7 @@ class Reading:
 or read it in the objective")
     """
 
-    def __init__(self, objective: Objective, off: bool) -> None:
+    def __init__(self, objective: Objective, *, off: bool) -> None:
         self.off = off or objective.reads is not None
         self.given: dict[str, None] = {}
         self.read: set[str] = set()
@@ -149,7 +149,7 @@ or read it in the objective")
         self.given.update(dict.fromkeys(batch))
         return Watched(batch, self.read)
 
-    def close(self, weighted: bool) -> str:
+    def close(self, *, weighted: bool) -> str:
         """Stop looking, and return a warning of names that nothing has read; empty without any.
 
         Not of ``x``, from which a flow starts, and not of groups, which ``fit`` reads.

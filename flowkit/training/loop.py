@@ -16,12 +16,12 @@ from flowkit.data.batches import DataSplit
 from flowkit.training import resume
 from flowkit.training.history import History, Progress
 from flowkit.training.keys import Reading
-from flowkit.training.nonfinite import non_finite_error, non_finite_weights
+from flowkit.training.nonfinite import Suspects, weights_error
 from flowkit.training.output import Output
 from flowkit.training.randomness import seed_of
 from flowkit.training.setup import Plan
 from flowkit.training.step import StepInput
-from flowkit.training.updates import Updates
+from flowkit.training.updates import Numbered, Updates
 from flowkit.training.warn import warn
 
 
@@ -34,25 +34,20 @@ def run(plan: Plan, progress: Progress, output: Output) -> History:
         output: What shows it.
     """
     history, processes = progress.history, plan.processes
-    reading = Reading(plan.step.objective, plan.random.compiled or progress.epoch > 0)
-    updates = Updates(plan, progress, reading)
+    updates = Updates(plan, progress)
     with _restoring(plan, progress, output):
         output.begin(progress)
         while not history.stopped:
             _epoch(plan, progress, updates, output)
             if progress.epoch == 1:
                 weighted = plan.train is not None and plan.train.weighted
-                if text := reading.close(weighted):
+                if text := updates.reading.close(weighted=weighted):
                     warn(text)
             with processes.together(progress.done), plan.random.anywhere():
                 flow = plan.step.flow
                 stop = [bool(callback(flow, history)) for callback in plan.options.callbacks]
-            if processes.any(any(stop)):
-                history.stopped = "callback"
-            elif plan.out_of_patience(progress.waited):
-                history.stopped = "patience"
-            elif progress.done >= plan.total:
-                history.stopped = plan.limit
+            (by_callback,) = processes.any(any(stop))
+            history.stopped = "callback" if by_callback else plan.reason_to_stop(progress)
             if plan.held is None:
                 progress.last = plan.weights()
             output.epoch(progress)
@@ -88,19 +83,15 @@ def _restoring(plan: Plan, progress: Progress, output: Output) -> Iterator[None]
         plan.step.zero_grad()
 
 
-def _batches(
-    plan: Plan, epoch: int
-) -> Generator[tuple[Tensor | None, dict[str, Tensor]], None, None]:
+def _batches(plan: Plan, epoch: int) -> Generator[Numbered, None, None]:
     """This process's samples of every batch of an epoch, with their numbers."""
     if plan.train is None:
         yield from repeat((None, {}))
-    else:
-        yield from plan.train.batches(
-            seed_of(plan.options.seed, epoch),
-            plan.batch_size,
-            rank=plan.processes.rank,
-            processes=plan.processes.count,
-        )
+        return
+    seed, processes = seed_of(plan.options.seed, epoch), plan.processes
+    yield from plan.train.batches(
+        seed, plan.batch_size, rank=processes.rank, processes=processes.count
+    )
 
 
 def _epoch(plan: Plan, progress: Progress, updates: Updates, output: Output) -> None:
@@ -118,8 +109,7 @@ def _epoch(plan: Plan, progress: Progress, updates: Updates, output: Output) -> 
                 sums[name] = sums.get(name, 0.0) + value
             output.step(progress, loss)
     updates.finish()
-    error = non_finite_weights(plan.step, progress.done)
-    if error is not None:
+    if error := weights_error(plan.step, progress.done):
         raise error
     progress.epoch += 1
     like = sums[""]
@@ -164,10 +154,10 @@ def _validate(plan: Plan, progress: Progress, held: DataSplit, reading: Reading)
     if not math.isfinite(value):
         bad = [k for k, loss in enumerate(losses) if not math.isfinite(loss)]
         numbers = next(islice(held.runs(), bad[0] if bad else 0, None))
-        head = f"the validation loss became {value} after epoch {progress.epoch}"
-        batch = held.batch(numbers)
+        suspects = Suspects(model, held.batch(numbers), numbers, held.of)
         with random.anywhere():
-            raise non_finite_error(model.flow, model.objective, batch, numbers, head, held.of)
+            head = f"the validation loss became {value} after epoch {progress.epoch}"
+            raise suspects.loss_error(head)
     history = progress.history
     better = value < (math.inf if history.best is None else history.best)
     history.validation.append(value)

@@ -2,57 +2,163 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowkit.errors import FlowkitError, NonFiniteLossError
-from flowkit.flow import Flow
 from flowkit.numerics.noise import drawing_from
-from flowkit.objectives import Objective
+from flowkit.training.step import Step
 from flowkit.transforms import Compose, Transform
 
 _TRAINING = "look for outliers in these rows, a lower lr, or clip"
 _OUTSIDE = "leave these rows out, or widen the domain, in the units of the data"
 
 
-@torch.no_grad()
-def non_finite_error(
-    flow: Flow,
-    objective: Objective,
-    batch: dict[str, Tensor],
-    index: Tensor | None,
-    head: str,
-    data: str = "the data",
-) -> NonFiniteLossError:
-    """Find the cause: bad data, bad weights, the first bad layer, then the objective.
+@dataclass(frozen=True)
+class Suspects:
+    """Samples whose loss or gradient is not finite, to be examined.
 
-    Args:
-        flow: The flow, with the weights that gave the loss.
-        objective: The objective, which is examined last.
-        batch: The batch.
-        index: Row numbers of the batch in the data.
-        head: What became not finite, and when.
-        data: What the rows are of: ``"the data"``, ``"the validation data"``.
+    Attributes:
+        step: Flow and objective, with the weights that gave the loss.
+        batch: The samples.
+        index: Their numbers in the data; ``None`` without data.
+        data: Which data these are: ``"the data"``, ``"the validation data"``.
     """
-    for name, tensor in batch.items():
-        rows = _rows(_bad(tensor), index, data)
-        if rows:
-            return NonFiniteLossError(
-                f"{head}: {name} holds NaN or infinite values in {rows}; remedy: drop these rows "
-                "or fill the gaps"
+
+    step: Step
+    batch: dict[str, Tensor]
+    index: Tensor | None
+    data: str = "the data"
+
+    @torch.no_grad()
+    def loss_error(self, head: str) -> NonFiniteLossError:
+        """Find the cause: bad data, bad weights, the first bad layer, then the objective.
+
+        Args:
+            head: What became not finite, and when.
+        """
+        for name, tensor in self.batch.items():
+            if rows := self._rows(_bad(tensor)):
+                return NonFiniteLossError(
+                    f"{head}: {name} holds NaN or infinite values in {rows}; remedy: drop these "
+                    "rows or fill the gaps"
+                )
+        for name, parameter in self.step.flow.named_parameters("flow"):
+            if not bool(parameter.isfinite().all()):
+                named = _parameter(self.step, name)
+                return NonFiniteLossError(
+                    f"{head}: {named} is not finite; remedy: a lower lr, or clip"
+                )
+        layer = self._first_bad_layer() if "x" in self.batch else None
+        if layer is None:
+            return NonFiniteLossError(f"{head}: {self._of_the_objective()}")
+        where, at, remedy = layer
+        parts = (head, self._rows(at), where, f"remedy: {remedy}")
+        return NonFiniteLossError("; ".join(filter(None, parts)))
+
+    def gradient_error(self, number: int) -> NonFiniteLossError | None:
+        """Explain gradients that are not finite, though the loss is; ``None`` if all are finite.
+
+        Args:
+            number: Number of the step, from 1.
+        """
+        bad = [
+            name
+            for name, parameter in self.step.named_parameters()
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+        ]
+        if not bad:
+            return None
+        # On the way back from the loss the last layer is the first one.
+        layers = [name for name in bad if name.startswith("flow.transform.")]
+        of_base = any(name.startswith("flow.base.") for name in bad)
+        where = layers[-1] if layers and not of_base else bad[-1]
+        rows = self._rows(self._bad_gradients())
+        return NonFiniteLossError(
+            f"the loss is finite at step {number}, but its gradient is not: on the way back first "
+            f"in {_parameter(self.step, where)}; {len(bad)} parameter(s) in all"
+            f"{'; ' if rows else ''}{rows}; no weight was changed by it; remedy: look for "
+            "outliers in these rows, a lower lr, or another scalar map or activation in this layer"
+        )
+
+    def _rows(self, bad: Tensor) -> str:
+        """Name the first of the samples that are marked, by their numbers in the data."""
+        places = bad.nonzero().flatten().cpu()[:5]
+        numbers = places if self.index is None else self.index[places]
+        return f"row(s) {numbers.tolist()} of {self.data}" if len(places) else ""
+
+    def _of_the_objective(self) -> str:
+        """Ask the objective for the cause, with its remedy."""
+        objective, with_data = self.step.objective, "x" in self.batch
+        name = type(objective).__name__
+        try:
+            with drawing_from(torch.Generator().manual_seed(0)):
+                fault = objective.fault(self.step.flow, self.batch)
+        except FlowkitError as error:
+            fault = str(error)
+        if fault is None and not with_data:
+            return (
+                f"{name} was given no data, and has no fault at other samples of the flow; "
+                "remedy: a lower lr, clip, or more samples per step"
             )
-    for name, parameter in flow.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            return NonFiniteLossError(
-                f"{head}: the parameter {name}{owner_of(flow, name)} is not finite; remedy: a "
-                "lower lr, or clip"
-            )
-    layer = _first_bad_layer(flow, batch["x"], batch.get("context")) if "x" in batch else None
-    if layer is None:
-        return NonFiniteLossError(f"{head}: {_of_the_objective(flow, objective, batch)}")
-    where, at, remedy = layer
-    parts = (head, _rows(at, index, data), where, f"remedy: {remedy}")
-    return NonFiniteLossError("; ".join(filter(None, parts)))
+        if fault is None:
+            remedy = "look at what it computes from these rows, a lower lr, or clip"
+            fault = f"{name}; remedy: {remedy}"
+        begin = "every layer and the base are finite, so the objective is at fault: "
+        return f"{begin if with_data else ''}{fault}"
+
+    def _first_bad_layer(self) -> tuple[str, Tensor, str] | None:
+        """The first layer whose output or log-det is not finite, for which, and a remedy."""
+        flow, x = self.step.flow, self.batch["x"]
+        try:
+            x, context = flow._prepare(x, self.batch.get("context"))
+        except FlowkitError as error:
+            return str(error), x.new_empty(0).bool(), "data of the shape and dtype of the flow"
+        whole, outputs = flow.transform, []
+        layers: list[Transform] = (
+            [whole[i] for i in range(len(whole))] if isinstance(whole, Compose) else [whole]
+        )
+        for number, layer in enumerate(layers):
+            given = x
+            x, log_det = layer(x, context)
+            outputs.append(x)
+            bad = _bad(x) | ~log_det.isfinite()
+            if bool(bad.any()):
+                place = f"the first layer at fault is number {number}, {layer.label}"
+                outside = bad & ~layer.domain.check(given)
+                if bool(outside.any()):
+                    return f"{place}, whose domain these rows are outside of", outside, _OUTSIDE
+                return place, bad, _TRAINING
+        density = flow.base.log_prob(x, context)
+        bad = ~density.isfinite()
+        if not bool(bad.any()):
+            return None
+        base = f"the base {type(flow.base).__name__} is at fault"
+        # Layers of constant slope, such as Rescale, leave it to the base to have no density there.
+        # (By what leaves them: a circular layer reads everything, modulo its period.)
+        for number, (layer, out) in enumerate(zip(layers, outputs, strict=True)):
+            outside = bad & ~layer.codomain.check(out)
+            if bool(outside.any()):
+                place = f"{base}, beyond the domain of number {number}, {layer.label}"
+                return place, outside, _OUTSIDE
+        zero = density == -torch.inf
+        if bool((zero & ~flow.base.support.check(x)).any()):
+            remedy = "leave these rows out, or a base whose support holds them: StandardNormal"
+            return f"{base}, whose support these rows are outside of", zero, remedy
+        return base, bad, _TRAINING
+
+    def _bad_gradients(self) -> Tensor:
+        """Whether the log-density of each sample has a gradient in x that is not finite."""
+        flow, batch = self.step.flow, self.batch
+        try:
+            x = batch["x"].detach().requires_grad_()
+            with torch.enable_grad():
+                value = flow.log_prob(x, batch.get("context")).sum()
+            return _bad(torch.autograd.grad(value, x)[0])
+        except (KeyError, FlowkitError, RuntimeError):
+            return torch.zeros(0, dtype=torch.bool)
 
 
 def _bad(values: Tensor) -> Tensor:
@@ -60,143 +166,25 @@ def _bad(values: Tensor) -> Tensor:
     return ~values.reshape(len(values), -1).isfinite().all(1)
 
 
-def _rows(bad: Tensor, index: Tensor | None, data: str) -> str:
-    """Name the first of the samples that are marked, by their numbers in the data."""
-    places = bad.nonzero().flatten().cpu()[:5]
-    numbers = places if index is None else index[places]
-    return f"row(s) {numbers.tolist()} of {data}" if len(places) else ""
-
-
-def _of_the_objective(flow: Flow, objective: Objective, batch: dict[str, Tensor]) -> str:
-    """Ask the objective for the cause, with its remedy."""
-    name = type(objective).__name__
-    try:
-        with drawing_from(torch.Generator().manual_seed(0)):
-            fault = objective.fault(flow, batch)
-    except FlowkitError as error:
-        fault = str(error)
-    begin = "every layer and the base are finite, so the objective is at fault: "
-    if fault is not None:
-        return (begin if "x" in batch else "") + fault
-    if "x" not in batch:
-        return (
-            f"{name} was given no data, and has no fault at other samples of the flow; "
-            "remedy: a lower lr, clip, or more samples per step"
-        )
-    return f"{begin}{name}; remedy: look at what it computes from these rows, a lower lr, or clip"
-
-
-def _first_bad_layer(
-    flow: Flow, x: Tensor, context: Tensor | None
-) -> tuple[str, Tensor, str] | None:
-    """The first layer whose output or log-determinant is not finite, for which, and a remedy."""
-    try:
-        x, context = flow._prepare(x, context)
-    except FlowkitError as error:
-        return str(error), x.new_empty(0).bool(), "data of the shape and dtype of the flow"
-    whole = flow.transform
-    layers: list[Transform] = (
-        [whole[i] for i in range(len(whole))] if isinstance(whole, Compose) else [whole]
-    )
-    outputs = []
-    for number, layer in enumerate(layers):
-        given = x
-        x, log_det = layer(x, context)
-        outputs.append(x)
-        bad = _bad(x) | ~log_det.isfinite()
-        if bool(bad.any()):
-            place = f"the first layer at fault is number {number}, {layer.label}"
-            outside = bad & ~layer.domain.check(given)
-            if bool(outside.any()):
-                place += ", whose domain these rows are outside of"
-                return place, outside, _OUTSIDE
-            return place, bad, _TRAINING
-    density = flow.base.log_prob(x, context)
-    bad = ~density.isfinite()
-    if not bool(bad.any()):
-        return None
-    base = f"the base {type(flow.base).__name__} is at fault"
-    # Layers of constant slope, such as Rescale, leave it to the base to have no density there.
-    # (By what leaves them: a circular layer reads everything, modulo its period.)
-    for number, (layer, out) in enumerate(zip(layers, outputs, strict=True)):
-        outside = bad & ~layer.codomain.check(out)
-        if bool(outside.any()):
-            place = f"{base}, beyond the domain of number {number}, {layer.label}"
-            return place, outside, _OUTSIDE
-    zero = density == -torch.inf
-    if bool((zero & ~flow.base.support.check(x)).any()):
-        remedy = "leave these rows out, or a base whose support holds them: StandardNormal"
-        return f"{base}, whose support these rows are outside of", zero, remedy
-    return base, bad, _TRAINING
-
-
-def non_finite_gradient(
-    step: nn.Module, batch: dict[str, Tensor], index: Tensor | None, number: int
-) -> NonFiniteLossError | None:
-    """Explain gradients that are not finite, though the loss is; ``None`` if all are finite.
-
-    Args:
-        step: Flow and objective, with the gradients.
-        batch: The batch of the step.
-        index: Row numbers of the batch in the data.
-        number: Number of the step, from 1.
-    """
-    bad = [
-        name
-        for name, parameter in step.named_parameters()
-        if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
-    ]
-    if not bad:
-        return None
-    # On the way back from the loss the last layer is the first one.
-    flow, where = step.flow, bad[-1]
-    layers = [name for name in bad if name.startswith("flow.transform.")]
-    if layers and not any(name.startswith("flow.base.") for name in bad):
-        where = layers[-1]
-    owner = owner_of(flow, where.removeprefix("flow."))  # type: ignore[arg-type]
-    rows = _rows(_bad_gradients(flow, batch), index, "the data")  # type: ignore[arg-type]
-    return NonFiniteLossError(
-        f"the loss is finite at step {number}, but its gradient is not: on the way back first in "
-        f"the parameter {where.removeprefix('flow.')}{owner}; {len(bad)} parameter(s) in "
-        f"all{'; ' if rows else ''}{rows}; no weight was changed by it; remedy: look for outliers "
-        "in these rows, a lower lr, or another scalar map or activation in this layer"
-    )
-
-
-def non_finite_weights(step: nn.Module, number: int) -> NonFiniteLossError | None:
+def weights_error(step: Step, number: int) -> NonFiniteLossError | None:
     """Explain weights that a step made infinite or NaN; ``None`` if all are finite."""
     weights = [(name, p) for name, p in step.named_parameters() if p.requires_grad]
     finite = torch.stack([p.detach().isfinite().all() for _, p in weights]).tolist()
     if all(finite):
         return None
-    name = weights[finite.index(False)][0].removeprefix("flow.")
+    name = _parameter(step, weights[finite.index(False)][0])
     return NonFiniteLossError(
-        f"by step {number} the parameter {name}{owner_of(step.flow, name)} is not finite, though "  # type: ignore[arg-type]
-        "the loss and its gradient were; remedy: a lower lr"
+        f"by step {number} {name} is not finite, though the loss and its gradient were; remedy: a "
+        "lower lr"
     )
 
 
-def owner_of(flow: Flow, name: str) -> str:
-    """Name the layer of a parameter in a message; empty if no layer has it."""
-    parts = name.split(".")
-    if parts[0] != "transform":
-        return ""
-    whole = flow.transform
-    if isinstance(whole, Compose) and len(parts) > 2 and parts[1] == "transforms":
-        return f" of layer number {parts[2]}, {whole[int(parts[2])].label}"
-    return f" of {whole.label}"
-
-
-def _bad_gradients(flow: Flow, batch: dict[str, Tensor]) -> Tensor:
-    """Whether the log-density of each sample has a gradient in x that is not finite."""
-    none = torch.zeros(0, dtype=torch.bool)
-    if "x" not in batch or flow.stochastic:
-        return none
-    try:
-        x = batch["x"].detach().requires_grad_()
-        with torch.enable_grad():
-            value = flow.log_prob(x, batch.get("context")).sum()
-        (gradient,) = torch.autograd.grad(value, x)
-    except (FlowkitError, RuntimeError):
-        return none
-    return _bad(gradient)
+def _parameter(step: Step, name: str) -> str:
+    """A parameter in words, with the layer that has it."""
+    name, whole = name.removeprefix("flow."), step.flow.transform
+    parts, owner = name.split("."), ""
+    if parts[0] == "transform":
+        owner = f" of {whole.label}"
+        if isinstance(whole, Compose) and len(parts) > 2 and parts[1] == "transforms":
+            owner = f" of layer number {parts[2]}, {whole[int(parts[2])].label}"
+    return f"the parameter {name}{owner}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,65 +12,56 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnP
 
 from flowkit import checks
 from flowkit.errors import ArgumentError
+from flowkit.training.arguments import DEFAULT_LR, OPTIMIZER, SCHEDULER, Options
 from flowkit.training.warn import warn
 
-DEFAULT_LR = 1e-3
-Scheduler = Callable[[Optimizer, int], LRScheduler]
-OPTIMIZER = "lambda p: torch.optim.AdamW(p, lr=1e-3)"
-SCHEDULER = "lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)"
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
-def choose_optimizer(
-    module: nn.Module,
-    lr: float,
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
-    *,
-    device: torch.device,
-    scaled: bool,
-    clip: bool,
-) -> Optimizer:
+def choose_optimizer(step: nn.Module, options: Options, fabric: Fabric) -> Optimizer:
     """Make Adam, or the optimiser that a function makes of the parameters.
 
     Args:
-        module: Flow and objective.
-        lr: Learning rate of Adam.
-        optimizer: The function.
-        device: Where the parameters are.
-        scaled: Whether losses are scaled, by ``precision="16-mixed"``.
-        clip: Whether gradients are clipped.
+        step: Flow and objective.
+        options: The options of the fit.
+        fabric: Devices and precision.
 
     Raises:
         ArgumentError: If nothing is trained, or ``fit`` cannot step what the function makes.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    lr, parameters = options.lr, [p for p in step.parameters() if p.requires_grad]
     if not parameters:
         raise ArgumentError("there is nothing to train: no parameter requires a gradient")
+    scaled = fabric.strategy.precision.precision == "16-mixed"
     # A fused optimiser undoes the loss scaling itself, too late for clipping.
-    if optimizer is None:
-        fused = device.type in ("cpu", "cuda") and not scaled
+    if options.optimizer is None:
+        fused = fabric.device.type in ("cpu", "cuda") and not scaled
         return torch.optim.Adam(parameters, lr=lr, fused=fused)
-    chosen = optimizer(parameters)
+    chosen = options.optimizer(parameters)
     checks.instance("fit", "the result of optimizer", chosen, Optimizer, OPTIMIZER)
+    name = type(chosen).__name__
     others = _required(chosen) - {"closure"}
     if others:
         raise ArgumentError(
-            f"fit steps optimizers without arguments or with a closure, but "
-            f"{type(chosen).__name__}.step needs {', '.join(sorted(others))}; remedy: {OPTIMIZER}"
+            f"fit steps optimizers without arguments or with a closure, but {name}.step needs "
+            f"{', '.join(sorted(others))}; remedy: {OPTIMIZER}"
         )
     if scaled and needs_closure(chosen):
         raise ArgumentError(
-            f"{type(chosen).__name__} needs a closure, which the loss scaling of "
+            f"{name} needs a closure, which the loss scaling of "
             "precision='16-mixed' does not allow; remedy: precision='32-true' or 'bf16-mixed'"
         )
-    if scaled and clip and getattr(chosen, "_step_supports_amp_scaling", False):
+    fused = getattr(chosen, "_step_supports_amp_scaling", False)
+    if scaled and fused and options.clip is not None:
         raise ArgumentError(
             "a fused optimizer cannot clip gradients under precision='16-mixed'; remedy: "
             "fused=False, clip=None, or precision='bf16-mixed'"
         )
     if lr != DEFAULT_LR:
         warn(
-            f"lr={lr:g} is that of the default optimizer: the {type(chosen).__name__} given does "
-            f"not see it; remedy: lambda p: torch.optim.AdamW(p, lr={lr:g}), or no lr"
+            f"lr={lr:g} is that of the default optimizer: the {name} given does not see it; "
+            f"remedy: lambda p: torch.optim.AdamW(p, lr={lr:g}), or no lr"
         )
     return chosen
 
@@ -100,24 +90,22 @@ def _required(stepped: Any) -> set[str]:
 
 
 def choose_scheduler(
-    optimizer: Optimizer, scheduler: str | Scheduler | None, steps: int, patience: int | None
+    optimizer: Optimizer, options: Options, steps: int
 ) -> tuple[LRScheduler | None, Any]:
     """The schedule after every step, and the one after every epoch, by its loss; at most one.
 
     Args:
         optimizer: The optimiser.
-        scheduler: ``"cosine"``, ``"plateau"``, ``None``, or a function from optimiser and number
-            of steps to a scheduler.
+        options: The options of the fit.
         steps: Number of steps.
-        patience: Epochs without improvement until the fit stops.
 
     Raises:
         ArgumentError: If the function makes no scheduler.
     """
+    scheduler, patience = options.scheduler, options.patience
     if scheduler == "plateau":
-        return None, ReduceLROnPlateau(
-            optimizer, factor=0.1, patience=max(1, (patience or 20) // 2)
-        )
+        epochs = max(1, (patience or 20) // 2)
+        return None, ReduceLROnPlateau(optimizer, factor=0.1, patience=epochs)
     if scheduler == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps), None
     if not callable(scheduler):

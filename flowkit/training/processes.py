@@ -33,9 +33,9 @@ class Processes:
         values = values.to(self.fabric.device)
         return torch.as_tensor(self.fabric.all_reduce(values, reduce_op="mean"))
 
-    def any(self, flag: bool) -> bool:
-        """Whether a flag is set in any process."""
-        return bool(self.mean(torch.tensor(float(flag))) > 0)
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set in any process."""
+        return (self.mean(torch.tensor(flags).float()) > 0).tolist()
 
     @contextmanager
     def together(self, done: int) -> Iterator[None]:
@@ -56,8 +56,7 @@ class Processes:
             yield
         except Exception as caught:
             error = caught
-        flags = torch.tensor([error is not None, isinstance(error, NonFiniteLossError)])
-        failed, not_finite = (self.mean(flags.float()) > 0).tolist()
+        failed, not_finite = self.any(error is not None, isinstance(error, NonFiniteLossError))
         if error is not None:
             raise error
         if failed:

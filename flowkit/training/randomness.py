@@ -56,6 +56,7 @@ class Randomness:
         generator: torch.Generator,
         step: Step,
         optimizer: torch.optim.Optimizer,
+        *,
         compiled: bool,
     ) -> None:
         self.seed, self.rank, self.generator, self.compiled = seed, rank, generator, compiled

@@ -6,12 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from flowkit.errors import CheckpointError
-from flowkit.training.checkpoint import read_checkpoint, same_shapes, write_checkpoint
+from flowkit.training.checkpoint import read_checkpoint, write_checkpoint
 from flowkit.training.history import History, Progress
 from flowkit.training.output import Output
 from flowkit.training.setup import Plan
 from flowkit.training.warn import warn
+
+# What is stored of the progress, beside the history.
+_STORED = ("epoch", "done", "waited", "best")
 
 
 def begin(plan: Plan, output: Output) -> Progress:
@@ -32,17 +38,12 @@ def begin(plan: Plan, output: Output) -> Progress:
     if content["settings"]["total_steps"] != plan.total:
         _plan_anew(plan, path, content)
     try:
-        _load(plan, content)
-        progress.history = History(**content["history"])
+        _load(plan, progress, content)
     except Exception as error:
         raise CheckpointError(
             f"the state in {path} does not fit this fit ({error}); remedy: continue with "
             "the settings that wrote it, or choose another path"
         ) from None
-    progress.best, progress.waited = content["best"], content["waited"]
-    progress.epoch, progress.done = content["epoch"], content["done"]
-    if plan.held is None and progress.epoch:
-        progress.last = plan.weights()
     output.say(f"goes on from {path}, after epoch {progress.epoch} (step {progress.done})")
     if progress.done > plan.total:
         warn(
@@ -50,43 +51,38 @@ def begin(plan: Plan, output: Output) -> Progress:
             f"than the {plan.total} of this fit, so nothing is left to do and the "
             "flow gets its weights; remedy: more epochs, or another path to start over"
         )
-    stopped = progress.history.stopped
-    if progress.done >= plan.total:
-        progress.history.stopped = stopped if stopped == "patience" else plan.limit
-    elif stopped != "patience" or not plan.out_of_patience(progress.waited):
-        progress.history.stopped = ""
     return progress
 
 
 def store(plan: Plan, progress: Progress) -> None:
     """Write the checkpoint, in the first process."""
     if plan.options.checkpoint is not None and plan.fabric.is_global_zero:
-        write_checkpoint(
-            plan.options.checkpoint,
-            {
-                "settings": plan.settings,
-                "step": plan.step.state_dict(),
-                "optimizer": plan.optimizer.state_dict(),
-                **{name: part.state_dict() for name, part in plan.stateful.items()},
-                "best": progress.best,
-                "waited": progress.waited,
-                "epoch": progress.epoch,
-                "done": progress.done,
-                "history": asdict(progress.history),
-            },
-        )
+        states = {name: part.state_dict() for name, part in plan.stateful.items()}
+        done = {name: getattr(progress, name) for name in _STORED}
+        history = asdict(progress.history)
+        content = {"settings": plan.settings, **states, **done, "history": history}
+        write_checkpoint(plan.options.checkpoint, content)
 
 
-def _load(plan: Plan, content: dict[str, Any]) -> None:
-    """Load the states of weights, optimiser, schedule and average."""
-    if content["best"] is not None and not same_shapes(content["best"], plan.judged):
+def _load(plan: Plan, progress: Progress, content: dict[str, Any]) -> None:
+    """Load the states of weights, optimiser, schedule and average, and the progress."""
+    best = content["best"]
+    if best is not None and _shapes(best) != _shapes(plan.judged.state_dict()):
         raise CheckpointError("its best weights are of another flow")
-    plan.step.load_state_dict(content["step"])
-    plan.optimizer.load_state_dict(content["optimizer"])
     for name, part in plan.stateful.items():
         if content[name].keys() != part.state_dict().keys():
             raise CheckpointError(f"its {name} is another one")
         part.load_state_dict(content[name])
+    progress.history = History(**content["history"])
+    for name in _STORED:
+        setattr(progress, name, content[name])
+    progress.history.stopped = plan.reason_to_stop(progress)
+    if plan.held is None and progress.epoch:
+        progress.last = plan.weights()
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 def _plan_anew(plan: Plan, path: Path, content: dict[str, Any]) -> None:

@@ -13,16 +13,14 @@ from torch.optim import Optimizer
 
 from flowkit import checks
 from flowkit.conditioners import StandardizeContext
-from flowkit.config import describe
+from flowkit.config import describe, is_plain
 from flowkit.data.batches import DataSplit, split
 from flowkit.data.convert import Expected, check_finite, read
 from flowkit.errors import ArgumentError, DataError, DescriptionError, OutsideError
-from flowkit.flow import Flow
 from flowkit.numerics.compiling import can_compile, seconds_to_compile, worth_compiling
-from flowkit.objectives import Objective
 from flowkit.training.arguments import Options
 from flowkit.training.average import MovingAverage
-from flowkit.training.checkpoint import described, plain_settings
+from flowkit.training.history import Progress
 from flowkit.training.keys import check_keys
 from flowkit.training.optimizers import choose_optimizer, choose_scheduler, needs_closure
 from flowkit.training.output import Output
@@ -90,14 +88,7 @@ class Plan:
                     f"{fabric.world_size} processes; remedy: a larger batch_size"
                 )
         self.total = options.steps or (options.epochs or _EPOCHS) * self.per_epoch
-        chosen = choose_optimizer(
-            step,
-            options.lr,
-            options.optimizer,
-            device=fabric.device,
-            scaled=fabric.strategy.precision.precision == "16-mixed",
-            clip=options.clip is not None,
-        )
+        chosen = choose_optimizer(step, options, fabric)
         compiled = self._compiles()
         if compiled:
             seconds = f"{seconds_to_compile(_layers(step)):.0f} s"
@@ -106,12 +97,10 @@ class Plan:
             )
         self.settings = self._settings(chosen)
         self.random = Randomness(
-            options.seed, fabric.global_rank, generator, step, chosen, compiled
+            options.seed, fabric.global_rank, generator, step, chosen, compiled=compiled
         )
         self.by_closure = needs_closure(chosen)
-        self.scheduler, self.plateau = choose_scheduler(
-            chosen, options.scheduler, self.total, options.patience
-        )
+        self.scheduler, self.plateau = choose_scheduler(chosen, options, self.total)
         if self.scheduler is not None:
             # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
             by_step = self.scheduler.step
@@ -121,14 +110,14 @@ class Plan:
         model: Any = torch.compile(step) if compiled else step
         self.model, self.optimizer = fabric.setup(model, chosen)
 
-    @property
-    def limit(self) -> str:
-        """The reason for which a complete fit stops."""
-        return "epochs" if self.options.steps is None else "steps"
-
-    def out_of_patience(self, waited: int) -> bool:
-        """Whether so many epochs without a better one end the fit."""
-        return self.options.patience is not None and waited >= self.options.patience
+    def reason_to_stop(self, progress: Progress) -> str:
+        """Why a fit with this progress ends; empty if it goes on."""
+        patience = self.options.patience
+        if patience is not None and progress.waited >= patience:
+            return "patience"
+        if progress.done >= self.total:
+            return "epochs" if self.options.steps is None else "steps"
+        return ""
 
     @property
     def judged(self) -> Any:
@@ -141,8 +130,10 @@ class Plan:
 
     @property
     def stateful(self) -> dict[str, Any]:
-        """What has a state, besides the step and the optimiser."""
+        """Everything that has a state, by its name in a checkpoint."""
         parts = {
+            "step": self.step,
+            "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "plateau": self.plateau,
             "average": None if self.average is None else self.average.module,
@@ -168,17 +159,16 @@ class Plan:
 
     def _settings(self, chosen: Optimizer) -> dict[str, Any]:
         """What must agree for a checkpoint to be continued."""
-        flow, options, parts = self.step.flow, self.options, (self.train, self.held)
+        flow, options, scheduler = self.step.flow, self.options, self.options.scheduler
         try:
             made = json.dumps(describe(flow))
         except DescriptionError:
             made = ""
-        scheduler = options.scheduler
         settings = {
             "weights": [[name, list(p.shape)] for name, p in self.step.state_dict().items()],
             "flow": f"{made}\n{flow.summary()}",
             "dtype": str(flow.dtype),
-            "objective": described(self.step.objective),
+            "objective": _described(self.step.objective),
             "seed": options.seed,
             "optimizer": type(chosen).__name__,
             "lr": options.lr if options.optimizer is None else None,
@@ -192,20 +182,35 @@ class Plan:
         }
         if options.checkpoint is not None:
             # Only here, for it reads all samples.
-            hashes = ["" if part is None else part.fingerprint() for part in parts]
-            settings["data"], settings["validation"] = hashes
+            for name, part in (("data", self.train), ("validation", self.held)):
+                settings[name] = "" if part is None else part.fingerprint()
         # Last, for the first setting that differs is the one that is named.
-        groups = [plain_settings(group) for group in chosen.param_groups]
-        return {**settings, "optimizer_groups": groups}
+        settings["optimizer_groups"] = [
+            {key: value for key, value in group.items() if is_plain(value) and key != "params"}
+            for group in chosen.param_groups
+        ]
+        return settings
+
+
+def _described(part: nn.Module) -> Any:
+    """Describe an objective, and those in it, by class and plain settings.
+
+    Of classes from elsewhere the name alone: what their attributes mean is not known here.
+    """
+    name = type(part).__qualname__
+    if not type(part).__module__.startswith("flowkit."):
+        return name
+    settings = {
+        key: value
+        for key, value in sorted(vars(part).items())
+        if not key.startswith("_") and key != "training" and is_plain(value)
+    }
+    inner = [_described(child) for child in part.children()]
+    return [name, settings, inner] if settings or inner else name
 
 
 def read_data(
-    flow: Flow,
-    objective: Objective,
-    data: Any,
-    validation: Any,
-    seed: int,
-    device: torch.device,
+    step: Step, data: Any, validation: Any, *, seed: int, device: torch.device
 ) -> tuple[DataSplit | None, DataSplit | None]:
     """Read training and validation samples; ``None`` where there are none.
 
@@ -213,6 +218,7 @@ def read_data(
         ArgumentError: If a fraction is not in [0, 1).
         DataError: If the data cannot be used.
     """
+    flow, objective = step.flow, step.objective
     fraction = validation is None or isinstance(validation, Real)
     if fraction:
         held: Any = checks.number("fit", "validation", validation or 0.0, least=0, below=1)
@@ -235,13 +241,13 @@ def read_data(
     )
     source, seen = read(data, expected)
     first = torch.tensor([0])
-    unread = check_keys(source.batch(first), flow, objective, "the data")
+    unread = check_keys(source.batch(first), step, "the data")
     lost = seen.lost
     if not fraction:
         held, seen_held = read(validation, expected)
-        also = check_keys(held.batch(first), flow, objective, "the validation data")
+        also = check_keys(held.batch(first), step, "the validation data")
         unread, lost = unread or also, lost or seen_held.lost
-    repeated, many = repeats(flow, objective, source, seen), periods(flow, source, seen)
+    repeated, many = repeats(step, source, seen), periods(flow, source, seen)
     for text in filter(None, (unread, lost, repeated, many)):
         warn(text)
     return split(source, held, seed)
@@ -257,22 +263,22 @@ def _reads(embedding: nn.Module | None, context: Tensor) -> bool:
     return True
 
 
-def start_from_data(
-    flow: Flow, objective: Objective, train: DataSplit | None, generator: torch.Generator
-) -> None:
+def start_from_data(step: Step, train: DataSplit | None, generator: torch.Generator) -> None:
     """Initialise a flow that has not seen data yet."""
-    if bool(flow.initialized):
+    if bool(step.flow.initialized):
         return
-    index = None if train is None else train.representatives(_START_SAMPLES)
-    sample = {} if train is None or index is None else train.batch(index)
+    sample, index = {}, None
+    if train is not None:
+        index = train.representatives(_START_SAMPLES)
+        sample = train.batch(index)
     for name, value in sample.items():
         check_finite(value, name, numbers=index)
     given = sample.get("x")
     if "x" in sample:
-        sample = objective.start(sample, generator=generator)
+        sample = step.objective.start(sample, generator=generator)
     # Also without data: a later fit must not start a trained flow anew.
     try:
-        flow.initialize(sample.get("x"), sample.get("context"))
+        step.flow.initialize(sample.get("x"), sample.get("context"))
     except OutsideError as error:
         if index is not None:
             error = error.renumbered(index.tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class StateBefore:
@@ -21,34 +21,19 @@ class StateBefore:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.parameters = [(p, p.detach().clone()) for p in module.parameters()]
-        self.modules = [(part, part.training) for part in module.modules()]
-        self.buffers = [
-            (part, name, None if value is None else value.detach().clone())
-            for part in module.modules()
-            for name, value in part._buffers.items()
-        ]
+        self.modules = [(part, part.training, {**part._buffers}) for part in module.modules()]
+        self.parameters = [(parameter, parameter.data) for parameter in module.parameters()]
+        tensors = [*(data for _, data in self.parameters), *module.buffers()]
+        self.values = [(tensor, tensor.detach().clone()) for tensor in tensors]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Bring the module back, and forget its gradients."""
-        for parameter, saved in self.parameters:
-            parameter.grad = None
-            if not _fill(parameter, saved):
-                parameter.data = saved.clone()
-        for part, name, value in self.buffers:
-            if not _fill(part._buffers.get(name), value):
-                part._buffers[name] = None if value is None else value.clone()
-        for part, training in self.modules:
+        for parameter, data in self.parameters:
+            parameter.grad, parameter.data = None, data
+        for part, training, buffers in self.modules:
             part.training = training
-
-
-def _fill(present: Tensor | None, saved: Tensor | None) -> bool:
-    """Copy in place where that is possible, for others may hold the tensor."""
-    if present is None or saved is None:
-        return False
-    like = (saved.shape, saved.dtype, saved.device)
-    if (present.shape, present.dtype, present.device) != like:
-        return False
-    present.copy_(saved)
-    return True
+            part._buffers.update(buffers)
+        # In place, for others may hold the tensors.
+        for tensor, value in self.values:
+            tensor.copy_(value)

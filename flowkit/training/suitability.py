@@ -9,17 +9,18 @@ import torch
 from flowkit.data.inspection import Inspection, evenly_spaced, first_names, repeated_values
 from flowkit.data.sources import Source
 from flowkit.flow import Flow
-from flowkit.objectives import Objective
+from flowkit.training.step import Step
 from flowkit.transforms import CircularShift, Compose, Rescale
 
 _PERIODS, _PERIODS_AWAY = 3, 5
 
 
-def repeats(flow: Flow, objective: Objective, source: Source, seen: Inspection) -> str:
+def repeats(step: Step, source: Source, seen: Inspection) -> str:
     """Warn of columns that repeat values under an objective that diverges there.
 
     Not where a layer of the flow, or the objective, adds noise to them.
     """
+    flow, objective = step.flow, step.objective
     noisy = any(getattr(layer, "accepts_integers", False) for layer in flow.transform.modules())
     if noisy or not objective.diverges_at_ties or not seen.repeats:
         return ""

@@ -13,13 +13,14 @@ from flowkit.errors import NonFiniteLossError
 from flowkit.objectives import Loss
 from flowkit.training.history import Progress
 from flowkit.training.keys import Reading
-from flowkit.training.nonfinite import non_finite_error, non_finite_gradient
+from flowkit.training.nonfinite import Suspects
 from flowkit.training.setup import Plan
 from flowkit.training.step import StepInput
 
 _STEPS_UNCHECKED = 20
 
-Batches = Iterator[tuple[Tensor | None, dict[str, Tensor]]]
+# Samples, with their numbers in the data if there are any.
+Numbered = tuple[Tensor | None, dict[str, Tensor]]
 
 
 class Updates:
@@ -31,25 +32,32 @@ class Updates:
     Args:
         plan: The fit.
         progress: What is done of it.
-        reading: Which names of the data are read.
     """
 
-    def __init__(self, plan: Plan, progress: Progress, reading: Reading) -> None:
-        self.plan, self.progress, self.reading = plan, progress, reading
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        self.plan, self.progress = plan, progress
+        off = plan.random.compiled or progress.epoch > 0
+        self.reading = Reading(plan.step.objective, off=off)
+        self.waits = True
         self.unchecked: list[tuple[int, Tensor, Tensor | None]] = []
         self.norms: list[tuple[int, Tensor]] = []
         # Loss scaling leaves out steps that are not finite, and goes on with another scale.
         self.scaled = getattr(plan.fabric.strategy.precision, "scaler", None) is not None
 
-    def step(self, batches: Batches) -> Loss:
-        """Do one step on the next batch.
+    def due(self) -> bool:
+        """Whether to wait for the device in the next step, and check what is not checked yet."""
+        on_cpu = self.plan.fabric.device.type == "cpu"
+        return on_cpu or len(self.unchecked) + 1 >= _STEPS_UNCHECKED
+
+    def step(self, batches: Iterator[Numbered]) -> Loss:
+        """Do one step on the next batch, given with the numbers of its samples.
 
         Raises:
             NonFiniteLossError: If the loss or its gradient is not finite.
         """
         plan, progress, random = self.plan, self.progress, self.plan.random
-        now = plan.fabric.device.type == "cpu" or len(self.unchecked) + 1 >= _STEPS_UNCHECKED
-        with self._together(now), random.of_reading(plan.train):
+        self.waits = self.due()
+        with self._together(), random.of_reading(plan.train):
             index, batch = next(batches)
         losses: list[Loss] = []
 
@@ -57,17 +65,17 @@ class Updates:
             """Loss and gradients at the present weights."""
             if plan.by_closure:
                 random.begin_step(progress.epoch, progress.done)
-            with self._together(now):
+            with self._together():
                 with random.of_step():
                     loss = plan.model(self._input(batch))
-                self.unchecked.append((progress.done + 1, loss.value.detach(), index))
-                if now:
+                value = loss.value.detach()
+                self.unchecked.append((progress.done + 1, value, index))
+                if self.waits:
                     self.check()
             losses.append(loss)
             plan.optimizer.zero_grad(set_to_none=True)
             plan.fabric.backward(loss.value)
-            self.clip(now, batch, index)
-            value = loss.value.detach()
+            self.clip(Suspects(plan.step, batch, index))
             return plan.processes.mean(value) if plan.by_closure else value
 
         if not plan.by_closure:
@@ -82,11 +90,12 @@ class Updates:
     def finish(self) -> None:
         """Check what is not checked yet, in all processes."""
         if self.unchecked:
-            with self._together(True):
+            with self.plan.processes.together(self.progress.done):
                 self.check()
 
-    def _together(self, now: bool) -> AbstractContextManager[None]:
-        return self.plan.processes.together(self.progress.done) if now else nullcontext()
+    def _together(self) -> AbstractContextManager[None]:
+        together = self.plan.processes.together
+        return together(self.progress.done) if self.waits else nullcontext()
 
     def _input(self, batch: dict[str, Tensor]) -> StepInput:
         part = self.progress.done / self.progress.total
@@ -96,63 +105,55 @@ class Updates:
 
     def check(self) -> None:
         """Raise if a loss or a norm since the last check is not finite."""
+        plan = self.plan
         values = torch.stack([value for _, value, _ in self.unchecked]).tolist()
-        bad = [k for k, value in enumerate(values) if not math.isfinite(value)]
-        if bad:
-            step, value, index = self.unchecked[bad[0]]
-            batch = {} if index is None else self.plan.train.batch(index)  # type: ignore[union-attr]
-            flow, objective = self.plan.step.flow, self.plan.step.objective
-            head = f"the loss became {value} at step {step}"
-            with self.plan.random.anywhere():
-                raise non_finite_error(flow, objective, batch, index, head)
+        for value, (number, _, index) in zip(values, self.unchecked, strict=True):
+            if not math.isfinite(value):
+                batch = {} if index is None else plan.train.batch(index)  # type: ignore[union-attr]
+                with plan.random.anywhere():
+                    head = f"the loss became {value} at step {number}"
+                    raise Suspects(plan.step, batch, index).loss_error(head)
         self.unchecked.clear()
-        for step, norm in self.norms:
+        for number, norm in self.norms:
             if not bool(norm.isfinite()):
                 raise NonFiniteLossError(
-                    f"the gradient became NaN or infinite at step {step}, while the loss was "
+                    f"the gradient became NaN or infinite at step {number}, while the loss was "
                     "finite; no weight was changed by it; remedy: a lower lr, or the same fit on "
                     "the CPU, where the parameter, layer and samples at fault are named"
                 )
         self.norms.clear()
 
-    def clip(self, now: bool, batch: dict[str, Tensor], index: Tensor | None) -> None:
+    def clip(self, suspects: Suspects) -> None:
         """Clip the gradients, and do not let the weights see those that are not finite."""
-        plan, strict = self.plan, now and not self.scaled
-        norm: Tensor | None
-        gradients = [p.grad for p in plan.step.parameters() if p.grad is not None]
+        plan, number, clip = self.plan, self.progress.done + 1, self.plan.options.clip
+        if self.scaled and clip is None:
+            return
         try:
-            if plan.options.clip is None:
-                norm = torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=strict)
-            else:
-                norm = plan.fabric.clip_gradients(
-                    plan.model,
-                    plan.optimizer,
-                    max_norm=plan.options.clip,
-                    error_if_nonfinite=strict,
-                )
-        except RuntimeError as error:
-            if "non-finite" not in str(error):
+            norm = plan.fabric.clip_gradients(
+                plan.model,
+                plan.optimizer,
+                max_norm=math.inf if clip is None else clip,
+                error_if_nonfinite=self.waits and not self.scaled,
+            )
+        except RuntimeError as refused:
+            if "non-finite" not in str(refused):
                 raise
             # Still as they were: they are clipped after they are checked.
-            self._raise_of_gradient(batch, index)
+            with plan.random.anywhere():
+                error = suspects.gradient_error(number)
+            if error is None and clip is not None:
+                error = NonFiniteLossError(
+                    f"the gradient at step {number} is too large for a norm by which to clip it; "
+                    "no weight was changed by it; remedy: look for outliers, bring the data to a "
+                    "common scale, or clip=None"
+                )
+            # Without a limit it may be that the sum of squares alone overflows.
+            if error is not None:
+                raise error from None
             return
-        if not now and not self.scaled and norm is not None:
+        if norm is not None and not self.waits and not self.scaled:
             # Nothing waits for an accelerator: the next check finds it.
             finite = norm.isfinite()
-            for gradient in gradients:
+            for gradient in (p.grad for p in plan.step.parameters() if p.grad is not None):
                 gradient.copy_(torch.where(finite, gradient, 0.0))
-            self.norms.append((self.progress.done + 1, norm))
-
-    def _raise_of_gradient(self, batch: dict[str, Tensor], index: Tensor | None) -> None:
-        """Raise, unless a sum of squares alone overflows and nothing is to be clipped."""
-        number = self.progress.done + 1
-        with self.plan.random.anywhere():
-            error = non_finite_gradient(self.plan.step, batch, index, number)
-        if error is not None:
-            raise error
-        if self.plan.options.clip is not None:
-            raise NonFiniteLossError(
-                f"the gradient at step {number} is too large for a norm by which to clip it; no "
-                "weight was changed by it; remedy: look for outliers, bring the data to a common "
-                "scale, or clip=None"
-            )
+            self.norms.append((number, norm))

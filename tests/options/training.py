@@ -29,9 +29,9 @@ from flowkit.data.inspection import Inspection
 from flowkit.data.sources import DatasetSource, MappedSource, Source, TensorSource
 from flowkit.training import repeated_splits
 from flowkit.training.history import Progress
-from flowkit.training.nonfinite import non_finite_error
-from flowkit.training.optimizers import choose_optimizer
+from flowkit.training.nonfinite import Suspects
 from flowkit.training.output import Bar, Output
+from flowkit.training.step import Step
 
 from .harness import differs, falls, of, rises, same, seeds, shows
 from .parts import folder, message, plain, rows, state
@@ -307,33 +307,11 @@ of(
 
 
 of(
-    non_finite_error,
+    Suspects,
     lambda **o: str(
-        non_finite_error(plain(), MaximumLikelihood(), {"x": holes}, None, "lost", **o)
+        Suspects(Step(plain(), MaximumLikelihood()), {"x": holes}, None, **o).loss_error("lost")
     ),
     data=differs("the validation data"),
-)
-adam = {"device": CPU, "scaled": False, "clip": True}
-
-
-def chosen(optimizer: Any = None, **options: Any) -> Any:
-    """Whether the optimiser is fused, or why there is none."""
-    made: list[Any] = []
-    told = {**adam, **options}
-    text = message(lambda: made.append(choose_optimizer(plain(), 1e-3, optimizer, **told)))
-    return text or made[0].defaults["fused"]
-
-
-def fused(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=1e-3, fused=True)
-
-
-of(
-    choose_optimizer,
-    chosen,
-    device=differs(torch.device("meta")),
-    scaled=differs(True),
-    clip=differs(False, using={"scaled": True}, see=lambda **o: chosen(fused, **o)),
 )
 
 # What a fit shows ---------------------------------------------------------------------------
