@@ -11,8 +11,9 @@ from flowkit import checks
 from flowkit.ends import within
 from flowkit.errors import ShapeError, StochasticFlowError
 from flowkit.inputs import check_tensor
-from flowkit.numerics.gradients import leaf, ordinary, require_ordinary
+from flowkit.numerics.gradients import require_ordinary, value_and_gradient
 from flowkit.numerics.rounding import clamp_through
+from flowkit.numerics.types import Context, Generator, Sizes
 from flowkit.pushforward import Pushforward
 from flowkit.statistics.estimates import Estimate, mean_of
 from flowkit.transforms.base import broadcast_context
@@ -33,13 +34,13 @@ class Density(Pushforward):
                 "log_prob_bound, a lower bound of the log-density"
             )
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         """Return ``log_prob(x, context)``, so that compile, DDP and hooks see one entry point."""
         self._require_exact("log_prob")
         x, context = self._prepare(x, context)
         return self._log_prob(x, context)
 
-    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
         r"""Log-density in nats, in the units of the data.
 
         Args:
@@ -64,11 +65,7 @@ class Density(Pushforward):
         return self(x, context)
 
     def log_prob_bound(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        n: int = 1,
-        generator: torch.Generator | None = None,
+        self, x: Tensor, context: Context = None, n: int = 1, generator: Generator = None
     ) -> Tensor:
         r"""A stochastic lower bound of the log-density, from ``n`` paths per sample.
 
@@ -87,16 +84,11 @@ class Density(Pushforward):
         """
         n = checks.integer("log_prob_bound", "n", n, least=1)
         x, context = self._prepare(x, context)
-        x, infinite = self._finite(x)
-        x = x.expand(n, *x.shape)
-        kwargs = {"generator": generator} if self.stochastic else {}
-        z, log_ratio = self.transform(x, context, **kwargs)
-        terms = self.base.log_prob(z, context) + log_ratio
-        bound = torch.logsumexp(terms, 0) - math.log(n)
-        return torch.where(infinite, bound.detach() - math.inf, bound)
+        terms = self._log_density(self.transform, x.expand(n, *x.shape), context, generator)
+        return torch.logsumexp(terms, 0) - math.log(n)
 
     @torch.no_grad()
-    def in_support(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def in_support(self, x: Tensor, context: Context = None) -> Tensor:
         """Whether the density is positive: where ``log_prob`` is finite, ``(*batch,)``.
 
         With a stochastic layer there is no ``log_prob``: the box of :meth:`region` tells, and if
@@ -130,10 +122,7 @@ class Density(Pushforward):
 
     @torch.no_grad()
     def sample_and_log_prob(
-        self,
-        shape: int | tuple[int, ...] = (),
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, shape: int | Sizes = (), context: Context = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor]:
         """Draw samples with their log-density in one pass, without gradients.
 
@@ -142,10 +131,7 @@ class Density(Pushforward):
         return self.rsample_and_log_prob(shape, context, generator)
 
     def rsample_and_log_prob(
-        self,
-        shape: int | tuple[int, ...] = (),
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, shape: int | Sizes = (), context: Context = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor]:
         """Draw samples with their log-density in one pass; both carry gradients."""
         self._require_exact("log_prob")
@@ -153,10 +139,7 @@ class Density(Pushforward):
         return x, log_base - log_det
 
     def entropy(
-        self,
-        n: int = 4096,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, n: int = 4096, context: Context = None, generator: Generator = None
     ) -> Estimate:
         r"""Estimate the differential entropy :math:`-E[\log p(x)]` in nats from ``n`` samples.
 
@@ -187,7 +170,7 @@ class Density(Pushforward):
             _, log_prob = self.rsample_and_log_prob(n, context, generator)
         return mean_of(-log_prob)
 
-    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def energy(self, x: Tensor, context: Context = None) -> Tensor:
         r"""Dimensionless energy: :math:`E(x) = -\log p(x) - \log Z`, with :meth:`log_normalizer`.
 
         Log-determinants of layers with a constant Jacobian are left out, and never computed.
@@ -195,14 +178,11 @@ class Density(Pushforward):
         self._require_exact("energy")
         return self._energy(*self._prepare(x, context))
 
-    def _energy(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _energy(self, x: Tensor, context: Context) -> Tensor:
         """The energy of prepared inputs."""
-        x, infinite = self._finite(x)
-        z, log_det = self.transform.unnormalized(x, context)
-        energy = -self.base.log_prob(z, context) - log_det
-        return torch.where(infinite, energy.detach() + math.inf, energy)
+        return -self._log_density(self.transform.unnormalized, x, context)
 
-    def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def score(self, x: Tensor, context: Context = None) -> Tensor:
         r"""The gradient :math:`\nabla_x \log p(x)`, ``(*broadcast batch, *event)``.
 
         It carries a graph where gradients are enabled, so it can be differentiated again, with
@@ -212,19 +192,11 @@ class Density(Pushforward):
         """
         self._require_exact("score")
         require_ordinary(self)
-        create_graph = torch.is_grad_enabled()
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            x, context = self._prepare(ordinary(x), ordinary(context))
-            if not x.requires_grad:
-                x = leaf(x)
-            energy = self._energy(x, context)
-            (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=create_graph)
-        outside = (energy.detach() == math.inf).reshape(
-            *energy.shape, *(1,) * len(self.event_shape)
-        )
-        return torch.where(outside, torch.full_like(gradient, math.nan), -gradient)
+        energy, gradient = value_and_gradient(self._energy, *self._prepare(x, context))
+        outside = (energy == math.inf).reshape(*energy.shape, *(1,) * len(self.event_shape))
+        return torch.where(outside, math.nan, -gradient)
 
-    def log_normalizer(self, context: Tensor | None = None) -> Tensor:
+    def log_normalizer(self, context: Context = None) -> Tensor:
         r"""The exact :math:`\log Z` of :math:`p = e^{-E} / Z`, from the constant log-determinants.
 
         Returns:
@@ -236,7 +208,7 @@ class Density(Pushforward):
         x = self._inner_point(batch, embedded)
         return self.transform.unnormalized(x, embedded)[1] - self.transform(x, embedded)[1]
 
-    def _inner_point(self, batch: tuple[int, ...], context: Tensor | None) -> Tensor:
+    def _inner_point(self, batch: tuple[int, ...], context: Context) -> Tensor:
         """A point with density ``(*batch, *event)``: what the middle of the base is mapped to."""
         like = self._like()
         shape = self.base.event_shape
@@ -253,7 +225,7 @@ class Density(Pushforward):
                 f"distribution functions exist for scalar events; this flow has {self.event_shape}"
             )
 
-    def _tail(self, x: Tensor, context: Tensor | None, *, upper: bool) -> Tensor:
+    def _tail(self, x: Tensor, context: Context, *, upper: bool) -> Tensor:
         """Log-probability of one side of ``x``, which is the other side of a decreasing map."""
         self._require_scalar()
         x, context = self._prepare(x, context)
@@ -273,25 +245,25 @@ class Density(Pushforward):
         whole = before if upper else ~before
         return torch.where(outside, torch.where(whole, 0.0, -math.inf).to(value), value)
 
-    def log_survival(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_survival(self, x: Tensor, context: Context = None) -> Tensor:
         r"""``log P(X > x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``.
 
         0 below the support and ``-inf`` above it; NaN where x is NaN.
         """
         return self._tail(x, context, upper=True)
 
-    def log_cdf(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_cdf(self, x: Tensor, context: Context = None) -> Tensor:
         r"""``log P(X <= x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``.
 
         ``-inf`` below the support and 0 above it; NaN where x is NaN.
         """
         return self._tail(x, context, upper=False)
 
-    def cdf(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def cdf(self, x: Tensor, context: Context = None) -> Tensor:
         r"""``P(X <= x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``."""
         return self.log_cdf(x, context).exp()
 
-    def survival(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def survival(self, x: Tensor, context: Context = None) -> Tensor:
         r"""``P(X > x)`` of a scalar event; ``x (*batch, 1) -> (*batch,)``.
 
         1 below the support, 0 above it: the survival curve of a waiting time.
@@ -305,7 +277,7 @@ class Density(Pushforward):
         """
         return self.log_survival(x, context).exp()
 
-    def quantile(self, q: Tensor, context: Tensor | None = None) -> Tensor:
+    def quantile(self, q: Tensor, context: Context = None) -> Tensor:
         r"""The ``x`` with ``P(X <= x) = q`` of a scalar event; ``q (*batch,) -> (*batch, 1)``.
 
         0 and 1 give the ends of the support, which may be infinite; a ``q`` outside [0, 1], or

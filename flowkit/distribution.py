@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch.distributions import Distribution, constraints, register_kl
 from flowkit import checks
 from flowkit.density import Density
 from flowkit.errors import NotInvertibleError, ShapeError
-from flowkit.shapes import batch_text, last_axis_remedy
+from flowkit.inputs import check_event
+from flowkit.numerics.types import Context, Generator, Sizes
 from flowkit.statistics.estimates import Estimate, mean_of
 from flowkit.support import Support
 
@@ -57,10 +58,7 @@ class FlowDistribution(Distribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(
-        self,
-        flow: Density,
-        context: Tensor | None = None,
-        batch_shape: tuple[int, ...] | None = None,
+        self, flow: Density, context: Context = None, batch_shape: Sizes | None = None
     ) -> None:
         if context is None and flow.needs_context:
             raise ShapeError(
@@ -119,20 +117,16 @@ class FlowDistribution(Distribution):
         """Draw ``(*sample_shape, *batch, *event)``, without gradients."""
         return self.flow.sample((*sample_shape, *self._extra), self.context)
 
-    def _broadcast(self, value: Tensor, event: tuple[int, ...], name: str) -> Tensor:
+    def _broadcast(self, value: Tensor, event: Sizes, name: str) -> Tensor:
         """Broadcast the batch of ``value (*batch, *event)``; the event has to fit as it is."""
-        cut = value.ndim - len(event)
-        if cut < 0 or tuple(value.shape[cut:]) != event:
-            raise ShapeError(
-                f"expected {name} {batch_text(event)}, got {tuple(value.shape)}"
-                + last_axis_remedy(name, value, event)
-            )
+        check_event(name, value, event)
+        own = tuple(value.shape[: value.ndim - len(event)])
         try:
-            batch = torch.broadcast_shapes(value.shape[:cut], self.batch_shape)
+            batch = torch.broadcast_shapes(own, self.batch_shape)
         except RuntimeError:
             raise ShapeError(
-                f"the batch {tuple(value.shape[:cut])} of {name} does not broadcast with the "
-                f"batch {tuple(self.batch_shape)} of the distribution"
+                f"the batch {own} of {name} does not broadcast with the batch "
+                f"{tuple(self.batch_shape)} of the distribution"
             ) from None
         return value.expand((*batch, *event))
 
@@ -154,7 +148,7 @@ class FlowDistribution(Distribution):
         """Return the quantiles of a flow of scalar events, ``(...) -> (..., 1)``."""
         return self.flow.quantile(self._broadcast(value, (), "value"), self.context)
 
-    def entropy(self, n: int = 4096, generator: torch.Generator | None = None) -> Tensor:
+    def entropy(self, n: int = 4096, generator: Generator = None) -> Tensor:
         """Estimate the differential entropy in nats, ``(*batch,)``, from ``n`` samples.
 
         :meth:`flowkit.Flow.entropy` also returns the standard error, and says when there are
@@ -165,8 +159,7 @@ class FlowDistribution(Distribution):
     def _moment_samples(self) -> Tensor:
         """Samples of one seed, so that a property is one number and no global state changes."""
         generator = torch.Generator(self.flow.device).manual_seed(_MOMENT_SEED)
-        draw = self.flow.rsample if self.has_rsample else self.flow.sample
-        return draw(_MOMENT_SAMPLES, self.context, generator)
+        return self._draw((_MOMENT_SAMPLES,), generator)
 
     @property
     def mean(self) -> Tensor:
@@ -181,25 +174,28 @@ class FlowDistribution(Distribution):
     @property
     def variance(self) -> Tensor:
         """The variance of 10,000 samples of one seed, ``(*batch, *event)``; see :attr:`mean`."""
-        x = self._moment_samples()
-        square = (x - x.mean(0)).square().sum(0) / (_MOMENT_SAMPLES - 1)
-        return square.expand(self._extended_shape())
+        return self._moment_samples().var(0).expand(self._extended_shape())
 
     @property
     def mode(self) -> Tensor:
         """Refuse: a flow has no formula for its mode."""
-        self._no("mode", "start an optimiser of log_prob from the best of many samples")
+        raise _none("mode", "start an optimiser of log_prob from the best of many samples")
 
     def enumerate_support(self, expand: bool = True) -> Tensor:  # noqa: FBT001, FBT002
         """Refuse: the density is continuous."""
-        self._no("enumeration of its support", "sample(), or a discrete distribution")
+        raise _none("enumeration of its support", "sample(), or a discrete distribution")
 
-    @staticmethod
-    def _no(what: str, remedy: str) -> NoReturn:
-        raise NotInvertibleError(f"the distribution of a flow has no {what}; remedy: {remedy}")
+    def _draw(self, shape: Sizes, generator: Generator) -> Tensor:
+        """Samples ``(*shape, *context_batch, *event)``, with gradients where they carry any."""
+        draw = self.flow.rsample if self.has_rsample else self.flow.sample
+        return draw(shape, self.context, generator)
 
 
-def _expanded(own: tuple[int, ...], batch_shape: Any) -> tuple[int, ...]:
+def _none(what: str, remedy: str) -> NotInvertibleError:
+    return NotInvertibleError(f"the distribution of a flow has no {what}; remedy: {remedy}")
+
+
+def _expanded(own: Sizes, batch_shape: Any) -> Sizes:
     """``batch_shape``, if torch would expand a tensor of the shape ``own`` to it."""
     try:
         batch = tuple(torch.Size(batch_shape))
@@ -215,7 +211,7 @@ def _expanded(own: tuple[int, ...], batch_shape: Any) -> tuple[int, ...]:
 
 
 def estimate_kl(
-    p: Distribution, q: Distribution, n: int = 4096, generator: torch.Generator | None = None
+    p: Distribution, q: Distribution, n: int = 4096, generator: Generator = None
 ) -> Estimate:
     r"""Estimate :math:`KL(p \| q) = E_p[\log p(x) - \log q(x)]` in nats from ``n`` samples of p.
 
@@ -251,8 +247,7 @@ def estimate_kl(
         )
     with torch.set_grad_enabled(torch.is_grad_enabled() and p.has_rsample):
         if isinstance(p, FlowDistribution):
-            draw = p.flow.rsample if p.has_rsample else p.flow.sample
-            x = draw((n, *p._extra), p.context, generator)
+            x = p._draw((n, *p._extra), generator)
         else:
             x = (p.rsample if p.has_rsample else p.sample)((n,))
         log_p = p.log_prob(x)
@@ -282,7 +277,7 @@ def _pyro_class() -> type[FlowDistribution]:
 
 
 def flow_distribution(
-    flow: Density, context: Tensor | None = None, batch_shape: tuple[int, ...] | None = None
+    flow: Density, context: Context = None, batch_shape: Sizes | None = None
 ) -> FlowDistribution:
     """Return the ``torch.distributions`` view of a flow, also Pyro's if Pyro is imported.
 

@@ -13,6 +13,7 @@ from flowkit.density import Density
 from flowkit.distribution import FlowDistribution, flow_distribution
 from flowkit.energies.target import Target
 from flowkit.numerics.compiling import can_compile
+from flowkit.numerics.types import Context, Generator, Mapped, Sizes
 from flowkit.stochastic.paths import sample_paths
 from flowkit.summary import as_html, as_table, as_text
 from flowkit.support import Support
@@ -52,17 +53,17 @@ class Flow(Density):
         """Where the density is positive, in the flow's dtype: see :class:`Support`."""
         return Support(self)
 
-    def distribution(self, context: Tensor | None = None) -> FlowDistribution:
+    def distribution(self, context: Context = None) -> FlowDistribution:
         """A ``torch.distributions`` view, which Pyro accepts too; its batch is the context's."""
         return flow_distribution(self, context)
 
     @torch.no_grad()
     def sample_with_log_weight(
         self,
-        shape: int | tuple[int, ...],
+        shape: int | Sizes,
         energy: Callable[..., Tensor] | None = None,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        context: Context = None,
+        generator: Generator = None,
         *,
         log_prob: Callable[..., Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -105,8 +106,8 @@ class Flow(Density):
         self,
         x: Tensor,
         energy: Callable[..., Tensor] | None = None,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        context: Context = None,
+        generator: Generator = None,
         *,
         log_prob: Callable[..., Tensor] | None = None,
     ) -> Tensor:
@@ -138,7 +139,7 @@ class Flow(Density):
         bound = self.log_prob_bound(x, read, generator=generator)
         return -target(self, x, context, generator) - bound
 
-    _compiled_inverse: Callable[..., tuple[Tensor, Tensor]] | None = None
+    _compiled_inverse: Callable[..., Mapped] | None = None
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the log-density and sampling in place, with the arguments of ``torch.compile``.
@@ -166,10 +167,11 @@ class Flow(Density):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_compiled_inverse": None}
 
-    def _inverse(self, z: Tensor, context: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def _inverse(self, z: Tensor, context: Context, generator: Generator = None) -> Mapped:
         # Compiled programs cannot draw from a generator.
-        compiled = None if kwargs else self._compiled_inverse
-        return super()._inverse(z, context, **kwargs) if compiled is None else compiled(z, context)
+        if self._compiled_inverse is None or self.stochastic:
+            return super()._inverse(z, context, generator)
+        return self._compiled_inverse(z, context)
 
     def summary(self) -> str:
         """A table of the layers with their numbers of parameters, to print.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from flowkit.ends import may_leave, require_noise_everywhere
 from flowkit.errors import ShapeError
 from flowkit.inputs import check_event, check_tensor
 from flowkit.numerics.roots import all_known
+from flowkit.numerics.types import Context, Generator, Mapped, Sizes
 from flowkit.shapes import as_shape
 from flowkit.transforms import CircularShift, Rescale, Transform
 from flowkit.transforms.base import broadcast_context
@@ -109,7 +110,7 @@ class Pushforward(nn.Module):
         dtype = self.dtype or torch.get_default_dtype()
         return torch.empty(0, dtype=dtype, device=self.device)
 
-    def embed(self, context: Tensor | None) -> Tensor | None:
+    def embed(self, context: Context) -> Context:
         """Check the context ``(*b, C)`` and embed it, as transform and base read it.
 
         Integers and booleans are read as numbers in the dtype of the flow, unless an embedding
@@ -128,7 +129,7 @@ class Pushforward(nn.Module):
             )
         return self._embed_unless_unread(context)
 
-    def _embed_unless_unread(self, context: Tensor | None) -> Tensor | None:
+    def _embed_unless_unread(self, context: Context) -> Context:
         """The same where an energy reads the context, and the flow itself need not."""
         size = self.context_size
         if context is None:
@@ -147,7 +148,7 @@ class Pushforward(nn.Module):
         return context if self.embedding is None else self.embedding(context)
 
     def _prepare(
-        self, x: Tensor, context: Tensor | None, name: str = "x"
+        self, x: Tensor, context: Context, name: str = "x"
     ) -> tuple[Tensor, Tensor | None]:
         """Check both inputs, embed the context, and bring them to one batch shape."""
         check_tensor(name, x, self.dtype, self.device)
@@ -156,7 +157,7 @@ class Pushforward(nn.Module):
         context = self.embed(context)
         return (x, context) if context is None else broadcast_context(x, context, len(shape))
 
-    def initialize(self, x: Tensor | None, context: Tensor | None = None) -> None:
+    def initialize(self, x: Context, context: Context = None) -> None:
         """Start the embedding from ``context`` and the transform from ``x``; ``fit`` calls it."""
         if context is not None and hasattr(self.embedding, "initialize"):
             self.embedding.initialize(context)  # type: ignore[union-attr, operator]
@@ -165,7 +166,7 @@ class Pushforward(nn.Module):
             self.transform.initialize(x, embedded)
         self.initialized.fill_(value=True)
 
-    def region(self, context: Tensor | None = None) -> Region | None:
+    def region(self, context: Context = None) -> Region | None:
         """The box that is the support, ``None`` if it is none: what :attr:`support` declares.
 
         Args:
@@ -180,59 +181,56 @@ class Pushforward(nn.Module):
         with torch.no_grad():
             return self.transform.map_region(region, context)
 
-    def _finite(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x`` with numbers in place of infinities, and the events that had any.
+    def _log_density(
+        self, to_noise: Callable[..., Mapped], x: Tensor, context: Context, *draws: Generator
+    ) -> Tensor:
+        """The log-density of prepared inputs, by a map to noise with a log-determinant.
 
-        There the density is zero, but layers and networks would make NaN of an infinity. A
-        circle has no such point: NaN.
+        At infinity the density is zero, but layers and networks would make NaN of it. A circle
+        has no such point: NaN.
         """
-        infinite = x.isinf()
-        dims = tuple(range(-len(self.event_shape), 0))
-        safe = x.new_zeros(())
+        infinite, safe = x.isinf(), x.new_zeros(())
         if self._has_circles:
             circles = self.transform.circular_columns(infinite.new_zeros(self.base.event_shape))
             safe = torch.where(circles, math.nan, safe)
-        return torch.where(infinite, safe, x), infinite.any(dims)
-
-    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """The log-density of prepared inputs."""
-        x, infinite = self._finite(x)
-        z, log_det = self.transform(x, context)
+        z, log_det = to_noise(torch.where(infinite, safe, x), context, *draws)
         log_prob = self.base.log_prob(z, context) + log_det
         # NaN stays NaN.
-        return torch.where(infinite, log_prob.detach() - math.inf, log_prob)
+        outside = infinite.any(tuple(range(-len(self.event_shape), 0)))
+        return torch.where(outside, log_prob.detach() - math.inf, log_prob)
 
-    def _inverse(self, z: Tensor, context: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def _log_prob(self, x: Tensor, context: Context) -> Tensor:
+        """The log-density of prepared inputs."""
+        return self._log_density(self.transform, x, context)
+
+    def _inverse(self, z: Tensor, context: Context, generator: Generator = None) -> Mapped:
         """From noise to data."""
-        return self.transform.inverse(z, context, **kwargs)
+        return self.transform.inverse(z, context, generator)
 
     def _draw(
-        self,
-        shape: int | tuple[int, ...],
-        context: Tensor | None,
-        generator: torch.Generator | None,
+        self, shape: int | Sizes, context: Context, generator: Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return samples, base log-density of their noise, and the inverse's log-determinant."""
         size = as_shape(shape)
         context = self.embed(context)
-        z = self.base.sample(size, context, generator)
-        kwargs = {"generator": generator} if self.stochastic else {}
-        x, log_det = self._inverse(z, context, **kwargs)
-        if may_leave(self.transform, self.base):
-            z, x, log_det = self._move_inside(z, x, log_det, context)
+        noise = self.base.sample(size, context, generator)
+        z, x, log_det = self._inside(noise, context, generator)
         largest = torch.finfo(x.dtype).max
         x = torch.nan_to_num(x, nan=math.nan, posinf=largest, neginf=-largest)
         return x.contiguous(), self.base.log_prob(z, context), log_det
 
-    def _move_inside(
-        self, z: Tensor, x: Tensor, log_det: Tensor, context: Tensor | None
+    def _inside(
+        self, z: Tensor, context: Context, generator: Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise so far out that its x is rounded to where there is no density: less far out.
+        """From noise to data that have a density: noise, data and log-determinant.
 
-        It moves towards the middle of the base, by four roundings, each time by 16 times as much
-        and then by half of the way, until the x that it gives is inside.
+        Noise so far out that its x is rounded to where there is no density moves towards the
+        middle of the base, by four roundings, each time by 16 times as much and then by half of
+        the way, until the x that it gives is inside.
         """
-        region = region_of(self.base.support, self.base.event_shape, z)
+        x, log_det = self._inverse(z, context, generator)
+        leaves = may_leave(self.transform, self.base)
+        region = region_of(self.base.support, self.base.event_shape, z) if leaves else None
         if region is None:
             return z, x, log_det
         middle, rounding = region.interior(), 4 * torch.finfo(z.dtype).eps
@@ -252,20 +250,14 @@ class Pushforward(nn.Module):
         return z, x, log_det
 
     def rsample(
-        self,
-        shape: int | tuple[int, ...] = (),
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, shape: int | Sizes = (), context: Context = None, generator: Generator = None
     ) -> Tensor:
         """Draw samples that carry gradients to the parameters. See :meth:`sample`."""
         return self._draw(shape, context, generator)[0]
 
     @torch.no_grad()
     def sample(
-        self,
-        shape: int | tuple[int, ...] = (),
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, shape: int | Sizes = (), context: Context = None, generator: Generator = None
     ) -> Tensor:
         """Draw samples, without gradients.
 
@@ -282,30 +274,15 @@ class Pushforward(nn.Module):
         """
         return self._draw(shape, context, generator)[0]
 
-    def to_noise(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def to_noise(self, x: Tensor, context: Context = None, generator: Generator = None) -> Tensor:
         """Map data ``(*batch, *event)`` to noise; the generator is for stochastic layers."""
         x, context = self._prepare(x, context)
-        kwargs = {"generator": generator} if self.stochastic else {}
-        return self.transform(x, context, **kwargs)[0].contiguous()
+        return self.transform(x, context, generator)[0].contiguous()
 
-    def to_data(
-        self,
-        z: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def to_data(self, z: Tensor, context: Context = None, generator: Generator = None) -> Tensor:
         """Map noise ``(*batch, *event)`` to data; the generator is for stochastic layers.
 
         Like a sample, x stays where there is density, if there is density at z.
         """
         z, context = self._prepare(z, context, "z")
-        kwargs = {"generator": generator} if self.stochastic else {}
-        x, log_det = self._inverse(z, context, **kwargs)
-        if may_leave(self.transform, self.base):
-            _, x, _ = self._move_inside(z, x, log_det, context)
-        return x.contiguous()
+        return self._inside(z, context, generator)[1].contiguous()

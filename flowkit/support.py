@@ -9,6 +9,7 @@ from torch.distributions import biject_to, constraints, transform_to, transforms
 
 from flowkit.density import Density
 from flowkit.errors import NotInvertibleError
+from flowkit.numerics.types import Context
 from flowkit.transforms.region import Region
 
 
@@ -42,27 +43,15 @@ class Support(constraints.independent):
         (tensor([1., 2.]), tensor([ True, False]))
     """
 
-    def __init__(self, flow: Density, context: Tensor | None = None) -> None:
+    def __init__(self, flow: Density, context: Context = None) -> None:
         self.flow, self.context = flow, context
-        region = flow.region(context)
+        region, ndim = flow.region(context), len(flow.event_shape)
         self.lower = None if region is None else region.lower
         self.upper = None if region is None else region.upper
-        inner = None if region is None else _as_constraint(region, len(flow.event_shape))
-        self._ndim = len(flow.event_shape)
+        inner = None if region is None else _as_constraint(region, ndim)
         self.known = inner is not None
-        super().__init__(constraints.real if inner is None else inner, self._ndim)
-        if inner is None:
-            self.base_constraint = constraints.dependent
-
-    @property
-    def is_discrete(self) -> bool:  # type: ignore[override]
-        """No."""
-        return False
-
-    @property
-    def event_dim(self) -> int:  # type: ignore[override]
-        """Number of dimensions of an event."""
-        return self._ndim
+        unknown = constraints.dependent(is_discrete=False, event_dim=0)
+        super().__init__(inner or unknown, ndim)
 
     def check(self, value: Tensor) -> Tensor:
         """Whether the density of each event ``(*batch, *event)`` is positive."""
@@ -76,26 +65,23 @@ class Support(constraints.independent):
 
 def _as_constraint(region: Region, event_ndim: int) -> constraints.Constraint | None:
     """One constraint of every number; ``None`` for images of unlike numbers."""
-    dims = tuple(range(region.lower.ndim - event_ndim))
-    low, high = region.lower.isfinite(), region.upper.isfinite()
-    if dims:
-        low, high = low.all(dims), high.all(dims)
-    kinds = list(zip(low.flatten().tolist(), high.flatten().tolist(), strict=True))
-    if len(set(kinds)) == 1:
-        return _of_kind(region, low=kinds[0][0], high=kinds[0][1])
+    shape = region.lower.shape[region.lower.ndim - event_ndim :]
+    finite = [end.isfinite().reshape(-1, *shape).all(0).flatten().tolist() for end in region]
+    runs = [(kind, len(list(run))) for kind, run in itertools.groupby(zip(*finite, strict=True))]
+    if len(runs) == 1:
+        return _of_kind(region, *runs[0][0])
     if event_ndim != 1:
         return None
-    parts, lengths, start = [], [], 0
-    for kind, run in itertools.groupby(kinds):
-        length = len(list(run))
-        part = Region(*(end[..., start : start + length] for end in region))
-        parts.append(_of_kind(part, low=kind[0], high=kind[1]))
-        lengths.append(length)
-        start += length
-    return constraints.cat(parts, -1, lengths)
+    kinds, lengths = zip(*runs, strict=True)
+    parts = zip(*(end.split(lengths, -1) for end in region), strict=True)
+    return constraints.cat(
+        [_of_kind(Region(*part), *kind) for part, kind in zip(parts, kinds, strict=True)],
+        -1,
+        lengths,
+    )
 
 
-def _of_kind(region: Region, *, low: bool, high: bool) -> constraints.Constraint:
+def _of_kind(region: Region, low: bool, high: bool) -> constraints.Constraint:  # noqa: FBT001
     if low and high:
         return constraints.interval(region.lower, region.upper)
     if low:
@@ -110,16 +96,8 @@ class _ThroughFlow(transforms.Transform):
 
     def __init__(self, support: Support) -> None:
         super().__init__()
-        self.support = support
-
-    @property
-    def domain(self) -> constraints.Constraint:  # type: ignore[override]
-        base: constraints.Constraint = self.support.flow.base.support
-        return base
-
-    @property
-    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
-        return self.support
+        self.support = self.codomain = support
+        self.domain = support.flow.base.support
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _ThroughFlow) and other.support is self.support

@@ -9,5 +9,7 @@ from torch import Tensor
 Context = Tensor | None
 #: Source of randomness; torch's global state for ``None``.
 Generator = torch.Generator | None
+#: The shape of samples, where it is no single number.
+Sizes = tuple[int, ...]
 #: A value ``(*batch, *event)`` and a log-determinant ``(*batch,)``.
 Mapped = tuple[Tensor, Tensor]
