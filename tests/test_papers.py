@@ -8,7 +8,9 @@ from dataclasses import dataclass, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 PAPERS = Path(__file__).parents[1] / "examples" / "papers"
@@ -192,6 +194,31 @@ def test_score_matching_compares_objectives_and_resumes(tmp_path):
     assert script.main(call) == results
     assert (tmp_path / "record").read_text() == before
     assert (tmp_path / "score_matching.md").read_text().count("| denoising |") == 3
+
+
+def test_tables_compare_estimators_and_resume(tmp_path):
+    script = load("tables")
+    call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
+    call += ["--runs", str(tmp_path / "runs")]
+    results = script.main(call)
+    assert {r.method for r in results} == {"mixture", "Gaussian"}
+    assert script.main(call) == results
+    text = (tmp_path / "tables.md").read_text()
+    assert "| keel/vehicle | 846 x 16 |" in text
+    assert not set(script.CHOOSE) & set(script.REPORT)
+
+
+def test_scores_of_a_gaussian_and_of_cells_are_right():
+    script = load("tables")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50_000, 3)) @ rng.normal(size=(3, 3))
+    truth = scipy.stats.multivariate_normal(x.mean(0), np.cov(x.T)).logpdf(x[:100])
+    assert np.abs(script.gaussian(x, x[:100], 0) - truth).max() < 2e-3
+    x = np.array([[0.0], [0.0], [1.0], [4.0]] * 2000)
+    spread = script.spread_ties(x, rng)
+    for value, low, high in ((0, -0.5, 0.5), (1, 0.5, 2.5), (4, 2.5, 5.5)):
+        part = spread[x == value]
+        assert low <= part.min() < low + 0.01 < high - 0.01 < part.max() <= high
 
 
 def test_libraries_build_architectures_of_the_same_size():
