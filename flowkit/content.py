@@ -89,15 +89,17 @@ def read_content(content: bytes, path: Path) -> Content:
         FlowFileError: If this is not a flow file, is damaged, asks for more than it holds, or its
             weights are not those of its flow.
     """
-    described = _read_header(content, path)
     try:
         state = safetensors.torch.load(content)
     except Exception as error:  # safetensors and torch report strange bytes in many ways
-        raise _no_safetensors(path, error) from None
-    _check_plausible(described, state, path)
-    _check_weights(described, state, path)
-    extra = described.get("extra", {})
-    return Content(described["flow"], extra, state)
+        reason = " ".join(str(error).split())[:200]
+        raise FlowFileError(
+            f"{path} is not a safetensors file, or is truncated ({reason}); remedy: save the flow "
+            "again with flowkit.save"
+        ) from None
+    described = _read_header(content, path)
+    _check_weights(described["flow"], state, path)
+    return Content(described["flow"], described.get("extra", {}), state)
 
 
 def build_from(content: Content, path: Path) -> Any:
@@ -106,7 +108,8 @@ def build_from(content: Content, path: Path) -> Any:
     Raises:
         FlowFileError: If the numbers are none that the flow can have.
     """
-    flow = build(content.part)
+    with torch.random.fork_rng(devices=[]):  # for weights that are replaced at once
+        flow = build(content.part)
     constants = {key: v for key, v in flow.state_dict().items() if v.dtype == torch.int64}
     for key, constant in constants.items():
         # Orders of features may differ between versions of NumPy, but are orders.
@@ -143,41 +146,33 @@ def weights_fault(flow: nn.Module, state: dict[str, Tensor]) -> str | None:
 
 def _read_header(content: bytes, path: Path) -> dict[str, Any]:
     """The description in the header, after its digest was compared with the content."""
-    size = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or size > len(content) - 8:
-        raise _no_safetensors(path, "its header is incomplete")
-    header = _json(content[8 : 8 + size], path)
-    if header is None:
-        raise _no_safetensors(path, "its header is not JSON")
-    metadata = header.get("__metadata__", {})
-    if not isinstance(metadata, dict) or not isinstance(metadata.get(_KEY, ""), str):
-        raise _no_safetensors(path, "its metadata are not text")
-    if _KEY not in metadata:
+    # That the header is JSON, and its metadata are texts, safetensors has checked.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    text = header.get("__metadata__", {}).get(_KEY)
+    if text is None:
         raise FlowFileError(
             f"{path} is a safetensors file without a flow in its header; remedy: build "
             "the flow in code and use load_state_dict, or write the file with flowkit.save"
         )
-    described = _json(metadata[_KEY].encode(errors="surrogatepass"), path)
-    fits = (
-        described is not None
-        and isinstance(described.get("flow"), dict)
-        and isinstance(described.get("extra", {}), dict)
-        and type(described.get("format")) is int
-    )
-    if described is None or not fits:
+    try:
+        described = json.loads(text)
+    except (RecursionError, ValueError):
+        described = None
+    parts = described if isinstance(described, dict) else {}
+    kinds = type(parts.get("flow")), type(parts.get("extra", {})), type(parts.get("format"))
+    if kinds != (dict, dict, int):
         raise FlowFileError(f"the flowkit header of {path} is damaged")
     if described["format"] > _FORMAT:
         raise FlowFileError(
             f"{path} has format {described['format']}, this flowkit reads up to {_FORMAT}; "
             "remedy: upgrade flowkit-density"
         )
-    stored = described.get("digest")
-    if not isinstance(stored, str) or stored != _digest(content):
-        longer = _length(header) != len(content) - 8 - size
-        what = "is truncated or was appended to" if longer else "was changed after it was saved"
+    digest = _digest(content)
+    if digest is None or described.get("digest") != digest:
         raise FlowFileError(
-            f"{path} {what}: its digest is not that of its content; remedy: take the file from "
-            "where it was written, or save the flow again with flowkit.save"
+            f"{path} was changed after it was saved: its digest is not that of its content; "
+            "remedy: take the file from where it was written, or save the flow again with "
+            "flowkit.save"
         )
     return described
 
@@ -194,64 +189,19 @@ def _digest(content: bytes) -> str | None:
     return digest.hexdigest()
 
 
-def _length(header: dict[str, Any]) -> int:
-    """Number of bytes of the weights that a header announces."""
-    try:
-        return max(entry["data_offsets"][1] for k, entry in header.items() if k != "__metadata__")
-    except (IndexError, KeyError, TypeError, ValueError):
-        return 0
+def _check_sizes(value: Any, most: int) -> None:
+    """Refuse sizes beyond the number of weights in a description.
 
-
-def _json(text: bytes, path: Path) -> dict[str, Any] | None:
-    """A JSON object without repeated names; None if the text is none."""
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=_once)
-    except ValueError:
-        return None
-    except RecursionError:
-        raise FlowFileError(f"the flowkit header of {path} is nested too deeply") from None
-    return value if isinstance(value, dict) else None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is repeated")
-    return found
-
-
-def _no_safetensors(path: Path, why: object) -> FlowFileError:
-    reason = " ".join(str(why).split())[:200]
-    return FlowFileError(
-        f"{path} is not a safetensors file, or is truncated ({reason}); remedy: save the flow "
-        "again with flowkit.save"
-    )
-
-
-def _check_plausible(described: dict[str, Any], state: dict[str, Tensor], path: Path) -> None:
-    """Refuse a size beyond the number of weights before anything is built."""
-    total = sum(value.numel() for value in state.values())
-
-    def check(value: Any) -> None:
-        if isinstance(value, dict):
-            value = [item for name, item in value.items() if name not in _NO_SIZES]
-        if isinstance(value, list):
-            for item in value:
-                check(item)
-        elif isinstance(value, int) and abs(value) > max(total, _LEAST_SIZE):
-            raise _asks_too_much(path, f"a size of {value:.3g}", total)
-
-    try:
-        check(described["flow"])
-    except RecursionError:
-        raise FlowFileError(f"the flowkit header of {path} is nested too deeply") from None
-
-
-def _asks_too_much(path: Path, what: str, total: int) -> FlowFileError:
-    return FlowFileError(
-        f"{path}: it asks for {what}, its weights are {total} numbers: the file is "
-        "damaged or hostile"
-    )
+    Raises:
+        TooLarge: If there is one.
+    """
+    if isinstance(value, dict):
+        value = [item for name, item in value.items() if name not in _NO_SIZES]
+    if isinstance(value, list):
+        for item in value:
+            _check_sizes(item, most)
+    elif isinstance(value, int) and abs(value) > most:
+        raise TooLarge(f"larger sizes, as {value:.3g},")
 
 
 class TooLarge(Exception):
@@ -296,17 +246,21 @@ def limited(weights: float, parts: float) -> Iterator[None]:
             handle.remove()
 
 
-def _check_weights(described: dict[str, Any], state: dict[str, Tensor], path: Path) -> None:
+def _check_weights(part: dict[str, Any], state: dict[str, Tensor], path: Path) -> None:
     """Build the flow without memory and compare every name, shape and kind of number."""
     total = sum(value.numel() for value in state.values())
+    # Some slack, for parts that are replaced while they are built.
+    most = (4 * total + _LEAST_WEIGHTS, _PARTS * len(state) + _LEAST_PARTS)
     try:
-        # Some slack, for parts that are replaced while they are built.
-        most = (4 * total + _LEAST_WEIGHTS, _PARTS * len(state) + _LEAST_PARTS)
+        _check_sizes(part, max(total, _LEAST_SIZE))
         with torch.device("meta"), limited(*most):
-            skeleton = build(described["flow"])
+            skeleton = build(part)
     except TooLarge as error:
-        raise _asks_too_much(path, f"{error} than it holds", total) from None
-    except Exception as error:  # whatever the flow of a stranger's file runs into
+        raise FlowFileError(
+            f"{path}: it asks for {error} than its {total} weights allow: the file is damaged or "
+            "hostile"
+        ) from None
+    except Exception as error:  # whatever an untrusted description runs into
         raise FlowFileError(f"the flow in {path} cannot be built: {error}") from error
     expected = {name: _kind(value) for name, value in skeleton.state_dict().items()}
     found = {name: _kind(value) for name, value in state.items()}

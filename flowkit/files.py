@@ -107,6 +107,30 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             raise PermissionError(f"no permission to write {name}, which is write-protected")
 
 
+def existing(path: str | os.PathLike[str], what: str) -> Path:
+    """Check that there is a regular file at a path.
+
+    Args:
+        path: Where it should be.
+        what: What it should be, for messages.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        IsADirectoryError: If it is a folder.
+
+    Example:
+        >>> existing("nowhere.csv", "table")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: no table at nowhere.csv
+    """
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder, expected a {what}")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no {what} at {path}")
+    return Path(path)
+
+
 def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
     """Whether two paths are one existing file, by whatever spelling or links.
 

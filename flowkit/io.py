@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from flowkit.config import describe
-from flowkit.content import build_from, read_content, weights_fault, write_content
+from flowkit.content import Content, build_from, read_content, weights_fault, write_content
 from flowkit.errors import DataError, DescriptionError, FlowFileError
-from flowkit.files import replacing
+from flowkit.files import existing, replacing
 from flowkit.flow import Flow
 
 
@@ -87,9 +87,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Fl
         FlowFileError: If the file is not a flow file, is damaged, does not fit its own
             description, or holds numbers that no flow can have.
     """
-    path = Path(path)
     _check_device(device)
-    return build_from(read_content(_read_bytes(path), path), path).to(device)
+    return build_from(_read(path), Path(path)).to(device)
 
 
 def _check_device(device: str | torch.device) -> None:
@@ -125,14 +124,9 @@ def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
         ...     flowkit.io.read_extra(path)
         {'columns': ['height']}
     """
-    path = Path(path)
-    return read_content(_read_bytes(path), path).extra
+    return _read(path).extra
 
 
-def _read_bytes(path: Path) -> bytes:
-    """The content of a regular file."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a flow file")
-    if not path.is_file():
-        raise FileNotFoundError(f"no flow file at {path}")
-    return path.read_bytes()
+def _read(path: str | os.PathLike[str]) -> Content:
+    file = existing(path, "flow file")
+    return read_content(file.read_bytes(), file)

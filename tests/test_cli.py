@@ -221,12 +221,12 @@ BAD_TABLES = {
     "missing value": (
         "t.csv",
         write("t.csv", "a,b\n1,2\n3,\n"),
-        "missing or infinite values in 1 of 2 rows (first: row 2; columns 'b')",
+        "missing (NaN) or infinite values in 1 of 2 rows (first rows: [2]; columns: ['b'])",
     ),
     "infinite": (
         "t.npy",
         lambda folder: np.save(folder / "t.npy", [[1.0, np.inf]]),
-        "missing or infinite values in 1 of 1 rows",
+        "missing (NaN) or infinite values in 1 of 1 rows",
     ),
     "constant": (
         "t.csv",
@@ -286,7 +286,9 @@ def test_text_in_a_parquet_file_is_refused_unless_left_out(fails, run):
     assert run("fit", "t.parquet", "-o", "m.st", "--columns", "height,weight", *FAST)[0] == 0
     holes = arrow.table({"height": [1.0, None], "weight": [1, 2]})
     pyarrow.parquet.write_table(holes, "holes.parquet")
-    assert "missing or infinite values in 1 of 2 rows" in fails("score", "m.st", "holes.parquet")
+    assert "missing (NaN) or infinite values in 1 of 2 rows" in fails(
+        "score", "m.st", "holes.parquet"
+    )
 
 
 def test_parquet_without_pyarrow_names_the_remedy(fails, model, monkeypatch):

@@ -306,11 +306,11 @@ TABLES = {
     "underscore.csv": (b"height,weight\n1_000,2\n", "holds text ('1_000')"),
     "digits.csv": ("height,weight\n١,2\n".encode(), "holds text"),
     "hex.csv": (b"height,weight\n0x10,2\n", "holds text ('0x10')"),
-    "inf.csv": (b"height,weight\n1,2\ninf,3\n", "missing or infinite values in 1 of 2 rows"),
-    "nan.csv": (b"height,weight\n1,2\nnan,3\n", "missing or infinite values in 1 of 2 rows"),
-    "overflow.csv": (b"height,weight\n1e999,2\n", "missing or infinite"),
+    "inf.csv": (b"height,weight\n1,2\ninf,3\n", "missing (NaN) or infinite values in 1 of 2 rows"),
+    "nan.csv": (b"height,weight\n1,2\nnan,3\n", "missing (NaN) or infinite values in 1 of 2 rows"),
+    "overflow.csv": (b"height,weight\n1e999,2\n", "missing (NaN) or infinite"),
     "long_integer.csv": (b"height,weight\n9007199254740993,2\n", "integers beyond 2**53"),
-    "missing_first.csv": (b"1.5,NA\n2.5,3\n", "missing or infinite values in 1 of 2 rows"),
+    "missing_first.csv": (b"1.5,NA\n2.5,3\n", "missing (NaN) or infinite values in 1 of 2 rows"),
     "escape.csv": (b"height,weight\n\x1b[31m,2\n", "holds text"),
     "many.csv": (b"a," * 100_000 + b"a\n", "no column"),
     "empty.npy": (b"", "not a .npy file"),
@@ -415,7 +415,9 @@ def test_tables_of_odd_but_clear_form_are_read(place):
     (place / "x.csv").write_bytes(b'"a\nb","c, d"\n1.5,-2\n300,0.25\n')
     assert read_table("x.csv").columns == ("a\nb", "c, d")
     (place / "x.csv").write_bytes(b"1.5\n\n2.5\n\n")
-    with pytest.raises(flowkit.errors.DataError, match="missing or infinite values in 1 of 3"):
+    with pytest.raises(
+        flowkit.errors.DataError, match=r"missing \(NaN\) or infinite values in 1 of 3"
+    ):
         read_table("x.csv")
 
 

@@ -178,6 +178,23 @@ def test_protected_files_and_folders_are_left_alone(tmp_path):
 
 
 @posix
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_permissions_of_the_umask_and_an_older_one_its_own(
+    tmp_path, umask, mode
+):
+    flow, before = flowkit.elementwise_flow(1), os.umask(umask)
+    try:
+        flowkit.save(flow, tmp_path / "new")
+        (tmp_path / "old").touch()
+        (tmp_path / "old").chmod(0o640)
+        flowkit.save(flow, tmp_path / "old")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "old").stat().st_mode & 0o777 == 0o640
+
+
+@posix
 def test_one_file_is_recognised_behind_links_and_spellings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
@@ -368,6 +385,41 @@ def test_files_keep_the_dtype_of_the_flow(tmp_path, dtype):
     flow = flowkit.coupling_flow(2, layers=1, hidden=(4,)).to(dtype)
     flowkit.save(flow, tmp_path / "f")
     assert flowkit.load(tmp_path / "f").dtype == dtype
+
+
+def test_weights_that_share_memory_are_stored_and_stay_as_they_were(tmp_path):
+    flow = flowkit.coupling_flow(2, layers=2, hidden=(4,)).requires_grad_(False)
+    parts = dict(flow.named_parameters())
+    names = [name for name, value in parts.items() if value.shape == parts[WEIGHT].shape]
+    assert len(names) > 1
+    memory = torch.randn(len(names), *parts[WEIGHT].shape)
+    for name, view in zip(names, memory, strict=True):
+        parts[name].data = view
+    other = next(p for p in parts.values() if p.ndim == 2 and p.shape != parts[WEIGHT].shape)
+    other.data = other.data.T.contiguous().T
+    before = {name: (p.data_ptr(), p.clone()) for name, p in parts.items()}
+    flowkit.save(flow, tmp_path / "f")
+    assert all(p.data_ptr() == before[name][0] for name, p in parts.items())
+    again = dict(flowkit.load(tmp_path / "f").named_parameters())
+    assert all(torch.equal(again[name], value) for name, (_, value) in before.items())
+
+
+def test_writing_and_reading_leave_random_states_alone(tmp_path):
+    flow = flowkit.autoregressive_flow(3, layers=1)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    flowkit.save(flow, tmp_path / "f")
+    flowkit.io.read_extra(tmp_path / "f")
+    flowkit.load(tmp_path / "f")
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+
+
+def test_a_flow_comes_to_the_device_that_is_named(path):
+    assert {p.device.type for p in flowkit.load(path, device="meta").parameters()} == {"meta"}
+    assert {p.device.type for p in flowkit.load(path).parameters()} == {"cpu"}
+    for device in ("nowhere", "cuda:99"):
+        with pytest.raises(DataError, match=rf"on device '{device}' .*; remedy: device='cpu'"):
+            flowkit.load(path, device=device)
 
 
 def test_layers_say_what_their_stored_numbers_may_be():

@@ -1,13 +1,29 @@
-"""Columns of tables by name or number, and the package that reads .parquet files."""
+"""Tables, their columns by name or number, and the package that reads .parquet files."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from flowkit.errors import DataError, MissingDependencyError
+
+
+class Table(NamedTuple):
+    """Numbers with a name for every column.
+
+    Attributes:
+        values: float64 array (rows, columns).
+        columns: Names of the columns; ``x1, x2, ...`` where the file has none.
+        unnamed: Number of columns of a file without names; 0 for one with names.
+    """
+
+    values: np.ndarray
+    columns: tuple[str, ...]
+    unnamed: int = 0
 
 
 def pyarrow() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
@@ -107,7 +107,10 @@ def _check_numeric(dtype: np.dtype, name: str) -> None:
 
 
 def check_finite(
-    tensor: Tensor, name: str, columns: list[str] | None = None, numbers: Tensor | None = None
+    tensor: Tensor,
+    name: str,
+    columns: Sequence[str] | None = None,
+    numbers: Tensor | None = None,
 ) -> None:
     """Raise a DataError that names rows and columns with NaN or infinite values.
 
@@ -125,8 +128,8 @@ def check_finite(
     named = [columns[i] if columns else i for i in where[:5]]
     first = (rows if numbers is None else numbers[rows])[:5].tolist()
     raise DataError(
-        f"{name} has NaN or infinite values in {len(rows)} of {len(bad)} rows (first rows: "
-        f"{first}; columns: {named}); remedy: drop these rows or fill the gaps"
+        f"{name} has missing (NaN) or infinite values in {len(rows)} of {len(bad)} rows "
+        f"(first rows: {first}; columns: {named}); remedy: drop these rows or fill the gaps"
     )
 
 

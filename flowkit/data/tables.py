@@ -5,31 +5,20 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 
-from flowkit.data.columns import _listed, pyarrow
+from flowkit.data.columns import Table, pyarrow
+from flowkit.data.convert import check_finite
 from flowkit.data.readers import READERS
-from flowkit.errors import DataError
-from flowkit.files import replacing
+from flowkit.errors import DataError, FlowkitError
+from flowkit.files import existing, replacing
 
 EXTENSIONS = (".csv", ".npy", ".parquet")
-
-
-class Table(NamedTuple):
-    """Finite numbers with a name for every column.
-
-    Attributes:
-        values: float64 array (rows, columns).
-        columns: Names of the columns; ``x1, x2, ...`` where the file has none.
-        unnamed: Number of columns of a file without names; 0 for one with names.
-    """
-
-    values: np.ndarray
-    columns: tuple[str, ...]
-    unnamed: int = 0
 
 
 def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
@@ -58,17 +47,22 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
         ...     read_table(path, ["weight"])
         Table(values=array([[50.], [80.]]), columns=('weight',), unnamed=0)
     """
-    path = Path(path)
-    check_extension(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}")
-    values, names, unnamed = READERS[path.suffix.lower()](path, columns)
-    if not len(values):
+    suffix = check_extension(path)
+    path = existing(path, "file")
+    try:
+        table = READERS[suffix](path, columns)
+    except (FlowkitError, MemoryError, PermissionError):
+        raise
+    except Exception as error:  # damaged files fail in many ways
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{path} is not a {suffix} file of numbers, or is damaged: {reason}"
+        ) from error
+    rows = len(table.values)
+    if not rows:
         raise DataError(f"{path} has no rows")
-    table = Table(values, names, unnamed)
-    _check_finite(table, path)
+    values, numbers = torch.from_numpy(table.values), torch.arange(1, rows + 1)
+    check_finite(values, str(path), table.columns, numbers)
     return table
 
 
@@ -109,11 +103,10 @@ def write_blocks(
         rows: Number of rows in all.
         columns: Names of the columns.
     """
-    path = Path(path)
-    check_extension(path)
+    suffix = check_extension(path)
     writer = {".csv": _write_csv, ".npy": _write_npy, ".parquet": _write_parquet}
     with replacing(path) as file:
-        writer[path.suffix.lower()](file, blocks, rows, columns)
+        writer[suffix](file, blocks, rows, columns)
 
 
 def _write_csv(
@@ -142,17 +135,16 @@ def _write_npy(
 def _write_parquet(
     file: BinaryIO, blocks: Iterable[np.ndarray], rows: int, columns: Sequence[str]
 ) -> None:
-    arrow, writer = pyarrow(), None
-    for block in blocks:
-        table = arrow.table({name: block[:, i] for i, name in enumerate(columns)})
-        writer = writer or arrow.parquet.ParquetWriter(file, table.schema)
-        writer.write_table(table)
-    if writer is not None:
-        writer.close()
+    arrow = pyarrow()
+    tables = (arrow.table(dict(zip(columns, block.T, strict=True))) for block in blocks)
+    first = next(tables)
+    with arrow.parquet.ParquetWriter(file, first.schema) as writer:
+        for table in chain([first], tables):
+            writer.write_table(table)
 
 
-def check_extension(path: str | Path) -> None:
-    """Refuse an unknown extension, and .parquet without pyarrow, before any work is done.
+def check_extension(path: str | Path) -> str:
+    """Return the extension of a file, if it is known, and can be read here.
 
     Raises:
         DataError: If the extension is not one of ``EXTENSIONS``.
@@ -165,15 +157,4 @@ def check_extension(path: str | Path) -> None:
         )
     if suffix == ".parquet":
         pyarrow()
-
-
-def _check_finite(table: Table, path: Path) -> None:
-    bad = ~np.isfinite(table.values)
-    if bad.any():
-        rows = bad.any(1)
-        names = [name for name, any_ in zip(table.columns, bad.any(0), strict=True) if any_]
-        raise DataError(
-            f"{path} has missing or infinite values in {rows.sum()} of {len(rows)} rows "
-            f"(first: row {int(rows.argmax()) + 1}; columns {_listed(names)}); remedy: drop these "
-            "rows or fill the gaps"
-        )
+    return suffix
