@@ -55,24 +55,33 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:90]}... ({type(value).__name__})"
 
 
-def _within(
-    least: float | None, above: float | None, most: float | None, below: float | None
-) -> str:
-    limits = ((">=", least), (">", above), ("<=", most), ("<", below))
-    return " and ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
+# Limits of numbers by the names of arguments: the sign in messages, and what must hold.
+_LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "least": (">=", operator.ge),
+    "above": (">", operator.gt),
+    "most": ("<=", operator.le),
+    "below": ("<", operator.lt),
+}
+
+
+def _within(limits: Mapping[str, float | None]) -> str:
+    known = {name: limit for name, limit in limits.items() if limit is not None}
+    return " and ".join(f"{_LIMITS[name][0]} {limit:g}" for name, limit in known.items())
+
+
+def _fits(number: float, limits: Mapping[str, float | None]) -> bool:
+    return all(limit is None or _LIMITS[name][1](number, limit) for name, limit in limits.items())
 
 
 def is_integer(value: Any) -> bool:
     """Whether a value is an integer of Python, NumPy or torch; booleans are not."""
-    if isinstance(value, (bool, np.bool_)) or (isinstance(value, Tensor) and value.ndim):
-        return False
-    if isinstance(value, Tensor) and value.dtype == torch.bool:
+    if isinstance(value, Tensor) and (value.ndim or value.dtype == torch.bool):
         return False
     try:
         operator.index(value)
     except (TypeError, ValueError):
         return False
-    return True
+    return not isinstance(value, (bool, np.bool_))
 
 
 def integer(
@@ -96,11 +105,10 @@ def integer(
     """
     known = is_integer(value)
     number = operator.index(value) if known else 0
-    too_large = known and most is not None and number > most
-    if not known or too_large or (least is not None and number < least):
-        limit = most if too_large else None
-        words = " ".join(("an integer", _within(least, None, limit, None))).strip()
-        raise fail(owner, name, words, value, remedy)
+    too_large = known and not _fits(number, {"most": most})
+    if not known or too_large or not _fits(number, {"least": least}):
+        limits = {"least": least, "most": most if too_large else None}
+        raise fail(owner, name, f"an integer {_within(limits)}".strip(), value, remedy)
     return number
 
 
@@ -109,14 +117,13 @@ def number(
     name: str,
     value: Any,
     *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
     finite: bool = True,
     remedy: str = "",
+    **limits: float | None,
 ) -> float:
     """Check a real number, finite unless ``finite=False``; NaN and booleans are none.
+
+    The limits are ``least``, ``above``, ``most`` and ``below``.
 
     Example:
         >>> number("Affine", "max_log_scale", 5, above=0)
@@ -127,18 +134,14 @@ def number(
         flowkit.errors.ArgumentError: Affine expected scale as a finite number > 0, got -1.0
     """
     real = as_float(value)
-    if (
-        math.isnan(real)
-        or (finite and math.isinf(real))
-        or (least is not None and real < least)
-        or (above is not None and real <= above)
-        or (most is not None and real > most)
-        or (below is not None and real >= below)
-    ):
+    if not _is_real(real, finite=finite) or not _fits(real, limits):
         kind = "a finite number" if finite else "a number"
-        words = " ".join((kind, _within(least, above, most, below))).strip()
-        raise fail(owner, name, words, value, remedy)
+        raise fail(owner, name, f"{kind} {_within(limits)}".strip(), value, remedy)
     return real
+
+
+def _is_real(number: float, *, finite: bool) -> bool:
+    return math.isfinite(number) or (not finite and math.isinf(number))
 
 
 def as_float(value: Any) -> float:
@@ -243,10 +246,10 @@ def integers(
         given is None
         or (length is not None and len(given) != length)
         or not all(is_integer(v) and -MAX_ELEMENTS <= v <= MAX_ELEMENTS for v in given)
-        or (least is not None and any(v < least for v in given))
+        or not all(_fits(v, {"least": least}) for v in given)
     ):
         count = "integers" if length is None else f"{length} integer(s)"
-        words = " ".join((f"a sequence of {count}", _within(least, None, None, None))).strip()
+        words = f"a sequence of {count} {_within({'least': least})}".strip()
         raise fail(owner, name, words, values, remedy)
     return tuple(operator.index(v) for v in given)
 
@@ -263,28 +266,24 @@ def numbers(
     owner: str,
     name: str,
     values: Any,
-    length: int,
+    length: int | None = None,
     *,
-    least: float | None = None,
-    above: float | None = None,
     finite: bool = True,
     remedy: str = "",
+    **limits: float | None,
 ) -> tuple[float, ...]:
-    """Check one number for all features, or a sequence with one per feature."""
+    """Check one number for all features, or a sequence with one per feature.
+
+    Without a ``length`` the sequence may be of any length. The limits are those of :func:`number`.
+    """
     given = as_list(values)
-    listed = [values] * length if given is None else given
+    listed = [values] * (length or 1) if given is None else given
     reals = [as_float(v) for v in listed]
-    if len(reals) != length or any(
-        math.isnan(v)
-        or (finite and math.isinf(v))
-        or (least is not None and v < least)
-        or (above is not None and v <= above)
-        for v in reals
-    ):
-        kind = "finite number" if finite else "number"
-        limits = _within(least, above, None, None)
-        words = f"a {kind} {limits}".strip() + f", or one for each of {length} feature(s)"
-        raise fail(owner, name, words, values, remedy)
+    fit = all(_is_real(v, finite=finite) and _fits(v, limits) for v in reals)
+    if not fit or (length is not None and len(reals) != length):
+        kind = f"a {'finite number' if finite else 'number'} {_within(limits)}".strip()
+        count = "a sequence of them" if length is None else f"one for each of {length} feature(s)"
+        raise fail(owner, name, f"{kind}, or {count}", values, remedy)
     return tuple(reals)
 
 

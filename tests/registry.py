@@ -1,7 +1,7 @@
 """One entry for every public constructor: what the contract is checked on.
 
 A new transform, scalar map, conditioner or base that is not registered here fails
-``test_every_public_constructor_is_registered``.
+``test_no_public_constructor_of_a_kind_is_missing``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from flowkit.stochastic import (
     OverdampedLangevin,
     UnderdampedLangevin,
 )
-from flowkit.toys import DoubleWell
+from flowkit.toys import TOYS, DoubleWell
 from flowkit.transforms import (
     ActNorm,
     CircularShift,
@@ -623,6 +623,7 @@ ENERGIES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         {},
     ),
     "ConditionalEnergy": (lambda: ConditionalEnergy(DoubleWell(), [False, True]), {}),
+    **{name: (TOYS[name], {}) for name in ("eight_gaussians", "ring", "two_moons")},
 }
 
 

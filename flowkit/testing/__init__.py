@@ -1,10 +1,8 @@
 """The contract as programs, for every kind of part: ``check_transform`` for layers, and others."""
 
-from flowkit.testing.bases import check_base
-from flowkit.testing.conditioners import check_conditioner
 from flowkit.testing.contract import check_transform
-from flowkit.testing.energies import check_energy
 from flowkit.testing.objectives import check_objective
+from flowkit.testing.parts import check_base, check_conditioner, check_energy
 from flowkit.testing.scalars import check_scalar
 
 __all__ = [

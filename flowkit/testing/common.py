@@ -6,28 +6,17 @@ import copy
 import io
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from flowkit.config import build, describe
-from flowkit.errors import ContractError, DescriptionError
-from flowkit.testing.probe import (
-    Probe,
-    Rules,
-    expect,
-    expect_close,
-    expect_finite_gradients,
-    expect_shape,
-    noise_of,
-    states,
-)
-
-DRAWS, STANDARD_ERRORS = 20_000, 5.0
+from flowkit.errors import ContractError
+from flowkit.testing.probe import Probe, expect, expect_close, expect_shape
+from flowkit.testing.runner import Rules, Skipped
 
 _BATCHES: dict[str, Callable[[Tensor], Tensor]] = {
     "no batch dims": lambda rows: rows[0],
@@ -42,6 +31,13 @@ _PLACES = [
 ]
 
 
+@torch.no_grad()
+def _shapes(probe: Probe) -> None:
+    """R1: outputs have the shapes that are stated."""
+    for what, tensor, shape in _outputs(probe):
+        expect_shape(what, tensor, shape)
+
+
 def _outputs(probe: Probe) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
     """Every output with its name and the shape that it should have."""
     for name, module, value in probe.directions():
@@ -52,14 +48,7 @@ def _outputs(probe: Probe) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
 
 
 @torch.no_grad()
-def shapes_are_as_stated(probe: Probe) -> None:
-    """R1: outputs have the shapes that are stated."""
-    for what, tensor, shape in _outputs(probe):
-        expect_shape(what, tensor, shape)
-
-
-@torch.no_grad()
-def every_batch_shape_gives_the_same_numbers(probe: Probe) -> None:
+def _batches(probe: Probe) -> None:
     """R2: no batch dims, one, two, an empty batch, broadcast context."""
     context = probe.context
     for name, module, value in probe.directions():
@@ -78,7 +67,7 @@ def every_batch_shape_gives_the_same_numbers(probe: Probe) -> None:
 
 
 @torch.no_grad()
-def dtype_and_device_follow_the_input(probe: Probe) -> None:
+def _places(probe: Probe) -> None:
     """R3: float64, float32, a bfloat16 smoke run, and the meta device."""
     for dtype, device in _PLACES:
         for what, tensor, shape in _outputs(probe.to(dtype, device)):
@@ -91,7 +80,7 @@ def dtype_and_device_follow_the_input(probe: Probe) -> None:
 
 
 class _Called(nn.Module):
-    """What a probe calls, as a module that torch can give other parameters."""
+    """What a probe calls, as a function of all parameters in one vector and of the inputs."""
 
     def __init__(self, probe: Probe, module: nn.Module) -> None:
         super().__init__()
@@ -100,53 +89,49 @@ class _Called(nn.Module):
     def forward(self, *rows: Tensor) -> tuple[Tensor, ...]:
         return self.call(self.module, *rows)
 
+    def at(self, vector: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+        own = dict(self.named_parameters())
+        pieces = vector.split([p.numel() for p in own.values()])
+        shaped = {k: v.reshape(p.shape) for (k, p), v in zip(own.items(), pieces, strict=True)}
+        return tuple(t for t in functional_call(self, shaped, rows) if t.requires_grad)
 
-def two_orders_of_derivatives_are_right(probe: Probe) -> str | None:
+
+def two_orders_of_derivatives(probe: Probe) -> None:
     """R7: gradcheck and gradgradcheck in x, context and parameters."""
-    if probe.dtype != torch.float64:
-        return "finite differences need float64"
+    if probe.x.dtype != torch.float64:
+        raise Skipped("finite differences need float64")
     for name, module, value in probe.directions():
         # All parameters as one vector: one pair of evaluations serves them all.
         whole = _Called(probe, module)
-        parameters = dict(whole.named_parameters())
-        vector = torch.cat([value.new_empty(0), *(p.flatten() for p in parameters.values())])
+        vector = torch.cat([value.new_empty(0), *(p.flatten() for p in whole.parameters())])
         given = [vector, *(tensor[:2] for tensor in (value, *probe.rows[1:]))]
         inputs = [tensor.detach().clone().requires_grad_() for tensor in given]
-
-        def function(
-            vector: Tensor,
-            *rows: Tensor,
-            whole: nn.Module = whole,
-            parameters: Mapping[str, Tensor] = parameters,
-        ) -> tuple[Tensor, ...]:
-            pieces = vector.split([p.numel() for p in parameters.values()])
-            shaped = {
-                key: piece.reshape(p.shape)
-                for (key, p), piece in zip(parameters.items(), pieces, strict=True)
-            }
-            out = functional_call(whole, shaped, rows)
-            return tuple(tensor for tensor in out if tensor.requires_grad)
-
         for order, check in (
             ("first", torch.autograd.gradcheck),
             ("second", torch.autograd.gradgradcheck),
         ):
             try:
-                check(function, inputs, fast_mode=True)
+                check(whole.at, inputs, fast_mode=True)
             except RuntimeError as error:
                 raise ContractError(
                     f"expected the {order} derivatives of {name} to match finite differences; "
                     f"got: {error}"
                 ) from error
-    return None
 
 
-def copies_give_the_same_bits(probe: Probe) -> None:
+def _copies(probe: Probe) -> None:
     """R10: state_dict, deepcopy, pickle and description; nothing is remembered from a call."""
-    loaded = copy.deepcopy(probe.start)
+    loaded, learned = copy.deepcopy(probe.start), probe.learned()
     # It has run before: whatever it remembers is now out of date.
     probe.call(loaded, *probe.rows)
-    expect_same_copies(probe.learned(), loaded, lambda module: probe.call(module, *probe.rows))
+
+    def call(module: Any) -> tuple[Tensor, ...]:
+        return probe.call(module, *probe.rows)
+
+    expect_same_copies(learned, loaded, call)
+    built = build(json.loads(json.dumps(describe(learned)))).to(probe.x.dtype).eval()
+    built.load_state_dict(learned.state_dict())
+    _expect_same("build(describe(...))", call(built), call(learned))
 
 
 def expect_same_copies(
@@ -169,31 +154,25 @@ def expect_same_copies(
         "deepcopy": copy.deepcopy(module),
         "pickle": pickle.loads(pickle.dumps(module)),
     }
-    try:
-        description = json.loads(json.dumps(describe(module)))
-    except DescriptionError:
-        pass  # A class that is not registered has no description.
-    else:
-        floats = (t for t in module.state_dict().values() if t.is_floating_point())
-        built = build(description).to(next(floats, torch.empty(0)).dtype).eval()
-        built.load_state_dict(module.state_dict())
-        copies["build(describe(...))"] = built
     for how, module_again in copies.items():
-        for i, (a, b) in enumerate(zip(call(module_again), want, strict=True)):
-            what = "output" if i == 0 else "log_det"
-            expect(
-                torch.equal(a, b),
-                f"expected the {what} after {how} to be the same to the bit, got a difference of "
-                f"{(a - b).abs().max().item():.2g}; remedy: keep state in parameters and buffers, "
-                "and no tensor that a call has made",
-            )
+        _expect_same(how, call(module_again), want)
 
 
-def every_parameter_gets_a_gradient(probe: Probe) -> str | None:
+def _expect_same(how: str, got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
+    for what, a, b in zip(("output", "log_det"), got, want, strict=False):
+        expect(
+            torch.equal(a, b),
+            f"expected the {what} after {how} to be the same to the bit, got a difference of "
+            f"{(a - b).abs().max().item():.2g}; remedy: keep state in parameters and buffers, "
+            "and no tensor that a call has made",
+        )
+
+
+def _learning(probe: Probe) -> None:
     """R13: no parameter is left out of the graph or has a gradient of zeros throughout."""
     wanted = {key: p for key, p in probe.moved.named_parameters() if p.requires_grad}
     if not wanted:
-        return "there are no parameters to learn"
+        raise Skipped("there are no parameters to learn")
     out, *log_det = probe.call(probe.moved, *probe.rows)
     # Weights of their own, so that no symmetry of the sum makes a gradient vanish.
     weight = torch.linspace(0.5, 1.5, out.numel()).to(out).reshape(out.shape)
@@ -202,78 +181,16 @@ def every_parameter_gets_a_gradient(probe: Probe) -> str | None:
     for key, gradient in zip(wanted, gradients, strict=True):
         got = "None" if gradient is None else "zeros throughout"
         expect(
-            gradient is not None and bool((gradient != 0).any()),
+            gradient is not None and (gradient != 0).any(),
             f"expected a gradient for parameter {key!r}, got {got}",
         )
-    return None
 
 
-COMMON: Rules[Any] = {
-    "R1": ("outputs have the shapes stated", shapes_are_as_stated),
-    "R2": ("every batch shape gives the same numbers", every_batch_shape_gives_the_same_numbers),
-    "R3": ("dtype and device follow the input", dtype_and_device_follow_the_input),
-    "R7": ("two orders of derivatives are right", two_orders_of_derivatives_are_right),
-    "R10": ("copies give the same bits", copies_give_the_same_bits),
-    "R13": ("every parameter gets a gradient", every_parameter_gets_a_gradient),
-}
-
-
-@dataclass(frozen=True)
-class Part(Probe):
-    """A module with one tensor as its output: a base, a conditioner, an energy.
-
-    Attributes:
-        function: ``function(module, x, context) -> (*batch, *out)``.
-        out: Shape of the output of one event.
-    """
-
-    function: Callable[[Any, Tensor, Tensor | None], Tensor]
-    out: tuple[int, ...]
-
-    @classmethod
-    def of(
-        cls, module: nn.Module, x: Tensor, size: int, seed: int,
-        *, function: Callable[..., Tensor] = nn.Module.__call__, out: Sequence[int] = (),
-    ) -> Part:  # fmt: skip
-        """A part in float64 with inputs ``x`` and drawn contexts of ``size`` features."""
-        generator = torch.Generator().manual_seed(seed)
-        start, moved = states(module, 0.3, generator)
-        context = noise_of(len(x), size, generator=generator) if size else None
-        return cls(start, moved, x, context, 0.0, seed, function, tuple(out))
-
-    def call(self, module: Any, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The output of a copy of the module."""
-        return (self.function(module, x, context),)
-
-    def shapes(self, module: Any, event: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """The shape of the output of one event."""
-        return (self.out,)
-
-    def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The output, with randomised parameters."""
-        return self.function(self.moved, x, context)
-
-
-def _gradients(part: Part) -> None:
-    x = torch.cat([part.x, 0 * part.x, 1e3 * part.x]).requires_grad_()
-    value = part(x, *(context.repeat(3, 1) for context in part.rows[1:]))
-    inside = value.detach().isfinite()
-    expect_finite_gradients("the output", value[inside], {"x": x})
-
-
-def _derivatives(part: Part) -> str | None:
-    if not part(*(tensor.clone().requires_grad_() for tensor in part.rows)).requires_grad:
-        return "nothing is differentiable"
-    return two_orders_of_derivatives_are_right(part)
-
-
-def _vmaps(part: Part) -> None:
-    expect_close("vmap over samples", vmap(part)(*part.rows), part(*part.rows), part.tolerance)
-
-
-OF_PARTS: Rules[Part] = {
-    **COMMON,
-    "R6": ("gradients are finite", _gradients),
-    "R7": ("two orders of derivatives are right", _derivatives),
-    "R9": ("vmap gives the same numbers", _vmaps),
+COMMON: Rules = {
+    "R1": ("outputs have the shapes stated", _shapes),
+    "R2": ("every batch shape gives the same numbers", _batches),
+    "R3": ("dtype and device follow the input", _places),
+    "R7": ("two orders of derivatives are right", two_orders_of_derivatives),
+    "R10": ("copies give the same bits", _copies),
+    "R13": ("every parameter gets a gradient", _learning),
 }

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints, transform_to
+from torch.distributions import constraints
 
 from flowkit.bases import Base
 from flowkit.errors import NotInvertibleError
-from flowkit.testing.probe import BatchCase, Directions, Probe, expect, noise_of, randomize
+from flowkit.testing.probe import BatchCase, Probe, expect, randomize
 from flowkit.transforms import Inverse, Transform
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer(Probe):
     """A transform, inputs and settings, all in one dtype; ``x`` has an even number of rows.
 
@@ -29,7 +29,6 @@ class Layer(Probe):
         target: Normalised log-density over ``x`` for R14.
         far: Distances from the data at which a map of real variables is questioned.
         backend: Backend of ``torch.compile``.
-        starts_at_identity: What R12 expects.
         invertible: Whether the transform defines its inverse.
     """
 
@@ -37,7 +36,6 @@ class Layer(Probe):
     target: Callable[[Tensor], Tensor] | None
     far: tuple[float, ...]
     backend: str
-    starts_at_identity: bool
     invertible: bool
 
     outputs: ClassVar[tuple[str, ...]] = ("output", "log_det")
@@ -59,21 +57,13 @@ class Layer(Probe):
         """Shapes of the output and the log-determinant of one event."""
         return mapped_shape(module, event), ()
 
-    def directions(
-        self,
-        x: Tensor | None = None,
-        context: Tensor | None = None,
-        transform: Transform | None = None,
-    ) -> Directions:
+    def directions(self) -> Iterator[tuple[str, Any, Tensor]]:
         """Yield name, map and input of the forward direction and, if it exists, of the inverse."""
-        if x is None:
-            x, context = self.x, self.context
-        transform = self.moved if transform is None else transform
-        yield "forward", transform, x
+        yield "forward", self.moved, self.x
         if self.invertible:
             with torch.no_grad():
-                z = self.call(transform, x, context)[0]
-            yield "inverse", Inverse(transform), z
+                z = self.call(self.moved, *self.rows)[0]
+            yield "inverse", Inverse(self.moved), z
 
     def broadcasts(
         self, module: Transform, value: Tensor, want: Sequence[Tensor]
@@ -94,14 +84,22 @@ class Layer(Probe):
         learned.initialize(self.x, self.context)
         return randomize(learned, 0.1, self.generator())
 
-    def far_rows(self) -> Tensor:
-        """Rows of ``x`` moved outwards by every distance in ``far``, to either side."""
-        sign = torch.randint(0, 2, self.x.shape, generator=self.generator()).to(self.x) * 2 - 1
-        return torch.cat([self.x + distance * sign for distance in self.far])
+    def at(self, moved: Transform, x: Tensor) -> Self:
+        """The probe of a transform at other inputs, all of which have the first context."""
+        context = None if self.context is None else self.context[:1].expand(len(x), -1)
+        return replace(self, moved=moved, x=x, context=context)
 
-    def on_whole_line(self) -> bool:
-        """Whether the domain of ``x`` is the whole space."""
-        return plain(self.moved.domain) is constraints.real
+    def inside(self) -> Self:
+        """The probe at those of its inputs that lie in the domain."""
+        with torch.no_grad():
+            return self.at(self.moved, self.x[self.moved(*self.rows)[1].isfinite()])
+
+    def far_away(self) -> list[tuple[str, Self]]:
+        """The probe outwards by every distance in ``far``, if the domain is the whole space."""
+        if plain(self.moved.domain) is not constraints.real:
+            return []
+        sign = torch.randint(0, 2, self.x.shape, generator=self.generator()).to(self.x) * 2 - 1
+        return [(f"|x| near {far:g}", replace(self, x=self.x + far * sign)) for far in self.far]
 
 
 def plain(domain: Any) -> Any:
@@ -133,9 +131,3 @@ def mapped_shape(transform: Transform, event: Sequence[int]) -> tuple[int, ...]:
         f"{transform.noise_shape}",
     )
     return transform.noise_shape  # type: ignore[return-value]
-
-
-def draw_inputs(transform: Transform, rows: int, generator: torch.Generator) -> Tensor:
-    """Draw ``(rows, *event)`` in float64 from the transform's domain."""
-    event = [2 + i if size is None else size for i, size in enumerate(transform.event_shape)]
-    return transform_to(transform.domain)(noise_of(rows, *event, generator=generator))

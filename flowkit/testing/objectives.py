@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,9 @@ from flowkit.flow import Flow
 from flowkit.objectives import Loss, Objective
 from flowkit.objectives.base import Batch
 from flowkit.testing.common import expect_same_copies
-from flowkit.testing.probe import DTYPES, expect, expect_finite, expect_shape, noise_of, randomize
+from flowkit.testing.probe import expect, expect_finite, expect_shape, noise_of, randomize
 from flowkit.testing.report import ContractReport
-from flowkit.testing.runner import run_rules
+from flowkit.testing.runner import DTYPES, Rules, Skipped, run_rules
 
 
 def check_objective(
@@ -64,7 +64,7 @@ def check_objective(
         return _Evaluated(given[0], given[1], values, dtype, seed)
 
     name = type(objective).__name__
-    return run_rules("check_objective", name, _OBJECTIVES, prepare, dtypes, skip, seed)
+    return run_rules("check_objective", name, _RULES, prepare, dtypes, skip, seed)
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class _Evaluated:
         chosen = self.objective if objective is None else objective
         return chosen(self.flow, self.batch, generator=generator)
 
-    def gradients(self) -> list[Tensor | None]:
-        return list(torch.autograd.grad(self().value, self.learned, allow_unused=True))
+    def gradients(self) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self().value, self.learned, materialize_grads=True)
 
 
 def _losses(given: _Evaluated) -> None:
@@ -96,18 +96,17 @@ def _losses(given: _Evaluated) -> None:
         expect_finite(name, value)
 
 
-def _loss_dtype(given: _Evaluated) -> None:
+def _dtype(given: _Evaluated) -> None:
     got = given().value.dtype
     expect(got == given.dtype, f"expected a loss in {given.dtype}, got {got}")
 
 
-def _loss_gradient(given: _Evaluated) -> str | None:
+def _gradient(given: _Evaluated) -> None:
     if given.dtype != torch.float64:
-        return "finite differences need float64"
+        raise Skipped("finite differences need float64")
     generator = torch.Generator().manual_seed(given.seed)
     steps = [noise_of(*p.shape, generator=generator) for p in given.learned]
-    pairs = zip(given.gradients(), steps, strict=True)
-    slope = sum(float((g * s).sum()) for g, s in pairs if g is not None)
+    slope = sum(float((g * s).sum()) for g, s in zip(given.gradients(), steps, strict=True))
     values = []
     for width in (1e-5, -2e-5):
         with torch.no_grad():
@@ -117,31 +116,29 @@ def _loss_gradient(given: _Evaluated) -> str | None:
     finite = (values[0] - values[1]) / 2e-5
     error = abs(slope - finite) / (1 + abs(finite))
     expect(error < 1e-5, f"expected a directional derivative of {finite:.9g}, got {slope:.9g}")
-    return None
 
 
-def _loss_copies(given: _Evaluated) -> None:
+def _copies(given: _Evaluated) -> None:
     # The weights of the flow are as they are: only the objective is copied.
     other = copy.deepcopy(given.objective)
     expect_same_copies(given.objective, other, lambda m: (given(m).value.detach(),))
 
 
-def _loss_reads(given: _Evaluated) -> str | None:
+def _reads(given: _Evaluated) -> None:
     reads = given.objective.reads
     if reads is None:
-        return "it does not say what it reads"
+        raise Skipped("it does not say what it reads")
     batch = {name: value for name, value in given.batch.items() if name in reads}
     got, want = replace(given, batch=batch)().value, given().value
     expect(torch.equal(got, want), f"expected it to read {sorted(reads)} alone, but others matter")
-    return None
 
 
-def _loss_learns(given: _Evaluated) -> None:
-    known = any(g is not None and bool((g != 0).any()) for g in given.gradients())
+def _learns(given: _Evaluated) -> None:
+    known = any((gradient != 0).any() for gradient in given.gradients())
     expect(known, "expected a gradient for the flow, got none, or zeros throughout")
 
 
-def _loss_draws(given: _Evaluated) -> None:
+def _draws(given: _Evaluated) -> None:
     torch.manual_seed(1)
     state, first = torch.get_rng_state(), given().value
     same_state = torch.equal(state, torch.get_rng_state())
@@ -152,12 +149,12 @@ def _loss_draws(given: _Evaluated) -> None:
     )
 
 
-_OBJECTIVES: dict[str, tuple[str, Callable[[_Evaluated], str | None]]] = {
+_RULES: Rules = {
     "R1": ("the loss is a finite scalar", _losses),
-    "R3": ("dtype follows the flow", _loss_dtype),
-    "R7": ("the gradient is that of finite differences", _loss_gradient),
-    "R10": ("copies give the same bits", _loss_copies),
-    "R11": ("it reads what it says", _loss_reads),
-    "R13": ("the flow gets a gradient", _loss_learns),
-    "R14": ("the generator decides alone", _loss_draws),
+    "R3": ("dtype follows the flow", _dtype),
+    "R7": ("the gradient is that of finite differences", _gradient),
+    "R10": ("copies give the same bits", _copies),
+    "R11": ("it reads what it says", _reads),
+    "R13": ("the flow gets a gradient", _learns),
+    "R14": ("the generator decides alone", _draws),
 }

@@ -1,12 +1,13 @@
 """Probe: a part in one dtype with everything that the rules need to question it.
 
-A rule is a function of a probe. It raises ``ContractError`` where the rule is broken, returns
-``None`` where it holds, and returns the reason where it does not apply.
+A rule is a function of a probe. It raises ``ContractError`` where the rule is broken, and
+``Skipped`` where it does not apply.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -16,25 +17,20 @@ from torch import Tensor, nn
 
 from flowkit.errors import ContractError
 from flowkit.testing.report import ContractReport
-from flowkit.testing.runner import run_rules
+from flowkit.testing.runner import Rules, run_rules
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-ROWS = 6
-DTYPES = (torch.float64, torch.float32)
+ROWS, DRAWS = 6, 20_000
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-AnyProbe = TypeVar("AnyProbe", bound="Probe")
-Rules = Mapping[str, tuple[str, Callable[[AnyProbe], "str | None"]]]
-#: A name for messages, a module, and what it can be called with.
-Directions = Iterator[tuple[str, Any, Tensor]]
 #: A name for messages, an input with its context, and what is expected.
 BatchCase = tuple[str, Tensor, "Tensor | None", Sequence[Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Probe:
     """A module that maps ``(*batch, *event)`` and a context to tensors, all in one dtype.
 
@@ -43,23 +39,30 @@ class Probe:
         moved: A copy with randomised parameters; all rules but R12 question this one.
         x: Inputs ``(n, *event)``.
         context: ``(n, C)``, or ``None`` for a module that reads none.
-        tolerance: Largest error, relative to one plus the magnitude.
         seed: Seed of everything random.
+        tolerance: Largest error, relative to one plus the magnitude.
+        function: ``function(module, x, context) -> (*batch, *out)``.
+        out: Shape of the output of one event.
     """
 
     start: Any
     moved: Any
     x: Tensor
     context: Tensor | None
-    tolerance: float
     seed: int
+    tolerance: float = 0.0
+    function: Callable[..., Tensor] = nn.Module.__call__
+    out: tuple[int, ...] = ()
 
     outputs: ClassVar[tuple[str, ...]] = ("output",)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype in which the numbers are computed."""
-        return self.x.dtype
+    @classmethod
+    def of(cls, module: nn.Module, x: Tensor, size: int, seed: int, **more: Any) -> Self:
+        """A probe in float64 with inputs ``x`` and drawn contexts of ``size`` features."""
+        generator = torch.Generator().manual_seed(seed)
+        start, moved = states(module, 0.3, generator)
+        context = noise_of(len(x), size, generator=generator) if size else None
+        return cls(start=start, moved=moved, x=x, context=context, seed=seed, **more)
 
     @property
     def rows(self) -> tuple[Tensor, ...]:
@@ -79,13 +82,17 @@ class Probe:
 
     def call(self, module: Any, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
         """What a copy of the module computes: one tensor for every name in ``outputs``."""
-        raise NotImplementedError
+        return (self.function(module, x, context),)
+
+    def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The output, with randomised parameters."""
+        return self.call(self.moved, x, context)[0]
 
     def shapes(self, module: Any, event: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Shapes of the outputs for one event."""
-        raise NotImplementedError
+        return (self.out,)
 
-    def directions(self) -> Directions:
+    def directions(self) -> Iterator[tuple[str, Any, Tensor]]:
         """Yield name, module and input for every way in which the module can be called."""
         yield type(self.start).__name__, self.moved, self.x
 
@@ -101,19 +108,20 @@ class Probe:
 def check_probe(
     owner: str,
     label: str,
-    probe: AnyProbe,
-    rules: Rules[AnyProbe],
+    probe: Probe,
+    rules: Rules,
     dtypes: Sequence[torch.dtype],
     skip: Mapping[str, str] | None,
     tolerance: Mapping[torch.dtype, float] = TOLERANCE,
 ) -> ContractReport:
     """Ask the rules, in the order of their numbers, about fresh copies of a probe in float64."""
 
-    def prepare(dtype: torch.dtype) -> AnyProbe:
+    def prepare(dtype: torch.dtype) -> Probe:
         # Fresh copies for every rule: what a call may leave behind goes no further.
         return replace(probe.to(dtype), tolerance=tolerance[dtype])
 
-    return run_rules(owner, label, rules, prepare, dtypes, skip, probe.seed)
+    known = tuple(tolerance)
+    return run_rules(owner, label, rules, prepare, dtypes, skip, probe.seed, known)
 
 
 def states(
@@ -138,7 +146,7 @@ def randomize(module: AnyModule, noise: float, generator: torch.Generator) -> An
     return module
 
 
-def expect(condition: bool, message: str) -> None:  # noqa: FBT001
+def expect(condition: bool | Tensor, message: str) -> None:  # noqa: FBT001
     """Raise ``ContractError`` with ``message`` unless the condition holds."""
     if not condition:
         raise ContractError(message)
@@ -146,11 +154,8 @@ def expect(condition: bool, message: str) -> None:  # noqa: FBT001
 
 def expect_shape(what: str, got: Tensor, shape: tuple[int, ...]) -> None:
     """Expect a tensor of this shape."""
-    expect(
-        isinstance(got, Tensor) and tuple(got.shape) == tuple(shape),
-        f"expected {what} of shape {tuple(shape)}, got "
-        f"{tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__}",
-    )
+    found = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+    expect(found == tuple(shape), f"expected {what} of shape {tuple(shape)}, got {found}")
 
 
 def expect_close(what: str, got: Tensor, want: Tensor, tolerance: float) -> None:
@@ -162,9 +167,19 @@ def expect_close(what: str, got: Tensor, want: Tensor, tolerance: float) -> None
     error = torch.where(got == want, torch.zeros_like(got), (got - want).abs() / (1 + want.abs()))
     worst = int(error.nan_to_num(nan=torch.inf).argmax())
     expect(
-        bool(error[worst] <= tolerance),
+        error[worst] <= tolerance,
         f"expected {what} = {want[worst].item():.9g}, got {got[worst].item():.9g}: the relative "
         f"error {error[worst].item():.2g} exceeds {tolerance:.2g}",
+    )
+
+
+def expect_mean(what: str, draws: Tensor, want: float, slack: float = 1e-3) -> None:
+    """Expect a mean over ``draws (n, ...)``, to five standard errors and a little."""
+    mean, error = draws.double().mean(0), draws.double().std(0) / math.sqrt(len(draws))
+    expect(
+        ((mean - want).abs() <= 5 * error + slack).all(),
+        f"expected {what} with mean {want:g}, got {mean.tolist()} with a standard error of "
+        f"{error.tolist()}",
     )
 
 
@@ -172,7 +187,7 @@ def expect_finite(what: str, got: Tensor) -> None:
     """Expect neither NaN nor infinity."""
     bad = ~torch.isfinite(got)
     expect(
-        not bool(bad.any()),
+        not bad.any(),
         f"expected {what} to be finite, got {got[bad][:3].tolist()} in {int(bad.sum())} of "
         f"{got.numel()} places",
     )

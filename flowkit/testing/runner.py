@@ -4,46 +4,56 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from flowkit.checks import fail
+from flowkit.checks import as_list, fail
 from flowkit.errors import ContractError, FlowkitError
 from flowkit.testing.report import ContractReport, RuleResult
 
-Subject = TypeVar("Subject")
+#: By its name the title of a rule, and what raises where it is broken, or ``Skipped``.
+Rules = Mapping[str, tuple[str, Callable[[Any], None]]]
 
+DTYPES = (torch.float64, torch.float32)
 # A check that takes longer than this shows its progress.
 _PATIENCE = 10.0
+
+
+class Skipped(Exception):  # noqa: N818
+    """A rule does not apply, for a reason."""
 
 
 def run_rules(
     owner: str,
     label: str,
-    rules: Mapping[str, tuple[str, Callable[[Subject], str | None]]],
-    prepare: Callable[[torch.dtype], Subject],
+    rules: Rules,
+    prepare: Callable[[torch.dtype], Any],
     dtypes: Sequence[torch.dtype],
     skip: Mapping[str, str] | None,
     seed: int,
+    known: Sequence[torch.dtype] = DTYPES,
 ) -> ContractReport:
     """Ask every rule in every dtype; the global random state stays as it is.
 
     Args:
         owner: The check, for messages.
         label: The name of what is checked.
-        rules: By its name the title of a rule, and what asks it: ``None`` if it holds, the reason
-            if it does not apply.
+        rules: What is asked, by its name.
         prepare: Makes what a rule is asked about, in a dtype.
         dtypes: The dtypes of the numbers.
         skip: Rules that shall not be checked, each with a reason.
         seed: Seed of everything random.
+        known: The dtypes that there may be.
 
     Raises:
-        ArgumentError: If ``skip`` names an unknown rule or gives no reason.
+        ArgumentError: If a dtype is none of these, ``skip`` names an unknown rule, or gives no
+            reason.
         ContractError: If a rule is broken, or cannot be checked.
     """
+    if not all(dtype in known for dtype in as_list(dtypes) or [dtypes]):
+        raise fail(owner, "dtypes", f"a sequence of {', '.join(map(str, known))}", dtypes)
     skip = skip or {}
     for name, why in skip.items():
         if name not in rules:
@@ -59,31 +69,21 @@ def run_rules(
         torch.manual_seed(seed)
         for dtype, name in progress:
             title, rule = rules[name]
-            asked = f"{name} ({title}) in {str(dtype)[6:]}"
-            reason = skip[name] if name in skip else _ask(label, asked, rule, prepare, dtype)
+            asked, reason = f"{name} ({title}) in {str(dtype)[6:]}", skip.get(name)
+            # What the package raises on purpose, such as a root search that did not converge, says
+            # that the rule could not be checked; any other exception breaks it.
+            try:
+                if reason is None:
+                    rule(prepare(dtype))
+            except Skipped as why:
+                reason = str(why)
+            except ContractError as error:
+                raise ContractError(f"{label} breaks {asked}: {error}") from error
+            except FlowkitError as error:
+                told = f"cannot be checked for {asked}: {type(error).__name__}: {error}"
+                raise ContractError(f"{label} {told}") from error
+            except Exception as error:
+                told = f"expected the check to run, got {type(error).__name__}: {error}"
+                raise ContractError(f"{label} breaks {asked}: {told}") from error
             results.append(RuleResult(name, title, dtype, reason))
     return ContractReport(label, tuple(results))
-
-
-def _ask(
-    label: str,
-    asked: str,
-    rule: Callable[[Subject], str | None],
-    prepare: Callable[[torch.dtype], Subject],
-    dtype: torch.dtype,
-) -> str | None:
-    """Ask one rule.
-
-    What the package raises on purpose, such as a root search that did not converge, says that the
-    rule could not be checked; any other exception breaks it.
-    """
-    try:
-        return rule(prepare(dtype))
-    except ContractError as error:
-        raise ContractError(f"{label} breaks {asked}: {error}") from error
-    except FlowkitError as error:
-        told = f"cannot be checked for {asked}: {type(error).__name__}: {error}"
-        raise ContractError(f"{label} {told}") from error
-    except Exception as error:
-        told = f"expected the check to run, got {type(error).__name__}: {error}"
-        raise ContractError(f"{label} breaks {asked}: {told}") from error

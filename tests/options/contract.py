@@ -25,13 +25,12 @@ from flowkit.testing import (
     check_scalar,
     check_transform,
 )
-from flowkit.testing.layers import Layer
 from flowkit.testing.points import expect_one_sided_derivatives, expect_second_derivatives
 from flowkit.toys import DoubleWell
-from flowkit.transforms import Coupling, DenseLinear, Rescale, Transform
+from flowkit.transforms import DenseLinear, Rescale, Transform
 
 from .harness import differs, of, seeds, shows
-from .parts import C, D, X, rows, small, stirred
+from .parts import C, D, X, rows
 
 # Derivatives and compiled programs take long, and no option here is about them.
 SKIPPED = {f"R{i}": "of no interest here" for i in (2, 3, 6, 7, 8, 9, 10, 13)}
@@ -51,6 +50,7 @@ def holds(text: str) -> bool:
     return "breaks" not in text
 
 
+@flowkit.register
 class Shifted(Transform):
     """A layer that can be wrong: by a constant, far out, or as soon as its parameter moves."""
 
@@ -70,6 +70,7 @@ class Shifted(Transform):
         return z - 1, z.new_zeros(z.shape[:-1]) - self.wrong
 
 
+@flowkit.register
 class Moving(Shifted):
     """A layer whose log-determinant is wrong where its parameter is not zero."""
 
@@ -134,30 +135,6 @@ of(
     target=differs(normal, see=lambda **o: checked(walker, **o)),
     backend=differs("aot_eager", "eager", see=backends),
     seed=seeds(see=given),
-)
-
-layer = stirred(Coupling([0, 1], context=1, conditioner=small))
-probe = Layer(
-    start=layer,
-    moved=layer,
-    x=X,
-    context=C,
-    base=StandardNormal(2),
-    target=None,
-    far=(),
-    tolerance=1e-4,
-    backend="eager",
-    starts_at_identity=True,
-    invertible=True,
-    seed=0,
-)
-of(Layer.call, lambda **o: probe.call(layer, X, **o), context=differs(D, base=C))
-of(
-    Layer.directions,
-    lambda **o: [value for _, _, value in probe.directions(**o)],
-    x=differs(2 * X, using={"context": C}),
-    context=differs(D, base=C, using={"x": X}),
-    transform=differs(stirred(Coupling([1, 0], context=1, conditioner=small))),
 )
 
 # Scalar maps, and single points -------------------------------------------------------------
@@ -238,6 +215,7 @@ of(
 # Other parts ---------------------------------------------------------------------------------
 
 
+@flowkit.register
 class Heavier(StandardNormal):
     """A base whose density is not that of its samples."""
 
@@ -245,6 +223,7 @@ class Heavier(StandardNormal):
         return super().log_prob(z) + 0.2
 
 
+@flowkit.register
 class Remembering(StandardNormal):
     """A base that remembers where it was asked."""
 
@@ -255,6 +234,7 @@ class Remembering(StandardNormal):
         return super().log_prob(z)
 
 
+@flowkit.register
 class Drifting(Energy):
     """An energy whose force is no gradient; it remembers where it was asked."""
 
@@ -268,6 +248,7 @@ class Drifting(Energy):
         return self.energy(x), 1 - 2 * x
 
 
+@flowkit.register
 class Lifted(MLP):
     """A network that does not start at zero; it remembers what it read."""
 
