@@ -299,7 +299,7 @@ def test_a_composed_flow_is_saved_and_loaded(name, tmp_path):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_every_layer_of_the_registry_is_built_from_its_description(case):
-    # That the outputs are equal to the bit is R10 of the contract, which leaves out what has none.
+    # That the outputs are equal to the bit is R16 of the contract.
     layer = case.build()
     again = build(json.loads(json.dumps(describe(layer))))
     again.load_state_dict(layer.state_dict())

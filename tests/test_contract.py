@@ -28,7 +28,7 @@ def test_every_transform_keeps_the_contract(case, dtype):
     options = {"backend": "aot_eager", **case.options}
     skip = {**options.pop("skip", {}), **ONCE[dtype]}
     report = check_transform(case.build(), dtypes=(dtype,), skip=skip, **options)
-    assert len(report.results) == 15
+    assert len(report.results) == 16
 
 
 def test_ids_are_unique():
@@ -236,6 +236,24 @@ class RandomStepOfTheWrongWeight(RandomStep):
         return x, log_det + 0.5
 
 
+class MadeAnew(Scale):
+    """A layer that is another one whenever it is made."""
+
+    made = 0
+
+    def __init__(self, features=2):
+        super().__init__(features)
+        MadeAnew.made += 1
+        self._number = MadeAnew.made
+
+    def forward(self, x, context=None):
+        z, log_det = super().forward(x)
+        return z + self._number, log_det
+
+    def inverse(self, z, context=None):
+        return super().inverse(z - self._number)
+
+
 def narrow_normal(x):
     """Variance one half: with a wider base the path weights have a finite variance."""
     return -x.square().sum(-1) - 0.5 * x.shape[-1] * math.log(math.pi)
@@ -276,6 +294,7 @@ BROKEN = [
     ("R13", HasADeadParameter, {}),
     ("R14", RandomStepOfTheWrongWeight, {"target": narrow_normal}),
     ("R15", MapsOntoHalf, {"far": (), "starts_at_identity": False, "skip": {"R13": "isolate"}}),
+    ("R16", MadeAnew, {"starts_at_identity": False}),
 ]
 
 
@@ -291,19 +310,19 @@ def test_a_broken_transform_is_caught_by_its_rule(rule, broken, options):
 
 
 def test_every_rule_has_an_example_that_breaks_it():
-    assert {rule for rule, _, _ in BROKEN} == {f"R{number}" for number in range(1, 16)}
+    assert {rule for rule, _, _ in BROKEN} == {f"R{number}" for number in range(1, 17)}
 
 
 def test_the_correct_transform_passes_every_rule_that_applies():
     report = check_transform(Scale(), backend="aot_eager")
     assert report.skipped == {"R14": "the transform is deterministic"}
-    assert len(report.results) == 30
+    assert len(report.results) == 32
 
 
 def test_a_correct_stochastic_layer_passes_the_rules_for_paths():
     report = check_transform(RandomStep(), target=narrow_normal, dtypes=(torch.float64,))
     passed = {result.rule for result in report.results if result.passed}
-    assert passed == {"R1", "R2", "R3", "R10", "R13", "R14"}
+    assert passed == {"R1", "R2", "R3", "R10", "R13", "R14", "R16"}
 
 
 def test_float32_is_held_to_its_own_tolerance():

@@ -82,6 +82,22 @@ def test_no_public_constructor_of_a_kind_is_missing():
 # Broken parts --------------------------------------------------------------------------------
 
 
+class Counted:
+    """A part that is another one whenever it is made."""
+
+    made = 0
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        Counted.made += 1
+        self._number = Counted.made
+
+
+class MadeAnew(Counted, StandardNormal):
+    def log_prob(self, z, context=None):
+        return super().log_prob(z) + self._number
+
+
 class LogProbOfEveryFeature(StandardNormal):
     def log_prob(self, z, context=None):
         return super().log_prob(z).unsqueeze(-1)
@@ -173,6 +189,7 @@ BROKEN_BASES = [
     (GlobalDraws, "R14", {}),
     (SamplesOutside, "R14", {}),
     (WrongConstant, "R15", isolated("R5", "R14")),
+    (MadeAnew, "R16", isolated("R5", "R14", "R15")),
 ]
 
 
@@ -238,6 +255,11 @@ class RemembersItsBias(MLP):
         return super().forward(x) + self._bias
 
 
+class NetMadeAnew(Counted, MLP):
+    def forward(self, x, context=None):
+        return super().forward(x) + self._number
+
+
 BROKEN_CONDITIONERS = [
     (partial(OneParameterMore, 2, 3, hidden=(4,)), "R1", {}),
     (partial(MixesTheBatch, 2, 3, hidden=(4,)), "R2", {}),
@@ -249,6 +271,7 @@ BROKEN_CONDITIONERS = [
     (partial(RemembersItsBias, 2, 3, hidden=(4,)), "R10", isolated("R3")),
     (partial(StartsSomewhere, 2, 3, hidden=(4,)), "R12", {}),
     (partial(Unused, 2, 3, hidden=(4,)), "R13", {}),
+    (partial(NetMadeAnew, 2, 3, hidden=(4,)), "R16", isolated("R12")),
 ]
 
 
@@ -333,6 +356,11 @@ class RemembersItsStiffness(Stiff):
         return self._known * super().energy(x)
 
 
+class EnergyMadeAnew(Counted, Spring):
+    def energy(self, x, context=None):
+        return super().energy(x) + self._number
+
+
 BROKEN_ENERGIES = [
     (EnergyOfEveryFeature, "R1", {}),
     (KeepsTheBatch, "R2", {}),
@@ -345,6 +373,7 @@ BROKEN_ENERGIES = [
     (Stiff, "R13", {}),
     (ShiftedSamples, "R14", {}),
     (WrongNormalizer, "R15", {}),
+    (EnergyMadeAnew, "R16", isolated("R15")),
 ]
 
 
@@ -480,10 +509,10 @@ class Nameless(StandardNormal):
 
 
 def test_a_part_without_a_description_is_reported():
-    with pytest.raises(ContractError, match=r"Nameless cannot be checked for R10 .*@flowkit.reg"):
+    with pytest.raises(ContractError, match=r"Nameless cannot be checked for R16 .*@flowkit.reg"):
         check_base(Nameless(1))
-    report = check_base(Nameless(1), skip={"R10": "never saved"})
-    assert report.skipped["R10"] == "never saved"
+    report = check_base(Nameless(1), skip={"R16": "never saved"})
+    assert report.skipped["R16"] == "never saved"
 
 
 @flowkit.register

@@ -120,18 +120,20 @@ def two_orders_of_derivatives(probe: Probe) -> None:
 
 
 def _copies(probe: Probe) -> None:
-    """R10: state_dict, deepcopy, pickle and description; nothing is remembered from a call."""
-    loaded, learned = copy.deepcopy(probe.start), probe.learned()
+    """R10: state_dict, deepcopy and pickle; nothing is remembered from a call."""
+    loaded = copy.deepcopy(probe.start)
     # It has run before: whatever it remembers is now out of date.
     probe.call(loaded, *probe.rows)
+    expect_same_copies(probe.learned(), loaded, lambda module: probe.call(module, *probe.rows))
 
-    def call(module: Any) -> tuple[Tensor, ...]:
-        return probe.call(module, *probe.rows)
 
-    expect_same_copies(learned, loaded, call)
-    built = build(json.loads(json.dumps(describe(learned)))).to(probe.x.dtype).eval()
-    built.load_state_dict(learned.state_dict())
-    _expect_same("build(describe(...))", call(built), call(learned))
+def _description(probe: Probe) -> None:
+    """R16: the part that is built from a description, with the same parameters."""
+    module = probe.learned()
+    built = build(json.loads(json.dumps(describe(module)))).to(probe.x.dtype).eval()
+    built.load_state_dict(module.state_dict())
+    got, want = (probe.call(m, *probe.rows) for m in (built, module))
+    _expect_same("build(describe(...))", got, want)
 
 
 def expect_same_copies(
@@ -193,4 +195,5 @@ COMMON: Rules = {
     "R7": ("two orders of derivatives are right", two_orders_of_derivatives),
     "R10": ("copies give the same bits", _copies),
     "R13": ("every parameter gets a gradient", _learning),
+    "R16": ("a description builds the same part", _description),
 }

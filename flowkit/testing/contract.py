@@ -71,12 +71,13 @@ def check_transform(
           at the exact points slopes from either side
     R8    ``torch.compile(fullgraph=True)`` equals eager
     R9    ``vmap(grad(log_prob))``, and ensembles by stacked parameters
-    R10   ``state_dict``, ``deepcopy``, ``pickle`` and ``build(describe(...))`` give the same bits
+    R10   ``state_dict``, ``deepcopy`` and ``pickle`` give the same bits
     R11   the promise of ``constant_log_det``; ``forward`` less ``unnormalized`` is constant in x
     R12   the stated start
     R13   every parameter gets a gradient
     R14   a stochastic layer's path weights average to one
     R15   in one and two dimensions the density integrates to one
+    R16   ``build(describe(...))`` with the same parameters gives the same bits
     ===== =======================================================================================
 
     The exact points of R5 to R7 are 0 and -0, the ends of domains, the ends and knots of scalar

@@ -44,7 +44,8 @@ def check_base(
 
     R1 to R3 shapes, batches, dtypes; R4 quantiles undo the distribution function; R5 the density
     is its derivative; R6, R7 derivatives; R9 vmap; R10 copies; R13 gradients; R14 samples have the
-    shape, the support and the distribution that are stated; R15 the density integrates to one.
+    shape, the support and the distribution that are stated; R15 the density integrates to one; R16
+    a description builds it again.
 
     Args:
         base: The base, as its constructor leaves it.
@@ -81,7 +82,7 @@ def check_conditioner(
 
     R1 to R3 shapes, batches, dtypes; R5 parameters read no feature of their own block or later
     ones (autoregressive); R6, R7 derivatives; R9 vmap; R10 copies; R12 zeros at the start; R13
-    gradients.
+    gradients; R16 a description builds it again.
 
     Args:
         conditioner: The network, as its constructor leaves it.
@@ -127,7 +128,8 @@ def check_energy(
 
     R1 to R3 shapes, batches, dtypes; R5 the force is minus the gradient; R6, R7 derivatives; R9
     vmap; R10 copies; R13 gradients; R14 exact samples have a mean force of zero; R15
-    ``log_normalizer`` is that of a grid, in one and two dimensions.
+    ``log_normalizer`` is that of a grid, in one and two dimensions; R16 a description builds it
+    again.
 
     Args:
         energy: The energy.

@@ -12,7 +12,7 @@ class RuleResult:
     """What became of one rule: passed, or not checked for a stated reason.
 
     Attributes:
-        rule: ``R1`` to ``R15``.
+        rule: ``R1`` to ``R16``.
         title: The rule in words.
         dtype: The dtype of the numbers.
         reason: Why the rule was not checked; ``None`` if it was, and holds.
