@@ -39,7 +39,7 @@ from flowkit.dependence import (
     LinearMixedModel,
     UpdateCovariance,
     rank_normalised,
-    sample_relatives,
+    sample_jointly,
 )
 from flowkit.errors import MissingDependencyError
 
@@ -137,14 +137,14 @@ figure  # noqa: B018
 # Points have the color of their subject. The flow that takes visits for independent puts islands
 # of density on those who came often.
 #
-# With the covariance, one visit says something about the next: `sample_relatives` draws all rows
+# With the covariance, one visit says something about the next: `sample_jointly` draws all rows
 # given some of them.
 
 # %%
 twice = EquicorrelatedBlocks([0, 0], rho=related.rho.item())
 first = torch.tensor([[-1.5, 0.1]])
 draws = [
-    sample_relatives(flows["dependent"], first, [0], twice, generator=generator)[1]
+    sample_jointly(flows["dependent"], twice, x=first, observed=[0], generator=generator)[1]
     for _ in range(20 if SMALL else 300)
 ]
 nearby = torch.stack(draws)

@@ -46,6 +46,8 @@ def read_array(value: dict[str, Any]) -> np.ndarray | Tensor:
 
 def as_array(values: Any) -> np.ndarray:
     """Numbers as an array in float64; one without dimensions of NaN where they are none."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double()
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):

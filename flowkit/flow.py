@@ -115,8 +115,8 @@ class Flow(Density):
 
         The same :math:`\log w` as of :meth:`sample_with_log_weight`, on paths from x to noise:
         :math:`E[1 / w] = 1 / Z`, and :math:`E[\log w] \ge \log Z`, where paths from noise have
-        :math:`E[\log w] \le \log Z`. Both together make a Bennett estimate
-        (:func:`flowkit.statistics.bennett_acceptance_ratio`).
+        :math:`E[\log w] \le \log Z`. Both together make Bennett's estimate
+        (:func:`flowkit.statistics.log_partition`).
 
         Args:
             x: Samples of the target ``(*batch, *event)``.

@@ -82,9 +82,7 @@ OWN: dict[str, dict[str, Any]] = {
     "box_flow": {"features": 2, "lower": [-1.0, -1.0], "upper": [1.0, 1.0]},
     "independence_chain": {"energy": DoubleWell(), "steps": 4},
     "neutra_chain": {"energy": DoubleWell(), "steps": 4, "chains": 1},
-    "hill_estimate": {"x": torch.rand(500)},
-    "kernel_estimate": {"x": torch.rand(500)},
-    "moment_estimate": {"x": torch.rand(500)},
+    "tail_estimate": {"x": torch.rand(500)},
     "tail_indices": {"x": torch.rand(500, 2)},
     "tail_verdict": {"x": torch.rand(500)},
 }

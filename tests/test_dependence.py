@@ -23,7 +23,6 @@ from flowkit.dependence import (
     UpdateCovariance,
     joint_log_prob,
     sample_jointly,
-    sample_relatives,
 )
 from flowkit.errors import ArgumentError, DataError, ShapeError
 from flowkit.kernels import Matern
@@ -500,7 +499,7 @@ def test_fits_learn_the_correlation_with_the_flow():
     assert drawn.shape == x.shape
     assert abs(drawn.mean().item() - 3) < 0.5
     some = torch.arange(0, 400, 4)
-    filled = sample_relatives(flow, x[some], some, structure)
+    filled = sample_jointly(flow, structure, x=x[some], observed=some)
     assert torch.equal(filled[some], x[some])
     # Relatives are near: rows of a family correlate with the observed one.
     rest = filled.reshape(100, 4, 2)[:, 1:].mean(1)

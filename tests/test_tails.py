@@ -18,11 +18,8 @@ from flowkit.errors import ArgumentError, DataError, MissingDependencyError
 from flowkit.scalar import TailTransform
 from flowkit.statistics import (
     expected_shortfall,
-    hill_estimate,
-    kernel_estimate,
-    moment_estimate,
     tail_area,
-    tail_confusion,
+    tail_estimate,
     tail_indices,
     tail_verdict,
 )
@@ -64,11 +61,11 @@ def test_verdicts_are_right_over_forty_seeds(law):
 def test_hill_of_a_pareto_law_is_its_maximum_likelihood(alpha):
     x = np.random.default_rng(0).pareto(alpha, 20_000) + 1
     k = len(x) - 1
-    estimate = hill_estimate(x, k)
+    estimate = tail_estimate(x, fraction=k / len(x))
     exact = np.mean(np.log(x)) - np.log(x.min())
     assert estimate.xi == pytest.approx(exact * len(x) / k, rel=1e-10)
     assert abs(estimate.index - alpha) < 3 * alpha / math.sqrt(k)
-    assert abs(hill_estimate(x, 400).index - alpha) < 3 * alpha / 20
+    assert abs(tail_estimate(x, fraction=400 / len(x)).index - alpha) < 3 * alpha / 20
 
 
 def test_moment_and_kernel_know_light_tails():
@@ -81,8 +78,8 @@ def test_moment_and_kernel_know_light_tails():
         (rng.pareto(2, n) + 1, 0.5),
     ):
         # The asymptotic deviation is about sqrt(1 + xi^2) / sqrt(k); the rest is bias.
-        assert abs(moment_estimate(x, k).xi - xi) < 0.1
-        assert abs(kernel_estimate(x, 0.05).xi - xi) < 0.1
+        assert abs(tail_estimate(x, "moment", fraction=k / n).xi - xi) < 0.1
+        assert abs(tail_estimate(x, "kernel", fraction=0.05).xi - xi) < 0.1
 
 
 def test_estimates_know_no_scale_and_see_one_side():
@@ -130,22 +127,25 @@ def test_expected_shortfall_of_known_laws():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: hill_estimate(np.ones((200, 2))), "finite numbers \\(n,\\)"),
-        (lambda: hill_estimate(["a"]), "finite numbers \\(n,\\)"),
-        (lambda: hill_estimate([np.nan] * 200), "without missing values"),
-        (lambda: hill_estimate(np.arange(50.0)), "at least 100 numbers"),
-        (lambda: hill_estimate(np.arange(-300.0, 0), tail="right"), "got 0"),
-        (lambda: hill_estimate(np.ones(200)), "100% of the larger half of the numbers repeat"),
+        (lambda: tail_estimate(np.ones((200, 2))), "finite numbers \\(n,\\)"),
+        (lambda: tail_estimate(["a"]), "finite numbers \\(n,\\)"),
+        (lambda: tail_estimate([np.nan] * 200), "without missing values"),
+        (lambda: tail_estimate(np.arange(50.0)), "at least 100 numbers"),
+        (lambda: tail_estimate(np.arange(-300.0, 0), tail="right"), "got 0"),
+        (lambda: tail_estimate(np.ones(200)), "100% of the larger half of the numbers repeat"),
         (lambda: tail_verdict(np.round(np.arange(1.0, 201), -1)), "rounded or capped"),
-        (lambda: moment_estimate([*range(1, 1000), *[1000] * 6], 5), "5 largest numbers are one"),
-        (lambda: tail_area([0.0, 1.0], [1.0, 2.0]), "other than zero"),
-        (lambda: hill_estimate(np.arange(200.0), tail="up"), "tail as one of 'both'"),
-        (lambda: hill_estimate(np.arange(200.0), 1), "k as an integer >= 2, got 1"),
-        (lambda: moment_estimate(np.arange(200.0), 199), "k as an integer >= 2 and <= 198"),
         (
-            lambda: kernel_estimate(np.arange(200.0), 2.0),
-            "bandwidth as a finite number > .* and <= 1",
+            lambda: tail_estimate([*range(1, 1000), *[1000] * 6], fraction=5e-3),
+            "5 largest numbers are one",
         ),
+        (lambda: tail_area([0.0, 1.0], [1.0, 2.0]), "other than zero"),
+        (lambda: tail_estimate(np.arange(200.0), tail="up"), "tail as one of 'both'"),
+        (
+            lambda: tail_estimate(np.arange(200.0), fraction=1e-3),
+            "fraction as .* >= 0.01",
+        ),
+        (lambda: tail_estimate(np.arange(200.0), fraction=2), "fraction as .* and <= 1, got 2"),
+        (lambda: tail_estimate(np.arange(200.0), "hil"), "did you mean 'hill'"),
         (lambda: tail_verdict(np.arange(200.0), resamples=1), "resamples as an integer >= 2"),
         (lambda: tail_verdict(np.arange(200.0), seed=-1), "seed as an integer >= 0"),
         (lambda: expected_shortfall([1.0], 1.0), "level as a finite number > 0 and < 1"),
@@ -395,10 +395,7 @@ def test_tails_of_columns_and_their_confusion():
     assert right == math.inf
     flow = tail_adaptive_flow(x.shape[-1], tails=tail_indices(x), layers=1)
     assert flow.event_shape == (3,)
-    assert tail_confusion([None, 2.0, (2.0, None)], x).tolist() == [[1, 0], [0, 2]]
-    assert tail_confusion([3.0, math.inf, 2.0], torch.from_numpy(x)).tolist() == [[0, 1], [1, 1]]
-    with pytest.raises(ArgumentError, match="one tail index.* each of 3 columns"):
-        tail_confusion([None, None], x)
+    assert tail_indices(torch.from_numpy(x)) == [light, heavy, mixed]
     with pytest.raises(DataError, match="column 1: 100% of the larger half"):
         tail_indices(np.stack([x[:, 0], np.repeat([1.0, 2.0], N // 2)], -1))
     with pytest.raises(ArgumentError, match="got 'apar'; remedy: did you mean 'apart'"):
@@ -451,11 +448,13 @@ def test_a_trained_flow_generates_the_tails_of_its_data(trained):
     drawn = flows["mtaf"].sample(200_000, generator=torch.Generator().manual_seed(3))
     for column, index in zip(drawn.T.double().numpy(), toy.tails, strict=True):
         if index is None:
-            moment = moment_estimate(column, 400)
+            moment = tail_estimate(column, "moment", fraction=400 / len(column))
             # The asymptotic standard error at xi = 0 is one over the root of k.
             assert moment.xi <= 2 / math.sqrt(400)
         else:
-            assert hill_estimate(column, 400).index == pytest.approx(index, rel=0.3)
+            assert tail_estimate(column, fraction=400 / len(column)).index == pytest.approx(
+                index, rel=0.3
+            )
     # The same flow with matrices that mix everything makes light features heavy.
     dense = tail_adaptive_flow(len(toy.tails), tails=toy.tails, layers=3, hidden=(32,), seed=0)
     dense.initialize(toy.sample(2_000, torch.Generator().manual_seed(1)))
@@ -464,7 +463,7 @@ def test_a_trained_flow_generates_the_tails_of_its_data(trained):
             module.upper.fill_(1).triu_(1)
             torch.nn.init.normal_(module.lower_upper, std=0.3)
     mixed = dense.sample(200_000, generator=torch.Generator().manual_seed(3)).double().numpy()
-    assert min(hill_estimate(c, 400).index for c in mixed.T[:4]) < 4
+    assert min(tail_estimate(c, fraction=400 / len(c)).index for c in mixed.T[:4]) < 4
 
 
 def test_heavy_bases_have_the_better_likelihood(trained):

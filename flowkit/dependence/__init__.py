@@ -9,12 +9,7 @@ from flowkit.dependence.dense import (
     Spatial,
     SumOfCovariances,
 )
-from flowkit.dependence.joint import (
-    UpdateCovariance,
-    joint_log_prob,
-    sample_jointly,
-    sample_relatives,
-)
+from flowkit.dependence.joint import UpdateCovariance, joint_log_prob, sample_jointly
 from flowkit.dependence.kinship import Kinship
 from flowkit.dependence.structured import StructuredKinship
 from flowkit.dependence.time import AutoregressiveTime
@@ -34,5 +29,4 @@ __all__ = [
     "joint_log_prob",
     "rank_normalised",
     "sample_jointly",
-    "sample_relatives",
 ]

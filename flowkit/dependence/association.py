@@ -29,7 +29,6 @@ class Association:
 
     Attributes:
         statistic: ``(M,)``, chi-square without an association.
-        p_value: ``(M,)``.
         degrees: Degrees of freedom: the number of phenotypes.
         effect: Change of each phenotype per unit of the marker, by generalised least squares with
             the covariance of no association: ``(M,)``, or ``(M, p)`` for phenotypes ``(n, p)``.
@@ -37,10 +36,16 @@ class Association:
     """
 
     statistic: Tensor
-    p_value: Tensor
     degrees: int
     effect: Tensor
     residual_proportion: float
+
+    @property
+    def p_value(self) -> Tensor:
+        """The probability of such a statistic without an association, ``(M,)``."""
+        from scipy.stats import chi2
+
+        return torch.from_numpy(chi2.sf(self.statistic.numpy(), self.degrees))
 
     @property
     def genomic_control(self) -> float:
@@ -55,8 +60,7 @@ class Association:
         References:
             Devlin, Roeder 1999, Biometrics 55(4), 997.
         """
-        statistic = self.statistic / max(1.0, self.genomic_control)
-        return replace(self, statistic=statistic, p_value=_p_value(statistic, self.degrees))
+        return replace(self, statistic=self.statistic / max(1.0, self.genomic_control))
 
 
 @register
@@ -154,9 +158,7 @@ class LinearMixedModel:
             self._table(y[:, None] if y.ndim == 1 else y, "phenotypes")
         )
         proportion = self._fitted_proportion(rotated)
-        root = self._relationship.spectrum(proportion).sqrt().unsqueeze(-1)
-        axes = torch.linalg.qr(self._design / root)[0]
-        rest = _residual(rotated / root, axes)
+        root, axes, _, rest = self._whitened(rotated, proportion)
         factor = torch.linalg.cholesky(rest.mT @ rest / self._freedom)
 
         def test(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,8 +177,7 @@ class LinearMixedModel:
         statistic, effect = (torch.cat(values) for values in zip(*parts, strict=True))
         if y.ndim == 1:
             effect = effect[:, 0]
-        degrees = len(scale)
-        return Association(statistic, _p_value(statistic, degrees), degrees, effect, proportion)
+        return Association(statistic, len(scale), effect, proportion)
 
     def _standardised(self, table: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated phenotypes of unit scale, on which no test depends, and their scales."""
@@ -196,15 +197,18 @@ class LinearMixedModel:
         """The maximum of the restricted likelihood of rotated phenotypes."""
 
         def loss(proportion: float) -> float:
-            spectrum = self._relationship.spectrum(proportion)
-            root = spectrum.sqrt().unsqueeze(-1)
-            axes, triangle = torch.linalg.qr(self._design / root)
-            rest = _residual(rotated / root, axes)
-            log_dets = spectrum.log().sum() + 2 * triangle.diagonal().abs().log().sum()
+            root, _, triangle, rest = self._whitened(rotated, proportion)
+            log_dets = 2 * (root.log().sum() + triangle.diagonal().abs().log().sum())
             spread = torch.linalg.slogdet(rest.mT @ rest)[1]
             return float(self._freedom * spread + rotated.shape[1] * log_dets)
 
         return minimize(loss, *_PROPORTIONS)
+
+    def _whitened(self, rotated: Tensor, proportion: float) -> tuple[Tensor, ...]:
+        """Standard deviations, QR factors of covariates, what these leave of phenotypes."""
+        root = self._relationship.spectrum(proportion).sqrt().unsqueeze(-1)
+        axes, triangle = torch.linalg.qr(self._design / root)
+        return root, axes, triangle, _residual(rotated / root, axes)
 
     def _table(self, values: Any, name: str) -> Tensor:
         table = _finite(values, name)
@@ -254,12 +258,6 @@ def rank_normalised(values: Any) -> Tensor:
 def _residual(values: Tensor, axes: Tensor) -> Tensor:
     """What orthonormal columns leave of others."""
     return values - axes @ (axes.mT @ values)
-
-
-def _p_value(statistic: Tensor, degrees: int) -> Tensor:
-    from scipy.stats import chi2
-
-    return torch.from_numpy(np.asarray(chi2.sf(statistic.numpy(), degrees)))
 
 
 def _finite(values: Any, name: str, owner: str = "LinearMixedModel") -> Tensor:

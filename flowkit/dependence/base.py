@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from flowkit import checks
+from flowkit.dependence.decomposition import minimize
 from flowkit.errors import DataError, ShapeError
 from flowkit.numerics.gradients import ordinary
 
@@ -68,6 +70,10 @@ class RowCovariance(nn.Module):
         """The log-determinant, and the quadratic form of all observations."""
         return self.log_det(), (u * self._solve(u)).sum()
 
+    def _terms_at(self, u: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+        """A function that returns the terms of ``u`` at the parameters of the moment."""
+        return partial(self._terms, u)
+
     def _marginal_terms(self, u: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The same of some observations, here by a dense matrix."""
         return by_factor(torch.linalg.cholesky(self.entries(rows, rows).double()), u)
@@ -96,34 +102,23 @@ class RowCovariance(nn.Module):
     def fit_parameters(self, u: Tensor) -> None:
         """Set the parameters of C to the maximum likelihood of the noise ``u (n, p)``.
 
-        One number by Brent's method, several by L-BFGS, at fixed u.
+        One number by a grid and Brent's method, several by L-BFGS, at fixed u.
         :class:`flowkit.dependence.UpdateCovariance` alternates it with steps of a flow.
         """
         parameters = list(self.parameters())
-        u = u.detach()
         if not parameters:
             return
-        if len(parameters) == 1 and parameters[0].numel() == 1:
-            _search(parameters[0], lambda: -float(self.log_prob(u)))
-            return
-        learned = [parameter.requires_grad for parameter in parameters]
-        self.requires_grad_(requires_grad=True)
-        optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
+        with torch.inference_mode(mode=False):
+            terms = self._terms_at(self._wide(ordinary(u.detach())))
 
-        def loss() -> float:
-            optimizer.zero_grad()
-            value = -self.log_prob(u) / u.numel()
-            value.backward()
-            return float(value.detach())
+            def loss() -> Tensor:
+                log_det, quadratic = terms()
+                return 0.5 * (u.shape[1] * log_det + quadratic) / u.numel()
 
-        try:
-            with torch.inference_mode(mode=False), torch.enable_grad():
-                u = ordinary(u)
-                optimizer.step(loss)
-        finally:
-            for parameter, learns in zip(parameters, learned, strict=True):
-                parameter.requires_grad_(learns)
-                parameter.grad = None
+            if len(parameters) == 1 and parameters[0].numel() == 1:
+                _search(parameters[0], loss)
+            else:
+                _descend(parameters, loss)
 
     def precision(self, rows: Tensor) -> Tensor:
         """``C^-1[rows][:, rows]`` of a list of indices, by a solve with their unit vectors."""
@@ -227,15 +222,36 @@ def by_factor(factor: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _search(raw: nn.Parameter, loss: Callable[[], float]) -> None:
+def _search(raw: nn.Parameter, loss: Callable[[], Tensor]) -> None:
     """The least loss of one unbounded number, within what sigmoid and exp resolve."""
-    from scipy import optimize
 
     def at(value: float) -> float:
         raw.fill_(value)
-        return loss()
+        return float(loss())
 
-    raw.fill_(optimize.minimize_scalar(at, bounds=_RAW, method="bounded").x)
+    raw.fill_(minimize(at, *_RAW))
+
+
+def _descend(parameters: list[nn.Parameter], loss: Callable[[], Tensor]) -> None:
+    """The least loss of several numbers, by L-BFGS; whether they are learned stays as it is."""
+    learned = [parameter.requires_grad for parameter in parameters]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
+
+    @torch.enable_grad()
+    def step() -> float:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return float(value.detach())
+
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_()
+        optimizer.step(step)
+    finally:
+        for parameter, learns in zip(parameters, learned, strict=True):
+            parameter.requires_grad_(learns)
+            parameter.grad = None
 
 
 def logit(owner: str, name: str, value: float, lower: float, upper: float) -> float:

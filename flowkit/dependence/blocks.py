@@ -23,8 +23,7 @@ class EquicorrelatedBlocks(RowCovariance):
     A block of m observations has :math:`C_b = (1 - \rho) I + \rho\, 1 1^T`,
     :math:`\log|C_b| = \log(1 + (m - 1) \rho) + (m - 1) \log(1 - \rho)` and
 
-    .. math:: C_b^{-1} u = \frac1{1 - \rho} \left[ u - \frac{\rho}{1 + (m - 1) \rho}
-              \, 1 1^T u \right],
+    .. math:: C_b^{-1} u = \frac{u - \bar u}{1 - \rho} + \frac{\bar u}{1 + (m - 1) \rho},
 
     so that everything costs O(np). The correlation may be negative, down to
     :math:`-1 / (m - 1)`. An observation alone in its block is independent of all.
@@ -74,22 +73,33 @@ class EquicorrelatedBlocks(RowCovariance):
         """The correlation, ``(1,)`` or ``(blocks,)``."""
         return self.lower + (1 - _MARGIN - self.lower) * torch.sigmoid(self.raw)
 
-    def _sums(self, u: Tensor, block: Tensor) -> Tensor:
-        return u.new_zeros(len(self.size), u.shape[1]).index_add(0, block, u)
+    def _means(self, u: Tensor, block: Tensor, size: Tensor) -> Tensor:
+        sums = u.new_zeros(len(size), u.shape[1]).index_add(0, block, u)
+        return sums / size.to(u.dtype).clamp(min=1).unsqueeze(-1)
+
+    def _eigenvalues(self, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a block of m, ``(blocks,)``: of its m - 1 differences, and of its mean."""
+        rho = self.rho.expand(len(size))
+        return 1 - rho, 1 + (size - 1).clamp(min=0) * rho
+
+    def _power(self, u: Tensor, exponent: float) -> Tensor:
+        """A power of C times u."""
+        means = self._means(u, self.block, self.size)
+        inner, outer = (
+            v.pow(exponent).to(u.dtype).unsqueeze(-1) for v in self._eigenvalues(self.size)
+        )
+        return inner[self.block] * (u - means[self.block]) + (outer * means)[self.block]
 
     def _solve(self, u: Tensor) -> Tensor:
-        inner, common = (v.to(u.dtype) for v in self._scales(self.size))
-        shift = common.unsqueeze(-1) * self._sums(u, self.block)
-        return (u - shift[self.block]) / inner[self.block].unsqueeze(-1)
+        return self._power(u, -1.0)
+
+    def _correlate(self, noise: Tensor) -> Tensor:
+        """By the symmetric root of each block."""
+        return self._power(noise, 0.5)
 
     def log_det(self) -> Tensor:
         """``log |C|``."""
         return self._log_det(self.size)
-
-    def _scales(self, size: Tensor) -> tuple[Tensor, Tensor]:
-        r""":math:`1 - \rho` and :math:`\rho / (1 + (m - 1) \rho)`; one and zero for m up to 1."""
-        rho = torch.where(size > 1, self.rho.expand(len(size)), torch.zeros_like(size))
-        return 1 - rho, rho / (1 + (size - 1) * rho)
 
     def _log_det(self, size: Tensor) -> Tensor:
         others = (size - 1).clamp(min=0)
@@ -106,22 +116,10 @@ class EquicorrelatedBlocks(RowCovariance):
     def _of_blocks(self, u: Tensor, block: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """From sums of blocks."""
         size = size.to(self.size)
-        inner, common = (v.to(u.dtype) for v in self._scales(size))
+        inner, outer = (v.to(u.dtype) for v in self._eigenvalues(size))
         squares = u.new_zeros(len(size)).index_add(0, block, u.square().sum(-1))
-        sums = self._sums(u, block).square().sum(-1)
-        return self._log_det(size), ((squares - common * sums) / inner).sum()
-
-    def _correlate(self, noise: Tensor) -> Tensor:
-        r"""By the root of each block, with J the projection to the mean of the block.
-
-        .. math:: \sqrt{1 - \rho}\, (I - J) + \sqrt{1 + (m - 1) \rho}\, J
-        """
-        size = self.size.to(noise.dtype)
-        rho = torch.where(size > 1, self.rho.to(noise.dtype).expand(len(size)), 0)
-        inner, outer = (1 - rho).sqrt(), (1 + (size - 1) * rho).sqrt()
-        mean = self._sums(noise, self.block) / size.unsqueeze(-1)
-        shift = (outer - inner).unsqueeze(-1) * mean
-        return inner[self.block].unsqueeze(-1) * noise + shift[self.block]
+        means = size.to(u.dtype) * self._means(u, block, size).square().sum(-1)
+        return self._log_det(size), ((squares - means) / inner + means / outer).sum()
 
     def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
         """One on the diagonal, rho within a block."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from flowkit import checks
 from flowkit.bases import StandardNormal
 from flowkit.dependence.base import RowCovariance
-from flowkit.errors import DataError
+from flowkit.errors import ArgumentError, DataError
 from flowkit.flow import Flow
 from flowkit.numerics.noise import may_draw, redirected, repeatable
 
@@ -44,21 +45,21 @@ def noise_and_log_det(
         chunk = checks.integer("noise_and_log_det", "chunk", chunk, least=1)
     if chunk is None or chunk >= len(x):
         return transform(x, context)
-    starts = range(0, len(x), chunk)
+    contexts: Any = repeat(None)
     if context is not None:
-        context = context.expand(len(x), context.shape[-1])
+        contexts = context.expand(len(x), context.shape[-1]).split(chunk)
     parts = [
         checkpoint(
             transform,
-            x[i : i + chunk],
-            None if context is None else context[i : i + chunk],
+            *rows,
             use_reentrant=False,
             preserve_rng_state=may_draw(flow) and not redirected(),
             context_fn=repeatable,
         )
-        for i in starts
+        for rows in zip(x.split(chunk), contexts, strict=False)
     ]
-    return torch.cat([z for z, _ in parts]), torch.stack([d for _, d in parts]).sum()
+    z, log_dets = zip(*parts, strict=True)
+    return torch.cat(z), torch.stack(log_dets).sum()
 
 
 def joint_log_prob(
@@ -178,61 +179,44 @@ def sample_jointly(
     covariance: RowCovariance,
     *,
     context: Tensor | None = None,
+    x: Tensor | None = None,
+    observed: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw dependent observations ``(n, p)``.
-
-    Args and errors are those of :func:`joint_log_prob`.
-
-    Example:
-        >>> from flowkit import coupling_flow
-        >>> from flowkit.dependence import EquicorrelatedBlocks, sample_jointly
-        >>> sample_jointly(coupling_flow(2, layers=2), EquicorrelatedBlocks([0, 0, 1])).shape
-        torch.Size([3, 2])
-    """
-    check_flow(flow, "sample_jointly")
-    u = covariance.sample(flow.event_shape[0], generator)
-    return flow.to_data(u.to(flow.dtype or u.dtype), context)
-
-
-@torch.no_grad()
-def sample_relatives(
-    flow: Flow,
-    x: Tensor,
-    observed: Tensor,
-    covariance: RowCovariance,
-    *,
-    context: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draw all observations given some of them.
+    """Draw dependent observations, all of them or all others given some.
 
     Args:
         flow: A flow of vectors on a standard normal base.
-        x: ``(m, p)``, the given ones.
-        observed: ``(m,)``, their indices.
         covariance: The covariance of all n observations.
         context: ``(n, C)``, of all.
+        x: ``(m, p)``, the given ones; none by default.
+        observed: ``(m,)``, their indices.
         generator: Random generator.
 
     Returns:
         ``(n, p)``, with x at the given indices.
 
     Raises:
+        ArgumentError: If only one of x and their indices is given.
         DataError, ShapeError: As :func:`joint_log_prob`.
 
     Example:
         >>> import torch
         >>> from flowkit import coupling_flow
-        >>> from flowkit.dependence import EquicorrelatedBlocks, sample_relatives
-        >>> family = EquicorrelatedBlocks([0, 0, 0], rho=0.8)
-        >>> x = sample_relatives(coupling_flow(2, layers=2), torch.ones(1, 2), [1], family)
-        >>> x[1].tolist()
+        >>> from flowkit.dependence import EquicorrelatedBlocks, sample_jointly
+        >>> flow, family = coupling_flow(2, layers=2), EquicorrelatedBlocks([0, 0, 0], rho=0.8)
+        >>> sample_jointly(flow, family).shape
+        torch.Size([3, 2])
+        >>> sample_jointly(flow, family, x=torch.ones(1, 2), observed=[1])[1].tolist()
         [1.0, 1.0]
     """
-    check_flow(flow, "sample_relatives")
+    check_flow(flow, "sample_jointly")
+    if (x is None) != (observed is None):
+        raise ArgumentError("sample_jointly expected both x and observed, its indices, or neither")
+    if x is None:
+        u = covariance.sample(flow.event_shape[0], generator)
+        return flow.to_data(u.to(flow.dtype or u.dtype), context)
     rows = torch.as_tensor(observed, dtype=torch.long, device=x.device)
     theirs = None if context is None else context[rows]
     u = covariance.sample_given(flow.to_noise(x, theirs), rows, generator)
-    drawn = flow.to_data(u.to(x.dtype), context)
-    return drawn.index_copy(0, rows, x)
+    return flow.to_data(u.to(x.dtype), context).index_copy(0, rows, x)

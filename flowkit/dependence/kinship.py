@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 
 from flowkit.config import register
-from flowkit.dependence.base import PROPORTIONS, Mixed, logit
-from flowkit.dependence.decomposition import Decomposition, minimize
+from flowkit.dependence.base import Mixed
+from flowkit.dependence.decomposition import Decomposition
 from flowkit.errors import ArgumentError
 
 
@@ -64,60 +65,44 @@ class Kinship(Mixed):
         self.relationship = relationship
 
     def _solve(self, u: Tensor) -> Tensor:
+        return self._power(u, -1.0)
+
+    def _correlate(self, noise: Tensor) -> Tensor:
+        """By the symmetric root of C."""
+        return self._power(noise, 0.5)
+
+    def _power(self, u: Tensor, exponent: float) -> Tensor:
+        """A power of C times u."""
         parts, proportion = self.relationship, self.residual_proportion
         rotated = parts.rotate(u)
-        spectrum = parts.spectrum(proportion).to(u.dtype)
-        inside = parts.rotate_back(rotated / spectrum.unsqueeze(-1))
-        return inside + parts.outside(u, rotated) / proportion
+        spectrum = parts.spectrum(proportion).pow(exponent).to(u.dtype)
+        inside = parts.rotate_back(spectrum.unsqueeze(-1) * rotated)
+        return inside + parts.outside(u, rotated) * proportion.pow(exponent)
 
     def log_det(self) -> Tensor:
         """``log |C|``."""
         return self.relationship.log_det(self.residual_proportion)
 
-    def _correlate(self, noise: Tensor) -> Tensor:
-        """By the symmetric root of C."""
-        parts, proportion = self.relationship, self.residual_proportion
-        rotated = parts.rotate(noise)
-        roots = parts.spectrum(proportion).sqrt().to(noise.dtype)
-        inside = parts.rotate_back(roots.unsqueeze(-1) * rotated)
-        return inside + parts.outside(noise, rotated) * proportion.sqrt()
-
     def _related(self, rows: Tensor, columns: Tensor) -> Tensor:
         basis = self.relationship.basis
         return (basis[rows] * self.relationship.values) @ basis[columns].mT
 
-    def _squares(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared lengths along eigenvectors and outside of them.
+    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        return self._terms_at(u)()
+
+    def _terms_at(self, u: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+        """From squared lengths along eigenvectors and outside of them, so that each costs O(n).
 
         The latter not from the difference of two lengths: cancellation would be divided by the
         proportion.
         """
         rotated = self.relationship.rotate(u)
-        return rotated.square().sum(-1), self.relationship.outside(u, rotated).square().sum()
+        along = rotated.square().sum(-1)
+        outside = self.relationship.outside(u, rotated).square().sum()
 
-    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        return self._of_squares(*self._squares(u), self.residual_proportion)
+        def terms() -> tuple[Tensor, Tensor]:
+            proportion = self.residual_proportion
+            quadratic = (along / self.relationship.spectrum(proportion)).sum()
+            return self.log_det(), quadratic + outside / proportion
 
-    def _of_squares(
-        self, along: Tensor, outside: Tensor, proportion: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        spectrum = self.relationship.spectrum(proportion)
-        quadratic = (along / spectrum).sum() + outside / proportion
-        return self.relationship.log_det(proportion), quadratic
-
-    @torch.no_grad()
-    def fit_parameters(self, u: Tensor) -> None:
-        r"""Set :math:`\lambda` to the maximum likelihood of ``u (n, p)``.
-
-        After one rotation an evaluation costs O(n).
-        """
-        squares = self._squares(self._wide(u))
-
-        def loss(proportion: float) -> float:
-            log_det, quadratic = self._of_squares(
-                *squares, torch.as_tensor(proportion).to(self.raw)
-            )
-            return float(quadratic + u.shape[1] * log_det)
-
-        best = minimize(loss, 2 * PROPORTIONS[0], 1 - 2 * PROPORTIONS[0])
-        self.raw.fill_(logit("Kinship", "residual_proportion", best, *PROPORTIONS))
+        return terms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from flowkit.dependence.decomposition import check_diagonal
 from flowkit.numerics.noise import drawing_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from linear_operator import LinearOperator
 
@@ -81,7 +82,6 @@ class StructuredKinship(Mixed):
         self.related = operator.double().detach()
         self.exact = checks.integer(owner, "exact", exact, least=0)
         self.probes = checks.integer(owner, "probes", probes, least=1)
-        self._seed: int | None = None
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Move the operator with the parameters; it stays in float64."""
@@ -94,10 +94,9 @@ class StructuredKinship(Mixed):
         return (self.related * (1 - proportion)).add_diagonal(proportion)
 
     @contextmanager
-    def _accuracy(self) -> Iterator[None]:
+    def _accuracy(self, seed: int | None = None) -> Iterator[None]:
         from linear_operator import settings
 
-        seed = self._seed
         with (
             settings.max_cholesky_size(self.exact),
             settings.cg_tolerance(_TOLERANCE),
@@ -106,14 +105,6 @@ class StructuredKinship(Mixed):
             drawing_from(None if seed is None else torch.Generator().manual_seed(seed)),
         ):
             yield
-
-    def fit_parameters(self, u: Tensor) -> None:
-        """Set the proportion to its maximum likelihood, with the same probes for every trial."""
-        self._seed = int(torch.randint(2**31, ()))
-        try:
-            super().fit_parameters(u)
-        finally:
-            self._seed = None
 
     def _solve(self, u: Tensor) -> Tensor:
         with self._accuracy():
@@ -128,11 +119,15 @@ class StructuredKinship(Mixed):
         with self._accuracy():
             return self._covariance().logdet()
 
-    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def _terms(self, u: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """From one run of conjugate gradients."""
-        with self._accuracy():
+        with self._accuracy(seed):
             quadratic, log_det = self._covariance().inv_quad_logdet(u, logdet=True)
         return log_det, quadratic
+
+    def _terms_at(self, u: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+        """With the same probes every time."""
+        return partial(self._terms, u, int(torch.randint(2**31, ())))
 
     def _correlate(self, noise: Tensor) -> Tensor:
         """By a Cholesky factor of C written out."""

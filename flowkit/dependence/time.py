@@ -73,11 +73,9 @@ class AutoregressiveTime(RowCovariance):
                 "for each, or EquicorrelatedBlocks for replicates"
             )
         super().__init__(len(t))
-        self.register_buffer("order", torch.from_numpy(order))
-        self.register_buffer("gap", torch.from_numpy(gap))
-        self.register_buffer("first", torch.from_numpy(first))
-        self.register_buffer("block", torch.from_numpy(names))
-        self.register_buffer("time", torch.from_numpy(t))
+        buffers = {"order": order, "gap": gap, "first": first, "block": names, "time": t}
+        for name, values in buffers.items():
+            self.register_buffer(name, torch.from_numpy(values))
         # Logarithms are of multiples of a typical gap, so that units of time do not matter.
         inner = gap[~first]
         unit = float(np.median(inner)) if len(inner) else 1.0
@@ -103,9 +101,8 @@ class AutoregressiveTime(RowCovariance):
         """By the differences to predecessors."""
         a, variance = (v.to(u.dtype).unsqueeze(-1) for v in self._steps())
         rows = u[self.order]
-        before = torch.cat([torch.zeros_like(rows[:1]), rows[:-1]])
-        scaled = (rows - a * before) / variance
-        after = torch.cat([(a * scaled)[1:], torch.zeros_like(rows[:1])])
+        scaled = (rows - a * _later(rows, 1)) / variance
+        after = nn.functional.pad((a * scaled)[1:], (0, 0, 0, 1))
         return self._restored(scaled - after)
 
     def log_det(self) -> Tensor:
@@ -120,9 +117,7 @@ class AutoregressiveTime(RowCovariance):
         step = 1
         factor = a.unsqueeze(-1)
         while step < len(rows):
-            still = torch.zeros_like(rows[:step])
-            rows = rows + factor * torch.cat([still, rows[:-step]])
-            factor = factor * torch.cat([torch.zeros_like(factor[:step]), factor[:-step]])
+            rows, factor = rows + factor * _later(rows, step), factor * _later(factor, step)
             step *= 2
         return self._restored(rows)
 
@@ -131,3 +126,8 @@ class AutoregressiveTime(RowCovariance):
         distance = (self.time[rows][:, None] - self.time[columns]).abs()
         same = self.block[rows][:, None] == self.block[columns]
         return torch.where(same, torch.exp(-distance / self.tau), torch.zeros_like(distance))
+
+
+def _later(rows: Tensor, step: int) -> Tensor:
+    """Every row a number of steps later, after zeros."""
+    return nn.functional.pad(rows[:-step], (0, 0, step, 0))

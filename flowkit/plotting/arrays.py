@@ -6,7 +6,6 @@ Data are always grey, a model and its samples always blue.
 from typing import Any
 
 import numpy as np
-import torch
 
 from flowkit.arrays import as_array
 from flowkit.errors import DataError
@@ -30,9 +29,6 @@ def as_points(values: Any, columns: int | None, what: str) -> np.ndarray:
         >>> as_points([[1, 2], [3, 4]], 2, "samples").shape
         (2, 2)
     """
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values
     points = as_array(values)
     if (
         points.ndim != 2

@@ -10,8 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flowkit import checks
-
 #: Only the larger half of a sample is taken for its tail.
 LARGEST = 0.5
 #: Where a criterion is searched for its minimum: not among the first few order statistics.
@@ -21,7 +19,6 @@ _BLOCK = 2_000_000
 
 
 def double_bootstrap(
-    owner: str,
     logs: np.ndarray,
     criterion: Callable[[np.ndarray, int], np.ndarray],
     resamples: int,
@@ -34,7 +31,6 @@ def double_bootstrap(
     out, more and more.
 
     Args:
-        owner: Who asks, for messages.
         logs: ``(n,)`` logarithms from the largest down.
         criterion: A function of ``(resamples, largest)`` logarithms and the size of a resample
             that returns numbers per resample.
@@ -46,8 +42,6 @@ def double_bootstrap(
     Returns:
         The minimum of the larger resamples, that of the smaller ones, and the larger size.
     """
-    checks.integer(owner, "resamples", resamples, least=2)
-    checks.integer(owner, "seed", seed, least=0, most=None)
     n = len(logs)
     rng = np.random.default_rng(seed)
     size = int(n ** (0.5 * (1 + math.log(n // 2) / math.log(n))))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,18 +45,43 @@ class TailEstimate:
         return 1 / self.xi if self.xi > 0 else math.inf
 
 
-def hill_estimate(
-    x: Any, k: int | None = None, *, tail: str = "both", resamples: int = 100, seed: int = 0
+def tail_estimate(
+    x: Any,
+    method: str = "hill",
+    *,
+    fraction: float | None = None,
+    tail: str = "both",
+    resamples: int = 100,
+    seed: int = 0,
 ) -> TailEstimate:
-    r"""Hill's estimate :math:`\hat\xi = \frac1k \sum_{i \le k} \log X_{(i)} - \log X_{(k+1)}`.
+    r"""Estimate the extreme-value index of a sample: Hill's, the moment or the kernel estimate.
 
-    It is positive for every sample, heavy or not. Unless k is given it is chosen by a double
-    bootstrap: the k that minimise the mean of :math:`(M_2 - 2 M_1^2)^2` in resamples of two sizes,
-    :math:`n_1` and :math:`n_1^2 / n`, with the power of their ratio that Qi found.
+    With the numbers :math:`X_{(1)} \ge X_{(2)} \ge \dots`, k of them in the fraction, and
+    :math:`M_r = \frac1k \sum_{i \le k} (\log X_{(i)} - \log X_{(k+1)})^r`:
+
+    ``"hill"``
+        :math:`\hat\xi = M_1`, positive for every sample, heavy or not.
+    ``"moment"``
+        :math:`\hat\xi = M_1 + 1 - \frac12 (1 - M_1^2 / M_2)^{-1}`, of Dekkers, Einmahl and de
+        Haan, consistent for light tails too, where it is not positive.
+    ``"kernel"``
+        That of Groeneboom, Lopuhaä and de Wolf, consistent for light tails too, with the biweight
+        kernel K, :math:`\Delta_i = \log X_{(i)} - \log X_{(i+1)}`, :math:`u = i / n`, and
+        :math:`K_h(u) = K(u / h) / h` for the fraction h:
+
+        .. math:: \hat\xi = \sum_i u K_h(u) \Delta_i - 1 +
+              \frac{\sum_i (u^{a+1} K_h(u))' \Delta_i}{\sum_i u^a K_h(u) \Delta_i}, \quad a = 0.6
+
+    Unless it is given, the fraction is chosen by a double bootstrap: that which minimises a mean
+    square in resamples of two sizes, :math:`n_1` and :math:`n_1^2 / n`, of
+    :math:`M_2 - 2 M_1^2` for Hill, with the power of the ratio of both that Qi found; of the
+    difference from an estimate of moments 2 and 3, as :math:`k_1^2 / k_2`, without the factor of
+    order one that depends on :math:`\xi`; and of that from the triweight kernel.
 
     Args:
         x: ``(n,)`` numbers, at least 100 on the side of the tail.
-        k: Number of order statistics above the threshold.
+        method: ``"hill"``, ``"moment"`` or ``"kernel"``.
+        fraction: Part of the numbers on the side of the tail that is used, in (0, 1].
         tail: ``"both"`` for magnitudes, ``"right"`` or ``"left"`` for one side.
         resamples: Number of resamples of each size.
         seed: Seed of the resamples.
@@ -65,138 +91,83 @@ def hill_estimate(
         DataError: If x is not ``(n,)`` finite numbers, enough of them on the side of the tail.
 
     References:
-        Hill 1975, Ann. Stat. 3, 1163; Danielsson et al. 2001, J. Multivariate Anal. 76, 226, for
-        the double bootstrap; Qi 2008, Extremes 11, 15.
+        Hill 1975, Ann. Stat. 3, 1163; Dekkers, Einmahl, de Haan 1989, Ann. Stat. 17, 1833;
+        Groeneboom, Lopuhaä, de Wolf 2003, Ann. Stat. 31, 1956; for the double bootstrap Danielsson
+        et al. 2001, J. Multivariate Anal. 76, 226, Qi 2008, Extremes 11, 15, and Draisma et al.
+        1999, Extremes 2, 367.
 
     Example:
         >>> import numpy as np
-        >>> from flowkit.statistics import hill_estimate
+        >>> from flowkit.statistics import tail_estimate
         >>> x = np.random.default_rng(0).pareto(2.0, 10_000) + 1
-        >>> round(hill_estimate(x, k=9_999).index, 1)
+        >>> round(tail_estimate(x, fraction=0.9999).index, 1)
         2.0
     """
-    logs = tail_logs("hill_estimate", x, tail)
-    if k is None:
-        k1, k2, size = double_bootstrap("hill_estimate", logs, _hill_criterion, resamples, seed)
-        exponent = math.log(k1) / math.log(size) - 1
-        factor = (1 - 2 * (math.log(k1) - math.log(size)) / math.log(k1)) ** exponent
-        k = _clipped(factor * k1**2 / k2, len(logs))
-    _check_count("hill_estimate", k, logs)
-    return TailEstimate(float(_log_moments(logs[: k + 1], 1)[0][-1]), k / len(logs))
+    owner = "tail_estimate"
+    choose, estimate = checks.choice(owner, "method", method, _METHODS)
+    checks.integer(owner, "resamples", resamples, least=2)
+    checks.integer(owner, "seed", seed, least=0, most=None)
+    logs = tail_logs(owner, x, tail)
+    if fraction is None:
+        fraction = choose(logs, resamples, seed)
+    fraction = checks.number(owner, "fraction", fraction, least=2 / len(logs), most=1)
+    return estimate(logs, fraction)
 
 
-def moment_estimate(
-    x: Any, k: int | None = None, *, tail: str = "both", resamples: int = 100, seed: int = 0
+def _choose_for_hill(logs: np.ndarray, resamples: int, seed: int) -> float:
+    k1, k2, size = double_bootstrap(logs, _hill_criterion, resamples, seed)
+    exponent = math.log(k1) / math.log(size) - 1
+    factor = (1 - 2 * (math.log(k1) - math.log(size)) / math.log(k1)) ** exponent
+    return _clipped(factor * k1**2 / k2, len(logs))
+
+
+def _choose_for_moments(logs: np.ndarray, resamples: int, seed: int) -> float:
+    k1, k2, _ = double_bootstrap(logs, _moment_criterion, resamples, seed)
+    return _clipped(k1**2 / k2, len(logs))
+
+
+def _choose_bandwidth(logs: np.ndarray, resamples: int, seed: int) -> float:
+    grid = np.geomspace(max(4 * BORDER, 20 / len(logs)), LARGEST, _BANDWIDTHS)
+    h1, h2, size = double_bootstrap(logs, _kernel_criterion(grid), resamples, seed, grid)
+    log_size, log_h = math.log(size), math.log(h1)
+    power = -log_h / log_size
+    factor = (143 * (log_size + log_h) ** 2 / (3 * (log_size - 13 * log_h) ** 2)) ** power
+    return min(max(factor * h1**2 / h2, float(grid[0])), LARGEST)
+
+
+def _clipped(k: float, n: int) -> float:
+    """The fraction of k numbers among n, in its range."""
+    return min(max(round(k), 2), int(LARGEST * n)) / n
+
+
+def _of_moments(
+    formula: Callable[..., Any], highest: int, logs: np.ndarray, fraction: float
 ) -> TailEstimate:
-    r"""The moment estimate :math:`\hat\xi = M_1 + 1 - \frac12 (1 - M_1^2 / M_2)^{-1}`.
-
-    With :math:`M_r = \frac1k \sum_{i \le k} (\log X_{(i)} - \log X_{(k+1)})^r`. It is consistent
-    for light tails too, where it is not positive. Unless k is given it is chosen by a double
-    bootstrap of the squared difference from an estimate of moments 2 and 3, as
-    :math:`k_1^2 / k_2`, without the factor of order one that depends on :math:`\xi`.
-
-    Args and errors are those of :func:`hill_estimate`.
-
-    References:
-        Dekkers, Einmahl, de Haan 1989, Ann. Stat. 17, 1833; Draisma et al. 1999, Extremes 2, 367.
-
-    Example:
-        >>> import numpy as np
-        >>> from flowkit.statistics import moment_estimate
-        >>> x = np.random.default_rng(0).normal(size=10_000)
-        >>> moment_estimate(x).xi < 0
-        True
-    """
-    logs = tail_logs("moment_estimate", x, tail)
-    if k is None:
-        k1, k2, _ = double_bootstrap("moment_estimate", logs, _moment_criterion, resamples, seed)
-        k = _clipped(k1**2 / k2, len(logs))
-    _check_count("moment_estimate", k, logs)
-    first, second = (float(m[-1]) for m in _log_moments(logs[: k + 1], 2))
-    return TailEstimate(_from_moments(first, second), k / len(logs))
-
-
-def kernel_estimate(
-    x: Any,
-    bandwidth: float | None = None,
-    *,
-    tail: str = "both",
-    resamples: int = 100,
-    seed: int = 0,
-) -> TailEstimate:
-    r"""The kernel estimate of Groeneboom, Lopuhaä and de Wolf with the biweight kernel.
-
-    With :math:`\Delta_i = \log X_{(i)} - \log X_{(i+1)}`, :math:`u = i / n` and
-    :math:`K_h(u) = K(u / h) / h`,
-
-    .. math:: \hat\xi = \sum_i u K_h(u) \Delta_i - 1 +
-              \frac{\sum_i (u^{a+1} K_h(u))' \Delta_i}{\sum_i u^a K_h(u) \Delta_i}, \quad a = 0.6,
-
-    consistent for light tails too. Unless the bandwidth h is given it is chosen by a double
-    bootstrap of the squared difference from the same with the triweight kernel.
-
-    Args:
-        x: ``(n,)`` numbers, at least 100 on the side of the tail.
-        bandwidth: h in (0, 1], the fraction of the sample that is used.
-        tail: ``"both"``, ``"right"`` or ``"left"``.
-        resamples: Number of resamples of each size.
-        seed: Seed of the resamples.
-
-    Raises:
-        ArgumentError, DataError: As :func:`hill_estimate`.
-
-    References:
-        Groeneboom, Lopuhaä, de Wolf 2003, Ann. Stat. 31, 1956.
-
-    Example:
-        >>> import numpy as np
-        >>> from flowkit.statistics import kernel_estimate
-        >>> x = np.random.default_rng(0).standard_t(2, 10_000)
-        >>> 0.3 < kernel_estimate(x).xi < 0.7
-        True
-    """
-    logs = tail_logs("kernel_estimate", x, tail)
-    n = len(logs)
-    if bandwidth is None:
-        grid = np.geomspace(max(4 * BORDER, 20 / n), LARGEST, _BANDWIDTHS)
-        h1, h2, size = double_bootstrap(
-            "kernel_estimate", logs, _kernel_criterion(grid), resamples, seed, grid
-        )
-        log_size, log_h = math.log(size), math.log(h1)
-        power = -log_h / log_size
-        factor = (143 * (log_size + log_h) ** 2 / (3 * (log_size - 13 * log_h) ** 2)) ** power
-        bandwidth = min(max(factor * h1**2 / h2, float(grid[0])), LARGEST)
-    bandwidth = checks.number("kernel_estimate", "bandwidth", bandwidth, above=1 / n, most=1)
-    spacings = np.append(logs[:-1] - logs[1:], 0.0)
-    weights = _kernel_weights(n, n, np.array([bandwidth]), _biweight)
-    return TailEstimate(float(_from_spacings(spacings, weights)[0]), bandwidth)
-
-
-def _check_count(owner: str, k: int, logs: np.ndarray) -> None:
-    checks.integer(owner, "k", k, least=2, most=len(logs) - 1)
+    """An estimate from the moments of the largest numbers above the next one."""
+    k = min(round(fraction * len(logs)), len(logs) - 1)
     if logs[0] == logs[k - 1]:
         raise DataError(f"the {k} largest numbers are one number, which shows no tail")
+    moments = (m[-1] for m in _log_moments(logs[: k + 1], highest))
+    return TailEstimate(float(formula(*moments)), k / len(logs))
 
 
-def _clipped(k: float, n: int) -> int:
-    return int(min(max(round(k), 2), int(LARGEST * n)))
+def _of_kernel(logs: np.ndarray, fraction: float) -> TailEstimate:
+    spacings = np.append(logs[:-1] - logs[1:], 0.0)
+    weights = _kernel_weights(len(logs), len(logs), np.array([fraction]), _biweight)
+    return TailEstimate(float(_from_spacings(spacings, weights)[0]), fraction)
 
 
 def _log_moments(logs: np.ndarray, highest: int) -> list[np.ndarray]:
     """The moments M_1.. above the (k+1)-th number, for every k from 1; one row per sample."""
     # Counted from the last number, so that sums of powers do not cancel.
     logs = logs - logs[..., -1:]
-    count = np.arange(1, logs.shape[-1])
-    threshold = logs[..., 1:]
-    means = [np.cumsum(logs[..., :-1] ** r, -1) / count for r in range(1, highest + 1)]
-    moments = [means[0] - threshold]
-    if highest > 1:
-        moments.append(means[1] - 2 * threshold * means[0] + threshold**2)
-    if highest > 2:
-        moments.append(
-            means[2] - 3 * threshold * means[1] + 3 * threshold**2 * means[0] - threshold**3
-        )
-    return moments
+    count, below = np.arange(1, logs.shape[-1]), -logs[..., 1:]
+    means = [np.cumsum(logs[..., :-1] ** r, -1) / count for r in range(highest + 1)]
+    # By the binomial theorem.
+    return [
+        sum(math.comb(r, j) * means[j] * below ** (r - j) for j in range(r + 1))
+        for r in range(1, highest + 1)
+    ]
 
 
 def _from_moments(first: Any, second: Any) -> Any:
@@ -262,3 +233,10 @@ def _kernel_criterion(grid: np.ndarray) -> Callable[[np.ndarray, int], np.ndarra
             return (next(two) - next(two)) ** 2
 
     return criterion
+
+
+_METHODS = {
+    "hill": (_choose_for_hill, partial(_of_moments, lambda first: first, 1)),
+    "moment": (_choose_for_moments, partial(_of_moments, _from_moments, 2)),
+    "kernel": (_choose_bandwidth, _of_kernel),
+}

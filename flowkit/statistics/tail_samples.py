@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from flowkit import checks
 from flowkit.arrays import as_array
@@ -19,13 +18,9 @@ _TIES = 0.02
 SIDES = {"both": np.abs, "right": np.positive, "left": np.negative}
 
 
-def _values(x: Any) -> np.ndarray:
-    return as_array(x.detach().cpu().double() if isinstance(x, Tensor) else x)
-
-
 def columns(x: Any) -> list[np.ndarray]:
     """Split a table into its columns, each centred at its median."""
-    values = _values(x)
+    values = as_array(x)
     if values.ndim != 2 or not values.size:
         raise DataError(
             f"expected a table of numbers, (rows, columns), got {type(x).__name__} of shape "
@@ -36,7 +31,7 @@ def columns(x: Any) -> list[np.ndarray]:
 
 def row(x: Any) -> np.ndarray:
     """Read ``(n,)`` finite numbers."""
-    values = _values(x)
+    values = as_array(x)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise DataError(
             f"expected finite numbers (n,), got {type(x).__name__} of shape "

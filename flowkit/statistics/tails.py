@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from flowkit import checks
 from flowkit.errors import DataError
-from flowkit.statistics.tail_estimates import (
-    TailEstimate,
-    hill_estimate,
-    kernel_estimate,
-    moment_estimate,
-)
+from flowkit.statistics.tail_estimates import TailEstimate, tail_estimate
 from flowkit.statistics.tail_samples import SIDES, columns, tail_logs
 
 #: From this index on a tail is as good as light.
@@ -28,7 +20,6 @@ class TailVerdict:
     """The verdict of three estimators whether a tail is heavy.
 
     Attributes:
-        heavy: The verdict.
         index: The tail index of a heavy tail; infinite for a light one.
         interval: Of a heavy tail, (lower, upper): the index, and 95 % of the sampling error of
             Hill's estimate from a quarter of the order statistics that the index is taken from.
@@ -41,12 +32,16 @@ class TailVerdict:
         kernel: The kernel estimate.
     """
 
-    heavy: bool
     index: float
     interval: tuple[float, float]
     hill: TailEstimate
     moment: TailEstimate
     kernel: TailEstimate
+
+    @property
+    def heavy(self) -> bool:
+        """The verdict."""
+        return self.index < math.inf
 
 
 def tail_verdict(
@@ -59,7 +54,7 @@ def tail_verdict(
     than every normal, but faster than every power, such as those of a Laplace density, may be
     called heavy.
 
-    Args and errors are those of :func:`hill_estimate`.
+    Args and errors are those of :func:`tail_estimate`.
 
     References:
         Laszkiewicz, Lederer, Fischer 2022, arXiv 2206.10311, for the rule.
@@ -75,17 +70,15 @@ def tail_verdict(
         (True, True)
     """
     options: dict[str, Any] = {"tail": tail, "resamples": resamples, "seed": seed}
-    hill, moment, kernel = (
-        estimate(x, **options) for estimate in (hill_estimate, moment_estimate, kernel_estimate)
-    )
-    heavy = max(moment.xi, kernel.xi) > 0 and hill.index <= _LIGHT_INDEX
-    if not heavy:
-        return TailVerdict(False, math.inf, (math.inf, math.inf), hill, moment, kernel)
+    three = [tail_estimate(x, method, **options) for method in ("hill", "moment", "kernel")]
+    hill, moment, kernel = three
+    if not (max(moment.xi, kernel.xi) > 0 and hill.index <= _LIGHT_INDEX):
+        return TailVerdict(math.inf, (math.inf, math.inf), *three)
     n = len(tail_logs("tail_verdict", x, tail))
     few = max(round(hill.fraction * n / 4), 10)
-    index, error = hill_estimate(x, few, tail=tail).index, 1.96 / math.sqrt(few)
+    index, error = tail_estimate(x, fraction=few / n, tail=tail).index, 1.96 / math.sqrt(few)
     ends = (min(hill.index, index / (1 + error)), max(hill.index, index / (1 - error)))
-    return TailVerdict(True, hill.index, ends, hill, moment, kernel)
+    return TailVerdict(hill.index, ends, *three)
 
 
 def tail_indices(x: Any, *, tail: str = "both", resamples: int = 100, seed: int = 0) -> list[Any]:
@@ -97,7 +90,7 @@ def tail_indices(x: Any, *, tail: str = "both", resamples: int = 100, seed: int 
         x: ``(n, columns)`` numbers, at least 100 on the side of the tail.
         tail: ``"both"`` for magnitudes, ``"right"`` or ``"left"`` for one side, ``"apart"`` for a
             pair (left, right) per column.
-        resamples: As in :func:`hill_estimate`.
+        resamples: As in :func:`tail_estimate`.
         seed: Seed of the resamples.
 
     Raises:
@@ -114,55 +107,14 @@ def tail_indices(x: Any, *, tail: str = "both", resamples: int = 100, seed: int 
         (inf, True)
     """
     checks.choice("tail_indices", "tail", tail, (*SIDES, "apart"))
-    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     sides = ("left", "right") if tail == "apart" else (tail,)
-    found = [
-        tuple(_verdict(i, column, tail=side, **options).index for side in sides)
-        for i, column in enumerate(columns(x))
-    ]
-    return found if tail == "apart" else [pair[0] for pair in found]
-
-
-def tail_confusion(tails: Sequence[Any], x: Any, **options: Any) -> np.ndarray:
-    """Count how many columns of a sample have the tails that they should, about their medians.
-
-    Args:
-        tails: The tail index of each column, infinite or ``None`` where it is light, or a pair of
-            its left and its right one, as from :func:`tail_indices`.
-        x: ``(n, columns)`` numbers.
-        **options: Those of :func:`tail_verdict`.
-
-    Returns:
-        ``(2, 2)`` counts: light and heavy by ``tails`` in rows, by verdict on x in columns.
-
-    Raises:
-        ArgumentError, DataError: As :func:`tail_indices`, and if there is not one tail per
-            column.
-
-    Example:
-        >>> import numpy as np
-        >>> from flowkit.statistics import tail_confusion
-        >>> rng = np.random.default_rng(0)
-        >>> x = np.stack([rng.normal(size=2000), rng.standard_t(2, 2000)], -1)
-        >>> tail_confusion([None, 2.0], x)
-        array([[1, 0],
-               [0, 1]])
-    """
-    table = columns(x)
-    if checks.as_list(tails) is None or len(tails) != len(table):
-        expected = f"one tail index, or a pair of them, for each of {len(table)} columns"
-        raise checks.fail("tail_confusion", "tails", expected, tails)
-    counts = np.zeros((2, 2), dtype=int)
-    for i, (tail, column) in enumerate(zip(tails, table, strict=True)):
-        pair = tail if isinstance(tail, (tuple, list)) else (tail,)
-        heavy = any(t is not None and t < math.inf for t in pair)
-        counts[int(heavy), int(_verdict(i, column, **options).heavy)] += 1
-    return counts
-
-
-def _verdict(i: int, column: np.ndarray, **options: Any) -> TailVerdict:
-    """Judge a column; an error says which one it was."""
-    try:
-        return tail_verdict(column, **options)
-    except DataError as error:
-        raise DataError(f"column {i}: {error}") from error
+    found = []
+    for i, column in enumerate(columns(x)):
+        try:
+            of_sides = (
+                tail_verdict(column, tail=side, resamples=resamples, seed=seed) for side in sides
+            )
+            found.append(tuple(verdict.index for verdict in of_sides))
+        except DataError as error:
+            raise DataError(f"column {i}: {error}") from error
+    return found if tail == "apart" else [index for (index,) in found]

@@ -49,7 +49,7 @@ class SmoothedWeights(NamedTuple):
     k_hat: float
 
 
-def log_partition(log_weight: Tensor) -> Estimate:
+def log_partition(log_weight: Tensor, reverse_log_weight: Tensor | None = None) -> Estimate:
     r"""Estimate the log-normalizer, with its standard error.
 
     .. math:: \log Z = \log \frac1n \sum_i w_i
@@ -57,12 +57,25 @@ def log_partition(log_weight: Tensor) -> Estimate:
     The error is that of the logarithm to first order, :math:`\mathrm{std}(w) / (\bar w \sqrt n)`;
     it needs independent samples, and weights of a finite variance: see :func:`pareto_smooth`.
 
+    With weights :math:`w'_j` of m paths from samples of the target as well it is Bennett's
+    acceptance ratio, the solution, for :math:`M = \log(n / m)` and the logistic function s, of
+
+    .. math:: \sum_i s(\log w_i - \log Z - M) = \sum_j s(\log Z + M - \log w'_j),
+
+    the estimate of the least variance among those that use both. The standard error is the
+    asymptotic one. It lies between the means of the two log-weights in expectation.
+
     Args:
         log_weight: ``(n,)`` of :meth:`flowkit.Flow.sample_with_log_weight`; -inf is a weight of
             zero.
+        reverse_log_weight: ``(m,)`` of :meth:`flowkit.Flow.reverse_log_weight`.
 
     Raises:
         DataError: If there are no weights, one is NaN or infinite, or all are zero.
+
+    References:
+        Bennett 1976, J. Comput. Phys. 22, 245; Shirts et al. 2003, Phys. Rev. Lett. 91, 140601,
+        for the maximum-likelihood form and its variance.
 
     Example:
         >>> import torch
@@ -70,13 +83,42 @@ def log_partition(log_weight: Tensor) -> Estimate:
         >>> value, error = log_partition(torch.tensor([0.0, 0.0, 0.0, 0.0]))
         >>> value.item(), error.item()
         (0.0, 0.0)
+        >>> same = torch.full((10,), 2.5)
+        >>> round(log_partition(same, same).value.item(), 9)
+        2.5
     """
     log_w = _checked(log_weight)
+    if reverse_log_weight is not None:
+        # A path back that the flow cannot make has an infinite weight, and adds nothing.
+        return _of_both_directions(log_w, -_checked(-reverse_log_weight))
     n = len(log_w)
     value = torch.logsumexp(log_w, 0) - math.log(n)
     ratio = torch.exp(log_w - value)
     error = (ratio - 1).square().mean().sqrt() / math.sqrt(n - 1) if n > 1 else value + math.inf
     return Estimate(value, error)
+
+
+def _of_both_directions(forward: Tensor, reverse: Tensor) -> Estimate:
+    """Bennett's acceptance ratio."""
+    from scipy.optimize import brentq
+
+    n, m = len(forward), len(reverse)
+    offset = math.log(n / m)
+
+    def difference(log_z: float) -> float:
+        ahead = torch.sigmoid(forward - log_z - offset).sum()
+        back = torch.sigmoid(log_z + offset - reverse).sum()
+        return float(ahead - back)
+
+    both = torch.cat([forward, reverse])
+    finite, margin = both[both.isfinite()], 50 + abs(offset)
+    ends = float(finite.min()) - margin, float(finite.max()) + margin
+    log_z = brentq(difference, *ends, xtol=1e-12, rtol=8.9e-16)
+    # Fermi functions of the pooled work: Shirts et al., equation 9.
+    pooled = both - log_z - offset
+    variance = 1 / (pooled.sigmoid() * (-pooled).sigmoid()).sum() - 1 / n - 1 / m
+    value = torch.as_tensor(log_z, dtype=torch.float64)
+    return Estimate(value, variance.clamp(min=0).sqrt())
 
 
 def effective_sample_size(log_weight: Tensor) -> Tensor:
@@ -142,64 +184,6 @@ def reweighted_mean(values: Tensor, log_weight: Tensor) -> Estimate:
     spread = torch.where(inside, share * (exact - mean), 0.0)
     error = spread.square().sum(0).sqrt()
     return Estimate(mean, error if len(log_w) > 1 else torch.full_like(error, math.inf))
-
-
-def bennett_acceptance_ratio(
-    log_weight: Tensor, reverse_log_weight: Tensor, *, tolerance: float = 1e-12
-) -> Estimate:
-    r"""Estimate the log-normalizer from paths of both directions, by Bennett's acceptance ratio.
-
-    With n weights :math:`w_i` of paths from noise and m weights :math:`w'_j` of paths from samples
-    of the target it solves, for :math:`M = \log(n / m)` and the logistic function s,
-
-    .. math:: \sum_i s(\log w_i - \log Z - M) = \sum_j s(\log Z + M - \log w'_j),
-
-    the estimate of the least variance among those that use both. The standard error is the
-    asymptotic one. It lies between the means of the two log-weights in expectation.
-
-    Args:
-        log_weight: ``(n,)`` of :meth:`flowkit.Flow.sample_with_log_weight`.
-        reverse_log_weight: ``(m,)`` of :meth:`flowkit.Flow.reverse_log_weight`.
-        tolerance: Accuracy of the solution, absolute.
-
-    Raises:
-        DataError: If weights are missing, NaN or infinite, or all zero.
-
-    References:
-        Bennett 1976, J. Comput. Phys. 22, 245; Shirts et al. 2003, Phys. Rev. Lett. 91, 140601,
-        for the maximum-likelihood form and its variance.
-
-    Example:
-        >>> import torch
-        >>> from flowkit.statistics import bennett_acceptance_ratio
-        >>> same = torch.full((10,), 2.5)
-        >>> round(bennett_acceptance_ratio(same, same).value.item(), 9)
-        2.5
-    """
-    from scipy.optimize import brentq
-
-    tolerance = checks.number("bennett_acceptance_ratio", "tolerance", tolerance, above=0)
-    # A path back that the flow cannot make has an infinite weight, and adds nothing.
-    forward, reverse = _checked(log_weight), -_checked(-reverse_log_weight)
-    n, m = len(forward), len(reverse)
-    offset = math.log(n / m)
-
-    def difference(log_z: float) -> float:
-        ahead = torch.sigmoid(forward - log_z - offset).sum()
-        back = torch.sigmoid(log_z + offset - reverse).sum()
-        return float(ahead - back)
-
-    finite = torch.cat([forward[forward.isfinite()], reverse[reverse.isfinite()]])
-    low, high = float(finite.min()) - 50 - abs(offset), float(finite.max()) + 50 + abs(offset)
-    log_z = brentq(difference, low, high, xtol=tolerance, rtol=8.9e-16)
-    # Fermi functions of the pooled work: Shirts et al., equation 9.
-    pooled = torch.cat([forward, reverse]) - log_z - offset
-    information = torch.exp(
-        torch.nn.functional.logsigmoid(pooled) + torch.nn.functional.logsigmoid(-pooled)
-    ).sum()
-    variance = 1 / information - 1 / n - 1 / m
-    value = torch.as_tensor(log_z, dtype=torch.float64)
-    return Estimate(value, variance.clamp(min=0).sqrt())
 
 
 def free_energy_profile(

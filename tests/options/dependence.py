@@ -21,7 +21,6 @@ from flowkit.dependence import (
     UpdateCovariance,
     joint_log_prob,
     sample_jointly,
-    sample_relatives,
 )
 from flowkit.dependence.base import RowCovariance
 from flowkit.dependence.joint import noise_and_log_det
@@ -81,16 +80,13 @@ for function in (joint_log_prob, noise_and_log_det):
         context=differs(D, base=C),
         chunk=same(2, 4, rounding=1e-6),
     )
+THIRD = torch.tensor([2])
 of(
     sample_jointly,
     of_rows(sample_jointly, READING, families),
     context=differs(D, base=C),
-    generator=draws(),
-)
-of(
-    sample_relatives,
-    of_rows(sample_relatives, READING, X[:2], torch.tensor([0, 2]), families),
-    context=differs(D, base=C),
+    x=differs(X[:1] + 1, base=X[:1], using={"observed": THIRD}),
+    observed=differs(torch.tensor([4]), base=THIRD, using={"x": X[:1]}),
     generator=draws(),
 )
 of(

@@ -11,13 +11,10 @@ from torch import Tensor
 from flowkit.dependence import LinearMixedModel
 from flowkit.energies import from_callable
 from flowkit.statistics import (
-    bennett_acceptance_ratio,
     expected_shortfall,
     free_energy_profile,
-    hill_estimate,
-    kernel_estimate,
-    moment_estimate,
-    tail_confusion,
+    log_partition,
+    tail_estimate,
     tail_indices,
     tail_verdict,
 )
@@ -42,12 +39,7 @@ def estimate(function: Any, *args: Any, **fixed: Any) -> Any:
 
 
 for function, own in (
-    (
-        hill_estimate,
-        {"k": rises(20, 40, base=10, see=lambda **o: hill_estimate(SKEWED, **o).fraction)},
-    ),
-    (moment_estimate, {"k": differs(20, 200)}),
-    (kernel_estimate, {"bandwidth": differs(0.1, 0.3)}),
+    (tail_estimate, {"method": differs("moment", "kernel"), "fraction": differs(0.1, 0.3)}),
     (tail_verdict, {}),
 ):
     of(
@@ -64,11 +56,6 @@ of(
     tail=differs("left", "right", "apart"),
     resamples=differs(5, 20),
     seed=differs(1),
-)
-of(
-    tail_confusion,
-    lambda **o: tail_confusion((2.0, None), TABLE, **{"resamples": 10, **o}),
-    options=differs({"tail": "right"}),
 )
 of(
     expected_shortfall,
@@ -89,9 +76,9 @@ of(
     limits=differs((-1.0, 1.0), (-2.0, 2.0)),
 )
 of(
-    bennett_acceptance_ratio,
-    lambda **o: bennett_acceptance_ratio(log_weight, log_weight + 1, **o).value,
-    tolerance=differs(1.0, rounding=1e-12),
+    log_partition,
+    lambda **o: log_partition(log_weight, **o).value,
+    reverse_log_weight=differs(log_weight + 1),
 )
 
 phenotype = rows(30, 1, 2)
