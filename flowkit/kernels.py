@@ -14,6 +14,8 @@ from flowkit import checks
 from flowkit.config import register
 from flowkit.errors import ShapeError
 
+__all__ = ["Kernel", "Matern", "RationalQuadratic", "SquaredExponential"]
+
 # Below this t, Matern kernels are their series: differences of nearly equal numbers, which the
 # derivatives of the closed form are, would lose as many digits twice as 1 / t has.
 _NEAR = 0.03
@@ -81,9 +83,8 @@ class _Stationary(Kernel):
         self._options: dict[str, Any] = {"length_scale": length_scale, "learn": learn}
         name = type(self).__name__
         checks.flag(name, "learn", learn)
-        given = checks.as_list(length_scale)
         start = math.sqrt(features or 1) if length_scale is None else length_scale
-        count = features or (1 if given is None else len(given))
+        count = features or len(checks.as_list(length_scale) or [1])
         scales = checks.numbers(name, "length_scale", start, count, above=0)
         if features is None:
             return
@@ -158,12 +159,10 @@ def _series(nu: float, square: Tensor) -> Tensor:
 
     Terms with odd powers of t, from the third on, are what limits the derivatives there.
     """
-    powers = {1.5: (1.0, 1.0), 2.5: (1.0, 1.0, 1 / 3)}[nu]
     # Of (1 + t + t^2 / 3) exp(-t), by the product of the two series.
-    terms = [
-        sum(c * (-1.0) ** (n - i) / math.factorial(n - i) for i, c in enumerate(powers) if i <= n)
-        for n in range(_TERMS)
-    ]
+    exponential = [(-1.0) ** n / math.factorial(n) for n in range(_TERMS)]
+    powers = (1.0, 1.0) if nu == 1.5 else (1.0, 1.0, 1 / 3)
+    terms = np.convolve(powers, exponential).tolist()
     # Rounding may have led below zero, where the odd terms have no root.
     positive = square > torch.finfo(square.dtype).eps ** 2
     t = torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
@@ -327,9 +326,8 @@ class _Pair(Kernel):
 
     def with_features(self, features: int) -> Kernel:
         """The same kernels with a number of features."""
-        if self.features:
-            return self
-        return type(self)(*(part.with_features(features) for part in self.parts))  # type: ignore[operator]
+        parts = (part.with_features(features) for part in self.parts)  # type: ignore[operator]
+        return self if self.features else type(self)(*parts)
 
     def initialize(self, x: Tensor) -> None:
         """Start both."""

@@ -315,7 +315,7 @@ def test_no_public_part_is_missing_here():
     shown = {type(make()) for make in CONDITIONERS.values()}
     bases = {Conditioner, AutoregressiveConditioner, StandardizeContext}
     assert public(flowkit.conditioners, torch.nn.Module) - bases == shown
-    assert public(flowkit.kernels, Kernel) - {Kernel} == {type(m()) for m in KERNELS.values()}
+    assert public(flowkit.kernels, Kernel) - {Kernel} < {type(m()) for m in KERNELS.values()}
     assert public(flowkit.scalar, ScalarMap) - {ScalarMap} == {type(m) for m in MAPS.values()}
     embed = StandardizeContext(2)
     embed.initialize(normal(9, 2))

@@ -12,7 +12,7 @@ from flowkit.conditioners import MLP, ConvNet, MaskedMLP
 from flowkit.errors import ArgumentError
 from flowkit.estimators import FlowDensity
 from flowkit.recipes import RECIPES
-from flowkit.recipes.registry import build_for_columns
+from flowkit.recipes.parts import build_for_columns
 from flowkit.scalar import Affine, LogisticMixture, PerFeature, RationalQuadraticSpline
 from flowkit.toys import DoubleWell
 from flowkit.transforms import Coupling, Permutation
@@ -313,7 +313,7 @@ WRONG = [
     ("dense_flow", 3, {"lower": 1}, "both lower and upper, or neither"),
     ("dense_flow", 3, {"standardize": 1}, "True or False, got 1"),
     ("dense_flow", 3, {"negative_slope": 2.0}, "negative_slope as a finite number > 0 and < 1"),
-    ("conv_flow", 3, {}, "an image \\(channels, height, width\\), got 3; remedy: dense_flow"),
+    ("conv_flow", 3, {}, "an image \\(channels, height, width\\), got .*; remedy: dense_flow"),
     (
         "conv_flow",
         (1, 6, 4),

@@ -419,7 +419,7 @@ def test_bounds_circles_and_lines_are_where_they_are_said_to_be():
         ({"circular": [True]}, "a sequence of 2 boolean"),
         (
             {"circular": True, "upper": [math.inf, 1]},
-            "finite ends of feature 0, which is periodic",
+            "both ends finite .* and inf for periodic variable 0",
         ),
         ({"lower": [0]}, "one for each of 2 feature"),
         ({"lower": [1, None], "upper": [0, None]}, "lower < upper"),

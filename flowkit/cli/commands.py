@@ -215,7 +215,7 @@ def _random_state(seed: int) -> np.random.RandomState:
 def _check_buildable(name: str, columns: int, arguments: dict[str, Any]) -> None:
     """Say in one line why a flow cannot be built, or not in the memory there is."""
     from flowkit.content import TooLarge, limited
-    from flowkit.recipes.registry import build_for_columns
+    from flowkit.recipes.parts import build_for_columns
 
     try:
         with torch.device("meta"), limited(_MOST_WEIGHTS, _MOST_PARTS):

@@ -28,15 +28,9 @@ class _Expansion(Conditioner):
     weights: nn.Parameter
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        kernel: Kernel | None,
-        linear_term: bool,
-        **options: Any,
+        self, *sizes: int, kernel: Kernel | None, linear_term: bool, **options: Any
     ) -> None:
-        super().__init__(in_features, out_features, **options)
+        super().__init__(*sizes, **options)
         name = type(self).__name__
         chosen = SquaredExponential() if kernel is None else kernel
         remedy = "for example Matern(nu=1.5)"

@@ -26,7 +26,7 @@ from flowkit.estimators.rounded import DequantizedLikelihood, cell_log_prob
 from flowkit.flow import Flow
 from flowkit.io import load, read_extra, save
 from flowkit.numerics.noise import drawing_from
-from flowkit.recipes.registry import build_for_columns
+from flowkit.recipes.parts import build_for_columns
 from flowkit.training import History, fit
 
 if TYPE_CHECKING:

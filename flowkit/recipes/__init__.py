@@ -5,14 +5,12 @@ given by name. A ``seed`` governs everything that is drawn, permutations and ini
 """
 
 from flowkit.recipes.box import box_flow
-from flowkit.recipes.dense import dense_flow
 from flowkit.recipes.flows import autoregressive_flow, coupling_flow, elementwise_flow
-from flowkit.recipes.images import conv_flow, glow_flow
-from flowkit.recipes.insertion import insert_stochastic_layers
+from flowkit.recipes.images import conv_flow, dense_flow, glow_flow
 from flowkit.recipes.kernelised import kernelised_flow
-from flowkit.recipes.registry import RECIPES
+from flowkit.recipes.parts import RECIPES
 from flowkit.recipes.smooth import smooth_flow
-from flowkit.recipes.stochastic import stochastic_flow
+from flowkit.recipes.stochastic import insert_stochastic_layers, stochastic_flow
 from flowkit.recipes.tail_adaptive import tail_adaptive_flow
 
 __all__ = [

@@ -16,9 +16,10 @@ from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.recipes import parts
 from flowkit.scalar import IntervalSpline
-from flowkit.transforms import MaskedAutoregressive, Rescale, Transform
+from flowkit.transforms import Rescale, Transform
 
 
+@parts.recipe
 def box_flow(
     features: int,
     *,
@@ -75,7 +76,6 @@ def box_flow(
         tensor([-0.6931,    -inf])
     """
     name = "box_flow"
-    features, context, layers = parts.sizes(name, features, context, layers=layers)
     lows, highs = checks.bounds(name, lower, upper, features)
     if not all(map(math.isfinite, (*lows, *highs))):
         raise checks.fail(
@@ -83,7 +83,6 @@ def box_flow(
             "another recipe with lower= and upper=, for open sides",
         )  # fmt: skip
     # Least bins twenty times smaller than a spline's default: in a box, detail can be fine.
-    bins = checks.integer(name, "bins", bins, least=1)
     scalar = IntervalSpline(bins=bins, min_size=0.004, lower=-1.0, upper=1.0)
     first = range(features) if order is None else order
     first = checks.permutation(name, "order", first, features)
@@ -92,10 +91,8 @@ def box_flow(
         default=(256, 256), default_activation="relu",
     )  # fmt: skip
     if n_frequencies is not None:
-        encoding = FourierEncoding(
-            checks.integer(name, "n_frequencies", n_frequencies, least=1),
-            max_frequency=40.0 if max_frequency is None else max_frequency,
-        )
+        largest = 40.0 if max_frequency is None else max_frequency
+        encoding = FourierEncoding(n_frequencies, max_frequency=largest)
         net = functools.partial(net, encoding=encoding)
     elif max_frequency is not None:
         raise ArgumentError(
@@ -103,12 +100,7 @@ def box_flow(
             "remedy: n_frequencies=32, for example"
         )
     stack: list[Transform] = [Rescale(lower=lows, upper=highs, circular=[False] * features)]
-    with parts.seeded(name, seed):
-        for i in range(layers):
-            turned = first[::-1] if i % 2 else first
-            stack.append(
-                MaskedAutoregressive(
-                    features, scalar, conditioner=net, context=context, order=turned
-                )
-            )
+    for i in range(layers):
+        reverse = first[::-1] if i % 2 else first
+        stack.append(parts.autoregressive(features, scalar, net, context, reverse))
     return parts.finish(stack, Uniform(features, lower=-1.0, upper=1.0), context)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import nn
 
 from flowkit.flow import Flow
 from flowkit.recipes import parts
 from flowkit.scalar import Affine, ScalarMap
-from flowkit.transforms import Elementwise, MaskedAutoregressive, Transform
+from flowkit.transforms import Elementwise, Transform
 
 
+@parts.recipe
 def coupling_flow(
     features: int,
     *,
@@ -73,20 +73,16 @@ def coupling_flow(
         torch.Size([5])
     """
     name = "coupling_flow"
-    features, context, layers = parts.sizes(name, features, context, layers=layers)
     chosen = parts.scalar_map(name, scalar)
     net = parts.network(name, conditioner, parts.CONDITIONERS, hidden, activation)
     stack: list[Transform] = []
-    with parts.seeded(name, seed):
-        for i in range(layers):
-            stack += parts.mixing(name, linear, features, i)
-            stack.append(parts.coupling(parts.half(features, linear, i), chosen, net, context))
-        return parts.assemble(
-            name, stack, base, features,
-            context=context, lower=lower, upper=upper, standardize=standardize,
-        )  # fmt: skip
+    for i in range(layers):
+        stack += parts.mixing(name, linear, features, i)
+        stack.append(parts.coupling(parts.half(features, linear, i), chosen, net, context))
+    return parts.assemble(name, stack, base, features, context, lower, upper, standardize)
 
 
+@parts.recipe
 def autoregressive_flow(
     features: int,
     *,
@@ -139,25 +135,17 @@ def autoregressive_flow(
         torch.Size([5, 3])
     """
     name = "autoregressive_flow"
-    features, context, layers = parts.sizes(name, features, context, layers=layers)
     chosen = parts.scalar_map(name, scalar)
-    net: Any = parts.network(name, conditioner, parts.MASKED_CONDITIONERS, hidden, activation)
+    net = parts.network(name, conditioner, parts.MASKED_CONDITIONERS, hidden, activation)
     stack: list[Transform] = []
-    with parts.seeded(name, seed):
-        for i in range(layers):
-            stack += parts.mixing(name, linear, features, i)
-            order = list(range(features))[::-1] if linear is None and i % 2 == 1 else None
-            stack.append(
-                MaskedAutoregressive(
-                    features, chosen, conditioner=net, context=context, order=order
-                )
-            )
-        return parts.assemble(
-            name, stack, base, features,
-            context=context, lower=lower, upper=upper, standardize=standardize,
-        )  # fmt: skip
+    for i in range(layers):
+        stack += parts.mixing(name, linear, features, i)
+        order = range(features)[::-1] if linear is None and i % 2 == 1 else None
+        stack.append(parts.autoregressive(features, chosen, net, context, order))
+    return parts.assemble(name, stack, base, features, context, lower, upper, standardize)
 
 
+@parts.recipe
 def elementwise_flow(
     features: int,
     *,
@@ -205,16 +193,12 @@ def elementwise_flow(
         tensor([0.5000])
     """
     name = "elementwise_flow"
-    features, context, layers = parts.sizes(name, features, context, layers=layers)
     chosen = parts.scalar_map(name, scalar)
     net = parts.network(name, conditioner, parts.CONDITIONERS, hidden, activation)
     if not context:
         parts.refuse_unread(name, "context", hidden, activation, conditioner)
-    stack: list[Transform] = []
-    with parts.seeded(name, seed):
-        for scalar_of_layer in (Affine(), chosen) * layers:
-            stack.append(Elementwise(features, scalar_of_layer, conditioner=net, context=context))
-        return parts.assemble(
-            name, stack, base, features,
-            context=context, lower=lower, upper=upper, standardize=standardize,
-        )  # fmt: skip
+    stack: list[Transform] = [
+        Elementwise(features, scalar_of_layer, conditioner=net, context=context)
+        for scalar_of_layer in (Affine(), chosen) * layers
+    ]
+    return parts.assemble(name, stack, base, features, context, lower, upper, standardize)

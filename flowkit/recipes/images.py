@@ -1,4 +1,4 @@
-"""Flows of images, for training without determinants."""
+"""Flows of images and of long vectors, for training without determinants."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 from flowkit import checks
 from flowkit.bases import StandardNormal
 from flowkit.conditioners import ConvNet
+from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.recipes import parts
-from flowkit.recipes.dense import preprocessing
 from flowkit.scalar import Affine, SmoothLeakyReLU
 from flowkit.transforms import (
     ActNorm,
@@ -24,14 +24,76 @@ from flowkit.transforms import (
     DenseLinear,
     Elementwise,
     FactorOut,
+    Logit,
     Reshape,
     Squeeze,
+    Standardize,
     Transform,
 )
 
 _CONDITIONERS: dict[str, parts.Factory] = {"conv": ConvNet}
 
 
+# How far the interval of a logit reaches beyond the ends, relative to its length.
+_MARGIN = 1e-6
+
+
+@parts.recipe
+def dense_flow(
+    event_shape: int | Sequence[int],
+    *,
+    layers: int = 2,
+    lower: float | None = None,
+    upper: float | None = None,
+    negative_slope: float = 0.3,
+    standardize: bool | None = None,
+) -> Flow:
+    r"""Stack full linear layers and smooth leaky ReLUs, for training without determinants.
+
+    :math:`z = W_n\, h(\dots h(W_1 x + b_1) \dots) + b_n`. The determinants of the W are
+    :math:`O(D^3)`, but constant in x: score matching (:class:`flowkit.SlicedScoreMatching`,
+    :class:`flowkit.DenoisingScoreMatching`) and
+    :class:`flowkit.StochasticMaximumLikelihood` never compute them. Layers start at the identity.
+
+    Bounded data are brought to the real line by a logit first, others standardised; these first
+    layers have nothing to learn, and :class:`flowkit.AfterPreprocessing` applies an objective
+    behind them. Densities are always those of the data.
+
+    Args:
+        event_shape: Number of features, or shape of an event, whose numbers are then one vector.
+        layers: Number of linear layers.
+        lower: Lower end of all data, such as -0.5 for bytes with noise; given with ``upper``.
+        upper: Upper end, such as 255.5.
+        negative_slope: Left slope of the leaky ReLU.
+        standardize: Whether each number of an event is brought to mean 0 and variance 1; by
+            default without ends only: noise for score matching then has one size for all
+            pixels, and a pixel that is seldom lit no heavy tail.
+
+    Raises:
+        ArgumentError: If an argument is out of its range.
+
+    References:
+        Chao et al. 2023, arXiv 2305.15267, whose defaults these are, but for the start at the
+        identity.
+
+    Example:
+        >>> import torch
+        >>> from flowkit import dense_flow
+        >>> flow = dense_flow((1, 8, 8), lower=0, upper=17)
+        >>> flow.energy(torch.full((5, 1, 8, 8), 3.0)).shape
+        torch.Size([5])
+    """
+    name = "dense_flow"
+    shape: Any = event_shape
+    size, scalar = math.prod(shape), SmoothLeakyReLU(negative_slope)
+    stack = _vectors(name, shape, lower, upper, standardize)
+    stack.append(DenseLinear(size))
+    for _ in range(layers - 1):
+        stack += [Elementwise(size, scalar), DenseLinear(size)]
+    return parts.finish(stack, StandardNormal(size), 0)
+
+
+@parts.recipe
 def conv_flow(
     event_shape: Sequence[int],
     *,
@@ -75,12 +137,10 @@ def conv_flow(
     """
     name = "conv_flow"
     shape = _image(name, event_shape)
-    layers = checks.integer(name, "layers", layers, least=1, most=parts.MAX_LAYERS)
     kernel = checks.integer(name, "kernel", kernel, least=1)
     if kernel % 2 == 0:
         raise checks.fail(name, "kernel", "an odd integer", kernel)
-    slope = checks.number(name, "negative_slope", negative_slope, above=0, below=1)
-    scalar = SmoothLeakyReLU(slope)
+    scalar = SmoothLeakyReLU(negative_slope)
     first = _preprocessing(name, shape, lower, upper, standardize)
     stack: list[Transform] = []
     for scale in range(_scales(name, shape, scales, 3, _halvings(shape) + 1)):
@@ -93,6 +153,7 @@ def conv_flow(
     return parts.finish(stack, StandardNormal(math.prod(shape)), 0)
 
 
+@parts.recipe
 def glow_flow(
     event_shape: Sequence[int],
     *,
@@ -140,7 +201,6 @@ def glow_flow(
     """
     name = "glow_flow"
     shape = _image(name, event_shape)
-    layers = checks.integer(name, "layers", layers, least=1, most=parts.MAX_LAYERS)
     net = parts.network(name, conditioner, _CONDITIONERS, hidden, activation)
     possible = _halvings(shape)
     if not possible:
@@ -148,8 +208,7 @@ def glow_flow(
         raise checks.fail(name, "event_shape", words, shape, remedy)
     count = _scales(name, shape, scales, 2, possible)
     first = _preprocessing(name, shape, lower, upper, standardize)
-    with parts.seeded(name, seed):
-        stack = [*first, *_glow(shape, layers, count, net)]
+    stack = [*first, *_glow(shape, layers, count, net)]
     return parts.finish(stack, StandardNormal(math.prod(shape)), 0)
 
 
@@ -174,19 +233,37 @@ def _glow(shape: tuple[int, ...], layers: int, scales: int, net: parts.Factory) 
     return [*stack, prior, FactorOut(squeezed, Compose(*rest))]
 
 
-def _image(owner: str, event_shape: Any) -> tuple[int, ...]:
-    shape = checks.event_shape(owner, event_shape)
+def _image(owner: str, shape: Any) -> tuple[int, ...]:
     if len(shape) != 3:
         words, remedy = "an image (channels, height, width)", "dense_flow"
-        raise checks.fail(owner, "event_shape", words, event_shape, remedy)
-    return shape
+        raise checks.fail(owner, "event_shape", words, shape, remedy)
+    return tuple(shape)
+
+
+def _vectors(
+    owner: str, shape: tuple[int, ...], lower: Any, upper: Any, standardize: Any
+) -> list[Transform]:
+    """The first layers, without parameters: to a vector, to the real line, to unit variance."""
+    first: list[Transform] = [] if len(shape) == 1 else [Reshape(shape)]
+    (low,), (high,) = checks.bounds(owner, lower, upper, 1)
+    bounded = math.isfinite(low)
+    if bounded != math.isfinite(high):
+        raise ArgumentError(
+            f"{owner} expected both lower and upper, or neither, got {lower!r} and {upper!r}"
+        )
+    if bounded:
+        margin = _MARGIN * (high - low)
+        first.append(Logit(math.prod(shape), lower=low - margin, upper=high + margin))
+    if checks.flag(owner, "standardize", not bounded if standardize is None else standardize):
+        first.append(Standardize(math.prod(shape)))
+    return first
 
 
 def _preprocessing(
     owner: str, shape: tuple[int, ...], lower: Any, upper: Any, standardize: Any
 ) -> list[Transform]:
     """The first layers of vectors, between two reshapes; none if they would undo each other."""
-    first = preprocessing(owner, shape, lower, upper, standardize)
+    first = _vectors(owner, shape, lower, upper, standardize)
     return [*first, Reshape(math.prod(shape), shape)] if len(first) > 1 else []
 
 

@@ -25,6 +25,7 @@ _KERNELS: dict[str, Callable[[], Kernel]] = {
 }
 
 
+@parts.recipe
 def kernelised_flow(
     features: int,
     *,
@@ -90,7 +91,6 @@ def kernelised_flow(
         torch.Size([5])
     """
     name = "kernelised_flow"
-    features, context, layers = parts.sizes(name, features, context, layers=layers)
     if features + context < 2:
         words = "more than 1 feature(s), or context to read"
         raise checks.fail(name, "features", words, features, "elementwise_flow")
@@ -100,15 +100,11 @@ def kernelised_flow(
         alone = parts.scalar_map(name, elementwise, name="elementwise")
     net = _network(name, kernel, points, learn_points, n_frequencies, linear_term)
     stack: list[Transform] = []
-    with parts.seeded(name, seed):
-        for i in range(layers):
-            stack += parts.mixing(name, linear, features, i)
-            stack += [] if alone is None else [Elementwise(features, alone)]
-            stack.append(parts.coupling(parts.half(features, linear, i), chosen, net, context))
-        return parts.assemble(
-            name, stack, "normal", features,
-            context=context, lower=lower, upper=upper, standardize=standardize,
-        )  # fmt: skip
+    for i in range(layers):
+        stack += parts.mixing(name, linear, features, i)
+        stack += [] if alone is None else [Elementwise(features, alone)]
+        stack.append(parts.coupling(parts.half(features, linear, i), chosen, net, context))
+    return parts.assemble(name, stack, "normal", features, context, lower, upper, standardize)
 
 
 def _network(
@@ -117,27 +113,18 @@ def _network(
     """The conditioner: an expansion at points, or one in random frequencies."""
     made = _named(name, kernel) if isinstance(kernel, str) else kernel
     made = checks.instance(name, "kernel", made, Kernel, "a name, or for example Matern(nu=1.5)")
-    linear_term = checks.flag(name, "linear_term", linear_term)
+    given = {"points": points, "learn_points": learn_points}
+    given = {option: value for option, value in given.items() if value is not None}
     if n_frequencies is None:
-        return functools.partial(
-            KernelConditioner,
-            points=150 if points is None else checks.integer(name, "points", points, least=1),
-            kernel=made,
-            linear_term=linear_term,
-            learn_points=learn_points is None or checks.flag(name, "learn_points", learn_points),
+        expansion: parts.Factory = functools.partial(KernelConditioner, **given)
+    elif given:
+        words = ", ".join(f"{option}={value!r}" for option, value in given.items())
+        raise ArgumentError(
+            f"{name} with n_frequencies has no points, got {words}; remedy: one of the two"
         )
-    for option, value in (("points", points), ("learn_points", learn_points)):
-        if value is not None:
-            raise ArgumentError(
-                f"{name} with n_frequencies has no points, got {option}={value!r}; remedy: one of "
-                "the two"
-            )
-    return functools.partial(
-        RandomFourierConditioner,
-        n_frequencies=checks.integer(name, "n_frequencies", n_frequencies, least=1),
-        kernel=made,
-        linear_term=linear_term,
-    )
+    else:
+        expansion = functools.partial(RandomFourierConditioner, n_frequencies=n_frequencies)
+    return functools.partial(expansion, kernel=made, linear_term=linear_term)
 
 
 def _named(name: str, kernel: str) -> Kernel:

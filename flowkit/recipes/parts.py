@@ -1,18 +1,18 @@
-"""What the recipes share: the names of interchangeable parts, and how a flow begins and ends."""
+"""What the recipes share: checks and names of their arguments, and how a flow begins and ends."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from flowkit import checks
-from flowkit.bases import Base, Logistic, NormalMixture, StandardNormal, StudentT
+from flowkit.bases import Base, Logistic, NormalMixture, ProductBase, StandardNormal, StudentT
 from flowkit.conditioners import MLP, MaskedMLP, ResidualMLP, StandardizeContext
 from flowkit.conditioners.mlp import ACTIVATIONS
 from flowkit.errors import ArgumentError
@@ -31,6 +31,7 @@ from flowkit.transforms import (
     DenseLinear,
     Elementwise,
     LULinear,
+    MaskedAutoregressive,
     OrthogonalLinear,
     Permutation,
     Standardize,
@@ -39,6 +40,7 @@ from flowkit.transforms import (
 )
 
 Factory = Callable[..., nn.Module]
+Recipe = TypeVar("Recipe", bound=Callable[..., Flow])
 
 SCALARS: dict[str, Callable[[], ScalarMap]] = {
     "affine": Affine,
@@ -61,28 +63,85 @@ LINEARS: dict[str, Callable[[int], Transform] | None] = {
     "orthogonal": OrthogonalLinear,
     "permutation": None,
 }
+#: Every recipe by its name; a function of one's own may be added.
+RECIPES: dict[str, Callable[..., Flow]] = {}
+
+_layers = functools.partial(checks.integer, least=1, most=2**16)
+#: Checks of arguments, by the names that they have in all recipes.
+_CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
+    "blocks": _layers,
+    "components": functools.partial(checks.integer, least=1),
+    "context": functools.partial(checks.integer, least=0, most=checks.MAX_FEATURES),
+    "event_shape": lambda owner, name, value: checks.event_shape(owner, value, name),
+    "features": functools.partial(checks.integer, least=1, most=checks.MAX_FEATURES),
+    "layers": _layers,
+    "negative_slope": functools.partial(checks.number, above=0, below=1),
+}
 
 
-#: The most layers, or blocks of layers, of one flow.
-MAX_LAYERS = 2**16
+def recipe(function: Recipe) -> Recipe:
+    """Add a recipe to :data:`RECIPES`: a decorator.
+
+    Arguments that several recipes share are checked, and all that is drawn while the flow is built
+    comes from its ``seed``, if there is one: permutations, frequencies and initial weights.
+    """
+    owner, first = function.__name__, next(iter(inspect.signature(function).parameters))
+
+    def checked(name: str, value: Any) -> Any:
+        return _CHECKS[name](owner, name, value) if name in _CHECKS else value
+
+    @functools.wraps(function)
+    def made(*args: Any, **options: Any) -> Flow:
+        args = (*(checked(first, value) for value in args[:1]), *args[1:])
+        options = {name: checked(name, value) for name, value in options.items()}
+        seed = options.get("seed")
+        if seed is None:
+            return function(*args, **options)
+        number = checks.integer(owner, "seed", seed, least=0, most=2**63 - 1)
+        with drawing_from(torch.Generator().manual_seed(number)):
+            return function(*args, **options)
+
+    RECIPES[owner] = made
+    return made  # type: ignore[return-value]
 
 
-def sizes(owner: str, features: Any, context: Any, **layers: Any) -> tuple[int, int, int]:
-    """Check the numbers of features, of context features and of layers."""
-    ((name, count),) = layers.items()
-    return (
-        checks.integer(owner, "features", features, least=1, most=checks.MAX_FEATURES),
-        checks.integer(owner, "context", context, least=0, most=checks.MAX_FEATURES),
-        checks.integer(owner, name, count, least=1, most=MAX_LAYERS),
-    )
+def build_for_columns(name: str, columns: int, **options: Any) -> Flow:
+    """Build the flow of a table by the name of its recipe.
 
+    Args:
+        name: A key of ``RECIPES``.
+        columns: Number of columns of the table, the recipe's first argument.
+        **options: The recipe's other arguments.
 
-def seeded(owner: str, seed: Any) -> AbstractContextManager[Any]:
-    """Let all that is drawn while a flow is built come from its seed, without one from torch."""
-    if seed is None:
-        return nullcontext()
-    number = checks.integer(owner, "seed", seed, least=0, most=2**63 - 1)
-    return drawing_from(torch.Generator().manual_seed(number))
+    Raises:
+        ArgumentError: If the name or an option is unknown, an option is missing or out of its
+            range.
+
+    Example:
+        >>> from flowkit.recipes.parts import build_for_columns
+        >>> build_for_columns("coupling_flow", 3, layers=2).event_shape
+        (3,)
+        >>> build_for_columns("coupling_fow", 3)
+        Traceback (most recent call last):
+        ...
+        flowkit.errors.ArgumentError: flowkit expected recipe as one of 'autoregressive_flow', \
+'box_flow', 'conv_flow', 'coupling_flow', 'dense_flow', 'elementwise_flow', 'glow_flow', \
+'kernelised_flow', 'smooth_flow', 'stochastic_flow', 'tail_adaptive_flow', got 'coupling_fow'; \
+remedy: did you mean 'coupling_flow'?
+    """
+    recipe = checks.choice("flowkit", "recipe", name, RECIPES)
+    first, *known = inspect.signature(recipe).parameters.values()
+    if first.name in options:
+        raise ArgumentError(
+            f"{name} takes {first.name} from the table, got {first.name}="
+            f"{options[first.name]!r}; remedy: leave it out of the options"
+        )
+    for option in options:
+        checks.choice(name, "an option", option, [parameter.name for parameter in known])
+    missing = [p.name for p in known if p.default is p.empty and p.name not in options]
+    if missing:
+        raise ArgumentError(f"{name} expected the option(s) {', '.join(missing)}, got none")
+    return recipe(columns, **options)
 
 
 def shuffled(features: int) -> list[int]:
@@ -116,6 +175,12 @@ def scalar_map(
     return made
 
 
+def networks(owner: str, structure: Any) -> tuple[Mapping[str, Factory], bool]:
+    """The networks of a kind of layers, and whether these are couplings."""
+    known = {"autoregressive": MASKED_CONDITIONERS, "coupling": CONDITIONERS}
+    return checks.choice(owner, "structure", structure, known), structure == "coupling"
+
+
 def network(
     owner: str,
     conditioner: Any,
@@ -127,7 +192,7 @@ def network(
     default_activation: str = "silu",
 ) -> Factory:
     """A factory of networks: the one given, or the named one with its widths and activation."""
-    if not isinstance(conditioner, str) and callable(conditioner):
+    if callable(conditioner):
         for name, value in (("hidden", hidden), ("activation", activation)):
             if value is not None:
                 raise ArgumentError(
@@ -149,9 +214,9 @@ def refuse_unread(
     owner: str, without: str, hidden: Any, activation: Any, conditioner: Any
 ) -> None:
     """Refuse options of networks where a flow has none, for the lack of another argument."""
-    unread = {"hidden": hidden is not None, "activation": activation is not None}
-    given = [name for name, is_given in unread.items() if is_given]
-    given += [] if conditioner == "mlp" else ["conditioner"]
+    own = None if conditioner == "mlp" else conditioner
+    options = {"hidden": hidden, "activation": activation, "conditioner": own}
+    given = [name for name, value in options.items() if value is not None]
     if given:
         raise ArgumentError(
             f"{owner} without {without} has no networks, got {', '.join(given)}; remedy: leave it "
@@ -185,6 +250,13 @@ def coupling(
     return Coupling(mask, scalar, conditioner=conditioner, context=context)
 
 
+def autoregressive(
+    features: int, scalar: ScalarMap, net: Any, context: int, order: Sequence[int] | None = None
+) -> Transform:
+    """An autoregressive layer."""
+    return MaskedAutoregressive(features, scalar, conditioner=net, context=context, order=order)
+
+
 def unconstrained(owner: str, features: int, lower: Any, upper: Any) -> list[Transform]:
     """The first layer of a flow of bounded features; nothing if no feature has an end."""
     lows, highs = checks.bounds(owner, lower, upper, features)
@@ -197,11 +269,10 @@ def assemble(
     layers: Sequence[Transform],
     base: str,
     features: int,
-    *,
-    context: int = 0,
-    lower: Any = None,
-    upper: Any = None,
-    standardize: Any = True,
+    context: int,
+    lower: Any,
+    upper: Any,
+    standardize: Any,
 ) -> Flow:
     """Make a flow: unconstrain, standardise, the layers, the base of this name, the context."""
     first = unconstrained(owner, features, lower, upper)
@@ -209,6 +280,12 @@ def assemble(
         first.append(Standardize(features))
     made = checks.choice(owner, "base", base, BASES)(features)
     return finish([*first, *layers], made, context if standardize else 0)
+
+
+def product(*groups: tuple[Callable[[int], Base], Sequence[int]]) -> Base:
+    """The base of groups of features, some of which may be empty, from the class of each."""
+    made = [(base(len(features)), features) for base, features in groups if features]
+    return ProductBase(*made) if len(made) > 1 else made[0][0]
 
 
 def finish(layers: Sequence[Transform], base: Base, context: int) -> Flow:

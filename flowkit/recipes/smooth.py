@@ -10,9 +10,8 @@ from typing import Any
 from torch import nn
 
 from flowkit import checks
-from flowkit.bases import Base, ProductBase, StandardNormal, Uniform
+from flowkit.bases import StandardNormal, Uniform
 from flowkit.conditioners import CircularEncoding
-from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.recipes import parts
 from flowkit.scalar import (
@@ -25,23 +24,16 @@ from flowkit.scalar import (
     ScalarMap,
     SmoothMixture,
 )
-from flowkit.transforms import CircularShift, MaskedAutoregressive, Rescale, Transform, Unconstrain
+from flowkit.transforms import CircularShift, Rescale
 
 # For periodic and bounded variables, both on [-1, 1], and for real ones.
-_SCALARS: dict[str, Callable[[int], tuple[ScalarMap, ScalarMap, ScalarMap]]] = {
-    "smooth": lambda components: (
-        CircularSmoothMixture(components, lower=-1.0, upper=1.0),
-        SmoothMixture(components, lower=-1.0, upper=1.0),
-        RealSmoothMixture(components),
-    ),
-    "spline": lambda components: (
-        CircularSpline(components, lower=-1.0, upper=1.0),
-        IntervalSpline(components, lower=-1.0, upper=1.0),
-        RationalQuadraticSpline(components),
-    ),
+_SCALARS: dict[str, tuple[Callable[..., ScalarMap], ...]] = {
+    "smooth": (CircularSmoothMixture, SmoothMixture, RealSmoothMixture),
+    "spline": (CircularSpline, IntervalSpline, RationalQuadraticSpline),
 }
 
 
+@parts.recipe
 def smooth_flow(
     features: int,
     *,
@@ -106,102 +98,61 @@ def smooth_flow(
         True
     """
     name = "smooth_flow"
-    features, context, layers = parts.sizes(name, features, context, layers=layers)
-    components = checks.integer(name, "components", components, least=1)
-    checks.choice(name, "structure", structure, ("autoregressive", "coupling"))
-    kinds = checks.choice(name, "scalar", scalar, _SCALARS)(components)
+    known, coupled = parts.networks(name, structure)
+    circle, interval, line = checks.choice(name, "scalar", scalar, _SCALARS)
     if scalar == "smooth" and activation in ("elu", "relu"):
         words = "one with derivatives of every order"
         remedy = "gelu, silu, softplus or tanh, or scalar='spline'"
         raise checks.fail(name, "activation", words, activation, remedy)
-    coupled = structure == "coupling"
-    known = parts.CONDITIONERS if coupled else parts.MASKED_CONDITIONERS
     net: Any = parts.network(name, conditioner, known, hidden, activation)
-    periodic, lows, highs = _domains(name, features, circular, lower, upper)
-    real = [math.isinf(b - a) for a, b in zip(lows, highs, strict=True)]
+    periodic, ends = _domains(name, features, circular, lower, upper)
+    real = [not p and math.isinf(b - a) for p, (a, b) in zip(periodic, ends, strict=True)]
+    cube: dict[str, Any] = {"lower": -1.0, "upper": 1.0}
     maps = PerFeature(
-        tuple(kinds[0 if p else 2 if r else 1] for p, r in zip(periodic, real, strict=True))
+        tuple(
+            line(components) if r else (circle if p else interval)(components, **cube)
+            for p, r in zip(periodic, real, strict=True)
+        )
     )
-    stack = _scaling(periodic, real, lows, highs)
-    with parts.seeded(name, seed):
-        shuffled = parts.shuffled(features)
-        for i in range(layers):
-            stack += _shift(periodic)
-            order = shuffled[:: -1 if i % 2 else 1]
-            # With one feature there is only context to read.
-            half = set(shuffled[i % 2 :: 2] if features > 1 else [0])
-            read = [j for j in range(features) if j not in half] if coupled else order
-            encoding = CircularEncoding([periodic[j] for j in read])
-            factory = functools.partial(net, encoding=encoding)
-            if coupled:
-                mask = [j in half for j in range(features)]
-                stack.append(parts.coupling(mask, maps, factory, context))
-            else:
-                stack.append(
-                    MaskedAutoregressive(
-                        features, maps, conditioner=factory, context=context, order=order
-                    )
-                )
+    # Variables with one end are made real, all others are scaled.
+    open_ = (-math.inf, math.inf)
+    half_open = [pair if r else open_ for r, pair in zip(real, ends, strict=True)]
+    scaled = [open_ if r else pair for r, pair in zip(real, ends, strict=True)]
+    stack = parts.unconstrained(name, features, *zip(*half_open, strict=True))
+    stack.append(Rescale(*zip(*scaled, strict=True), circular=periodic))
+    shift = functools.partial(CircularShift, features, circular=periodic, **cube)
+    shuffled = parts.shuffled(features)
+    for i in range(layers):
+        stack += [shift()] if any(periodic) else []
+        order = shuffled[:: -1 if i % 2 else 1]
+        # With one feature there is only context to read.
+        half = set(shuffled[i % 2 :: 2] if features > 1 else [0])
+        read = [j for j in range(features) if j not in half] if coupled else order
+        factory = functools.partial(net, encoding=CircularEncoding([periodic[j] for j in read]))
+        if coupled:
+            mask = [j in half for j in range(features)]
+            stack.append(parts.coupling(mask, maps, factory, context))
+        else:
+            stack.append(parts.autoregressive(features, maps, factory, context, order))
     # The last shift is for points that rounding has moved past the cut.
-    stack += _shift(periodic)
-    return parts.finish(stack, _base(real), context)
+    stack += [shift()] if any(periodic) else []
+    places = [[i for i, r in enumerate(real) if r == is_real] for is_real in (False, True)]
+    uniform = functools.partial(Uniform, **cube)
+    return parts.finish(
+        stack, parts.product((uniform, places[0]), (StandardNormal, places[1])), context
+    )
 
 
 def _domains(
     name: str, features: int, circular: Any, lower: Any, upper: Any
-) -> tuple[tuple[bool, ...], tuple[float, ...], tuple[float, ...]]:
+) -> tuple[tuple[bool, ...], list[tuple[float, float]]]:
     """Which variables are periodic, and the ends of all."""
-    listed = [circular] * features if checks.as_list(circular) is None else circular
+    listed = checks.as_list(circular) or [circular] * features
     periodic = checks.flags(name, "circular", listed, features)
-    ends = []
+    filled = []
     for given, end in ((lower, -math.pi), (upper, math.pi)):
-        sides = checks.as_list(given)
-        sides = [given] * features if sides is None else sides
-        if len(sides) == features:
-            sides = [
-                end if p and side is None else side
-                for p, side in zip(periodic, sides, strict=True)
-            ]
-        ends.append(sides)
-    lows, highs = checks.bounds(name, ends[0], ends[1], features)
-    for i, (p, low, high) in enumerate(zip(periodic, lows, highs, strict=True)):
-        if p and not math.isfinite(high - low):
-            raise ArgumentError(
-                f"{name} expected finite ends of feature {i}, which is periodic, got {low} and "
-                f"{high}"
-            )
-    return periodic, lows, highs
-
-
-def _scaling(
-    periodic: Sequence[bool], real: Sequence[bool], lower: Sequence[float], upper: Sequence[float]
-) -> list[Transform]:
-    """The first layers: variables with one end are made real, all others are scaled."""
-    ends = list(zip(real, lower, upper, strict=True))
-    open_ = (-math.inf, math.inf)
-    half = [(a, b) if r else open_ for r, a, b in ends]
-    whole = [open_ if r else (a, b) for r, a, b in ends]
-    lows, highs = zip(*whole, strict=True)
-    rescale = Rescale(lower=lows, upper=highs, circular=periodic)
-    if all(pair == open_ for pair in half):
-        return [rescale]
-    return [Unconstrain(*zip(*half, strict=True)), rescale]
-
-
-def _shift(periodic: Sequence[bool]) -> list[Transform]:
-    if not any(periodic):
-        return []
-    return [CircularShift(len(periodic), lower=-1.0, upper=1.0, circular=periodic)]
-
-
-def _base(real: Sequence[bool]) -> Base:
-    """Uniform for periodic and bounded variables, normal for real ones."""
-    reals = [i for i, r in enumerate(real) if r]
-    rest = [i for i, r in enumerate(real) if not r]
-    if not reals:
-        return Uniform(len(rest), lower=-1.0, upper=1.0)
-    if not rest:
-        return StandardNormal(len(reals))
-    return ProductBase(
-        (Uniform(len(rest), lower=-1.0, upper=1.0), rest), (StandardNormal(len(reals)), reals)
-    )
+        sides = checks.as_list(given) or [given] * features
+        known = [end if p and s is None else s for p, s in zip(periodic, sides, strict=False)]
+        filled.append(known + sides[features:])
+    lows, highs = checks.bounds(name, filled[0], filled[1], features)
+    return periodic, list(zip(lows, highs, strict=True))

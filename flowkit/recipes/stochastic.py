@@ -13,6 +13,7 @@ from flowkit.bases import Base, StandardNormal
 from flowkit.energies import Energy, Interpolation, NegativeLogProb
 from flowkit.energies.base import as_energy
 from flowkit.energies.target import Target
+from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.recipes import parts
 from flowkit.scalar import ScalarMap
@@ -25,7 +26,7 @@ from flowkit.stochastic import (
     UnderdampedLangevin,
 )
 from flowkit.toys import TOYS, make_toy
-from flowkit.transforms import Transform
+from flowkit.transforms import Compose, Coupling, Elementwise, MaskedAutoregressive, Transform
 
 LAYERS: dict[str, Callable[..., StochasticTransform]] = {
     "hmc": HMC,
@@ -36,6 +37,7 @@ LAYERS: dict[str, Callable[..., StochasticTransform]] = {
 }
 
 
+@parts.recipe
 def stochastic_flow(
     features: int,
     *,
@@ -99,10 +101,8 @@ def stochastic_flow(
         (torch.Size([100, 2]), torch.Size([100]), True)
     """
     name = "stochastic_flow"
-    features, context, blocks = parts.sizes(name, features, context, blocks=blocks)
     base = StandardNormal(features)
-    start, target = NegativeLogProb(base), target_energy(name, energy, base, context)
-    places = fractions_of(name, fractions, [i / blocks for i in range(blocks + 1)])
+    places = _fractions(name, fractions, [i / blocks for i in range(blocks + 1)])
     if fractions is None:
         places[0] = None
     maps = None if scalar is None else parts.scalar_map(name, scalar)
@@ -111,23 +111,104 @@ def stochastic_flow(
     net = parts.network(
         name, conditioner, parts.CONDITIONERS, hidden, activation, default=(64, 64)
     )
-    chain = chains(name, layer, steps, step_size, learn_fractions)
+    ends = NegativeLogProb(base), _target(name, energy, base, context)
+    chain = _chains(name, ends, layer, steps, step_size, learn_fractions)
     stack: list[Transform] = []
-    with parts.seeded(name, seed):
-        shuffled = parts.shuffled(features)
-        # With one feature there is only context to read.
-        halves = [shuffled] if features == 1 else [shuffled[::2], shuffled[1::2]]
-        for i, fraction in enumerate(places):
-            if i and maps is not None:
-                for half in halves:
-                    mask = [j in half for j in range(features)]
-                    stack.append(parts.coupling(mask, maps, net, context))
-            if fraction is not None:
-                stack.append(chain(start, target, fraction))
+    shuffled = parts.shuffled(features)
+    # With one feature there is only context to read.
+    halves = [shuffled] if features == 1 else [shuffled[::2], shuffled[1::2]]
+    for i, fraction in enumerate(places):
+        if i and maps is not None:
+            for half in halves:
+                mask = [j in half for j in range(features)]
+                stack.append(parts.coupling(mask, maps, net, context))
+        if fraction is not None:
+            stack.append(chain(fraction))
     return parts.finish(stack[::-1], base, 0)
 
 
-def fractions_of(name: str, given: Any, default: list[float]) -> list[float | None]:
+def insert_stochastic_layers(
+    flow: Flow,
+    energy: Energy | Callable[..., Any] | str,
+    *,
+    layer: str = "metropolis",
+    steps: int = 20,
+    step_size: float | Sequence[float] | None = None,
+    positions: Sequence[int] | None = None,
+    fractions: Sequence[float] | None = None,
+    learn_fractions: bool = False,
+) -> Flow:
+    r"""Insert stochastic layers between the layers of a flow, which the new flow shares.
+
+    Args:
+        flow: A flow, trained or not, whose transform is a :class:`Compose`; left as it is.
+        energy: The dimensionless energy of the target, as in :func:`stochastic_flow`.
+        layer: Kind of layer, as there.
+        steps: Number of steps of each.
+        step_size: Its step size; by default that of the layer's class.
+        positions: Where: 0 is the side of the data, i after layer i of the ``Compose`` counted
+            from there, its length the side of the noise. By default 0 and before every layer
+            with a conditioner but the first: between two that learn.
+        fractions: :math:`\lambda` of the energies between base and target, one per position from
+            data to noise; by default 1, ..., 2/k, 1/k for k layers.
+        learn_fractions: Whether fractions strictly between 0 and 1 are parameters.
+
+    Returns:
+        The new flow.
+
+    Raises:
+        ArgumentError: If an argument is out of its range or unknown.
+
+    Example:
+        >>> from flowkit import coupling_flow
+        >>> from flowkit.toys import DoubleWell
+        >>> from flowkit.recipes import insert_stochastic_layers
+        >>> flow = coupling_flow(2, layers=2, scalar="affine")
+        >>> longer = insert_stochastic_layers(flow, DoubleWell(), layer="langevin", steps=5)
+        >>> len(longer.transform) - len(flow.transform), longer.stochastic
+        (2, True)
+    """
+    name = "insert_stochastic_layers"
+    flow = checks.instance(name, "flow", flow, Flow)
+    if not isinstance(flow.transform, Compose):
+        words = "a Flow whose transform is a Compose"
+        raise checks.fail(name, "flow", words, type(flow.transform).__name__)
+    layers: list[Any] = list(flow.transform.transforms)
+    places = _places(name, positions, layers)
+    default = [1 - i / len(places) for i in range(len(places))]
+    shares = dict(zip(places, _fractions(name, fractions, default), strict=True))
+    start = NegativeLogProb(flow.base, context=flow.base.context_size)
+    target = _target(name, energy, flow.base, flow.transform.context_size)
+    if target.context_size and flow.embedding is not None:
+        raise ArgumentError(
+            f"{name} cannot give a context to the energy of a flow that embeds its context; "
+            "remedy: an energy without context, or a flow with standardize=False"
+        )
+    chain = _chains(name, (start, target), layer, steps, step_size, learn_fractions)
+    stack: list[Transform] = []
+    for i in range(len(layers) + 1):
+        if (share := shares.get(i)) is not None:
+            stack.append(chain(share))
+        stack += layers[i : i + 1]
+    longer = Flow(Compose(*stack), flow.base, embedding=flow.embedding)
+    longer.initialized.copy_(flow.initialized)
+    return longer
+
+
+def _places(name: str, positions: Any, layers: list[Any]) -> list[int]:
+    """Where stochastic layers stand, from data to noise."""
+    if positions is None:
+        kinds = (Coupling, MaskedAutoregressive, Elementwise)
+        learned = [i for i, layer in enumerate(layers) if isinstance(layer, kinds)]
+        return sorted({0, *learned[1:]})
+    places = sorted(checks.integers(name, "positions", positions, least=0))
+    if not places or len(set(places)) < len(places) or places[-1] > len(layers):
+        words = f"different integers from 0 to {len(layers)}"
+        raise checks.fail(name, "positions", words, positions)
+    return places
+
+
+def _fractions(name: str, given: Any, default: list[float]) -> list[float | None]:
     """One fraction, or None, for each place of a stochastic layer."""
     if given is None:
         return list(default)
@@ -140,24 +221,24 @@ def fractions_of(name: str, given: Any, default: list[float]) -> list[float | No
     return reals
 
 
-def chains(
-    name: str, layer: Any, steps: Any, step_size: Any, learn: Any
-) -> Callable[[Energy, Energy, float], Transform]:
-    """A factory of stochastic layers, ``(base, target, fraction) -> layer``."""
+def _chains(
+    name: str, ends: tuple[Energy, Energy], layer: Any, steps: Any, step_size: Any, learn: Any
+) -> Callable[[float], Transform]:
+    """A factory of stochastic layers, ``fraction -> layer``, between two energies."""
     kind = checks.choice(name, "layer", layer, LAYERS)
-    steps = checks.integer(name, "steps", steps, least=1)
     learn = checks.flag(name, "learn_fractions", learn)
-    options = {} if step_size is None else {"step_size": step_size}
+    options = {"steps": steps} | ({} if step_size is None else {"step_size": step_size})
 
-    def chain(base: Energy, target: Energy, fraction: float) -> Transform:
-        between = Interpolation(base, target, fraction, learn=learn and 0 < fraction < 1)
-        made: Transform = kind(between, steps=steps, **options)
+    def chain(fraction: float) -> Transform:
+        made: Transform = kind(
+            Interpolation(*ends, fraction, learn=learn and 0 < fraction < 1), **options
+        )
         return made
 
     return chain
 
 
-def target_energy(name: str, energy: Any, base: Base, context: int) -> Energy:
+def _target(name: str, energy: Any, base: Base, context: int) -> Energy:
     """The energy of the target, from an energy, a function or the name of a toy."""
     if isinstance(energy, str):
         checks.choice(name, "energy", energy, TOYS)

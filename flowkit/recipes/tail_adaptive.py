@@ -6,58 +6,27 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from flowkit import checks
-from flowkit.bases import Base, ProductBase, StandardNormal, StudentT
+from flowkit.bases import Base, StandardNormal, StudentT
 from flowkit.conditioners import AsinhEncoding, GroupedConditioner
 from flowkit.flow import Flow
 from flowkit.recipes import parts
 from flowkit.scalar import Affine, PerFeature, RationalQuadraticSpline, ScalarMap, TailTransform
-from flowkit.transforms import (
-    Coupling,
-    Elementwise,
-    LULinear,
-    MaskedAutoregressive,
-    Permutation,
-    Standardize,
-    Transform,
-)
+from flowkit.transforms import Coupling, Elementwise, LULinear, Permutation, Standardize, Transform
 
 _SCALARS = {"affine": Affine, "spline": RationalQuadraticSpline}
 
-
-class _Variant(NamedTuple):
-    """How tails come in: by the base, or by a last map.
-
-    Attributes:
-        grouped: Whether light features never read heavy ones.
-        shared: Whether all features have the same degrees of freedom.
-        learned: Whether degrees of freedom, or shapes, are learned.
-        mapped: Whether a last map makes the tails.
-    """
-
-    grouped: bool
-    shared: bool
-    learned: bool
-    mapped: bool = False
-
-
-_VARIANTS = {
-    "mtaf": _Variant(grouped=True, shared=False, learned=True),
-    "mtaf-fixed": _Variant(grouped=True, shared=False, learned=False),
-    "gtaf": _Variant(grouped=False, shared=False, learned=True),
-    "taf": _Variant(grouped=False, shared=True, learned=True),
-    "ttf": _Variant(grouped=False, shared=False, learned=True, mapped=True),
-    "ttf-fixed": _Variant(grouped=False, shared=False, learned=False, mapped=True),
-}
+_VARIANTS = ("mtaf", "mtaf-fixed", "gtaf", "taf", "ttf", "ttf-fixed")
 # Initial degrees of freedom where the tail indices do not count: close to normal.
 _START_DF = {"gtaf": 10.0, "taf": 50.0}
 
 
+@parts.recipe
 def tail_adaptive_flow(
     features: int,
     *,
@@ -142,15 +111,12 @@ def tail_adaptive_flow(
         True
     """
     name = "tail_adaptive_flow"
-    features, context, layers = parts.sizes(name, features, context, layers=layers)
     sides = _sides(name, tails, features)
-    chosen: _Variant = checks.choice(name, "variant", variant, _VARIANTS)
-    checks.choice(name, "structure", structure, ("autoregressive", "coupling"))
-    coupled = structure == "coupling"
+    kind, _, fixed = checks.choice(name, "variant", variant, _VARIANTS).partition("-")
+    known, coupled = parts.networks(name, structure)
     if coupled and features + context < 2:
         words, remedy = "more than 1 feature(s), or context to read", "structure='autoregressive'"
         raise checks.fail(name, "features", words, features, remedy)
-    known = parts.CONDITIONERS if coupled else parts.MASKED_CONDITIONERS
     maps = parts.scalar_map(name, scalar, _SCALARS)
     net: Any = functools.partial(
         parts.network(name, conditioner, known, hidden, activation, default=(64, 64)),
@@ -158,24 +124,21 @@ def tail_adaptive_flow(
     )
     heavy = [i for i, pair in enumerate(sides) if min(pair) < math.inf]
     light = [i for i in range(features) if i not in heavy]
-    groups = (len(light), len(heavy)) if chosen.grouped else (0, features)
-    order = light + heavy if chosen.grouped or chosen.mapped else list(range(features))
+    groups = (len(light), len(heavy)) if kind == "mtaf" else (0, features)
+    order = range(features) if kind in _START_DF else light + heavy
     stack = parts.unconstrained(name, features, lower, upper)
     stack += [Standardize(features, robust=True), Permutation(order)]
-    if chosen.mapped and heavy:
-        stack.append(_tail_maps([sides[i] for i in heavy], len(light), learned=chosen.learned))
-    with parts.seeded(name, seed):
-        for i in range(layers):
-            first, second = map(parts.shuffled, groups)
-            mixed = [*first, *(groups[0] + j for j in second)]
-            stack += [Permutation(mixed), LULinear(features, groups=groups)]
-            if coupled:
-                stack.append(_coupling(groups, i, maps, net, context))
-            else:
-                stack.append(
-                    MaskedAutoregressive(features, maps, conditioner=net, context=context)
-                )
-    base = _base(chosen, _START_DF.get(variant), [min(pair) for pair in sides])
+    if kind == "ttf" and heavy:
+        stack.append(_tail_maps([sides[i] for i in heavy], len(light), learned=not fixed))
+    for i in range(layers):
+        first, second = map(parts.shuffled, groups)
+        mixed = [*first, *(groups[0] + j for j in second)]
+        stack += [Permutation(mixed), LULinear(features, groups=groups)]
+        if coupled:
+            stack.append(_coupling(groups, i, maps, net, context))
+        else:
+            stack.append(parts.autoregressive(features, maps, net, context))
+    base = _base(kind, [min(sides[i]) for i in heavy], features, learned=not fixed)
     return parts.finish(stack, base, context)
 
 
@@ -221,18 +184,12 @@ def _coupling(
     return Coupling(mask, scalar, conditioner=grouped, context=context)
 
 
-def _base(variant: _Variant, start_df: float | None, indices: list[float]) -> Base:
+def _base(kind: str, indices: list[float], features: int, *, learned: bool) -> Base:
     """The base: normal, Student-t, or by groups, light features first."""
-    features = len(indices)
-    if variant.mapped:
+    if kind == "ttf":
         return StandardNormal(features)
-    if start_df is not None:
-        return StudentT(features, df=start_df, learn=variant.learned, shared=variant.shared)
-    heavy = [index for index in indices if index < math.inf]
-    light = features - len(heavy)
-    if not heavy:
-        return StandardNormal(light)
-    tailed = StudentT(len(heavy), df=heavy, learn=variant.learned)
-    if not light:
-        return tailed
-    return ProductBase((StandardNormal(light), range(light)), (tailed, range(light, features)))
+    if kind in _START_DF:
+        return StudentT(features, df=_START_DF[kind], shared=kind == "taf")
+    tailed = functools.partial(StudentT, df=indices, learn=learned)
+    light = features - len(indices)
+    return parts.product((StandardNormal, range(light)), (tailed, range(light, features)))

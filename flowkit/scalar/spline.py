@@ -41,8 +41,8 @@ def _pick(beyond: Tensor, rows: list[Tensor], half: int) -> list[Tensor]:
 class _Spline(ScalarMap):
     """A spline whose slopes are all free, on an interval that a subclass names.
 
-    Beyond the interval it goes on along the lines of its end slopes. Subclasses fix some slopes,
-    or tie them to each other, and go on otherwise.
+    A map that keeps the interval goes on beyond it along the lines of its end slopes, another one
+    as the identity. Subclasses fix some slopes, or tie them to each other.
 
     Parameters are handled with their own dimension first, ``(P, ...)``: this is how the structures
     lay them out in memory, so that sums over a bin's few numbers run along whole rows.
@@ -149,23 +149,6 @@ class _Spline(ScalarMap):
         ends = tuple(map(self._slopes, slopes))
         return (x0 / across, y0 / up), (width / across, height / up), ends
 
-    def _extend(
-        self, out: Tensor, value: Tensor, inside: Tensor, excess: Tensor, log_slope: Tensor
-    ) -> Tensor:
-        """Continue the spline beyond its ends, which it keeps to the bit.
-
-        Args:
-            out: What the spline makes of ``inside``, to rounding.
-            value: The argument.
-            inside: The same, clamped to the interval.
-            excess: Zero between the ends; positive at and above the upper one, negative at and
-                below the lower one.
-            log_slope: The log-slope at ``inside``.
-        """
-        # Rounding must not lead out of the interval, where a base may have no mass.
-        kept = snap(out, excess, *self._ends)
-        return torch.addcmul(kept, value - inside, log_slope.exp())
-
     def _slopes(self, raw: Tensor) -> Tensor:
         """Slopes between ``min_slope`` and its inverse, one where ``raw`` is zero."""
         return soft_clip(raw, -math.log(self.min_slope)).exp()
@@ -202,6 +185,7 @@ class _Spline(ScalarMap):
         diagonal = height / width
         first, last = first / diagonal, last / diagonal
         dtype = value.dtype
+        # Zero between the ends; positive from the upper one on, negative from the lower one on.
         excess = value - value.clamp(inner_end(lower, 1, dtype), inner_end(upper, -1, dtype))
         if inverse:
             eta = snap((share - y0) / height, excess, 0.0, 1.0)
@@ -213,7 +197,11 @@ class _Spline(ScalarMap):
             eta, slope = forward_in_bin(theta, first, last)
             out, log_slope = y0 + height * eta, (diagonal * slope).log()
         out = span * out + middle if middle else span * out
-        return self._extend(out, value, inside, excess, log_slope), log_slope
+        if self.keeps_interval:  # no rounding may lead out of it, where a base may have no mass
+            kept = snap(out, excess, lower, upper)
+            return torch.addcmul(kept, value - inside, log_slope.exp()), log_slope
+        # The identity also where rounding would lead to the upper end; to the lower it does not.
+        return torch.where((excess != 0) | (out >= upper), value, out), log_slope
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return the spline at ``x`` and its log-slope."""
@@ -290,12 +278,6 @@ class RationalQuadraticSpline(_Spline):
     def _at_knots(self, free: Tensor) -> tuple[Tensor, ...]:
         one = torch.zeros_like(free[:1])  # outside the slope is one, which is a raw zero
         return one, free, one
-
-    def _extend(
-        self, out: Tensor, value: Tensor, inside: Tensor, excess: Tensor, log_slope: Tensor
-    ) -> Tensor:
-        # The identity also where rounding would lead to the upper end; to the lower it does not.
-        return torch.where((excess != 0) | (out >= self.bound), value, out)
 
 
 @register

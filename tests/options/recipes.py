@@ -25,7 +25,7 @@ from flowkit import (
 from flowkit.conditioners import MLP, ConvNet, MaskedMLP
 from flowkit.kernels import Matern
 from flowkit.recipes import insert_stochastic_layers
-from flowkit.recipes.registry import build_for_columns
+from flowkit.recipes.parts import build_for_columns
 from flowkit.scalar import Affine
 from flowkit.toys import DoubleWell, Ring
 
