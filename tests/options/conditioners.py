@@ -23,6 +23,7 @@ from flowkit.conditioners import (
     RandomFourierConditioner,
     ResidualMLP,
 )
+from flowkit.conditioners.encodings import Encoding
 from flowkit.kernels import Kernel, Matern, RationalQuadratic, SquaredExponential
 
 from .harness import differs, falls, number_of_parameters, of, rises
@@ -100,6 +101,13 @@ of(
     seed=differs(1, 2, base=0),
     bound=differs(0.5, None, using={"seed": 0}),
 )
+of(
+    FourierEncoding.constants,
+    lambda **o: FourierEncoding(3, seed=0).constants(2, **o),
+    causal=differs(True, base=False),
+)
+for kind in (Encoding, CircularEncoding):
+    of(kind.constants, None, causal="a column reads one feature in any case")
 GROUPS = {"conditioning": (1, 1), "transformed": (1, 1)}
 of(
     GroupedConditioner,
