@@ -455,7 +455,7 @@ def test_unusable_data_are_refused(X, error, text):
         (
             {"options": {**SMALL, "context": 1}},
             ArgumentError,
-            "is conditional; remedy: train it with",
+            "is conditional; remedy: flowkit.fit",
         ),
         ({"validation": 1.5}, ArgumentError, r"number >= 0 and < 1, got 1.5"),
         ({"validation": normal_rows()}, ArgumentError, "got an array of shape"),
@@ -465,7 +465,7 @@ def test_unusable_data_are_refused(X, error, text):
         ({"dequantize": [1, 1, 1]}, ArgumentError, r"each of 2 .* got \[1, 1, 1\]"),
         ({"dequantize": "auto"}, ArgumentError, "got 'auto'"),
         ({"device": "gpu"}, DataError, "cannot train on device 'gpu'.*remedy: device='cpu'"),
-        ({"random_state": "zero"}, ValueError, "'zero' cannot be used to seed"),
+        ({"random_state": "zero"}, ArgumentError, "random_state as an integer .*, got 'zero'"),
     ],
 )
 def test_unusable_arguments_are_refused(settings, error, text):

@@ -8,22 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowkit import checks
 from flowkit.errors import DataError
 
 # Rounding to float32 would be seen in a column whose spread is at most this part of its size.
 _SINGLE_SPREAD = 1e-3
-
-
-def cell_widths(owner: str, dequantize: Any, columns: int) -> np.ndarray:
-    """Check the widths to which columns were rounded; ``None`` is 0, a continuous column.
-
-    Example:
-        >>> cell_widths("FlowDensity", 1, 2)
-        array([1., 1.])
-    """
-    given = 0.0 if dequantize is None else dequantize
-    return np.array(checks.numbers(owner, "dequantize", given, columns, least=0))
 
 
 def size_and_spread(values: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

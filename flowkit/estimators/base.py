@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +19,10 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from flowkit import checks
-from flowkit.data.precision import cell_widths, choose_dtype
+from flowkit.data.precision import choose_dtype
 from flowkit.datasets.lattice import Lattice
 from flowkit.errors import ArgumentError, DataError, FlowFileError
-from flowkit.estimators.rounded import DequantizedLikelihood, cell_log_prob
+from flowkit.estimators.rounded import DequantizedLikelihood
 from flowkit.flow import Flow
 from flowkit.io import load, read_extra, save
 from flowkit.numerics.noise import drawing_from
@@ -32,14 +32,15 @@ from flowkit.training import History, fit
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SAMPLES_AT_ONCE = 8192
+_OF_FIT = ("steps", "batch_size", "lr", "validation", "patience", "compile")
 
 
+@dataclass(eq=False, repr=False)
 class FlowEstimator(BaseEstimator):
     """Shared parts of estimators that fit the flow of a recipe to columns of numbers.
 
-    A subclass has the arguments of :class:`flowkit.estimators.FlowDensity`, stores them, and calls
-    :meth:`_fit_flow` from its ``fit``.
+    The arguments are described in :class:`flowkit.estimators.FlowDensity`; ``fit`` of a subclass
+    calls :meth:`_fit_flow`.
 
     Attributes:
         flow_: The fitted :class:`flowkit.Flow`, in float64 and evaluation mode.
@@ -50,26 +51,20 @@ class FlowEstimator(BaseEstimator):
         feature_names_in_: Names of the columns, if ``fit`` was given a frame with text names.
     """
 
-    recipe: str
-    options: Mapping[str, Any] | None
-    epochs: int
-    steps: int | None
-    batch_size: int
-    lr: float
-    validation: float | None
-    patience: int | None
-    dequantize: Any
-    random_state: Any
-    verbose: bool
-    device: str
-    compile: bool | str
-
-    flow_: Flow
-    dtype_: torch.dtype
-    history_: History
-    lattice_: Lattice
-    n_features_in_: int
-    feature_names_in_: np.ndarray
+    recipe: str = "coupling_flow"
+    options: Mapping[str, Any] | None = None
+    _: KW_ONLY
+    epochs: int = 100
+    steps: int | None = None
+    batch_size: int = 256
+    lr: float = 1e-3
+    validation: float | None = 0.1
+    patience: int | None = 20
+    dequantize: float | Sequence[float] | None = None
+    random_state: int | np.random.RandomState | None = None
+    verbose: bool = False
+    device: str = "cpu"
+    compile: bool | str = "auto"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a flow file, which :func:`flowkit.load` reads too.
@@ -97,7 +92,8 @@ class FlowEstimator(BaseEstimator):
             True
         """
         check_is_fitted(self, "flow_")
-        seed = int(self.random_state) if checks.is_integer(self.random_state) else None
+        state: Any = self.random_state
+        seed = int(state) if checks.is_integer(state) else None
         parameters = {**self.get_params(), "random_state": seed}
         width, offset = (values.tolist() for values in self.lattice_)
         names = getattr(self, "feature_names_in_", np.empty(0)).tolist()
@@ -147,14 +143,19 @@ class FlowEstimator(BaseEstimator):
             flow: A flow of columns, without context; taken over, and cast to float64.
             width: Widths of the cells of columns that hold multiples of them; 0 for others.
 
+        Raises:
+            ArgumentError: If the flow has no exact density of columns alone, or a width is not a
+                finite number >= 0.
+
         Example:
             >>> import flowkit
             >>> from flowkit.estimators import FlowDensity
             >>> FlowDensity.from_flow(flowkit.elementwise_flow(3)).sample(5).shape
             (5, 3)
         """
-        widths = cell_widths(cls.__name__, width, flow.event_shape[0])
-        return cls()._set_flow(flow, Lattice(widths, np.zeros_like(widths)))
+        check_exact(cls.__name__, checks.instance(cls.__name__, "flow", flow, Flow))
+        widths = checks.numbers(cls.__name__, "width", width, flow.event_shape[0], least=0)
+        return cls()._set_flow(flow, Lattice(np.array(widths), np.zeros(len(widths))))
 
     def _set_flow(self, flow: Flow, lattice: Lattice) -> Self:
         self.dtype_ = flow.dtype or torch.float32
@@ -172,14 +173,15 @@ class FlowEstimator(BaseEstimator):
     def _names(self, columns: int) -> list[Any]:
         return getattr(self, "feature_names_in_", np.arange(columns)).tolist()
 
-    def _fit_flow(self, X: Any, sample_weight: Any = None) -> None:
+    def _fit_flow(self, X: Any, sample_weight: Any = None) -> Self:
         """Check the data, build the flow of the recipe for their columns, and train it."""
         owner = type(self).__name__
         X = validate_data(self, unmasked(X), dtype=np.float64, ensure_min_samples=2)
         if self.validation is not None:
             # fit would also take an array here, which cross-validation could not split.
             checks.number(owner, "validation", self.validation, least=0, below=1)
-        width = cell_widths(owner, self.dequantize, X.shape[1])
+        given = 0 if self.dequantize is None else self.dequantize
+        width = np.array(checks.numbers(owner, "dequantize", given, X.shape[1], least=0))
         weight = check_weight(owner, sample_weight, len(X))
         if weight is not None:
             X, weight = X[weight > 0], weight[weight > 0]
@@ -188,25 +190,20 @@ class FlowEstimator(BaseEstimator):
         lattice.check(X, f"{owner} with dequantize", names)
         dtype = choose_dtype(X, width, names)
         fabric = fabric_on(owner, self.device)
-        seed = seed_from(self.random_state)
+        seed = seed_from(owner, self.random_state)
         with drawing_from(torch.Generator().manual_seed(seed)):
             flow = self._build_flow(X.shape[1]).to(dtype)
         self.history_ = fit(
             flow,
             {"x": X} if weight is None else {"x": X, "weight": weight},
             DequantizedLikelihood(torch.from_numpy(width).to(dtype)) if width.any() else None,
-            validation=self.validation,
             epochs=self.epochs if self.steps is None else None,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            patience=self.patience,
-            compile=self.compile,
             fabric=fabric,
             seed=seed,
             progress=bool(self.verbose),
+            **{name: getattr(self, name) for name in _OF_FIT},
         )
-        self._set_flow(flow, lattice)
+        return self._set_flow(flow, lattice)
 
     def _build_flow(self, columns: int) -> Flow:
         owner, options = type(self).__name__, {} if self.options is None else self.options
@@ -218,22 +215,27 @@ class FlowEstimator(BaseEstimator):
                 f"{owner} reads {size} from the columns of X; remedy: leave it out of options"
             )
         flow = build_for_columns(self.recipe, columns, **options)
-        if flow.needs_context or flow.stochastic:
-            kind = "conditional" if flow.needs_context else "stochastic"
-            raise ArgumentError(
-                f"{owner} expected a flow with an exact density of X alone; {self.recipe} with "
-                f"options {dict(options)} is {kind}; remedy: train it with flowkit.fit"
-            )
+        check_exact(owner, flow)
         return flow
 
-    def _log_prob(self, X: np.ndarray) -> np.ndarray:
-        """Log-densities of samples, or of the cells around rounded ones, in blocks."""
-        device = self.flow_.initialized.device
-        parts = [
-            cell_log_prob(self.flow_, torch.tensor(part, device=device), self.lattice_.width).cpu()
-            for part in np.split(X, range(SAMPLES_AT_ONCE, len(X), SAMPLES_AT_ONCE))
-        ]
-        return torch.cat(parts).numpy()
+
+def check_exact(owner: str, flow: Flow) -> None:
+    """Refuse a flow that has no exact density of columns alone.
+
+    Raises:
+        ArgumentError: If it is stochastic, conditional or of images.
+    """
+    kinds = {
+        "stochastic": flow.stochastic,
+        "conditional": flow.needs_context,
+        f"of events {flow.event_shape}": len(flow.event_shape) != 1,
+    }
+    kind = next((name for name, true in kinds.items() if true), None)
+    if kind is not None:
+        raise ArgumentError(
+            f"{owner} expected a flow with an exact density of columns alone, got one that is "
+            f"{kind}; remedy: flowkit.fit and the methods of the flow"
+        )
 
 
 def unmasked(values: Any) -> Any:
@@ -272,11 +274,20 @@ def check_weight(owner: str, sample_weight: Any, samples: int) -> np.ndarray | N
     return weight * (positive / weight.sum())
 
 
-def seed_from(random_state: Any) -> int:
-    """Draw a seed for torch; ``None`` asks the operating system, not NumPy's global state."""
+def seed_from(owner: str, random_state: Any) -> int:
+    """Draw a seed for torch; ``None`` asks the operating system, not NumPy's global state.
+
+    Raises:
+        ArgumentError: If nothing random follows from it.
+    """
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
-    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    try:
+        state = check_random_state(random_state)
+    except ValueError:
+        expected = f"an integer from 0 to {2**32 - 1}, a numpy.random.RandomState or None"
+        raise checks.fail(owner, "random_state", expected, random_state) from None
+    return int(state.randint(np.iinfo(np.int32).max))
 
 
 def fabric_on(owner: str, device: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,10 @@ from sklearn.base import DensityMixin
 from sklearn.utils.validation import check_is_fitted
 
 from flowkit import checks
-from flowkit.estimators.base import SAMPLES_AT_ONCE, FlowEstimator, seed_from
+from flowkit.estimators.base import FlowEstimator, seed_from
+from flowkit.estimators.rounded import cell_log_prob
+
+_SAMPLES_AT_ONCE = 8192
 
 
 class FlowDensity(DensityMixin, FlowEstimator):
@@ -87,37 +89,6 @@ class FlowDensity(DensityMixin, FlowEstimator):
         (5, 2)
     """
 
-    def __init__(
-        self,
-        recipe: str = "coupling_flow",
-        options: Mapping[str, Any] | None = None,
-        *,
-        epochs: int = 100,
-        steps: int | None = None,
-        batch_size: int = 256,
-        lr: float = 1e-3,
-        validation: float | None = 0.1,
-        patience: int | None = 20,
-        dequantize: float | Sequence[float] | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        verbose: bool = False,
-        device: str = "cpu",
-        compile: bool | str = "auto",
-    ) -> None:
-        self.recipe = recipe
-        self.options = options
-        self.epochs = epochs
-        self.steps = steps
-        self.batch_size = batch_size
-        self.lr = lr
-        self.validation = validation
-        self.patience = patience
-        self.dequantize = dequantize
-        self.random_state = random_state
-        self.verbose = verbose
-        self.device = device
-        self.compile = compile
-
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FlowDensity:
         """Fit the flow.
 
@@ -143,8 +114,7 @@ class FlowDensity(DensityMixin, FlowEstimator):
             flowkit.errors.DataError: column(s) 1 of X are constant, so they have no density;
             remedy: drop them, or set dequantize to the width to which they were rounded
         """
-        self._fit_flow(X, sample_weight)
-        return self
+        return self._fit_flow(X, sample_weight)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Compute the log-density of every sample, in nats, in the units of the data.
@@ -169,7 +139,13 @@ class FlowDensity(DensityMixin, FlowEstimator):
             >>> FlowDensity("elementwise_flow", epochs=1).fit(X).score_samples(X[:4]).shape
             (4,)
         """
-        return self._log_prob(self._read(X, "score_samples"))
+        X = self._read(X, "score_samples")
+        device = self.flow_.initialized.device
+        parts = [
+            cell_log_prob(self.flow_, torch.tensor(part, device=device), self.lattice_.width).cpu()
+            for part in np.split(X, range(_SAMPLES_AT_ONCE, len(X), _SAMPLES_AT_ONCE))
+        ]
+        return torch.cat(parts).numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
         """Compute the mean log-density of the samples, in nats; higher is better.
@@ -207,7 +183,8 @@ class FlowDensity(DensityMixin, FlowEstimator):
 
         Raises:
             NotFittedError: Before ``fit``.
-            ArgumentError: If ``n_samples`` is not an integer >= 1.
+            ArgumentError: If ``n_samples`` is not an integer >= 1, or no random numbers follow
+                from ``random_state``.
             NotInvertibleError: If the flow of the recipe cannot be sampled.
 
         Example:
@@ -221,7 +198,7 @@ class FlowDensity(DensityMixin, FlowEstimator):
         check_is_fitted(self, "flow_")
         n = checks.integer("sample", "n_samples", n_samples, least=1)
         generator = torch.Generator(self.flow_.initialized.device)
-        generator.manual_seed(seed_from(random_state))
-        sizes = (min(SAMPLES_AT_ONCE, n - done) for done in range(0, n, SAMPLES_AT_ONCE))
+        generator.manual_seed(seed_from("sample", random_state))
+        sizes = (min(_SAMPLES_AT_ONCE, n - done) for done in range(0, n, _SAMPLES_AT_ONCE))
         drawn = torch.cat([self.flow_.sample(m, generator=generator).cpu() for m in sizes])
         return self.lattice_.round(drawn.numpy())
