@@ -2,8 +2,8 @@
 # make test: all tests but the long ones, in a few minutes
 # make test-slow: the long ones
 # make test-oldest: the suite with the oldest versions that are declared
-# make lint: style, types, the direction of imports
-# make bench: speed beside the limit and the peers, into docs/results (about half an hour)
+# make lint: style, types, the direction of imports, words
+# make bench: speed relative to the network-only baseline and to other libraries, into docs/results (about half an hour)
 # make docs: the documentation; every code block of it runs, warnings are errors
 # Each target makes .venv from nothing and installs what it needs.
 
@@ -39,6 +39,7 @@ lint: .venv/.dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/python -m tests.vocabulary
 
 # The program starts itself again under the allocator's settings; see its --allocator.
 bench: .venv/.bench

@@ -39,6 +39,7 @@ from flowkit.conditioners import (
 )
 from flowkit.dependence import EquicorrelatedBlocks
 from flowkit.energies import ConditionalEnergy, Interpolation, NegativeLogProb, from_callable
+from flowkit.estimators import FlowDensity
 from flowkit.kernels import Matern, RationalQuadratic, SquaredExponential
 from flowkit.scalar import (
     Affine,
@@ -688,3 +689,19 @@ OBJECTIVES: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
         PATHWISE,
     ),
 }
+
+# name -> (first argument, options that make it draw all that it can)
+RECIPES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "autoregressive_flow": (5, {"layers": 2, "context": 1}),
+    "box_flow": (2, {"lower": 0, "upper": 1, "n_frequencies": 3, "context": 1}),
+    "coupling_flow": (5, {"layers": 2, "context": 1}),
+    "elementwise_flow": (2, {"context": 1}),
+    "glow_flow": ((1, 4, 4), {"layers": 1, "hidden": (4,)}),
+    "kernelised_flow": (5, {"layers": 2, "points": 4}),
+    "smooth_flow": (5, {"layers": 2, "circular": True}),
+    "stochastic_flow": (5, {"energy": lambda x: x.square().sum(-1), "blocks": 1}),
+    "tail_adaptive_flow": (5, {"tails": [2.0, None, None, 3.0, 3.0], "layers": 2}),
+}
+
+# Small ones, for the checks of scikit-learn.
+ESTIMATORS: list[Any] = [FlowDensity(options={"layers": 2, "hidden": (16,)}, epochs=2)]

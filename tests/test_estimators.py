@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from registry import ESTIMATORS
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -74,9 +75,14 @@ def every_recipe():
                 yield FlowDensity(name, {**given, **options}, epochs=1)
 
 
-@parametrize_with_checks([FlowDensity(options=SMALL, epochs=2), *every_recipe()])
+@parametrize_with_checks([*ESTIMATORS, *every_recipe()])
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
+
+
+def test_every_public_estimator_is_registered():
+    public = {getattr(flowkit.estimators, name) for name in flowkit.estimators.__all__}
+    assert public == {type(estimator) for estimator in ESTIMATORS}
 
 
 @pytest.mark.parametrize(

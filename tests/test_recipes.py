@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from registry import RECIPES as SEEDED
 
 import flowkit
 from flowkit.conditioners import MLP, ConvNet, MaskedMLP
@@ -124,19 +125,6 @@ def test_a_file_gives_the_same_bits_back(flow, tmp_path):
 
 
 # Seeds ----------------------------------------------------------------------------------------
-
-#: Every recipe that draws, with options that make it draw all that it can.
-SEEDED = {
-    "autoregressive_flow": (5, {"layers": 2, "context": 1}),
-    "box_flow": (2, {"lower": 0, "upper": 1, "n_frequencies": 3, "context": 1}),
-    "coupling_flow": (5, {"layers": 2, "context": 1}),
-    "elementwise_flow": (2, {"context": 1}),
-    "glow_flow": ((1, 4, 4), {"layers": 1, "hidden": (4,)}),
-    "kernelised_flow": (5, {"layers": 2, "points": 4}),
-    "smooth_flow": (5, {"layers": 2, "circular": True}),
-    "stochastic_flow": (5, {"energy": lambda x: x.square().sum(-1), "blocks": 1}),
-    "tail_adaptive_flow": (5, {"tails": [2.0, None, None, 3.0, 3.0], "layers": 2}),
-}
 
 
 def seeded(name, seed):

@@ -125,9 +125,7 @@ def build_for_columns(name: str, columns: int, **options: Any) -> Flow:
         Traceback (most recent call last):
         ...
         flowkit.errors.ArgumentError: flowkit expected recipe as one of 'autoregressive_flow', \
-'box_flow', 'conv_flow', 'coupling_flow', 'dense_flow', 'elementwise_flow', 'glow_flow', \
-'kernelised_flow', 'smooth_flow', 'stochastic_flow', 'tail_adaptive_flow', got 'coupling_fow'; \
-remedy: did you mean 'coupling_flow'?
+'box_flow', ..., got 'coupling_fow'; remedy: did you mean 'coupling_flow'?
     """
     recipe = checks.choice("flowkit", "recipe", name, RECIPES)
     first, *known = inspect.signature(recipe).parameters.values()

@@ -1,7 +1,8 @@
 """The options of flowkit: for every keyword argument, what it must change, or must not.
 
 ``harness`` says what a case is, ``walk`` finds the arguments, and the tables hold the cases, one
-module per part of the package. ``python -m tests.options`` prints how many are covered.
+module per part of the package. What has no case there gets one of ``registered``, from its entry
+in ``tests/registry.py``. ``python -m options`` in ``tests`` prints how many are covered.
 """
 
 import importlib
@@ -38,5 +39,7 @@ for table in TABLES:
         importlib.import_module(f".{table}", __name__)
     except (ImportError, AttributeError) as error:
         UNREAD[table] = str(error)
+
+importlib.import_module(".registered", __name__).enter()
 
 __all__ = ["LEFT_OUT", "TABLE", "UNREAD", "arguments"]

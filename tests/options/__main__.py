@@ -1,6 +1,6 @@
 """Print how many of the options have a case, and what is left out.
 
-``python -m tests.options`` from the root of the repository.
+``python -m options`` in the folder ``tests``.
 """
 
 from . import LEFT_OUT, TABLE, arguments
