@@ -39,7 +39,7 @@ lint: .venv/.dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/python -m tests.vocabulary
+	.venv/bin/python tests/vocabulary.py
 
 # The program starts itself again under the allocator's settings; see its --allocator.
 bench: .venv/.bench

@@ -1,4 +1,4 @@
-"""Bad values for every numeric argument of everything public: ``python -m tests.bad_values``.
+"""Bad values for every numeric argument of everything public: ``python tests/bad_values.py``.
 
 Each numeric argument of each public constructor and function gets every value of :data:`BAD`. The
 call either works or raises a ``FlowkitError`` that names the argument. Base calls come from

@@ -1,4 +1,4 @@
-"""The oldest versions in ``pyproject.toml`` as constraints: ``python -m tests.oldest``.
+"""The oldest versions in ``pyproject.toml`` as constraints: ``python tests/oldest.py``.
 
 Every requirement ``name>=version`` of the package and of the extras that the suite needs becomes
 ``name==version``; torch is left to the caller.

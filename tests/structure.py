@@ -1,4 +1,4 @@
-"""The size and the imports of the package, counted: ``python -m tests.structure``.
+"""The size and the imports of the package, counted: ``python tests/structure.py``.
 
 Prints lines of code by package (without docstrings, comments and blank lines), the longest files
 and functions, the imports from a lower layer to a higher one, the circles of modules, and the

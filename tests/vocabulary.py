@@ -1,4 +1,4 @@
-r"""Expressions that readers would have to translate: ``python -m tests.vocabulary``.
+r"""Expressions that readers would have to translate: ``python tests/vocabulary.py``.
 
 The left column of the glossary, as regular expressions. None may occur in code, messages, docs or
 README; the remedy stands beside each. Run by ``make lint``.
