@@ -187,8 +187,5 @@ class Flow(Density):
         """
         return as_table(self)
 
-    def __repr__(self) -> str:
-        return as_text(self)
-
-    def _repr_html_(self) -> str:
-        return as_html(self)
+    __repr__ = as_text
+    _repr_html_ = as_html

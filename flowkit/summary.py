@@ -43,7 +43,8 @@ def as_table(flow: Density) -> str:
 
 def as_text(flow: Density) -> str:
     """Event, context and number of parameters, then the layers; those that repeat only once."""
-    return "\n  ".join([f"{type(flow).__name__}: {_facts(flow)}", *_repeats(_names(flow))])
+    lines = _repeats([name for name, _ in layer_sizes(flow)])
+    return "\n  ".join([f"{type(flow).__name__}: {_facts(flow)}", *lines])
 
 
 def as_html(flow: Density) -> str:
@@ -54,10 +55,6 @@ def as_html(flow: Density) -> str:
     )
     head = f"<b>{type(flow).__name__}</b>: {html.escape(_facts(flow))}"
     return f"{head}<table><tr><th>layer</th><th>parameters</th></tr>{body}</table>"
-
-
-def _names(flow: Density) -> list[str]:
-    return [name for name, _ in layer_sizes(flow)]
 
 
 def _facts(flow: Density) -> str:

@@ -156,7 +156,7 @@ def fit(
         fabric.launch()
     step, device = Step(flow, objective), fabric.device
     generator = generator_of(options.seed, device)
-    before, state = StateBefore(step), None
+    before, made = StateBefore(step), None
     try:
         with torch.inference_mode(False), torch.enable_grad(), _on_device(step, fabric):
             # The same in all processes; Datasets and layers that start from data may draw.
@@ -168,10 +168,10 @@ def fit(
                 step, fabric, options, train=train, held=held, generator=generator, output=shown
             )
             with released(plan.model):
-                state = resume.begin(plan, shown)
-                return run(plan, state, shown)
+                made = resume.begin(plan, shown)
+                return run(plan, made, shown)
     except BaseException:
-        if state is None or state.salvaged is None:
+        if made is None or made.weights is None:
             before.restore()
         raise
 

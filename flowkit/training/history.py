@@ -100,14 +100,14 @@ class History:
     def _table(self) -> list[list[str]]:
         """Names of the columns, then the first epochs, the best and the last ones."""
         columns = self._columns()
-        names = [name for name in columns if name not in self.terms and name != "seconds"]
+        shown = {n: c for n, c in columns.items() if n not in self.terms and n != "seconds"}
         count, best = len(self.epochs), (self.best_epoch or 0) - 1
-        shown = {i for i in range(count) if min(i, count - 1 - i) < _EPOCHS_SHOWN or i == best}
-        table, before = [names] if names else [], -1
-        for i in sorted(shown) if names else ():
+        rows = [i for i in range(count) if min(i, count - 1 - i) < _EPOCHS_SHOWN or i == best]
+        table, before = [list(shown)] if shown else [], -1
+        for i in rows if shown else ():
             if i != before + 1:
-                table.append(["...", *([""] * (len(names) - 1))])
-            table.append([_short(columns[name][i]) for name in names])
+                table.append(["...", *([""] * (len(shown) - 1))])
+            table.append([_short(values[i]) for values in shown.values()])
             before = i
         return table
 
@@ -149,27 +149,19 @@ class Progress:
 
     Attributes:
         total: Number of steps of the fit.
-        per_epoch: Number of steps per epoch.
         averaged: Whether the weights are a moving average.
         history: The record.
         epoch: Number of finished epochs.
         done: Number of finished steps.
         waited: Number of epochs since the best one.
-        best: Weights of the best validated epoch.
-        last: Weights of the last finished epoch, where nothing is validated.
+        weights: What is left if the fit ends now: the weights of the best validated epoch, or of
+            the last finished one where nothing is validated; ``None`` before that.
     """
 
     total: int
-    per_epoch: int
     averaged: bool = False
     history: History = field(default_factory=History)
     epoch: int = 0
     done: int = 0
     waited: int = 0
-    best: dict[str, Tensor] | None = None
-    last: dict[str, Tensor] | None = None
-
-    @property
-    def salvaged(self) -> dict[str, Tensor] | None:
-        """The weights that are left if the fit fails now; ``None`` before an epoch is finished."""
-        return self.last if self.best is None else self.best
+    weights: dict[str, Tensor] | None = None

@@ -41,36 +41,35 @@ def check_keys(batch: Mapping[str, Tensor], step: Step, what: str) -> str:
         )
     if objective.needs_data and "x" not in batch:
         raise DataError(f"data expected a dict with the key x, got {sorted(batch)}")
-    names, reads = list(batch), objective.reads
-    known = [*_OWN, *sorted((reads or frozenset()) - {*_OWN})]
-    label = type(objective).__name__
-    unknown = [name for name in names if name not in {*known, *_OF_ONE}]
-    if unknown and reads is not None:
+    reads, label = objective.reads, type(objective).__name__
+    if reads is None:
+        return ""
+    known = [*_OWN, *sorted(reads - {*_OWN})]
+    unknown = [name for name in batch if name not in {*known, *_OF_ONE}]
+    if unknown:
         raise DataError(
             f"{what} hold {_listed(unknown)}, which nothing reads: fit reads {_listed(_OWN)}, and "
             f"{label} reads {_listed(sorted(reads)) or 'nothing'}; remedy: "
             f"{_nearest(unknown[0], known) or 'leave it out'}"
         )
-    if "context" in names and not flow.needs_context and reads is not None:
+    if "context" in batch and not flow.needs_context:
         raise DataError(
             f"{what} have a context, which this unconditional flow would ignore; remedy: leave it "
             "out, or build a flow that reads it, for example "
             f"coupling_flow(features, context={batch['context'].shape[-1]})"
         )
-    others = [name for name in names if reads is not None and name in {*_OF_ONE} - reads]
-    if others:
-        return (
-            f"{what} have {others[0]!r}, which {label} does not read; remedy: "
-            f"{_OF_ONE[others[0]]}, or leave it out"
-        )
-    weighs = reads is None or ("weight" in reads and bool({"x", "context"} & reads & {*names}))
-    if "weight" in names and not weighs:
+    for name in batch:
+        if name in {*_OF_ONE} - reads:
+            return (
+                f"{what} have {name!r}, which {label} does not read; remedy: {_OF_ONE[name]}, or "
+                "leave it out"
+            )
+    if "weight" in batch and not ("weight" in reads and {"x", "context"} & reads & {*batch}):
         return (
             f"{what} have weights, which {label} does not read here; remedy: leave 'weight' out, "
             "or an objective that weighs its samples, such as MaximumLikelihood"
         )
-    started = bool(flow.initialized)
-    if "x" in names and reads is not None and "x" not in reads and started:
+    if "x" in batch and "x" not in reads and bool(flow.initialized):
         return (
             f"{what} have x, which {label} does not read: only a flow that is new starts from it; "
             "remedy: leave 'x' out"
@@ -123,6 +122,7 @@ class Reading:
 
     Args:
         objective: The objective.
+        weighted: Whether the data have weights, and not the groups alone.
         off: Whether not to look: a compiled step cannot be watched.
 
     Example:
@@ -130,15 +130,16 @@ class Reading:
         >>> class Own(Objective):
         ...     def forward(self, flow, batch):
         ...         return Loss(-flow.log_prob(batch["x"]).mean(), {})
-        >>> reading = Reading(Own(), off=False)
+        >>> reading = Reading(Own(), weighted=False, off=False)
         >>> batch = reading.watched({"x": 1, "years": 2})
-        >>> batch["x"], reading.close(weighted=False)
+        >>> batch["x"], reading.close()
         (1, "nothing has read 'years' of the data in the first epoch; remedy: leave it out, \
 or read it in the objective")
     """
 
-    def __init__(self, objective: Objective, *, off: bool) -> None:
+    def __init__(self, objective: Objective, *, weighted: bool, off: bool) -> None:
         self.off = off or objective.reads is not None
+        self.ignored = {"x", "group"} if weighted else {"x", "group", "weight"}
         self.given: dict[str, None] = {}
         self.read: set[str] = set()
 
@@ -149,17 +150,14 @@ or read it in the objective")
         self.given.update(dict.fromkeys(batch))
         return Watched(batch, self.read)
 
-    def close(self, *, weighted: bool) -> str:
+    def close(self) -> str:
         """Stop looking, and return a warning of names that nothing has read; empty without any.
 
         Not of ``x``, from which a flow starts, and not of groups, which ``fit`` reads.
-
-        Args:
-            weighted: Whether the data have weights, and not the groups alone.
         """
         self.off = True
         for name in self.given:
-            if name not in {*self.read, "x", "group"} and (weighted or name != "weight"):
+            if name not in self.read | self.ignored:
                 near = _nearest(name, {*_OWN, *self.read} - {*self.given})
                 remedy = near or "leave it out, or read it in the objective"
                 return (

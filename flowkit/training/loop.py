@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from itertools import islice, repeat
 from typing import Any
 
@@ -26,61 +26,46 @@ from flowkit.training.warn import warn
 
 
 def run(plan: Plan, progress: Progress, output: Output) -> History:
-    """Run epochs until the fit stops.
+    """Run epochs until the fit stops, and leave the weights of the progress, however it ends.
 
     Args:
         plan: The fit.
         progress: What is done of it.
         output: What shows it.
     """
-    history, processes = progress.history, plan.processes
     updates = Updates(plan, progress)
-    with _restoring(plan, progress, output):
-        output.begin(progress)
-        while not history.stopped:
-            _epoch(plan, progress, updates, output)
-            if progress.epoch == 1:
-                weighted = plan.train is not None and plan.train.weighted
-                if text := updates.reading.close(weighted=weighted):
-                    warn(text)
-            with processes.together(progress.done), plan.random.anywhere():
-                flow = plan.step.flow
-                stop = [bool(callback(flow, history)) for callback in plan.options.callbacks]
-            (by_callback,) = processes.any(any(stop))
-            history.stopped = "callback" if by_callback else plan.reason_to_stop(progress)
-            if plan.held is None:
-                progress.last = plan.weights()
-            output.epoch(progress)
-            with processes.together(progress.done):
-                resume.store(plan, progress)
-    output.end(progress)
-    return history
-
-
-@contextmanager
-def _restoring(plan: Plan, progress: Progress, output: Output) -> Iterator[None]:
-    """Restore the best weights in evaluation mode, whatever ends the fit.
-
-    After an error or an interrupt these are those of the best validated epoch, or without
-    validation of the last finished one; before that, whoever called has the older ones.
-    """
     try:
-        yield
+        output.begin(progress)
+        while not progress.history.stopped:
+            _epoch(plan, progress, updates, output)
+            _end_epoch(plan, progress, updates, output)
     except BaseException:
         output.end()
-        if progress.salvaged is not None:
-            plan.step.load_state_dict(progress.salvaged)
         raise
-    else:
-        weights = progress.best
-        if weights is None and plan.average is not None:
-            weights = plan.judged.state_dict()
-        if weights is not None:
-            plan.step.load_state_dict(weights)
     finally:
+        if progress.weights is not None:
+            plan.step.load_state_dict(progress.weights)
         plan.step.eval()
         # Gradients of the last step would be added to those of the user's own steps.
         plan.step.zero_grad()
+    output.end(progress)
+    return progress.history
+
+
+def _end_epoch(plan: Plan, progress: Progress, updates: Updates, output: Output) -> None:
+    """Call the callbacks, decide whether to stop, and store the progress."""
+    history, processes = progress.history, plan.processes
+    if progress.epoch == 1 and (unread := updates.reading.close()):
+        warn(unread)
+    with processes.together(progress.done), plan.random.anywhere():
+        stop = [bool(callback(plan.step.flow, history)) for callback in plan.options.callbacks]
+    (by_callback,) = processes.any(any(stop))
+    history.stopped = "callback" if by_callback else plan.reason_to_stop(progress)
+    if plan.held is None:
+        progress.weights = plan.weights()
+    output.epoch(progress)
+    with processes.together(progress.done):
+        resume.store(plan, progress)
 
 
 def _batches(plan: Plan, epoch: int) -> Generator[Numbered, None, None]:
@@ -163,4 +148,4 @@ def _validate(plan: Plan, progress: Progress, held: DataSplit, reading: Reading)
     history.validation.append(value)
     progress.waited = 0 if better else progress.waited + 1
     if better:
-        history.best_epoch, progress.best = progress.epoch, plan.weights()
+        history.best_epoch, progress.weights = progress.epoch, plan.weights()

@@ -48,10 +48,6 @@ class Output:
 class Lines(Output):
     """Write lines: at every tenth of the fit, and if that takes long, every half minute."""
 
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self.last, self.tenth = time.monotonic(), 0
-
     def begin(self, progress: Progress) -> None:
         """Start the clock."""
         self.last, self.tenth = time.monotonic(), self._tenth(progress)
@@ -63,7 +59,7 @@ class Lines(Output):
         return time.monotonic() - self.last >= _SECONDS_BETWEEN_LINES
 
     def _write(self, progress: Progress, text: str) -> None:
-        self.last, self.tenth = time.monotonic(), self._tenth(progress)
+        self.begin(progress)
         self.say(f"step {progress.done} of {progress.total}, {text}")
 
     def step(self, progress: Progress, loss: Loss) -> None:
@@ -148,7 +144,7 @@ def outcome(progress: Progress) -> str:
     """Why a fit stopped and which weights it leaves, in one line."""
     history = progress.history
     why = {
-        "epochs": f"all {progress.total // progress.per_epoch} epochs are done",
+        "epochs": f"all {progress.epoch} epochs are done",
         "steps": f"all {progress.total} steps are done",
         "patience": f"no better validation loss for {progress.waited} epochs",
         "callback": "a callback returned true",

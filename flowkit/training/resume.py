@@ -16,8 +16,8 @@ from flowkit.training.output import Output
 from flowkit.training.setup import Plan
 from flowkit.training.warn import warn
 
-# What is stored of the progress, beside the history.
-_STORED = ("epoch", "done", "waited", "best")
+# What is stored of the progress, beside the history and the weights.
+_COUNTS = ("epoch", "done", "waited")
 
 
 def begin(plan: Plan, output: Output) -> Progress:
@@ -30,7 +30,7 @@ def begin(plan: Plan, output: Output) -> Progress:
     Raises:
         CheckpointError: If the checkpoint is damaged or belongs to another fit.
     """
-    progress = Progress(plan.total, plan.per_epoch, plan.average is not None)
+    progress = Progress(plan.total, averaged=plan.average is not None)
     path = plan.options.checkpoint
     if path is None or not path.exists():
         return progress
@@ -57,28 +57,30 @@ def begin(plan: Plan, output: Output) -> Progress:
 def store(plan: Plan, progress: Progress) -> None:
     """Write the checkpoint, in the first process."""
     if plan.options.checkpoint is not None and plan.fabric.is_global_zero:
-        states = {name: part.state_dict() for name, part in plan.stateful.items()}
-        done = {name: getattr(progress, name) for name in _STORED}
-        history = asdict(progress.history)
-        content = {"settings": plan.settings, **states, **done, "history": history}
+        content = {
+            "settings": plan.settings,
+            **{name: part.state_dict() for name, part in plan.stateful.items()},
+            **{name: getattr(progress, name) for name in _COUNTS},
+            "weights": None if plan.held is None else progress.weights,
+            "history": asdict(progress.history),
+        }
         write_checkpoint(plan.options.checkpoint, content)
 
 
 def _load(plan: Plan, progress: Progress, content: dict[str, Any]) -> None:
     """Load the states of weights, optimiser, schedule and average, and the progress."""
-    best = content["best"]
-    if best is not None and _shapes(best) != _shapes(plan.judged.state_dict()):
+    weights = content["weights"]
+    if weights is not None and _shapes(weights) != _shapes(plan.judged.state_dict()):
         raise CheckpointError("its best weights are of another flow")
     for name, part in plan.stateful.items():
         if content[name].keys() != part.state_dict().keys():
             raise CheckpointError(f"its {name} is another one")
         part.load_state_dict(content[name])
     progress.history = History(**content["history"])
-    for name in _STORED:
+    for name in _COUNTS:
         setattr(progress, name, content[name])
+    progress.weights = plan.weights() if plan.held is None else weights
     progress.history.stopped = plan.reason_to_stop(progress)
-    if plan.held is None and progress.epoch:
-        progress.last = plan.weights()
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -36,8 +36,11 @@ class Updates:
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
         self.plan, self.progress = plan, progress
-        off = plan.random.compiled or progress.epoch > 0
-        self.reading = Reading(plan.step.objective, off=off)
+        self.reading = Reading(
+            plan.step.objective,
+            weighted=plan.train is not None and plan.train.weighted,
+            off=plan.random.compiled or progress.epoch > 0,
+        )
         self.waits = True
         self.unchecked: list[tuple[int, Tensor, Tensor | None]] = []
         self.norms: list[tuple[int, Tensor]] = []

@@ -316,18 +316,17 @@ of(
 
 # What a fit shows ---------------------------------------------------------------------------
 
-done = Progress(4, 4, history=History(epochs=[1], steps=[4], train=[1.0], stopped="epochs"))
+done = Progress(4, history=History(epochs=[1], steps=[4], train=[1.0], stopped="epochs"))
 done.done, done.epoch = 4, 1
 of(
     Progress,
-    lambda **o: Progress(4, 4, **o),
+    lambda **o: Progress(4, **o),
     averaged=differs(True),
     history=differs(done.history),
     epoch=differs(1),
     done=differs(1),
     waited=differs(1),
-    best=differs({}),
-    last=differs({}),
+    weights=differs({}),
 )
 
 
