@@ -117,15 +117,15 @@ class FlowDistribution(Distribution):
         """Draw ``(*sample_shape, *batch, *event)``, without gradients."""
         return self.flow.sample((*sample_shape, *self._extra), self.context)
 
-    def _broadcast(self, value: Tensor, event: Sizes, name: str) -> Tensor:
+    def _broadcast(self, value: Tensor, event: Sizes) -> Tensor:
         """Broadcast the batch of ``value (*batch, *event)``; the event has to fit as it is."""
-        check_event(name, value, event)
+        check_event("value", value, event)
         own = tuple(value.shape[: value.ndim - len(event)])
         try:
             batch = torch.broadcast_shapes(own, self.batch_shape)
         except RuntimeError:
             raise ShapeError(
-                f"the batch {own} of {name} does not broadcast with the batch "
+                f"the batch {own} of value does not broadcast with the batch "
                 f"{tuple(self.batch_shape)} of the distribution"
             ) from None
         return value.expand((*batch, *event))
@@ -136,17 +136,15 @@ class FlowDistribution(Distribution):
         Raises:
             ShapeError: If ``value`` is not ``(..., *event)``.
         """
-        value = self._broadcast(value, tuple(self.event_shape), "value")
-        return self.flow.log_prob(value, self.context)
+        return self.flow.log_prob(self._broadcast(value, self.event_shape), self.context)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return ``P(X <= value)`` of a flow of scalar events, ``(..., 1) -> (...)``."""
-        value = self._broadcast(value, tuple(self.event_shape), "value")
-        return self.flow.cdf(value, self.context)
+        return self.flow.cdf(self._broadcast(value, self.event_shape), self.context)
 
     def icdf(self, value: Tensor) -> Tensor:
         """Return the quantiles of a flow of scalar events, ``(...) -> (..., 1)``."""
-        return self.flow.quantile(self._broadcast(value, (), "value"), self.context)
+        return self.flow.quantile(self._broadcast(value, ()), self.context)
 
     def entropy(self, n: int = 4096, generator: Generator = None) -> Tensor:
         """Estimate the differential entropy in nats, ``(*batch,)``, from ``n`` samples.

@@ -28,8 +28,8 @@ from flowkit.training.output import output
 from flowkit.training.processes import released
 from flowkit.training.randomness import generator_of
 from flowkit.training.setup import Plan, read_data, start_from_data
-from flowkit.training.state import StateBefore
 from flowkit.training.step import Step
+from flowkit.training.weights import StateBefore
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -51,12 +52,14 @@ class Suspects:
                 return NonFiniteLossError(
                     f"{head}: {named} is not finite; remedy: a lower lr, or clip"
                 )
-        layer = self._first_bad_layer() if "x" in self.batch else None
-        if layer is None:
-            return NonFiniteLossError(f"{head}: {self._of_the_objective()}")
-        where, at, remedy = layer
-        parts = (head, self._rows(at), where, f"remedy: {remedy}")
-        return NonFiniteLossError("; ".join(filter(None, parts)))
+        try:
+            for where, bad, remedy in self._faults() if "x" in self.batch else ():
+                if rows := self._rows(bad):
+                    return NonFiniteLossError(f"{head}; {rows}; {where}; remedy: {remedy}")
+        except FlowkitError as error:
+            remedy = "data of the shape and dtype of the flow"
+            return NonFiniteLossError(f"{head}; {error}; remedy: {remedy}")
+        return NonFiniteLossError(f"{head}: {self._of_the_objective()}")
 
     def gradient_error(self, number: int) -> NonFiniteLossError | None:
         """Explain gradients that are not finite, though the loss is; ``None`` if all are finite.
@@ -109,14 +112,11 @@ class Suspects:
         begin = "every layer and the base are finite, so the objective is at fault: "
         return f"{begin if with_data else ''}{fault}"
 
-    def _first_bad_layer(self) -> tuple[str, Tensor, str] | None:
-        """The first layer whose output or log-det is not finite, for which, and a remedy."""
-        flow, x = self.step.flow, self.batch["x"]
-        try:
-            x, context = flow._prepare(x, self.batch.get("context"))
-        except FlowkitError as error:
-            return str(error), x.new_empty(0).bool(), "data of the shape and dtype of the flow"
-        whole, outputs = flow.transform, []
+    def _faults(self) -> Iterator[tuple[str, Tensor, str]]:
+        """What may be at fault, in the order to look, with the samples that show it; a remedy."""
+        flow, outputs = self.step.flow, []
+        x, context = flow._prepare(self.batch["x"], self.batch.get("context"))
+        whole = flow.transform
         layers: list[Transform] = (
             [whole[i] for i in range(len(whole))] if isinstance(whole, Compose) else [whole]
         )
@@ -125,29 +125,22 @@ class Suspects:
             x, log_det = layer(x, context)
             outputs.append(x)
             bad = _bad(x) | ~log_det.isfinite()
-            if bool(bad.any()):
-                place = f"the first layer at fault is number {number}, {layer.label}"
-                outside = bad & ~layer.domain.check(given)
-                if bool(outside.any()):
-                    return f"{place}, whose domain these rows are outside of", outside, _OUTSIDE
-                return place, bad, _TRAINING
+            place = f"the first layer at fault is number {number}, {layer.label}"
+            outside = bad & ~layer.domain.check(given)
+            yield f"{place}, whose domain these rows are outside of", outside, _OUTSIDE
+            yield place, bad, _TRAINING
         density = flow.base.log_prob(x, context)
         bad = ~density.isfinite()
-        if not bool(bad.any()):
-            return None
         base = f"the base {type(flow.base).__name__} is at fault"
         # Layers of constant slope, such as Rescale, leave it to the base to have no density there.
         # (By what leaves them: a circular layer reads everything, modulo its period.)
         for number, (layer, out) in enumerate(zip(layers, outputs, strict=True)):
-            outside = bad & ~layer.codomain.check(out)
-            if bool(outside.any()):
-                place = f"{base}, beyond the domain of number {number}, {layer.label}"
-                return place, outside, _OUTSIDE
-        zero = density == -torch.inf
-        if bool((zero & ~flow.base.support.check(x)).any()):
-            remedy = "leave these rows out, or a base whose support holds them: StandardNormal"
-            return f"{base}, whose support these rows are outside of", zero, remedy
-        return base, bad, _TRAINING
+            place = f"{base}, beyond the domain of number {number}, {layer.label}"
+            yield place, bad & ~layer.codomain.check(out), _OUTSIDE
+        outside = (density == -torch.inf) & ~flow.base.support.check(x)
+        remedy = "leave these rows out, or a base whose support holds them: StandardNormal"
+        yield f"{base}, whose support these rows are outside of", outside, remedy
+        yield base, bad, _TRAINING
 
     def _bad_gradients(self) -> Tensor:
         """Whether the log-density of each sample has a gradient in x that is not finite."""

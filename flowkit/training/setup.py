@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flowkit import checks
-from flowkit.conditioners import StandardizeContext
 from flowkit.config import describe, is_plain
 from flowkit.data.batches import DataSplit, split
 from flowkit.data.convert import Expected, check_finite, read
 from flowkit.errors import ArgumentError, DataError, DescriptionError, OutsideError
 from flowkit.numerics.compiling import can_compile, seconds_to_compile, worth_compiling
 from flowkit.training.arguments import Options
-from flowkit.training.average import MovingAverage
 from flowkit.training.history import Progress
 from flowkit.training.keys import check_keys
 from flowkit.training.optimizers import choose_optimizer, choose_scheduler, needs_closure
@@ -29,6 +27,7 @@ from flowkit.training.randomness import Randomness
 from flowkit.training.step import Step
 from flowkit.training.suitability import periods, repeats
 from flowkit.training.warn import warn
+from flowkit.training.weights import MovingAverage
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -158,17 +157,20 @@ class Plan:
         return bool(compile) and can_compile(self.fabric.device)
 
     def _settings(self, chosen: Optimizer) -> dict[str, Any]:
-        """What must agree for a checkpoint to be continued."""
+        """What must agree for a checkpoint to be continued; it reads all samples."""
         flow, options, scheduler = self.step.flow, self.options, self.options.scheduler
+        if options.checkpoint is None:
+            return {}
         try:
             made = json.dumps(describe(flow))
         except DescriptionError:
             made = ""
-        settings = {
+        # The first setting that differs is the one that is named.
+        return {
             "weights": [[name, list(p.shape)] for name, p in self.step.state_dict().items()],
             "flow": f"{made}\n{flow.summary()}",
             "dtype": str(flow.dtype),
-            "objective": _described(self.step.objective),
+            "objective": [_described(part) for part in self.step.objective.modules()],
             "seed": options.seed,
             "optimizer": type(chosen).__name__,
             "lr": options.lr if options.optimizer is None else None,
@@ -179,34 +181,24 @@ class Plan:
             "rows": 0 if self.train is None else len(self.train),
             "batch_size": self.batch_size,
             "total_steps": self.total,
+            "data": "" if self.train is None else self.train.fingerprint(),
+            "validation": "" if self.held is None else self.held.fingerprint(),
+            "optimizer_groups": [_plain(group) for group in chosen.param_groups],
         }
-        if options.checkpoint is not None:
-            # Only here, for it reads all samples.
-            for name, part in (("data", self.train), ("validation", self.held)):
-                settings[name] = "" if part is None else part.fingerprint()
-        # Last, for the first setting that differs is the one that is named.
-        settings["optimizer_groups"] = [
-            {key: value for key, value in group.items() if is_plain(value) and key != "params"}
-            for group in chosen.param_groups
-        ]
-        return settings
 
 
-def _described(part: nn.Module) -> Any:
-    """Describe an objective, and those in it, by class and plain settings.
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if is_plain(value)}
+
+
+def _described(part: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The class and the plain settings of an objective or a part of it.
 
     Of classes from elsewhere the name alone: what their attributes mean is not known here.
     """
-    name = type(part).__qualname__
-    if not type(part).__module__.startswith("flowkit."):
-        return name
-    settings = {
-        key: value
-        for key, value in sorted(vars(part).items())
-        if not key.startswith("_") and key != "training" and is_plain(value)
-    }
-    inner = [_described(child) for child in part.children()]
-    return [name, settings, inner] if settings or inner else name
+    ours = type(part).__module__.startswith("flowkit.")
+    public = {k: v for k, v in vars(part).items() if ours and k[0] != "_" and k != "training"}
+    return type(part).__qualname__, _plain(public)
 
 
 def read_data(
@@ -231,13 +223,22 @@ def read_data(
                 "validation=None, and a callback that judges the flow"
             )
         return None, None
-    own = flow.embedding is not None and not isinstance(flow.embedding, StandardizeContext)
+
+    def reads_labels(context: Tensor) -> bool:
+        """Whether the embedding reads contexts of this dtype."""
+        try:
+            with torch.no_grad():
+                copy.deepcopy(flow.embedding).eval()(context)  # type: ignore[union-attr]
+        except (RuntimeError, TypeError, NotImplementedError):
+            return False
+        return True
+
     expected = Expected(
         flow.dtype or torch.get_default_dtype(),
         device,
         flow.event_shape,
         context=flow.context_size if flow.needs_context else 0,
-        reads_labels=(lambda context: _reads(flow.embedding, context)) if own else None,
+        reads_labels=reads_labels if flow.context_size is None else None,
     )
     source, seen = read(data, expected)
     first = torch.tensor([0])
@@ -253,36 +254,25 @@ def read_data(
     return split(source, held, seed)
 
 
-def _reads(embedding: nn.Module | None, context: Tensor) -> bool:
-    """Whether an embedding reads contexts of this dtype."""
-    try:
-        with torch.no_grad():
-            copy.deepcopy(embedding).eval()(context)  # type: ignore[union-attr]
-    except (RuntimeError, TypeError, NotImplementedError):
-        return False
-    return True
-
-
 def start_from_data(step: Step, train: DataSplit | None, generator: torch.Generator) -> None:
     """Initialise a flow that has not seen data yet."""
-    if bool(step.flow.initialized):
+    flow, objective = step.flow, step.objective
+    if bool(flow.initialized):
         return
-    sample, index = {}, None
-    if train is not None:
-        index = train.representatives(_START_SAMPLES)
-        sample = train.batch(index)
-    for name, value in sample.items():
+    if train is None:
+        # A later fit must not start a trained flow anew.
+        flow.initialize(None)
+        return
+    index = train.representatives(_START_SAMPLES)
+    given = train.batch(index)
+    for name, value in given.items():
         check_finite(value, name, numbers=index)
-    given = sample.get("x")
-    if "x" in sample:
-        sample = step.objective.start(sample, generator=generator)
-    # Also without data: a later fit must not start a trained flow anew.
+    sample = objective.start({**given}, generator=generator) if "x" in given else given
     try:
-        step.flow.initialize(sample.get("x"), sample.get("context"))
+        flow.initialize(sample.get("x"), sample.get("context"))
     except OutsideError as error:
-        if index is not None:
-            error = error.renumbered(index.tolist())
-        if given is not None and not torch.equal(given, sample["x"]):
+        error = error.renumbered(index.tolist())
+        if not torch.equal(given["x"], sample["x"]):
             error = OutsideError(
                 f"{error.text}; these values include the noise that the fit adds to the data, as "
                 "dequantisation does: half a cell on each side",

@@ -66,11 +66,15 @@ class Updates:
 
         def evaluate() -> Tensor:
             """Loss and gradients at the present weights."""
+            part = progress.done / progress.total
+            given = StepInput(self.reading.watched(batch), random.generator, part)
+            if random.compiled:
+                given = StepInput(batch, None, torch.tensor(part, dtype=torch.float64))
             if plan.by_closure:
                 random.begin_step(progress.epoch, progress.done)
             with self._together():
                 with random.of_step():
-                    loss = plan.model(self._input(batch))
+                    loss = plan.model(given)
                 value = loss.value.detach()
                 self.unchecked.append((progress.done + 1, value, index))
                 if self.waits:
@@ -99,12 +103,6 @@ class Updates:
     def _together(self) -> AbstractContextManager[None]:
         together = self.plan.processes.together
         return together(self.progress.done) if self.waits else nullcontext()
-
-    def _input(self, batch: dict[str, Tensor]) -> StepInput:
-        part = self.progress.done / self.progress.total
-        if self.plan.random.compiled:
-            return StepInput(batch, None, torch.tensor(part, dtype=torch.float64))
-        return StepInput(self.reading.watched(batch), self.plan.random.generator, part)
 
     def check(self) -> None:
         """Raise if a loss or a norm since the last check is not finite."""

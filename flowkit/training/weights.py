@@ -1,4 +1,4 @@
-"""Average weights exponentially over the steps of a fit."""
+"""Copies of weights: their average over the steps of a fit, and their state before it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MovingAverage:
         Polyak and Juditsky 1992, doi:10.1137/0330046, for averages of iterates.
 
     Example:
-        >>> from flowkit.training.average import MovingAverage
+        >>> from flowkit.training.weights import MovingAverage
         >>> weight = torch.nn.Linear(1, 1, bias=False)
         >>> average = MovingAverage(weight, 0.5)
         >>> for value in (1.0, 2.0):
@@ -48,3 +48,36 @@ class MovingAverage:
         fixed = [(old, new) for old, new in pairs if not new.requires_grad]
         for old, new in (*fixed, *zip(self.module.buffers(), module.buffers(), strict=True)):
             old.copy_(new)
+
+
+class StateBefore:
+    """Weights, buffers, dtypes, devices and modes of a module, as they are now.
+
+    Example:
+        >>> import torch
+        >>> from flowkit import coupling_flow
+        >>> flow = coupling_flow(1)
+        >>> before = StateBefore(flow)
+        >>> flow.double().initialize(torch.arange(5.0).double()[:, None])
+        >>> before.restore()
+        >>> flow.dtype, bool(flow.initialized), flow.training
+        (torch.float32, False, True)
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.modules = [(part, part.training, {**part._buffers}) for part in module.modules()]
+        self.parameters = [(parameter, parameter.data) for parameter in module.parameters()]
+        tensors = [*(data for _, data in self.parameters), *module.buffers()]
+        self.values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Bring the module back, and forget its gradients."""
+        for parameter, data in self.parameters:
+            parameter.grad, parameter.data = None, data
+        for part, training, buffers in self.modules:
+            part.training = training
+            part._buffers.update(buffers)
+        # In place, for others may hold the tensors.
+        for tensor, value in self.values:
+            tensor.copy_(value)
