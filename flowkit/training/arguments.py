@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from flowkit import checks
 from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.objectives import Objective
-from flowkit.training.checkpoint import prepare_path
 from flowkit.training.history import History
 
 DEFAULT_LR = 1e-3
@@ -34,7 +34,6 @@ class Options:
 
     Raises:
         ArgumentError: If an option is of the wrong kind or out of its range.
-        CheckpointError: If a checkpoint cannot be written.
     """
 
     epochs: int | None
@@ -84,7 +83,7 @@ class Options:
             if not isinstance(path, (str, os.PathLike)) or os.path.isdir(path):
                 expected = "the path of a file, not of a folder"
                 raise checks.fail("fit", "checkpoint", expected, path, "checkpoint='fit.ckpt'")
-            self.checkpoint = prepare_path(path)
+            self.checkpoint = Path(path)
 
 
 def check_parts(flow: Any, objective: Any, fabric: Any) -> None:

@@ -1,4 +1,4 @@
-"""Write and read checkpoints: all that a fit needs to go on, atomically, without running code."""
+"""Checkpoints, from which a fit goes on: written atomically, and read without running code."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import hashlib
 import io
 import os
 import tempfile
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowkit.errors import CheckpointError, DataError
 from flowkit.files import check_writable, remove_leftovers, replacing
-from flowkit.training.history import History
+from flowkit.training.history import History, Progress
+from flowkit.training.output import Output
+from flowkit.training.setup import Plan
+from flowkit.training.warn import warn
 
 _HEAD = b"flowkit checkpoint 1\n"
 _DIGEST = hashlib.sha256
@@ -26,10 +30,12 @@ _OTHER = {
     "validation": "is of other validation data",
 }
 _COLUMNS = ("epochs", "steps", "train", "learning_rate", "seconds")
+# What is stored of the progress, beside the history and the weights.
+_COUNTS = ("epoch", "done", "waited")
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
-def prepare_path(path: str | os.PathLike[str]) -> Path:
+def prepare_path(path: Path) -> None:
     """Check before any step that a checkpoint can be written, and make its folder.
 
     Temporary files that killed processes left beside it are removed.
@@ -37,18 +43,16 @@ def prepare_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: If it cannot be written.
     """
-    target = Path(path)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(target)
-        remove_leftovers(target.parent)
-        with tempfile.TemporaryFile(dir=target.parent) as trial:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
+        remove_leftovers(path.parent)
+        with tempfile.TemporaryFile(dir=path.parent) as trial:
             trial.write(bytes(4096))
             trial.flush()
             os.fsync(trial.fileno())
     except (OSError, ValueError) as error:
-        raise _cannot_write(target, error) from None
-    return target
+        raise _cannot_write(path, error) from None
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -153,3 +157,96 @@ def _is_record(record: Any, epoch: Any, done: Any) -> bool:
         and isinstance(record["stopped"], str)
         and (best is None or (type(best) is int and 1 <= best <= epoch))
     )
+
+
+def resume(plan: Plan, output: Output) -> Progress:
+    """Return the progress of a fit, from its checkpoint if there is one.
+
+    Args:
+        plan: The fit.
+        output: What shows the fit.
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged or belongs to another fit.
+    """
+    progress = Progress(plan.total, averaged=plan.average is not None)
+    path = plan.options.checkpoint
+    if path is None or not path.exists():
+        return progress
+    content = read_checkpoint(path, plan.settings)
+    if content["settings"]["total_steps"] != plan.total:
+        _plan_anew(plan, path, content)
+    try:
+        _load(plan, progress, content)
+    except Exception as error:
+        raise CheckpointError(
+            f"the state in {path} does not fit this fit ({error}); remedy: continue with "
+            "the settings that wrote it, or choose another path"
+        ) from None
+    output.say(f"goes on from {path}, after epoch {progress.epoch} (step {progress.done})")
+    if progress.done > plan.total:
+        warn(
+            f"the checkpoint {path} is of a fit that has done {progress.done} steps already, more "
+            f"than the {plan.total} of this fit, so nothing is left to do and the "
+            "flow gets its weights; remedy: more epochs, or another path to start over"
+        )
+    return progress
+
+
+def store(plan: Plan, progress: Progress) -> None:
+    """Write the checkpoint, in the first process."""
+    if plan.options.checkpoint is not None and plan.fabric.is_global_zero:
+        content = {
+            "settings": plan.settings,
+            **{name: part.state_dict() for name, part in plan.stateful.items()},
+            **{name: getattr(progress, name) for name in _COUNTS},
+            "weights": None if plan.held is None else progress.weights,
+            "history": asdict(progress.history),
+        }
+        write_checkpoint(plan.options.checkpoint, content)
+
+
+def _load(plan: Plan, progress: Progress, content: dict[str, Any]) -> None:
+    """Load the states of weights, optimiser, schedule and average, and the progress."""
+    weights = content["weights"]
+    if weights is not None and _shapes(weights) != _shapes(plan.judged.state_dict()):
+        raise CheckpointError("its best weights are of another flow")
+    for name, part in plan.stateful.items():
+        if content[name].keys() != part.state_dict().keys():
+            raise CheckpointError(f"its {name} is another one")
+        part.load_state_dict(content[name])
+    progress.history = History(**content["history"])
+    for name in _COUNTS:
+        setattr(progress, name, content[name])
+    progress.weights = plan.weights() if plan.held is None else weights
+    progress.history.stopped = plan.reason_to_stop(progress)
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
+
+
+def _plan_anew(plan: Plan, path: Path, content: dict[str, Any]) -> None:
+    """Replace the stored schedule by the one over the present length.
+
+    From here on the rate at step t is that of a fit of the present length; the steps that are
+    done had that of the length that was planned then.
+    """
+    if plan.scheduler is None or content["done"] >= plan.total:
+        return
+    try:
+        steps = int(content["scheduler"].get("last_epoch", content["done"]))
+        groups = content["optimizer"]["param_groups"]
+        # Torch warns of schedules that step before the optimizer, which has done so elsewhere.
+        plan.scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]
+        for _ in range(steps):
+            plan.scheduler.step()
+        content["scheduler"] = plan.scheduler.state_dict()
+        for stored, planned in zip(groups, plan.optimizer.param_groups, strict=True):
+            stored.update({k: v for k, v in planned.items() if k != "params"})
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"the schedule in {path} cannot be planned over another number of steps "
+            f"({error}); remedy: the {content['settings']['total_steps']} steps that wrote "
+            "it, or another path"
+        ) from None

@@ -11,9 +11,7 @@ import torch
 
 from flowkit import checks
 from flowkit.flow import Flow
-from flowkit.numerics.noise import drawing_from
 from flowkit.objectives import MaximumLikelihood, Objective
-from flowkit.training import resume
 from flowkit.training.arguments import (
     DEFAULT_LR,
     Callback,
@@ -22,12 +20,12 @@ from flowkit.training.arguments import (
     Schedule,
     check_parts,
 )
+from flowkit.training.checkpoint import prepare_path, resume
 from flowkit.training.history import History
 from flowkit.training.loop import run
 from flowkit.training.output import output
 from flowkit.training.processes import released
-from flowkit.training.randomness import generator_of
-from flowkit.training.setup import Plan, read_data, start_from_data
+from flowkit.training.setup import Plan
 from flowkit.training.step import Step
 from flowkit.training.weights import StateBefore
 
@@ -152,23 +150,17 @@ def fit(
         checkpoint, seed, callbacks,
     )  # fmt: skip
     shows = checks.flag("fit", "progress", progress)
+    if options.checkpoint is not None:
+        prepare_path(options.checkpoint)
     if fabric.world_size > 1 and not fabric._launched:
         fabric.launch()
-    step, device = Step(flow, objective), fabric.device
-    generator = generator_of(options.seed, device)
+    step, shown = Step(flow, objective), output(shows=shows and fabric.is_global_zero)
     before, made = StateBefore(step), None
     try:
-        with torch.inference_mode(False), torch.enable_grad(), _on_device(step, fabric):
-            # The same in all processes; Datasets and layers that start from data may draw.
-            with drawing_from(generator):
-                train, held = read_data(step, data, validation, seed=options.seed, device=device)
-                start_from_data(step, train, generator)
-            shown = output(shows and fabric.is_global_zero)
-            plan = Plan(
-                step, fabric, options, train=train, held=held, generator=generator, output=shown
-            )
+        with torch.inference_mode(mode=False), torch.enable_grad(), _on_device(step, fabric):
+            plan = Plan(step, fabric, options, data=data, validation=validation, output=shown)
             with released(plan.model):
-                made = resume.begin(plan, shown)
+                made = resume(plan, shown)
                 return run(plan, made, shown)
     except BaseException:
         if made is None or made.weights is None:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from flowkit.data.batches import DataSplit
-from flowkit.training import resume
+from flowkit.training.checkpoint import store
 from flowkit.training.history import History, Progress
-from flowkit.training.keys import Reading
 from flowkit.training.nonfinite import Suspects, weights_error
 from flowkit.training.output import Output
 from flowkit.training.randomness import seed_of
 from flowkit.training.setup import Plan
 from flowkit.training.step import StepInput
+from flowkit.training.suitability import Reading
 from flowkit.training.updates import Numbered, Updates
 from flowkit.training.warn import warn
 
@@ -65,7 +65,7 @@ def _end_epoch(plan: Plan, progress: Progress, updates: Updates, output: Output)
         progress.weights = plan.weights()
     output.epoch(progress)
     with processes.together(progress.done):
-        resume.store(plan, progress)
+        store(plan, progress)
 
 
 def _batches(plan: Plan, epoch: int) -> Generator[Numbered, None, None]:

@@ -116,10 +116,10 @@ class Bar(Output):
         super().end(progress)
 
 
-def output(shown: bool) -> Output:
+def output(*, shows: bool) -> Output:
     """Choose what shows a fit: nothing, a bar, or lines where standard error is no terminal."""
     stream = sys.stderr
-    if not shown or stream is None:
+    if not shows or stream is None:
         return Output()
     if _in_notebook():
         # Without these a bar of tqdm is a warning and a heap of carriage returns.

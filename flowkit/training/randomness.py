@@ -28,11 +28,6 @@ def seed_of(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def generator_of(seed: int, device: torch.device) -> torch.Generator:
-    """Make the generator of a fit, also of what it draws before the first step."""
-    return torch.Generator(device).manual_seed(seed_of(seed))
-
-
 class Randomness:
     """Draw the random numbers of a fit; the global random state is neither read nor changed.
 
@@ -43,7 +38,7 @@ class Randomness:
     Args:
         seed: Seed of the fit.
         rank: Number of the process.
-        generator: The generator of the fit, of :func:`generator_of`.
+        generator: The generator of the fit.
         step: Flow and objective.
         optimizer: The optimiser, which may add noise.
         compiled: Whether steps are compiled.

@@ -17,15 +17,15 @@ from flowkit.data.batches import DataSplit, split
 from flowkit.data.convert import Expected, check_finite, read
 from flowkit.errors import ArgumentError, DataError, DescriptionError, OutsideError
 from flowkit.numerics.compiling import can_compile, seconds_to_compile, worth_compiling
+from flowkit.numerics.noise import drawing_from
 from flowkit.training.arguments import Options
 from flowkit.training.history import Progress
-from flowkit.training.keys import check_keys
 from flowkit.training.optimizers import choose_optimizer, choose_scheduler, needs_closure
 from flowkit.training.output import Output
 from flowkit.training.processes import Processes
-from flowkit.training.randomness import Randomness
+from flowkit.training.randomness import Randomness, seed_of
 from flowkit.training.step import Step
-from flowkit.training.suitability import periods, repeats
+from flowkit.training.suitability import check_keys, periods, repeats
 from flowkit.training.warn import warn
 from flowkit.training.weights import MovingAverage
 
@@ -44,12 +44,13 @@ class Plan:
         step: Flow and objective.
         fabric: Devices, precision, strategy.
         options: The options of the fit.
-        train: Training samples; ``None`` if the objective needs none.
-        held: Validation samples.
-        generator: The generator of the fit.
-        output: What shows it.
+        data: The data.
+        validation: Fraction of the samples held out, or validation data.
+        output: What shows the fit.
 
     Attributes:
+        train: Training samples; ``None`` if the objective needs none.
+        held: Validation samples.
         model: The step as Fabric and the compiler run it.
         optimizer: The optimiser as Fabric runs it.
         by_closure: Whether the optimiser evaluates the loss itself.
@@ -70,13 +71,18 @@ class Plan:
         fabric: Fabric,
         options: Options,
         *,
-        train: DataSplit | None,
-        held: DataSplit | None,
-        generator: torch.Generator,
+        data: Any,
+        validation: Any,
         output: Output,
     ) -> None:
         self.step, self.fabric, self.options = step, fabric, options
-        self.train, self.held, self.processes = train, held, Processes(fabric)
+        self.processes, seed = Processes(fabric), options.seed
+        generator = torch.Generator(fabric.device).manual_seed(seed_of(seed))
+        # The same in all processes; Datasets and layers that start from data may draw.
+        with drawing_from(generator):
+            train, held = read_data(step, data, validation, seed=seed, device=fabric.device)
+            start_from_data(step, train, generator)
+        self.train, self.held = train, held
         self.batch_size, self.per_epoch = options.batch_size, _EPOCH_WITHOUT_DATA
         if train is not None:
             self.batch_size = min(options.batch_size, len(train))
@@ -95,9 +101,8 @@ class Plan:
                 f"compiles the training step, which takes about {seconds} before the first one"
             )
         self.settings = self._settings(chosen)
-        self.random = Randomness(
-            options.seed, fabric.global_rank, generator, step, chosen, compiled=compiled
-        )
+        rank = fabric.global_rank
+        self.random = Randomness(seed, rank, generator, step, chosen, compiled=compiled)
         self.by_closure = needs_closure(chosen)
         self.scheduler, self.plateau = choose_scheduler(chosen, options, self.total)
         if self.scheduler is not None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from flowkit.errors import NonFiniteLossError
 from flowkit.objectives import Loss
 from flowkit.training.history import Progress
-from flowkit.training.keys import Reading
 from flowkit.training.nonfinite import Suspects
 from flowkit.training.setup import Plan
 from flowkit.training.step import StepInput
+from flowkit.training.suitability import Reading
 
 _STEPS_UNCHECKED = 20
 
