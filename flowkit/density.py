@@ -10,11 +10,11 @@ from torch import Tensor
 from flowkit import checks
 from flowkit.ends import within
 from flowkit.errors import ShapeError, StochasticFlowError
-from flowkit.inputs import check_tensor
 from flowkit.numerics.gradients import require_ordinary, value_and_gradient
 from flowkit.numerics.rounding import clamp_through
 from flowkit.numerics.types import Context, Generator, Sizes
 from flowkit.pushforward import Pushforward
+from flowkit.shapes import check_tensor
 from flowkit.statistics.estimates import Estimate, mean_of
 from flowkit.transforms.base import broadcast_context
 from flowkit.transforms.region import region_of
@@ -230,8 +230,7 @@ class Density(Pushforward):
         self._require_scalar()
         x, context = self._prepare(x, context)
         infinite = x.isinf().squeeze(-1)
-        safe = torch.where(x.isinf(), torch.zeros_like(x), x)
-        z, log_det = self.transform(safe, context)
+        z, log_det = self.transform(torch.where(x.isinf(), 0.0, x), context)
         above, below = self.base.log_survival(z, context), self.base.log_cdf(z, context)
         increasing = torch.as_tensor(self.transform.orientation() > 0, device=z.device)
         first, second = (above, below) if upper else (below, above)
@@ -288,16 +287,15 @@ class Density(Pushforward):
         given = context
         q, context = self._prepare(q.unsqueeze(-1), context)
         inner = (q > 0) & (q < 1)
-        safe = torch.where(inner, q, torch.full_like(q, 0.5))
+        safe = torch.where(inner, q, 0.5)
         increasing = torch.as_tensor(self.transform.orientation() > 0, device=q.device)
         z = torch.where(increasing, self.base.icdf(safe, context), self.base.isf(safe, context))
         # An end of the base may be where a layer ends, to which rounding shall not lead.
         z = within(self.base, z)
         x = self.transform.inverse(z, context)[0]
-        region = self.region(given)
-        if region is None:
-            return torch.where(inner, x, torch.full_like(x, math.nan))
-        # Rounding shall not lead out of the support.
-        x = clamp_through(x, region.lower, region.upper)
-        ends = torch.where(q == 0, region.lower, torch.where(q == 1, region.upper, math.nan))
+        ends, region = x.new_tensor(math.nan), self.region(given)
+        if region is not None:
+            # Rounding shall not lead out of the support.
+            x = clamp_through(x, region.lower, region.upper)
+            ends = torch.where(q == 0, region.lower, torch.where(q == 1, region.upper, math.nan))
         return torch.where(inner, x, ends)

@@ -13,8 +13,8 @@ from torch.distributions import Distribution, constraints, register_kl
 from flowkit import checks
 from flowkit.density import Density
 from flowkit.errors import NotInvertibleError, ShapeError
-from flowkit.inputs import check_event
 from flowkit.numerics.types import Context, Generator, Sizes
+from flowkit.shapes import check_event
 from flowkit.statistics.estimates import Estimate, mean_of
 from flowkit.support import Support
 
@@ -60,11 +60,6 @@ class FlowDistribution(Distribution):
     def __init__(
         self, flow: Density, context: Context = None, batch_shape: Sizes | None = None
     ) -> None:
-        if context is None and flow.needs_context:
-            raise ShapeError(
-                "this flow is conditional, so its distribution needs a context "
-                f"(..., {flow.context_size or '*'}); remedy: flow.distribution(context)"
-            )
         with torch.no_grad():
             embedded = flow.embed(context)
         own = () if embedded is None else tuple(embedded.shape[:-1])

@@ -49,13 +49,11 @@ def may_leave(transform: Transform, base: Base) -> bool:
         return False
     layers = list(layers_in_order(transform))
     # Before the last layer with open ends nothing but the order of numbers may change.
-    ends = [
-        i
-        for i, (layer, inverted) in enumerate(layers)
-        if (not is_whole_line(layer.codomain) if inverted else layer.restricts)
-    ]
-    before = layers[: max(ends, default=0)]
-    if any(not (t.reshapes or isinstance(t, Permutation)) for t, _ in before):
+    last = 0
+    for i, (layer, inverted) in enumerate(layers):
+        if not is_whole_line(layer.codomain) if inverted else layer.restricts:
+            last = i
+    if any(not (t.reshapes or isinstance(t, Permutation)) for t, _ in layers[:last]):
         return True
     bounded = not is_whole_line(base.support)
     return bounded and any(not layer.keeps_intervals for layer, _ in layers)
@@ -63,8 +61,6 @@ def may_leave(transform: Transform, base: Base) -> bool:
 
 def within(base: Base, z: Tensor) -> Tensor:
     """Clamp noise strictly between the ends of a base."""
-    if is_whole_line(base.support):
-        return z
     region = region_of(base.support, base.event_shape, z)
     if region is None:
         return z
@@ -78,8 +74,8 @@ def _goes_beyond(noise: Region, ends: Region, *, fixed: bool) -> bool:
     Finite ends count only if they are fixed: else they may meet once the layers between have
     started from data or are trained.
     """
-    slack = 16 * torch.finfo(ends.lower.dtype).eps
-    room = [slack * end.abs().clamp(min=1.0) for end in ends]
-    below = (noise.lower < ends.lower - room[0]) & (fixed | noise.lower.isinf())
-    above = (noise.upper > ends.upper + room[1]) & (fixed | noise.upper.isinf())
+    rounding = 16 * torch.finfo(ends.lower.dtype).eps
+    slack = [rounding * end.abs().clamp(min=1.0) for end in ends]
+    below = (noise.lower < ends.lower - slack[0]) & (fixed | noise.lower.isinf())
+    above = (noise.upper > ends.upper + slack[1]) & (fixed | noise.upper.isinf())
     return bool((below | above).any())

@@ -13,10 +13,9 @@ from flowkit.bases import Base
 from flowkit.conditioners import StandardizeContext
 from flowkit.ends import may_leave, require_noise_everywhere
 from flowkit.errors import ShapeError
-from flowkit.inputs import check_event, check_tensor
 from flowkit.numerics.roots import all_known
 from flowkit.numerics.types import Context, Generator, Mapped, Sizes
-from flowkit.shapes import as_shape
+from flowkit.shapes import as_shape, check_event, check_tensor
 from flowkit.transforms import CircularShift, Rescale, Transform
 from flowkit.transforms.base import broadcast_context
 from flowkit.transforms.region import Region, region_of

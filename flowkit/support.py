@@ -23,8 +23,8 @@ class Support(constraints.independent):
     mixed (by a linear layer, or by a coupling that moves ends) the support is no box and the ends
     are ``None``.
 
-    ``torch.distributions.biject_to`` and Pyro take it: boxes by the usual maps from the line, a
-    support of another shape through the flow itself.
+    ``torch.distributions.biject_to`` and Pyro take it: boxes by the usual maps of unbounded
+    numbers, a support of another shape through the flow itself.
 
     Attributes:
         lower: Lower ends ``(*context_batch, *event)``, infinite where there is none; ``None``

@@ -32,7 +32,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("bases",),
     ("energies",),
     ("transforms",),
-    ("inputs", "ends"),
+    ("ends",),
     ("pushforward",),
     ("density",),
     ("stochastic", "support", "summary"),

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flowkit.errors import CheckpointError, DataError
 from flowkit.files import check_writable, remove_leftovers, replacing
 from flowkit.training.history import History, Progress
 from flowkit.training.output import Output
-from flowkit.training.setup import Plan
+from flowkit.training.setup import Plan, shapes
 from flowkit.training.warn import warn
 
 _HEAD = b"flowkit checkpoint 1\n"
@@ -209,7 +208,7 @@ def store(plan: Plan, progress: Progress) -> None:
 def _load(plan: Plan, progress: Progress, content: dict[str, Any]) -> None:
     """Load the states of weights, optimiser, schedule and average, and the progress."""
     weights = content["weights"]
-    if weights is not None and _shapes(weights) != _shapes(plan.judged.state_dict()):
+    if weights is not None and shapes(weights) != plan.settings["weights"]:
         raise CheckpointError("its best weights are of another flow")
     for name, part in plan.stateful.items():
         if content[name].keys() != part.state_dict().keys():
@@ -222,23 +221,19 @@ def _load(plan: Plan, progress: Progress, content: dict[str, Any]) -> None:
     progress.history.stopped = plan.reason_to_stop(progress)
 
 
-def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in state.items()}
-
-
 def _plan_anew(plan: Plan, path: Path, content: dict[str, Any]) -> None:
     """Replace the stored schedule by the one over the present length.
 
     From here on the rate at step t is that of a fit of the present length; the steps that are
     done had that of the length that was planned then.
     """
-    if plan.scheduler is None or content["done"] >= plan.total:
+    if plan.scheduler is None or plan.by_loss or content["done"] >= plan.total:
         return
     try:
         steps = int(content["scheduler"].get("last_epoch", content["done"]))
         groups = content["optimizer"]["param_groups"]
         # Torch warns of schedules that step before the optimizer, which has done so elsewhere.
-        plan.scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]
+        plan.scheduler.optimizer._opt_called = True
         for _ in range(steps):
             plan.scheduler.step()
         content["scheduler"] = plan.scheduler.state_dict()

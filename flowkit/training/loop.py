@@ -109,8 +109,8 @@ def _epoch(plan: Plan, progress: Progress, updates: Updates, output: Output) -> 
     history.learning_rate.append(plan.optimizer.param_groups[0]["lr"])
     if plan.held is not None:
         _validate(plan, progress, plan.held, updates.reading)
-    if plan.plateau is not None:
-        plan.plateau.step((history.validation or history.train)[-1])
+    if plan.by_loss:
+        plan.scheduler.step((history.validation or history.train)[-1])
     history.seconds.append(time.perf_counter() - begun)
 
 

@@ -41,13 +41,13 @@ def choose_optimizer(step: nn.Module, options: Options, fabric: Fabric) -> Optim
     chosen = options.optimizer(parameters)
     checks.instance("fit", "the result of optimizer", chosen, Optimizer, OPTIMIZER)
     name = type(chosen).__name__
-    others = _required(chosen) - {"closure"}
-    if others:
+    needed = required_arguments(chosen)
+    if others := needed - {"closure"}:
         raise ArgumentError(
             f"fit steps optimizers without arguments or with a closure, but {name}.step needs "
             f"{', '.join(sorted(others))}; remedy: {OPTIMIZER}"
         )
-    if scaled and needs_closure(chosen):
+    if scaled and needed:
         raise ArgumentError(
             f"{name} needs a closure, which the loss scaling of "
             "precision='16-mixed' does not allow; remedy: precision='32-true' or 'bf16-mixed'"
@@ -66,21 +66,16 @@ def choose_optimizer(step: nn.Module, options: Options, fabric: Fabric) -> Optim
     return chosen
 
 
-def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether a step evaluates the loss itself, as that of L-BFGS.
+def required_arguments(stepped: Any) -> set[str]:
+    """Names of the arguments that ``step`` of an optimiser or a schedule cannot do without.
 
     Example:
         >>> import torch
-        >>> from flowkit.training.optimizers import needs_closure
+        >>> from flowkit.training.optimizers import required_arguments
         >>> w = [torch.nn.Parameter(torch.zeros(1))]
-        >>> needs_closure(torch.optim.LBFGS(w)), needs_closure(torch.optim.SGD(w, lr=0.1))
-        (True, False)
+        >>> required_arguments(torch.optim.LBFGS(w)), required_arguments(torch.optim.SGD(w, lr=1))
+        ({'closure'}, set())
     """
-    return "closure" in _required(optimizer)
-
-
-def _required(stepped: Any) -> set[str]:
-    """Names of the arguments without which ``step`` cannot be called."""
     return {
         name
         for name, parameter in inspect.signature(stepped.step).parameters.items()
@@ -89,10 +84,8 @@ def _required(stepped: Any) -> set[str]:
     }
 
 
-def choose_scheduler(
-    optimizer: Optimizer, options: Options, steps: int
-) -> tuple[LRScheduler | None, Any]:
-    """The schedule after every step, and the one after every epoch, by its loss; at most one.
+def choose_scheduler(optimizer: Optimizer, options: Options, steps: int) -> LRScheduler | None:
+    """Make the schedule of the learning rate, which is stepped by steps or by losses of epochs.
 
     Args:
         optimizer: The optimiser.
@@ -105,11 +98,11 @@ def choose_scheduler(
     scheduler, patience = options.scheduler, options.patience
     if scheduler == "plateau":
         epochs = max(1, (patience or 20) // 2)
-        return None, ReduceLROnPlateau(optimizer, factor=0.1, patience=epochs)
+        return ReduceLROnPlateau(optimizer, factor=0.1, patience=epochs)
     if scheduler == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=steps), None
+        return CosineAnnealingLR(optimizer, T_max=steps)
     if not callable(scheduler):
-        return None, None
+        return None
     try:
         made = scheduler(optimizer, steps)
     except (TypeError, ValueError) as error:
@@ -123,4 +116,4 @@ def choose_scheduler(
             "fit expected a scheduler of the optimizer that it was given, got one of another; "
             f"remedy: {SCHEDULER}"
         )
-    return (None, made) if _required(made) else (made, None)
+    return made

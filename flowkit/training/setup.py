@@ -20,7 +20,7 @@ from flowkit.numerics.compiling import can_compile, seconds_to_compile, worth_co
 from flowkit.numerics.noise import drawing_from
 from flowkit.training.arguments import Options
 from flowkit.training.history import Progress
-from flowkit.training.optimizers import choose_optimizer, choose_scheduler, needs_closure
+from flowkit.training.optimizers import choose_optimizer, choose_scheduler, required_arguments
 from flowkit.training.output import Output
 from flowkit.training.processes import Processes
 from flowkit.training.randomness import Randomness, seed_of
@@ -54,8 +54,8 @@ class Plan:
         model: The step as Fabric and the compiler run it.
         optimizer: The optimiser as Fabric runs it.
         by_closure: Whether the optimiser evaluates the loss itself.
-        scheduler: What sets the learning rate after every step.
-        plateau: What sets it after every epoch, by a loss.
+        scheduler: What sets the learning rate.
+        by_loss: Whether it does so after every epoch, by a loss, and not after every step.
         average: The moving average of the weights.
         processes: The processes.
         random: Their random numbers.
@@ -103,12 +103,12 @@ class Plan:
         self.settings = self._settings(chosen)
         rank = fabric.global_rank
         self.random = Randomness(seed, rank, generator, step, chosen, compiled=compiled)
-        self.by_closure = needs_closure(chosen)
-        self.scheduler, self.plateau = choose_scheduler(chosen, options, self.total)
-        if self.scheduler is not None:
+        self.by_closure = "closure" in required_arguments(chosen)
+        self.scheduler: Any = choose_scheduler(chosen, options, self.total)
+        self.by_loss = self.scheduler is not None and bool(required_arguments(self.scheduler))
+        if self.scheduler is not None and not self.by_loss:
             # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
-            by_step = self.scheduler.step
-            chosen.register_step_post_hook(lambda *_: by_step())
+            chosen.register_step_post_hook(lambda *_, by_step=self.scheduler.step: by_step())
         self.average = None if options.ema is None else MovingAverage(step, options.ema)
         # Last: from here on the processes share gradients.
         model: Any = torch.compile(step) if compiled else step
@@ -139,7 +139,6 @@ class Plan:
             "step": self.step,
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
-            "plateau": self.plateau,
             "average": None if self.average is None else self.average.module,
             "scaler": getattr(self.fabric.strategy.precision, "scaler", None),
         }
@@ -172,10 +171,10 @@ class Plan:
             made = ""
         # The first setting that differs is the one that is named.
         return {
-            "weights": [[name, list(p.shape)] for name, p in self.step.state_dict().items()],
+            "weights": shapes(self.step.state_dict()),
             "flow": f"{made}\n{flow.summary()}",
             "dtype": str(flow.dtype),
-            "objective": [_described(part) for part in self.step.objective.modules()],
+            "objective": ", ".join(map(_described, self.step.objective.modules())),
             "seed": options.seed,
             "optimizer": type(chosen).__name__,
             "lr": options.lr if options.optimizer is None else None,
@@ -188,22 +187,28 @@ class Plan:
             "total_steps": self.total,
             "data": "" if self.train is None else self.train.fingerprint(),
             "validation": "" if self.held is None else self.held.fingerprint(),
-            "optimizer_groups": [_plain(group) for group in chosen.param_groups],
+            "optimizer_groups": [
+                {key: value for key, value in group.items() if is_plain(value)}
+                for group in chosen.param_groups
+            ],
         }
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if is_plain(value)}
+def shapes(state: dict[str, Tensor]) -> list[Any]:
+    """Names and shapes of weights."""
+    return [[name, list(value.shape)] for name, value in state.items()]
 
 
-def _described(part: nn.Module) -> tuple[str, dict[str, Any]]:
+def _described(part: nn.Module) -> str:
     """The class and the plain settings of an objective or a part of it.
 
     Of classes from elsewhere the name alone: what their attributes mean is not known here.
     """
-    ours = type(part).__module__.startswith("flowkit.")
-    public = {k: v for k, v in vars(part).items() if ours and k[0] != "_" and k != "training"}
-    return type(part).__qualname__, _plain(public)
+    name, settings = type(part).__qualname__, dict[str, Any]()
+    if type(part).__module__.startswith("flowkit."):
+        settings = {k: v for k, v in vars(part).items() if k[0] != "_" and k != "training"}
+    shown = [f"{key}={value!r}" for key, value in settings.items() if is_plain(value)]
+    return f"{name}({', '.join(shown)})" if shown else name
 
 
 def read_data(
