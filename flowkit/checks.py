@@ -158,6 +158,13 @@ def as_float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, a flag, ``None``, or a sequence of these."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 def flag(owner: str, name: str, value: Any) -> bool:
     """Check a boolean."""
     if not isinstance(value, (bool, np.bool_)):

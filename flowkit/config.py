@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from flowkit.arrays import read_array, write_array
+from flowkit.checks import is_plain
 from flowkit.errors import DescriptionError, FlowkitError
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -135,13 +136,6 @@ def _settings(part: Any) -> dict[str, Any]:
     }
     children = part.named_children() if isinstance(part, nn.Module) else ()
     return settings | {name: type(child) for name, child in children}
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value is a number, a text, a flag, ``None``, or a sequence of these."""
-    if isinstance(value, (list, tuple)):
-        return all(map(is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def describe(part: Any) -> dict[str, Any]:

@@ -134,7 +134,8 @@ class Pushforward(nn.Module):
         if context is None:
             if self.needs_context:
                 raise ShapeError(
-                    f"this flow is conditional: expected context (..., {size or '*'}), got None"
+                    f"this flow is conditional: expected context (..., {size or '*'}), got None; "
+                    "remedy: pass context=..., one for all or one per sample"
                 )
             return None
         check_tensor("context", context, self.dtype, self.device)

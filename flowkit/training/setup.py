@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flowkit import checks
-from flowkit.config import describe, is_plain
+from flowkit.checks import is_plain
+from flowkit.config import describe
 from flowkit.data.batches import DataSplit, split
 from flowkit.data.convert import Expected, check_finite, read
 from flowkit.errors import ArgumentError, DataError, DescriptionError, OutsideError
