@@ -308,7 +308,7 @@ WRONG = [
         {"scales": 3},
         "scales as an integer .*<= 2, got 3; .* halved 1 times",
     ),
-    ("conv_flow", (1, 4, 4), {"kernel": 2}, "kernel as an odd integer, got 2"),
+    ("conv_flow", (1, 4, 4), {"kernel": 2}, "kernel as odd .* got 2"),
     ("glow_flow", (1, 3, 3), {}, "images that can be halved"),
     ("stochastic_flow", 2, {"energy": 3.0}, "energy as an Energy, a function of x"),
     ("stochastic_flow", 2, {"energy": "double_well", "scalar": None, "hidden": (8,)}, "no networ"),

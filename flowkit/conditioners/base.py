@@ -142,8 +142,7 @@ class AutoregressiveConditioner(Conditioner):
         self.param_size = size
         self.block = checks.integer(name, "block", block, least=1)
         if self.in_features % self.block:
-            words = f"a divisor of the {features} features"
-            raise checks.fail(name, "block", words, block)
+            raise checks.fail(name, "block", f"a divisor of the {features} features", block)
 
     def unroll(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ class MaskedMLP(Layered, AutoregressiveConditioner):
             if i < len(self.layers):
                 weights = columns if i == 0 else torch.ones(mask.shape[-1])
                 reads = mask @ weights + (context if i == 0 else 0)
-                self._start_hidden(self.layers[i], reads, weights)  # type: ignore[type-var]
+                self._start_hidden(self.layers[i], reads, weights)
                 if i == 0 and self.from_context is not None:
                     self._start_hidden(self.from_context, reads)
         # A step starts at every token before which hidden units become known. Counted up to each
@@ -100,9 +100,9 @@ class MaskedMLP(Layered, AutoregressiveConditioner):
         self._known = [[int(counted[i]) for i in self._starts]]
         self._known += [[0, *np.searchsorted(d, starts, "right").tolist()] for d in degrees[1:]]
 
-    def _masked(self, i: int, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    def _masked(self, i: int, layer: Any) -> tuple[Tensor, Tensor]:
         """Weight and bias of a layer."""
-        return layer.weight * getattr(self, f"mask_{i}"), layer.bias  # type: ignore[return-value]
+        return layer.weight * getattr(self, f"mask_{i}"), layer.bias
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return ``(..., features, param_size)`` raw parameters."""
@@ -129,9 +129,8 @@ class MaskedMLP(Layered, AutoregressiveConditioner):
         features, counts = self._starts, [*self._known]
         counts.append([n * self.param_size for n in features])
         by_feature = (self.param_size, self.in_features)
-        linears = [cast(nn.Linear, layer) for layer in self.layers]
         layers: list[tuple[Tensor, Tensor]] = [
-            *((layer.weight, layer.bias.unsqueeze(-1)) for layer in linears),
+            *((layer.weight, layer.bias.unsqueeze(-1)) for layer in self.layers),
             (
                 self.last.weight.unflatten(0, by_feature).transpose(0, 1).flatten(0, 1),
                 self.last.bias.unflatten(0, by_feature).mT.reshape(-1, 1),

@@ -45,6 +45,7 @@ class Layered(Conditioner):
 
     hidden: tuple[int, ...]
     activation: str
+    layers: Any
 
     def _set_layers(self, hidden: Sequence[int], activation: str) -> None:
         name = type(self).__name__

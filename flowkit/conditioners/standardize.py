@@ -37,10 +37,8 @@ class StandardizeContext(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        most = checks.MAX_FEATURES
-        self.features = checks.integer(
-            "StandardizeContext", "features", features, least=1, most=most
-        )
+        name, most = "StandardizeContext", checks.MAX_FEATURES
+        self.features = checks.integer(name, "features", features, least=1, most=most)
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
 

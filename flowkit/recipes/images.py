@@ -137,9 +137,6 @@ def conv_flow(
     """
     name = "conv_flow"
     shape = _image(name, event_shape)
-    kernel = checks.integer(name, "kernel", kernel, least=1)
-    if kernel % 2 == 0:
-        raise checks.fail(name, "kernel", "an odd integer", kernel)
     scalar = SmoothLeakyReLU(negative_slope)
     first = _preprocessing(name, shape, lower, upper, standardize)
     stack: list[Transform] = []

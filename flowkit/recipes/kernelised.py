@@ -95,14 +95,12 @@ def kernelised_flow(
         words = "more than 1 feature(s), or context to read"
         raise checks.fail(name, "features", words, features, "elementwise_flow")
     chosen = parts.scalar_map(name, scalar)
-    alone = None
-    if elementwise is not None:
-        alone = parts.scalar_map(name, elementwise, name="elementwise")
+    own = [] if elementwise is None else [parts.scalar_map(name, elementwise, name="elementwise")]
     net = _network(name, kernel, points, learn_points, n_frequencies, linear_term)
     stack: list[Transform] = []
     for i in range(layers):
         stack += parts.mixing(name, linear, features, i)
-        stack += [] if alone is None else [Elementwise(features, alone)]
+        stack += [Elementwise(features, each) for each in own]
         stack.append(parts.coupling(parts.half(features, linear, i), chosen, net, context))
     return parts.assemble(name, stack, "normal", features, context, lower, upper, standardize)
 

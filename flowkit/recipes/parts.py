@@ -144,8 +144,7 @@ def build_for_columns(name: str, columns: int, **options: Any) -> Flow:
 
 def shuffled(features: int) -> list[int]:
     """A random order of the features, on any default device."""
-    order: list[int] = torch.randperm(features, device="cpu").tolist()
-    return order
+    return torch.randperm(features, device="cpu").tolist()
 
 
 def reordered(features: int, layer: int) -> list[int]:
@@ -167,10 +166,7 @@ def scalar_map(
     name: str = "scalar",
 ) -> ScalarMap:
     """A scalar map as it is, or the one of this name."""
-    if isinstance(scalar, ScalarMap):
-        return scalar
-    made: ScalarMap = checks.choice(owner, name, scalar, known)()
-    return made
+    return scalar if isinstance(scalar, ScalarMap) else checks.choice(owner, name, scalar, known)()
 
 
 def networks(owner: str, structure: Any) -> tuple[Mapping[str, Factory], bool]:
@@ -197,14 +193,13 @@ def network(
                     f"{owner} reads {name} with a named conditioner alone, got {name}={value!r} "
                     f"and a factory; remedy: functools.partial(factory, {name}=...)"
                 )
-        factory: Factory = conditioner
-        return factory
+        return conditioner
+    widths = default if hidden is None else hidden
+    function = default_activation if activation is None else activation
     return functools.partial(
         checks.choice(owner, "conditioner", conditioner, known),
-        hidden=default if hidden is None else checks.widths(owner, "hidden", hidden),
-        activation=default_activation
-        if activation is None
-        else checks.choice(owner, "activation", activation, list(ACTIVATIONS)),
+        hidden=checks.widths(owner, "hidden", widths),
+        activation=checks.choice(owner, "activation", function, list(ACTIVATIONS)),
     )
 
 

@@ -230,10 +230,8 @@ def _chains(
     options = {"steps": steps} | ({} if step_size is None else {"step_size": step_size})
 
     def chain(fraction: float) -> Transform:
-        made: Transform = kind(
-            Interpolation(*ends, fraction, learn=learn and 0 < fraction < 1), **options
-        )
-        return made
+        between = Interpolation(*ends, fraction, learn=learn and 0 < fraction < 1)
+        return kind(between, **options)
 
     return chain
 

@@ -69,11 +69,10 @@ class LogisticMixture(ScalarMap):
         Components come first: sums over them then run along whole rows of memory.
         """
         params = params[(None,) * (ndim + 1 - params.dim())].movedim(-1, 0)
-        logits, centres, raw = params.unflatten(0, (3, self.components)).unbind(0)
-        end = 2 * (self.components - 1) / self.components
-        spread = torch.linspace(
-            -end, end, self.components, dtype=params.dtype, device=params.device
-        )
+        count = self.components
+        logits, centres, raw = params.unflatten(0, (3, count)).unbind(0)
+        end = 2 * (count - 1) / count
+        spread = torch.linspace(-end, end, count, dtype=params.dtype, device=params.device)
         centres = centres + spread.reshape(-1, *(1,) * (centres.dim() - 1))
         return logits, centres, soft_clip(raw, self.max_log_scale)
 

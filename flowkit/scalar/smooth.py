@@ -214,9 +214,9 @@ class RealSmoothMixture(SmoothMixture):
     r"""A mixture of smooth steps for real variables, with straight tails.
 
     Infinitely differentiable, where a spline has kinks. The map of :class:`SmoothMixture` with
-    bumps that lie inside [lower, upper]: inverse widths
-    from one on, :math:`a = e^{s\,\mathrm{sigmoid}(r - 1)}` with the bound s. Outside, the
-    map is straight with the slope :math:`\sum_k w_k c_k`, and all derivatives go on.
+    bumps that lie inside [lower, upper]: inverse widths from one on,
+    :math:`a = e^{s\,\mathrm{sigmoid}(r - 1)}` with the bound s. Outside, the map is straight with
+    the slope :math:`\sum_k w_k c_k`, and all derivatives go on.
 
     Example:
         >>> import torch
@@ -229,10 +229,7 @@ class RealSmoothMixture(SmoothMixture):
     lower: float = checks.option(-5.0, checks.number)
     upper: float = checks.option(5.0, checks.number)
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The whole line."""
-        return (-math.inf, math.inf)
+    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
 
     def joints(self, params: Tensor) -> Tensor:
         """Where the straight tails begin."""

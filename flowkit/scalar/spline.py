@@ -1,6 +1,7 @@
 """Rational-quadratic splines for real variables (with linear tails), bounded and periodic ones.
 
-All three run the spline of the bin that ``x`` falls in, forward or backward.
+All three run the spline of the bin that ``x`` falls in, forward or backward. Both directions are
+sums of positive terms only, so that neither can lose its sign to rounding.
 """
 
 from __future__ import annotations
@@ -17,11 +18,46 @@ from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.clips import soft_clip
 from flowkit.scalar.base import ScalarMap
-from flowkit.scalar.rational import forward_in_bin, inner_end, inverse_in_bin, snap
 
 #: The bin that a number falls in: where it begins, in shares of the axes from their middle, and
 #: its size, both first across, then up; the slopes at its two ends.
 _Bin = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
+def _inner_end(end: float, inwards: int, dtype: torch.dtype) -> float:
+    """The number next to an end of the interval, or next but one, on its inner side."""
+    info = torch.finfo(dtype)
+    return end + inwards * max(abs(end) * info.eps, info.tiny)
+
+
+def _snap(value: Tensor, excess: Tensor, lower: float, upper: float) -> Tensor:
+    """Undo the rounding that led out of an interval, or off its end beyond the ends.
+
+    Its derivatives are left alone.
+    """
+    pushed = torch.add(value, excess, alpha=torch.finfo(value.dtype).max)
+    return value + (pushed.clamp(lower, upper) - value).detach()
+
+
+def _inverse_in_bin(eta: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """The ``theta`` whose height is ``eta``: the quadratic's root, without cancellation."""
+    rest = 1 - eta
+    q = first * rest - last * eta
+    root = torch.sqrt(q * q + 4 * eta * rest)
+    # Without |q|, the slope of which is zero in the middle of a bin that is an identity.
+    rising = q >= 0
+    numerator = torch.where(rising, 2 * eta, root - q)
+    return numerator / (numerator + torch.where(rising, root + q, 2 * rest))
+
+
+def _forward_in_bin(theta: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Height in the unit square at ``theta`` and slope, for slopes relative to the diagonal."""
+    rest = 1 - theta
+    mixed, low, high = theta * rest, theta * theta, rest * rest
+    above = torch.addcmul(low, first, mixed)
+    whole = torch.addcmul(above + high, last, mixed)
+    slope = torch.addcmul(torch.addcmul(mixed + mixed, last, low), first, high)
+    return above / whole, slope / (whole * whole)
 
 
 def _halves(bins: Tensor, half: int) -> tuple[Tensor, ...]:
@@ -186,19 +222,19 @@ class _Spline(ScalarMap):
         first, last = first / diagonal, last / diagonal
         dtype = value.dtype
         # Zero between the ends; positive from the upper one on, negative from the lower one on.
-        excess = value - value.clamp(inner_end(lower, 1, dtype), inner_end(upper, -1, dtype))
+        excess = value - value.clamp(_inner_end(lower, 1, dtype), _inner_end(upper, -1, dtype))
         if inverse:
-            eta = snap((share - y0) / height, excess, 0.0, 1.0)
-            theta = inverse_in_bin(eta, first, last)
-            slope = diagonal * forward_in_bin(theta, first, last)[1]
+            eta = _snap((share - y0) / height, excess, 0.0, 1.0)
+            theta = _inverse_in_bin(eta, first, last)
+            slope = diagonal * _forward_in_bin(theta, first, last)[1]
             out, log_slope = x0 + width * theta, -slope.log()
         else:
-            theta = snap((share - x0) / width, excess, 0.0, 1.0)
-            eta, slope = forward_in_bin(theta, first, last)
+            theta = _snap((share - x0) / width, excess, 0.0, 1.0)
+            eta, slope = _forward_in_bin(theta, first, last)
             out, log_slope = y0 + height * eta, (diagonal * slope).log()
         out = span * out + middle if middle else span * out
         if self.keeps_interval:  # no rounding may lead out of it, where a base may have no mass
-            kept = snap(out, excess, lower, upper)
+            kept = _snap(out, excess, lower, upper)
             return torch.addcmul(kept, value - inside, log_slope.exp()), log_slope
         # The identity also where rounding would lead to the upper end; to the lower it does not.
         return torch.where((excess != 0) | (out >= upper), value, out), log_slope
