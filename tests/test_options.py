@@ -98,12 +98,12 @@ def holds(expectation, argument, see=scaled, target=scaled):
 def test_an_option_that_is_ignored_fails_where_it_should_differ():
     text = fails(differs(1.0), "ignored")
     assert text == "scaled(ignored=...): 1.0 gives the same as the default"
-    holds(same(1.0), "ignored")
+    holds(same("it is ignored", 1.0), "ignored")
 
 
 def test_an_option_with_an_effect_fails_where_it_should_have_none():
     holds(differs(3.0, 4.0), "factor")
-    assert "does not give the same" in fails(same(3.0), "factor")
+    assert "does not give the same" in fails(same("it scales", 3.0), "factor")
 
 
 def test_values_that_do_the_same_as_each_other_fail():

@@ -272,8 +272,8 @@ _OF_PARTS: Rules = {
 }
 _OF_BASES: Rules = {
     **_OF_PARTS,
-    "R4": ("quantiles undo the distribution function", _quantiles),
-    "R5": ("the density is the slope of the distribution function", _slopes),
+    "R4": ("quantiles undo the cdf", _quantiles),
+    "R5": ("the density is the slope of the cdf", _slopes),
     "R14": ("samples follow the density", _samples),
     "R15": ("the density integrates to one", _integrates),
 }

@@ -97,12 +97,13 @@ def silent(*words: str) -> bool:
     return not run("fit", DATA, "-o", FOLDER / "other.safetensors", *once((), told), *words)[2]
 
 
+THREADS = "more threads do the same; that they are set shows in describe"
 PATIENT = ("--epochs", "30", "--lr", "0.5", "--validation", "0.5")
 of_command(
     "fit",
     fitted,
     {
-        "--threads": same("2", rounding=1e-5),
+        "--threads": same(THREADS, "2", rounding=1e-5),
         "--output": differs("HERE/a.safetensors", "HERE/b.safetensors", see=output),
         "--recipe": differs("autoregressive_flow"),
         "--set": differs(("layers=2",), ("layers=1", "hidden=[9]")),
@@ -159,7 +160,7 @@ of_command(
     "sample",
     drawn,
     {
-        "--threads": same("2"),
+        "--threads": same(THREADS, "2"),
         "-n": rises("7", "9", see=lambda *w: float(len(drawn(*w)))),
         "--output": differs(*TABLES, see=lambda *w: left("sample", *w)),
         "--seed": differs("1", "2"),
@@ -169,7 +170,7 @@ of_command(
     "score",
     score,
     {
-        "--threads": same("2"),
+        "--threads": same(THREADS, "2"),
         "--output": differs(*TABLES, see=lambda *w: left("score", *w)),
     },
 )
@@ -219,7 +220,7 @@ of_command(
     "demo",
     demonstrated,
     {
-        "--threads": same("2"),
+        "--threads": same(THREADS, "2"),
         "--seconds": differs("5.0"),
         "--steps": differs("3"),
         "--seed": differs("1"),

@@ -48,7 +48,7 @@ of(
     DependentLikelihood,
     dependent,
     mode=differs("blocks", "pairs"),
-    chunk=same(2, 4, rounding=1e-6),  # the same in less memory
+    chunk=same("the same in less memory", 2, 4, rounding=1e-6),
 )
 READING = conditional()
 big = to_linear_operator(torch.eye(40, dtype=torch.float64) * 0.5 + 0.5)
@@ -58,12 +58,12 @@ of(
     DependentLikelihood.forward,
     lambda **o: guessed(NORMAL, MANY, **o).value,
     generator=draws(rounding=1e-9),
-    progress=same(0.3),
+    progress=same("there is no schedule", 0.3),
 )
 of(
     DependentLikelihood.start,
     lambda **o: guessed.start(MANY, **o),
-    generator=same(Fresh(lambda: torch.Generator().manual_seed(1))),  # solves draw nothing
+    generator=same("solves draw nothing", Fresh(lambda: torch.Generator().manual_seed(1))),
 )
 
 
@@ -78,7 +78,7 @@ for function in (joint_log_prob, noise_and_log_det):
         function,
         of_rows(function, *args),
         context=differs(D, base=C),
-        chunk=same(2, 4, rounding=1e-6),
+        chunk=same("the same in less memory", 2, 4, rounding=1e-6),
     )
 THIRD = torch.tensor([2])
 of(

@@ -89,11 +89,11 @@ of(
     patience=rises(2, 4, base=1, using={"epochs": 30, "lr": 0.5, "validation": 0.5}, see=epochs),
     dequantize=differs(1.0, (1.0, 0.0), see=quietly(lambda **o: losses(x=ROUNDED, **o))),
     random_state=differs(1, 2, base=0),
-    verbose=(same(True), shows(bool, True, see=written)),
+    verbose=(same("it shows in what is written", True), shows(bool, True, see=written)),
     # The only one at hand is the CPU; what another name says shows that it is read.
     device=differs("nowhere", see=lambda **o: message(lambda: fitted(**o))),
     compile=(
-        same(False, "auto", base=False, see=compiled),
+        same("a short fit does not pay", False, "auto", base=False, see=compiled),
         shows(lambda seen: seen[1] == 1, True, base=False, see=compiled),
     ),
 )
@@ -102,10 +102,14 @@ model = fitted()
 of(
     FlowDensity.fit,
     lambda **o: scored(fit=o),
-    y=same(np.ones(len(TABLE))),  # taken for pipelines, not read
+    y=same("taken for pipelines, not read", np.ones(len(TABLE))),
     sample_weight=differs(weights, weights[::-1].copy()),
 )
-of(FlowDensity.score, lambda **o: model.score(TABLE, **o), y=same(np.ones(len(TABLE))))
+of(
+    FlowDensity.score,
+    lambda **o: model.score(TABLE, **o),
+    y=same("taken for pipelines, not read", np.ones(len(TABLE))),
+)
 of(
     FlowDensity.sample,
     lambda **o: model.sample(**o),
@@ -121,7 +125,7 @@ of(
     DequantizedLikelihood.forward,
     lambda **o: wide(plain(), batch, **o).value,
     generator=draws(),
-    progress=same(0.3),
+    progress=same("there is no schedule", 0.3),
 )
 of(DequantizedLikelihood.start, lambda **o: wide.start(batch, **o), generator=draws())
 of(

@@ -173,7 +173,7 @@ of(
 of(
     view.enumerate_support,
     lambda **o: message(lambda: view.enumerate_support(**o)),
-    expand=same(False),  # torch's signature; refused either way
+    expand=same("torch's signature; refused either way", False),
 )
 of(
     estimate_kl,

@@ -259,8 +259,10 @@ def differs(*values: Any, **how: Any) -> Expectation:
     return _Differs(values, **how)
 
 
-def same(*values: Any, **how: Any) -> Expectation:
-    """No value changes the result by a bit."""
+def same(why: str, *values: Any, **how: Any) -> Expectation:
+    """No value changes the result by a bit, for a reason."""
+    if not values or " " not in why:
+        raise ValueError(f"expected the reason why an option shows nothing, and values: {why!r}")
     return _Same(values, **{"rounding": 0.0, **how})
 
 

@@ -31,7 +31,7 @@ from flowkit.toys import DoubleWell
 from flowkit.transforms import Compose, DenseLinear, Logit, Standardize
 
 from .harness import Fresh, differs, draws, falls, of, rises, same
-from .parts import UNIT, X, plain, rows, spring, stirred, targets
+from .parts import UNIT, X, plain, rows, spring, stirred, targets, wall
 
 FLOW = plain()
 WELL = DoubleWell()
@@ -55,10 +55,7 @@ of(
     ForceMatching,
     lambda **o: loss(ForceMatching(**o), FORCES),
     energy=differs(spring, WELL),
-    log_prob=same(
-        lambda x: -spring(x),
-        see=lambda **o: loss(ForceMatching(**(o or {"energy": spring})), FORCES),
-    ),
+    log_prob=differs(lambda x: -wall(x), base=lambda x: -spring(x)),
 )
 MANY = {"x": rows(2000, 2)}
 
@@ -188,13 +185,13 @@ for kind, see in DRAWING.items():
         kind.forward,
         see,
         generator=(draws(), *(draws(see=other) for other in MORE.get(kind, []))),
-        progress=same(0.3),  # none has a schedule
+        progress=same("none has a schedule", 0.3),
     )
 of(
     KernelNorm.forward,
     called(KernelNorm(), kernelised_flow(2, layers=1, points=3)),
-    generator=same(Fresh(lambda: torch.Generator().manual_seed(1))),  # it draws nothing
-    progress=same(0.3),
+    generator=same("it draws nothing", Fresh(lambda: torch.Generator().manual_seed(1))),
+    progress=same("there is no schedule", 0.3),
 )
 for holder in (WeightedSum((1.0, Fading())), AfterPreprocessing(Fading(), layers=1)):
     of(
@@ -212,5 +209,5 @@ of(Objective.forward, None, **dict.fromkeys(("generator", "progress"), "abstract
 of(
     Objective.start,
     lambda **o: MaximumLikelihood().start({"x": X}, **o),
-    generator=same(Fresh(lambda: torch.Generator().manual_seed(1))),  # rows as they are
+    generator=same("it starts nothing", Fresh(lambda: torch.Generator().manual_seed(1))),
 )

@@ -129,7 +129,11 @@ def reads_context(part: Any, x: Any, *names: str, context: Any = (C, D), **how: 
 def ignores_context(part: Any, x: Any, *names: str, context: Tensor = C, **how: Any) -> None:
     """Methods of parts without context: what is handed on to other layers does not change them."""
     for name in names:
-        also(getattr(type(part), name), _calls(part, name, x), context=same(context, **how))
+        also(
+            getattr(type(part), name),
+            _calls(part, name, x),
+            context=same("the part reads none", context, **how),
+        )
         _ignores_generator(part, name, _calls(part, name, x))
 
 
@@ -141,7 +145,7 @@ def _ignores_generator(part: Any, name: str, see: Callable[..., Any]) -> None:
     parameters = inspect.signature(getattr(type(part), name)).parameters
     if name in DIRECTIONS and "generator" in parameters and not part.stochastic:
         generator = torch.Generator().manual_seed(1)
-        also(getattr(type(part), name), see, generator=same(generator))
+        also(getattr(type(part), name), see, generator=same("the layer draws nothing", generator))
 
 
 def _calls(part: Any, name: str, x: Any) -> Callable[..., Any]:
@@ -199,10 +203,22 @@ def against(x: Tensor) -> Tensor:
     return -spring(x)
 
 
+def softly(x: Tensor) -> Tensor:
+    """The log-density of the walls."""
+    return -wall(x)
+
+
 def targets(see: Callable[..., Any]) -> dict[str, Any]:
     """Cases of ``energy=`` and of the log-density in its place, which give the same numbers."""
     as_energy = functools.partial(see, energy=spring)
     return {
         "energy": differs(wall, base=spring, see=see),
-        "log_prob": same(against, see=lambda **o: see(**o) if o else as_energy()),
+        "log_prob": (
+            same(
+                "the log-density of the energy",
+                against,
+                see=lambda **o: see(**o) if o else as_energy(),
+            ),
+            differs(softly, base=against, see=see),
+        ),
     }

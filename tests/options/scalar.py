@@ -129,6 +129,7 @@ def undone(make: Any) -> Any:
     return see
 
 
+SEARCH = "how the inverse is searched for, not what it is"
 for kind in (SmoothMixture, RealSmoothMixture, CircularSmoothMixture):
     of(
         kind,
@@ -139,9 +140,8 @@ for kind in (SmoothMixture, RealSmoothMixture, CircularSmoothMixture):
         max_log_scale=differs(1.0, 2.0),
         lower=differs(-1.0, -2.0),
         upper=differs(2.0, 3.0),
-        # How the inverse is searched for, not what it is.
-        points=same(12, see=undone(kind), rounding=1e-5),
-        tolerance=same(1e-3, see=undone(kind), rounding=1e-5),
+        points=same(SEARCH, 12, see=undone(kind), rounding=1e-5),
+        tolerance=same(SEARCH, 1e-3, see=undone(kind), rounding=1e-5),
     )
 
 

@@ -94,7 +94,7 @@ of(
 of(
     LinearMixedModel.score_test,
     lambda **o: model.score_test(phenotype, markers, **o).statistic,
-    chunk=same(1, 3, rounding=1e-10),  # markers at a time, for memory
+    chunk=same("markers at a time, for memory", 1, 3, rounding=1e-10),
 )
 
 FLOW, READING = plain(), conditional()

@@ -66,7 +66,7 @@ def carries(
     also(
         type(layer).map_region,
         see,
-        context=differs(second, base=first) if given else same(C),
+        context=differs(second, base=first) if given else same("the layer reads none", C),
         inverse=differs(False) if inverse is None else inverse,
     )
 
@@ -101,12 +101,11 @@ carries(Compose(moving, Permutation([1, 0])), box(2))
 carries(Inverse(moving), box(2))
 carries(OnFeatures(3, [0, 2], moving), box(3))
 carries(Permutation([1, 2, 0]), box(3), None)
-# A whole turn stays one, whichever way.
 carries(
     CircularShift(1, lower=-1.0, upper=2.0),
     Region(*torch.tensor([[-1.0], [2.0]])),
     None,
-    same(False),
+    same("a whole period stays one, either way", False),
 )
 # Where events change their shape, the box has that of where it comes from.
 for layer, shapes in (
@@ -123,16 +122,19 @@ for layer, shapes in (
     also(
         type(layer).map_region,
         carried,
-        context=differs(D, base=C) if layer.needs_context else same(C),
+        context=differs(D, base=C) if layer.needs_context else same("it reads none", C),
         inverse=shows(lambda r, noise=noise: r.lower.shape[-len(noise) :] == noise, False),
     )
 
 ONE = torch.tensor([True, False, False])
 turning = CircularShift(3, circular=[True, False, False])
 for layer, expected in (
-    (Standardize(3), same(True)),
-    (turning, same(True)),
-    (Rescale([-9.0] * 3, [9.0] * 3, circular=[True, False, False]), same(True)),
+    (Standardize(3), same("every feature stays in its place", True)),
+    (turning, same("every feature stays in its place", True)),
+    (
+        Rescale([-9.0] * 3, [9.0] * 3, circular=[True, False, False]),
+        same("every feature stays in its place", True),
+    ),
     (Permutation([1, 2, 0]), differs(True)),
     (Inverse(Permutation([1, 2, 0])), differs(True)),
     (Compose(Permutation([1, 2, 0]), turning), differs(True)),

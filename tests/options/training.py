@@ -168,17 +168,23 @@ of(
         differs(0.2, 0.4, see=record),
     ),
     compile=(
-        same(False, "auto", base=False, see=compiled),
+        same("a short fit does not pay", False, "auto", base=False, see=compiled),
         shows(lambda seen: seen[1] == 1, True, base=False, see=compiled),
-        same(True, base=False, see=lambda **o: compiled(**o)[0]),
+        same("a program of the same numbers", True, base=False, see=lambda **o: compiled(**o)[0]),
     ),
     fabric=shows(
         lambda numbers: all(v.dtype != torch.float32 for v in numbers.values() if v.ndim),
         Fabric(accelerator="cpu", devices=1, precision="64-true"),
     ),
-    checkpoint=(shows(bool, FILE, see=checkpointed), same(FILE, see=afresh)),
+    checkpoint=(
+        shows(bool, FILE, see=checkpointed),
+        same("the fit is that without", FILE, see=afresh),
+    ),
     seed=seeds(see=record),
-    progress=(same(True), shows(lambda written: not written, False, see=shown)),
+    progress=(
+        same("it shows in what is written", True),
+        shows(lambda written: not written, False, see=shown),
+    ),
     callbacks=falls((stop_at_once,), see=epochs),
 )
 
@@ -359,5 +365,8 @@ of(Bar.end, ended(lambda text: Bar(None, text)), progress=differs(done))
 of(
     Output.end,
     ended(Output),
-    progress=(differs(done), same(done, see=ended(lambda text: Output()))),
+    progress=(
+        differs(done),
+        same("nothing is shown without a bar", done, see=ended(lambda text: Output())),
+    ),
 )

@@ -125,7 +125,11 @@ of(
     lambda **o: UnderdampedLangevin(SPRINGS).step(X, X, X, X, **o),
     context=differs(D, base=C),
 )
-of(Transform.initialize, lambda **o: Shear((2,)).initialize(X, **o), context=same(C))
+of(
+    Transform.initialize,
+    lambda **o: Shear((2,)).initialize(X, **o),
+    context=same("it starts nothing", C),
+)
 for method in (Transform.forward, Transform.inverse):
     abstract = "abstract: raises, whatever is given"
     of(method, None, context=abstract, generator=abstract)
@@ -156,8 +160,8 @@ ignores_context(Squeeze((2, 4, 4)), IMAGE, "forward")
 of(
     Squeeze.inverse,
     lambda **o: Squeeze((2, 4, 4)).inverse(Squeeze((2, 4, 4))(IMAGE)[0], **o),
-    context=same(C),
-    generator=same(torch.Generator()),
+    context=same("the layer reads none", C),
+    generator=same("the layer draws nothing", torch.Generator()),
 )
 
 
@@ -247,6 +251,23 @@ of(
     conditioner=falls(small, see=size(partial(Elementwise, 2, context=1))),
     event_ndim=differs(3, see=lambda **o: Elementwise(2, Affine(), **o).event_shape),
 )
+
+
+def undone(**options: Any) -> Any:
+    """The inverse of an autoregressive layer of four features."""
+    layer = MaskedAutoregressive(4, Affine(), conditioner=masked, **options)
+    return stirred(layer).inverse(rows(6, 4))
+
+
+def passes(**options: Any) -> float:
+    """How often the network of the layer is asked by ``inverse``."""
+    with mock.patch.object(
+        MaskedMLP, "forward", autospec=True, side_effect=MaskedMLP.forward
+    ) as net:
+        undone(**options)
+    return float(net.call_count)
+
+
 of(
     MaskedAutoregressive,
     lambda **o: mapped(MaskedAutoregressive(2, **o)),
@@ -254,12 +275,9 @@ of(
     conditioner=falls(masked, see=size(MaskedAutoregressive, 2)),
     context=rises(1, 2, see=size(MaskedAutoregressive, 2)),
     order=differs((1, 0)),
-    inverse_method=same(
-        "jacobi",
-        see=lambda **o: stirred(
-            MaskedAutoregressive(2, Affine(), conditioner=masked, **o)
-        ).inverse(X),
-        rounding=1e-5,
+    inverse_method=(
+        same("another way to the same numbers", "jacobi", see=undone, rounding=1e-5),
+        rises("jacobi", see=passes),
     ),
 )
 of(
@@ -327,34 +345,34 @@ of(
     EnergyTransform.walk,
     lambda **o: walker.walk(X, **o),
     generator=each("walk"),
-    inverse=same(True),  # both directions are the same random move
+    inverse=same("both directions are the same random move", True),
     choices=shows(lambda walk: walk.log_choice is not None, True, see=_walk_with_gradient),
 )
 of(
     StochasticTransform.walk,
     lambda **o: counts.walk(COUNTS, **o),
-    context=same(C[:4]),
+    context=same("the layer reads none", C[:4]),
     generator=draws(),
     inverse=differs(True),
-    choices=same(True),  # a layer that decides nothing
+    choices=same("a layer that decides nothing", True),
 )
 of(
     StochasticTransform.unnormalized,
     lambda **o: counts.unnormalized(COUNTS, **o),
-    context=same(C[:4]),
+    context=same("the layer reads none", C[:4]),
     generator=draws(),
 )
 of(
     Dequantize.forward,
     lambda **o: counts(COUNTS, **o),
-    context=same(C[:4]),
+    context=same("the layer reads none", C[:4]),
     generator=draws(),
 )
 of(
     Dequantize.inverse,
     lambda **o: counts.inverse(COUNTS + 0.5, **o),
-    context=same(C[:4]),
-    generator=same(Fresh(lambda: seeded(1))),  # rounding down draws nothing
+    context=same("the layer reads none", C[:4]),
+    generator=same("rounding down draws nothing", Fresh(lambda: seeded(1))),
 )
 noisy = Compose(Metropolis(WELL, steps=2), Standardize(2))
 for way in (noisy.forward, noisy.inverse, noisy.unnormalized, noisy.states):
@@ -362,8 +380,8 @@ for way in (noisy.forward, noisy.inverse, noisy.unnormalized, noisy.states):
 of(
     DenseLinear.unnormalized,
     lambda **o: DenseLinear(2).unnormalized(X, **o),
-    generator=same(torch.Generator()),
-    context=same(C),
+    generator=same("the layer draws nothing", torch.Generator()),
+    context=same("the layer reads none", C),
 )
 NUMBERS = torch.ones(4)
 of(
