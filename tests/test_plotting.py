@@ -154,7 +154,9 @@ def test_corner_draws_few_rows_as_points_and_many_as_contours():
     few = corner(normals(30, 2)).axes[2].collections[0]
     assert len(few.get_offsets()) == 30
     many = corner(normals(3000, 2), normals(3000, 2, seed=1)).axes[2].collections
-    assert [type(c).__name__ for c in many] == ["QuadContourSet", "QuadContourSet"]
+    # Two levels of each table; before matplotlib 3.8 every level is a collection of its own.
+    assert sum(len(c.get_paths()) for c in many) == 4
+    assert all(len(c.get_offsets()) <= 1 for c in many)
 
 
 def test_corner_accepts_tensors_arrays_and_lists():
