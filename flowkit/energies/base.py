@@ -15,6 +15,7 @@ from flowkit.energies.checks import one_number_each
 from flowkit.errors import DataError, NotInvertibleError, ShapeError
 from flowkit.numerics.gradients import value_and_gradient
 from flowkit.numerics.noise import drawing_from
+from flowkit.numerics.types import Context, Generator
 from flowkit.shapes import as_shape, batch_text, last_axis_remedy
 
 
@@ -68,19 +69,19 @@ class Energy(nn.Module):
         if "energy" in cls.__dict__:
             cls.energy = _checked(cls.__dict__["energy"])  # type: ignore[method-assign]
 
-    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def energy(self, x: Tensor, context: Context = None) -> Tensor:
         """Return the energy ``(*batch,)`` in units of kT, up to a constant."""
         raise NotImplementedError(f"{type(self).__name__} does not define energy")
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
         """Return :meth:`energy`, so that an energy can stand where a function is expected."""
         return self.energy(x, context)
 
-    def force(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def force(self, x: Tensor, context: Context = None) -> Tensor:
         r"""Return the force :math:`-\nabla u(x)`, of the shape of ``x``."""
         return self.energy_and_force(x, context)[1]
 
-    def energy_and_force(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def energy_and_force(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Return energy and force from one pass; both carry gradients where these are enabled."""
         energy, gradient = value_and_gradient(self.energy, x, context, name=self._name)
         return energy, -gradient
@@ -89,9 +90,7 @@ class Energy(nn.Module):
         r"""Return the exact :math:`\log \int e^{-u(x)} dx`, where it is known."""
         raise NotInvertibleError(f"the normalizing constant of {type(self).__name__} is not known")
 
-    def sample(
-        self, shape: int | tuple[int, ...] = (), generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, shape: int | tuple[int, ...] = (), generator: Generator = None) -> Tensor:
         """Draw exact samples ``(*shape, *event)``, where there is a way to."""
         raise NotInvertibleError(
             f"{type(self).__name__} has no exact sampler; remedy: a flow with stochastic layers, "
@@ -101,7 +100,7 @@ class Energy(nn.Module):
 
 def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
-    def checked(self: Energy, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def checked(self: Energy, x: Tensor, context: Context = None) -> Tensor:
         ndim, event, name = len(self.event_shape), self.event_shape, type(self).__name__
         if not isinstance(x, Tensor) or x.ndim < ndim or tuple(x.shape[x.ndim - ndim :]) != event:
             raise _shape_error(name, "x", x, event)
@@ -207,7 +206,7 @@ class CallableEnergy(Energy):
     def _name(self) -> str:
         return "the energy"
 
-    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def energy(self, x: Tensor, context: Context = None) -> Tensor:
         """Return the value of the function over kT."""
         args = (x, context) if self.context_size else (x,)
         force, ndim = self.given_force, len(self.event_shape)
@@ -286,7 +285,7 @@ class NegativeLogProb(Energy):
         super().__init__(tuple(density.event_shape), context=context)
         self.density = density
 
-    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def energy(self, x: Tensor, context: Context = None) -> Tensor:
         """Return minus the log-density."""
         if self.context_size:
             return -self.density.log_prob(x, context)
@@ -296,9 +295,7 @@ class NegativeLogProb(Energy):
         """Return zero."""
         return 0.0
 
-    def sample(
-        self, shape: int | tuple[int, ...] = (), generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, shape: int | tuple[int, ...] = (), generator: Generator = None) -> Tensor:
         """Draw from the density."""
         shape = as_shape(shape)
         if isinstance(self.density, torch.distributions.Distribution):

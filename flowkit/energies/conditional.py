@@ -11,6 +11,7 @@ from flowkit import checks
 from flowkit.config import register
 from flowkit.energies.base import Energy
 from flowkit.errors import ArgumentError, ShapeError
+from flowkit.numerics.types import Context
 
 
 @register
@@ -65,11 +66,11 @@ class ConditionalEnergy(Energy):
         order = torch.tensor(flags).logical_not().to(torch.uint8).argsort(stable=True)
         self.register_buffer("places", order.argsort(), persistent=False)
 
-    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def energy(self, x: Tensor, context: Context = None) -> Tensor:
         """Return the energy of all coordinates."""
         return self.joint.energy(self.join(x, context))
 
-    def join(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def join(self, x: Tensor, context: Context) -> Tensor:
         """Put free and known coordinates together in their order."""
         batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])  # type: ignore[union-attr]
         parts = [part.expand(*batch, part.shape[-1]) for part in (x, context)]  # type: ignore[union-attr]

@@ -13,6 +13,7 @@ from flowkit.energies.base import Energy
 from flowkit.energies.checks import varies
 from flowkit.errors import ShapeError
 from flowkit.numerics.gradients import no_gradient
+from flowkit.numerics.types import Context
 
 
 @register
@@ -71,7 +72,7 @@ class Interpolation(Energy):
         r"""The current :math:`\lambda`."""
         return torch.sigmoid(self.raw_fraction) if self.learn else self.fixed_fraction
 
-    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def energy(self, x: Tensor, context: Context = None) -> Tensor:
         """Return the weighted sum of both energies."""
         fraction = self.fraction
         if not self.learn and fraction in (0.0, 1.0):

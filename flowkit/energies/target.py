@@ -15,6 +15,7 @@ from flowkit.energies.checks import one_number_each, varies
 from flowkit.errors import ArgumentError
 from flowkit.numerics.gradients import no_gradient, value_and_gradient
 from flowkit.numerics.noise import drawing_from
+from flowkit.numerics.types import Context, Generator
 
 # Far enough apart that the logarithm of any density falls by more than 1 from one to the next.
 _RADII = (1e3, 1e6, 1e9, 1e12)
@@ -88,11 +89,7 @@ class Target(nn.Module):
         return cls(owner, energy, log_prob)
 
     def forward(
-        self,
-        flow: Any,
-        x: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, flow: Any, x: Tensor, context: Context = None, generator: Generator = None
     ) -> Tensor:
         """Return the energy ``(*batch,)`` of samples ``(*batch, *event)`` of a flow.
 
@@ -115,11 +112,7 @@ class Target(nn.Module):
         return value
 
     def force(
-        self,
-        flow: Any,
-        x: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, flow: Any, x: Tensor, context: Context = None, generator: Generator = None
     ) -> Tensor:
         r"""Return :math:`-\nabla u`, of the shape of x, without a graph and in any mode.
 
@@ -135,12 +128,12 @@ class Target(nn.Module):
         finite = value.isfinite().reshape(value.shape + (1,) * (x.ndim - value.ndim))
         return torch.where(finite, -gradient, torch.nan)
 
-    def _evaluate(self, flow: Any, x: Tensor, context: Tensor | None) -> Tensor:
+    def _evaluate(self, flow: Any, x: Tensor, context: Context) -> Tensor:
         value = self.function(x) if context is None else self.function(x, context)
         value = one_number_each(value, x, len(flow.event_shape), self.name)
         return -value if self.negative else value
 
-    def _look(self, flow: Any, x: Tensor, context: Tensor | None, value: Tensor) -> None:
+    def _look(self, flow: Any, x: Tensor, context: Context, value: Tensor) -> None:
         if x.is_meta or not x.numel():
             return
         # Draws of an energy here must not change those of the fit.
@@ -151,9 +144,7 @@ class Target(nn.Module):
             if self.differentiated and x.requires_grad and torch.is_grad_enabled():
                 self._require_gradient(flow, x, context, value)
 
-    def _require_gradient(
-        self, flow: Any, x: Tensor, context: Tensor | None, value: Tensor
-    ) -> None:
+    def _require_gradient(self, flow: Any, x: Tensor, context: Context, value: Tensor) -> None:
         self.gradient_known = value.requires_grad
         if value.requires_grad:
             (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=True, allow_unused=True)
@@ -168,7 +159,7 @@ class Target(nn.Module):
 
     @torch.no_grad()
     def _require_every_part(
-        self, flow: Any, x: Tensor, context: Tensor | None, gradient: Tensor
+        self, flow: Any, x: Tensor, context: Context, gradient: Tensor
     ) -> None:
         """Raise if the energy follows coordinates of which it carries no gradient."""
         flat = (gradient == 0).flatten(0, x.ndim - len(flow.event_shape) - 1).all(0)
@@ -184,7 +175,7 @@ class Target(nn.Module):
             raise no_gradient(self.name)
 
     def examine_direction(
-        self, space: Any, like: Tensor, context: Tensor | None = None, remedy: str | None = None
+        self, space: Any, like: Tensor, context: Context = None, remedy: str | None = None
     ) -> None:
         """Warn if the energy falls without bound along every ray.
 
@@ -206,7 +197,7 @@ class Target(nn.Module):
             )
 
     @torch.no_grad()
-    def _falls_everywhere(self, flow: Any, x: Tensor, context: Tensor | None) -> bool:
+    def _falls_everywhere(self, flow: Any, x: Tensor, context: Context) -> bool:
         """Whether the energy falls by more than 1 from radius to radius, along every ray."""
         # Files are read by building flows without numbers.
         if x.is_meta or not _unbounded(flow.support):
@@ -229,7 +220,7 @@ class Target(nn.Module):
         return bool(((near - beyond > 1) | (beyond == -torch.inf)).all())
 
     @torch.no_grad()
-    def fault(self, flow: Any, x: Tensor, context: Tensor | None) -> str | None:
+    def fault(self, flow: Any, x: Tensor, context: Context) -> str | None:
         """Say which samples of a flow are not finite or have no finite energy; ``None`` if none.
 
         Args:

@@ -16,6 +16,7 @@ from flowkit import checks
 from flowkit.errors import ArgumentError, NonFiniteEnergyError, ShapeError, StochasticFlowError
 from flowkit.flow import Flow
 from flowkit.numerics.gradients import require_ordinary, value_and_gradient
+from flowkit.numerics.types import Context, Generator
 from flowkit.transforms.base import broadcast_context
 
 
@@ -82,7 +83,7 @@ class FlowPotential:
     """
 
     def __init__(
-        self, flow: Flow, *, context: Tensor | None = None, kT: float = 1.0, mass: Any = 1.0
+        self, flow: Flow, *, context: Context = None, kT: float = 1.0, mass: Any = 1.0
     ) -> None:
         owner, remedy = "FlowPotential", "coupling_flow(2), or Flow(transform, base)"
         checks.instance(owner, "flow", flow, Flow, remedy)
@@ -116,7 +117,7 @@ class FlowPotential:
         """Force ``(*batch, D)`` at ``x (*batch, D)``: ``kT * flow.score(x)``."""
         return self.kT * self.flow.score(x, self.context)
 
-    def draw_velocities(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw_velocities(self, x: Tensor, generator: Generator = None) -> Tensor:
         r"""Velocities of the Maxwell-Boltzmann density, :math:`v_i \sim N(0, kT / m_i)`.
 
         Args:
@@ -175,7 +176,7 @@ class FlowPotential:
         steps: int,
         friction: float,
         every: int = 1,
-        generator: torch.Generator | None = None,
+        generator: Generator = None,
     ) -> Trajectory:
         r"""Sample at constant temperature: Langevin dynamics in the BAOAB splitting.
 
@@ -296,7 +297,7 @@ class FlowPotential:
         return potential, -gradient
 
 
-def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _noise(like: Tensor, generator: Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 

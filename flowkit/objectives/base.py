@@ -8,12 +8,12 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.numerics.noise import drawing_from
+from flowkit.numerics.types import Generator
 
 Batch = dict[str, Tensor]
 
@@ -75,12 +75,7 @@ class Objective(nn.Module):
                 setattr(cls, name, _with_generator(cls.__dict__[name]))
 
     def forward(
-        self,
-        flow: Flow,
-        batch: Batch,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
         """Return the loss of one batch.
 
@@ -92,7 +87,7 @@ class Objective(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not define forward(flow, batch)")
 
-    def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
+    def start(self, batch: Batch, *, generator: Generator = None) -> Batch:
         """Return the rows that a flow starts from; an objective with noisy rows adds the noise."""
         return batch
 
@@ -161,12 +156,7 @@ class WeightedSum(Objective):
         self.reads = None if None in every else frozenset().union(*every)  # type: ignore[arg-type]
 
     def forward(
-        self,
-        flow: Flow,
-        batch: Batch,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
         """Return the weighted sum; terms carry the class name of their objective."""
         total, terms = None, {}
@@ -179,7 +169,7 @@ class WeightedSum(Objective):
             )
         return Loss(total, terms)  # type: ignore[arg-type]
 
-    def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
+    def start(self, batch: Batch, *, generator: Generator = None) -> Batch:
         """Return the rows with the changes of every term."""
         for objective in self.objectives:
             batch = objective.start(batch, generator=generator)  # type: ignore[operator]

@@ -13,6 +13,7 @@ from flowkit.dependence.joint import check_flow, noise_and_log_det
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.numerics.noise import drawing_from
+from flowkit.numerics.types import Context, Generator
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
 _MODES = ("exact", "blocks", "pairs")
@@ -90,7 +91,7 @@ class DependentLikelihood(Objective):
         self.covariance, self.mode, self.chunk = covariance, mode, chunk
 
     @torch.no_grad()
-    def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
+    def start(self, batch: Batch, *, generator: Generator = None) -> Batch:
         r"""Return rows drawn by their weights in the mean of dependent rows, :math:`C^{-1} 1`.
 
         A large block says little about the location and scale of a table.
@@ -107,12 +108,7 @@ class DependentLikelihood(Objective):
         return {name: value[index] for name, value in batch.items()}
 
     def forward(
-        self,
-        flow: Flow,
-        batch: Batch,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
         """Return the loss of one batch."""
         # Log-determinants of structured covariances are estimates by random vectors.
@@ -183,7 +179,7 @@ class DependentLikelihood(Objective):
             "in the data, or use the exact mode"
         )
 
-    def _together(self, flow: Flow, x: Tensor, context: Tensor | None, rows: Tensor) -> Tensor:
+    def _together(self, flow: Flow, x: Tensor, context: Context, rows: Tensor) -> Tensor:
         """Log-density of the rows of a batch."""
         u, log_det = noise_and_log_det(flow, x, context=context, chunk=self.chunk)
         if len(rows) < self.covariance.rows:

@@ -12,6 +12,7 @@ from flowkit import checks
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.numerics.types import Generator
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_samples
 from flowkit.stochastic.paths import sample_paths
 
@@ -102,12 +103,7 @@ class ReverseKL(_Divergence):
         self.estimator = checks.choice("ReverseKL", "estimator", estimator, ("path", "reparam"))
 
     def forward(
-        self,
-        flow: Flow,
-        batch: Batch,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
         """Return the mean over fresh samples."""
         context = batch.get("context")
@@ -196,12 +192,7 @@ class PathKL(_Divergence):
         self.gradient = gradient
 
     def forward(
-        self,
-        flow: Flow,
-        batch: Batch,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
         """Return the mean over fresh paths."""
         self._check(flow)

@@ -10,6 +10,7 @@ from torch import Tensor
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.numerics.types import Generator
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
 
@@ -74,12 +75,7 @@ class ForceMatching(Objective):
         self.reads = frozenset({"x", "context", "weight", *(["force"] if stored else [])})
 
     def forward(
-        self,
-        flow: Flow,
-        batch: Batch,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
         """Return the mean squared error over rows and coordinates."""
         # Compiled programs cannot be differentiated twice, so this part of a step stays eager.
@@ -88,7 +84,7 @@ class ForceMatching(Objective):
             flow, batch, generator
         )
 
-    def _loss(self, flow: Flow, batch: Batch, generator: torch.Generator | None) -> Loss:
+    def _loss(self, flow: Flow, batch: Batch, generator: Generator) -> Loss:
         score = flow.score(batch["x"], batch.get("context"))
         force = self._force(flow, batch, score, generator)
         error = (force - score).square().flatten(score.ndim - len(flow.event_shape))
@@ -96,11 +92,7 @@ class ForceMatching(Objective):
         return Loss(value, {"force_mse": value.detach()})
 
     def _force(
-        self,
-        flow: Flow,
-        batch: Batch,
-        score: Tensor,
-        generator: torch.Generator | None = None,
+        self, flow: Flow, batch: Batch, score: Tensor, generator: Generator = None
     ) -> Tensor:
         """The forces of the rows, of the shape of the score."""
         if self.target is None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from flowkit.flow import Flow
+from flowkit.numerics.types import Generator
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
 
@@ -28,12 +27,7 @@ class MaximumLikelihood(Objective):
     diverges_at_ties = True
 
     def forward(
-        self,
-        flow: Flow,
-        batch: Batch,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
         """Return the mean negative log-density."""
         x, context = batch["x"], batch.get("context")
@@ -76,12 +70,7 @@ class StochasticMaximumLikelihood(Objective):
     diverges_at_ties = True
 
     def forward(
-        self,
-        flow: Flow,
-        batch: Batch,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
         """Return the difference of the mean energies."""
         x, context, weight = batch["x"], batch.get("context"), batch.get("weight")

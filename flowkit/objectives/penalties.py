@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.numerics.types import Generator
 from flowkit.objectives.base import Batch, Loss, Objective
 
 
@@ -34,12 +35,7 @@ class KernelNorm(Objective):
     reads = frozenset()
 
     def forward(
-        self,
-        flow: Flow,
-        batch: Batch,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
         """Return the sum of squared norms."""
         norms: list[Tensor] = [

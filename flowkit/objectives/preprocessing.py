@@ -8,6 +8,7 @@ from torch import nn
 from flowkit import checks
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.numerics.types import Generator
 from flowkit.objectives.base import Batch, Loss, Objective
 from flowkit.transforms import Compose
 
@@ -58,12 +59,7 @@ class AfterPreprocessing(Objective):
         self.diverges_at_ties = objective.diverges_at_ties
 
     def forward(
-        self,
-        flow: Flow,
-        batch: Batch,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
         """Return the loss of the rest of the flow on preprocessed rows."""
         rest, batch = self._rest(flow, batch, generator)
@@ -74,9 +70,7 @@ class AfterPreprocessing(Objective):
         """What the objective within finds."""
         return self.objective.fault(*self._rest(flow, batch))
 
-    def _rest(
-        self, flow: Flow, batch: Batch, generator: torch.Generator | None = None
-    ) -> tuple[Flow, Batch]:
+    def _rest(self, flow: Flow, batch: Batch, generator: Generator = None) -> tuple[Flow, Batch]:
         """The rest of the flow, and preprocessed rows."""
         transform = flow.transform
         stack = list(transform.transforms) if isinstance(transform, Compose) else []
@@ -104,7 +98,7 @@ class AfterPreprocessing(Objective):
             batch = {**batch, "x": y}
         return inner, batch
 
-    def start(self, batch: Batch, *, generator: torch.Generator | None = None) -> Batch:
+    def start(self, batch: Batch, *, generator: Generator = None) -> Batch:
         """What the objective within does."""
         return self.objective.start(batch, generator=generator)
 

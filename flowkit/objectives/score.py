@@ -10,6 +10,7 @@ from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.numerics.gradients import ordinary
 from flowkit.numerics.noise import normal_like
+from flowkit.numerics.types import Context, Generator
 from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
 
 
@@ -24,12 +25,7 @@ class _ScoreMatching(Objective):
         self.energy_weight = checks.number(name, "energy_weight", energy_weight, least=0)
 
     def forward(
-        self,
-        flow: Flow,
-        batch: Batch,
-        *,
-        generator: torch.Generator | None = None,
-        progress: float = 1.0,
+        self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
         """Return the mean loss over samples."""
         # Compiled programs cannot be differentiated twice, so this part of a step stays eager.
@@ -38,7 +34,7 @@ class _ScoreMatching(Objective):
             flow, batch, generator
         )
 
-    def _loss(self, flow: Flow, batch: Batch, generator: torch.Generator | None) -> Loss:
+    def _loss(self, flow: Flow, batch: Batch, generator: Generator) -> Loss:
         learning = torch.is_grad_enabled()
         with torch.inference_mode(mode=False), torch.enable_grad():
             x, context = ordinary(batch["x"]).detach(), ordinary(batch.get("context"))
@@ -51,9 +47,7 @@ class _ScoreMatching(Objective):
                 terms["energy"] = energy.detach()
         return Loss(value if learning else value.detach(), terms)
 
-    def losses(
-        self, flow: Flow, x: Tensor, context: Tensor | None, generator: torch.Generator | None
-    ) -> Tensor:
+    def losses(self, flow: Flow, x: Tensor, context: Context, generator: Generator) -> Tensor:
         """Return one loss per sample, of shape ``(*batch,)``."""
         raise NotImplementedError
 
@@ -112,9 +106,7 @@ class SlicedScoreMatching(_ScoreMatching):
             self.slices = checks.integer(name, "slices", slices, least=1)
         self.non_negative = checks.flag(name, "non_negative", non_negative)
 
-    def losses(
-        self, flow: Flow, x: Tensor, context: Tensor | None, generator: torch.Generator | None
-    ) -> Tensor:
+    def losses(self, flow: Flow, x: Tensor, context: Context, generator: Generator) -> Tensor:
         """Return one loss per sample, of shape ``(*batch,)``."""
         if self.non_negative:
             _require_positive("SlicedScoreMatching(non_negative=True)", x)
@@ -177,9 +169,7 @@ class DenoisingScoreMatching(_ScoreMatching):
         self.antithetic = checks.flag(name, "antithetic", antithetic)
         self.multiplicative = checks.flag(name, "multiplicative", multiplicative)
 
-    def losses(
-        self, flow: Flow, x: Tensor, context: Tensor | None, generator: torch.Generator | None
-    ) -> Tensor:
+    def losses(self, flow: Flow, x: Tensor, context: Context, generator: Generator) -> Tensor:
         """Return one loss per sample, of shape ``(*batch,)``."""
         if self.multiplicative:
             _require_positive("DenoisingScoreMatching(multiplicative=True)", x)
@@ -230,9 +220,7 @@ class FiniteDifferenceScoreMatching(_ScoreMatching):
         name = "FiniteDifferenceScoreMatching"
         self.radius = checks.number(name, "radius", radius, above=0)
 
-    def losses(
-        self, flow: Flow, x: Tensor, context: Tensor | None, generator: torch.Generator | None
-    ) -> Tensor:
+    def losses(self, flow: Flow, x: Tensor, context: Context, generator: Generator) -> Tensor:
         """Return one loss per sample, of shape ``(*batch,)``."""
         ndim = len(flow.event_shape)
         direction = normal_like(x, generator)
@@ -250,9 +238,7 @@ def _sum(values: Tensor, flow: Flow) -> Tensor:
     return values.sum(tuple(range(-len(flow.event_shape), 0)))
 
 
-def _diagonal(
-    score: Tensor, x: Tensor, slices: int | None, generator: torch.Generator | None
-) -> Tensor:
+def _diagonal(score: Tensor, x: Tensor, slices: int | None, generator: Generator) -> Tensor:
     """The diagonal of the score's Jacobian, of the shape of ``x``: exactly, or by random signs."""
     total = torch.zeros_like(score)
     if slices is not None:

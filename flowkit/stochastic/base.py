@@ -11,6 +11,7 @@ from flowkit import checks
 from flowkit.energies import Energy
 from flowkit.errors import NonFiniteEnergyError
 from flowkit.numerics.layout import features_first, features_last
+from flowkit.numerics.types import Context, Generator
 from flowkit.transforms.base import Transform, full_precision
 
 
@@ -46,10 +47,7 @@ class StochasticTransform(Transform):
     stochastic = True
 
     def unnormalized(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, x: Tensor, context: Context = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor]:
         """The same as ``forward``."""
         return self(x, context, generator=generator)
@@ -57,8 +55,8 @@ class StochasticTransform(Transform):
     def walk(
         self,
         value: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        context: Context = None,
+        generator: Generator = None,
         *,
         inverse: bool = False,
         choices: bool = False,
@@ -114,19 +112,13 @@ class EnergyTransform(StochasticTransform):
         return self.log_step_size.exp()
 
     def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, x: Tensor, context: Context = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor]:
         """Move the state; return it with the log path-probability ratio."""
         return self._start(x, context, generator)[:2]
 
     def inverse(
-        self,
-        z: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, z: Tensor, context: Context = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor]:
         """Move the state, in the same way as ``forward``."""
         return self._start(z, context, generator)[:2]
@@ -134,8 +126,8 @@ class EnergyTransform(StochasticTransform):
     def walk(
         self,
         value: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        context: Context = None,
+        generator: Generator = None,
         *,
         inverse: bool = False,
         choices: bool = False,
@@ -145,12 +137,7 @@ class EnergyTransform(StochasticTransform):
         return self._start(value, context, generator, choices=choices)
 
     def _start(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        generator: torch.Generator | None,
-        *,
-        choices: bool = False,
+        self, x: Tensor, context: Context, generator: Generator, *, choices: bool = False
     ) -> Walk:
         # Compiled programs cannot differentiate within, draw from a generator or look at energies.
         compiling = torch.compiler.is_compiling()
@@ -158,14 +145,7 @@ class EnergyTransform(StochasticTransform):
         with full_precision(x):
             return walk(self._laid_out(x), context, generator, choices=choices)
 
-    def _walk(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        generator: torch.Generator | None,
-        *,
-        choices: bool,
-    ) -> Walk:
+    def _walk(self, x: Tensor, context: Context, generator: Generator, *, choices: bool) -> Walk:
         raise NotImplementedError(f"{type(self).__name__} does not define _walk")
 
     def _laid_out(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from flowkit.energies.target import Target
 from flowkit.errors import NonFiniteEnergyError, StochasticFlowError
 from flowkit.numerics.gradients import ordinary
 from flowkit.numerics.noise import drawing_from, lending_global, redirected
+from flowkit.numerics.types import Context, Generator
 from flowkit.stochastic.paths import sample_paths
 
 
@@ -40,8 +41,8 @@ def independence_chain(
     steps: int = 1000,
     chains: int = 4,
     warmup: int | None = None,
-    context: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    context: Context = None,
+    generator: Generator = None,
 ) -> Chains:
     r"""Sample a target by Metropolis-Hastings with samples of a flow as proposals.
 
@@ -117,8 +118,8 @@ def neutra_chain(
     steps: int = 1000,
     chains: int = 4,
     warmup: int | None = None,
-    context: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    context: Context = None,
+    generator: Generator = None,
     **options: Any,
 ) -> Chains:
     r"""Sample a target by Pyro's NUTS in the noise of a deterministic flow.
@@ -204,7 +205,7 @@ def neutra_chain(
 
 
 def _numbers(
-    name: str, steps: Any, chains: Any, warmup: Any, context: Tensor | None, *, least: int
+    name: str, steps: Any, chains: Any, warmup: Any, context: Context, *, least: int
 ) -> tuple[int, int, int]:
     """Check the numbers of steps, chains and steps of warmup, and the context."""
     steps = checks.integer(name, "steps", steps, least=least)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowkit.config import register
+from flowkit.numerics.types import Context, Generator
 from flowkit.stochastic.base import StochasticTransform
 
 
@@ -44,10 +45,7 @@ class Dequantize(StochasticTransform):
         self.register_buffer("like", torch.zeros(()), persistent=False)
 
     def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, x: Tensor, context: Context = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor]:
         """Add uniform noise."""
         if not x.is_floating_point():
@@ -59,10 +57,7 @@ class Dequantize(StochasticTransform):
         return (x + noise).clamp(low, high), x.new_zeros(x.shape[:-1])
 
     def inverse(
-        self,
-        z: Tensor,
-        context: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, z: Tensor, context: Context = None, generator: Generator = None
     ) -> tuple[Tensor, Tensor]:
         """Round to the nearest integer."""
         # Adding 0 turns -0 into 0.

@@ -11,6 +11,7 @@ from flowkit.arrays import not_positive
 from flowkit.config import register
 from flowkit.energies import Energy
 from flowkit.numerics.noise import normal_like
+from flowkit.numerics.types import Context, Generator
 from flowkit.stochastic.base import EnergyTransform, Walk, positive
 
 
@@ -62,9 +63,7 @@ class OverdampedLangevin(EnergyTransform):
     ) -> None:
         super().__init__(energy, steps=steps, step_size=step_size, learn=learn)
 
-    def step(
-        self, x: Tensor, noise: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, noise: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """One step with given noise; returns the new state and the noise of the step back.
 
         Example:
@@ -82,7 +81,7 @@ class OverdampedLangevin(EnergyTransform):
         return new, back
 
     def _step(
-        self, x: Tensor, force: Tensor, noise: Tensor, context: Tensor | None
+        self, x: Tensor, force: Tensor, noise: Tensor, context: Context
     ) -> tuple[Tensor, Tensor, Tensor]:
         size = self.step_size
         scale = torch.sqrt(2 * size)
@@ -92,14 +91,7 @@ class OverdampedLangevin(EnergyTransform):
         back = -noise - torch.sqrt(0.5 * size) * (force + new_force)
         return new, new_force, back
 
-    def _walk(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        generator: torch.Generator | None,
-        *,
-        choices: bool,
-    ) -> Walk:
+    def _walk(self, x: Tensor, context: Context, generator: Generator, *, choices: bool) -> Walk:
         force = self.energy.force(x, context)
         self._require_finite_start(self._sum(force))
         log_ratio = x.new_zeros(x.shape[: x.ndim - self.event_ndim])
@@ -197,12 +189,7 @@ class UnderdampedLangevin(EnergyTransform):
         return not_positive("mass", self.mass)
 
     def step(
-        self,
-        x: Tensor,
-        v: Tensor,
-        first: Tensor,
-        second: Tensor,
-        context: Tensor | None = None,
+        self, x: Tensor, v: Tensor, first: Tensor, second: Tensor, context: Context = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One step with given noises; returns position, velocity, and the noises of the step back.
 
@@ -222,12 +209,7 @@ class UnderdampedLangevin(EnergyTransform):
         return phase.x, phase.v, *phase.back
 
     def _step(
-        self,
-        x: Tensor,
-        v: Tensor,
-        force: Tensor,
-        noise: tuple[Tensor, Tensor],
-        context: Tensor | None,
+        self, x: Tensor, v: Tensor, force: Tensor, noise: tuple[Tensor, Tensor], context: Context
     ) -> _Phase:
         size, friction, mass = self.step_size, self.log_friction.exp(), self.mass
         half = 0.5 * size / mass
@@ -239,14 +221,7 @@ class UnderdampedLangevin(EnergyTransform):
         new_v = (middle + half * new_force + kick * noise[1]) / (1 + 0.5 * friction * size)
         return _Phase(new, new_v, new_force, (noise[1] - drag * new_v, noise[0] - drag * v))
 
-    def _walk(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        generator: torch.Generator | None,
-        *,
-        choices: bool,
-    ) -> Walk:
+    def _walk(self, x: Tensor, context: Context, generator: Generator, *, choices: bool) -> Walk:
         force = self.energy.force(x, context)
         self._require_finite_start(self._sum(force))
         v = normal_like(x, generator) / self.mass.sqrt()

@@ -12,6 +12,7 @@ from flowkit import checks
 from flowkit.config import register
 from flowkit.energies import Energy
 from flowkit.numerics.noise import normal_like
+from flowkit.numerics.types import Context, Generator
 from flowkit.stochastic.base import EnergyTransform, Walk
 
 
@@ -57,27 +58,20 @@ class MetropolisTransform(EnergyTransform):
     def __init__(self, energy: Energy, *, steps: int, step_size: Any) -> None:
         super().__init__(energy, steps=steps, step_size=step_size, learn=False)
 
-    def _evaluate(self, x: Tensor, context: Tensor | None) -> _State:
+    def _evaluate(self, x: Tensor, context: Context) -> _State:
         if self.needs_force:
             return _State(x, *self.energy.energy_and_force(x, context))
         return _State(x, self.energy.energy(x, context), None)
 
     def _propose(
-        self, state: _State, noise: Tensor, size: Tensor, context: Tensor | None
+        self, state: _State, noise: Tensor, size: Tensor, context: Context
     ) -> tuple[_State, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} does not define _propose")
 
-    def _move(self, x: Tensor, noise: Tensor, size: Tensor, context: Tensor | None) -> Tensor:
+    def _move(self, x: Tensor, noise: Tensor, size: Tensor, context: Context) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not define _move")
 
-    def _walk(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        generator: torch.Generator | None,
-        *,
-        choices: bool,
-    ) -> Walk:
+    def _walk(self, x: Tensor, context: Context, generator: Generator, *, choices: bool) -> Walk:
         graph = torch.is_grad_enabled()
         with torch.no_grad():
             start = self._evaluate(x.detach(), context)
@@ -95,12 +89,7 @@ class MetropolisTransform(EnergyTransform):
         return Walk(moved, log_ratio.to(x.dtype), acceptance, nonfinite, log_choice)
 
     def _chain(
-        self,
-        state: _State,
-        context: Tensor | None,
-        generator: torch.Generator | None,
-        *,
-        record: bool,
+        self, state: _State, context: Context, generator: Generator, *, record: bool
     ) -> tuple[_State, list[_Decision], Tensor, Tensor]:
         """Run all steps; return the last state, the decisions if ``record``, and counts."""
         size, decisions = self.step_size, []
@@ -135,7 +124,7 @@ class MetropolisTransform(EnergyTransform):
         return state, decisions, moves / self.steps, failures
 
     def _replay(
-        self, x: Tensor, context: Tensor | None, decisions: list[_Decision], *, choices: bool
+        self, x: Tensor, context: Context, decisions: list[_Decision], *, choices: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The same moves with gradients; samples that did not move make a step of size zero."""
         log_choice = None
@@ -148,12 +137,7 @@ class MetropolisTransform(EnergyTransform):
         return x, log_choice
 
     def _log_choice(
-        self,
-        x: Tensor,
-        noise: Tensor,
-        accepted: Tensor,
-        unsure: Tensor,
-        context: Tensor | None,
+        self, x: Tensor, noise: Tensor, accepted: Tensor, unsure: Tensor, context: Context
     ) -> Tensor:
         """Log-probability of the decision that was made, given the proposal.
 
@@ -204,12 +188,12 @@ class Metropolis(MetropolisTransform):
         super().__init__(energy, steps=steps, step_size=step_size)
 
     def _propose(
-        self, state: _State, noise: Tensor, size: Tensor, context: Tensor | None
+        self, state: _State, noise: Tensor, size: Tensor, context: Context
     ) -> tuple[_State, Tensor]:
         new = self._evaluate(torch.addcmul(state.x, noise, size), context)
         return new, state.energy - new.energy
 
-    def _move(self, x: Tensor, noise: Tensor, size: Tensor, context: Tensor | None) -> Tensor:
+    def _move(self, x: Tensor, noise: Tensor, size: Tensor, context: Context) -> Tensor:
         return x + size * noise
 
 
@@ -250,14 +234,14 @@ class MALA(MetropolisTransform):
         super().__init__(energy, steps=steps, step_size=step_size)
 
     def _propose(
-        self, state: _State, noise: Tensor, size: Tensor, context: Tensor | None
+        self, state: _State, noise: Tensor, size: Tensor, context: Context
     ) -> tuple[_State, Tensor]:
         new = self._evaluate(state.x + size * state.force + torch.sqrt(2 * size) * noise, context)  # type: ignore[operator]
         back = -noise - torch.sqrt(0.5 * size) * (state.force + new.force)  # type: ignore[operator]
         correction = 0.5 * self._sum(noise * noise - back * back)
         return new, state.energy - new.energy + correction
 
-    def _move(self, x: Tensor, noise: Tensor, size: Tensor, context: Tensor | None) -> Tensor:
+    def _move(self, x: Tensor, noise: Tensor, size: Tensor, context: Context) -> Tensor:
         return x + size * self.energy.force(x, context) + torch.sqrt(2 * size) * noise
 
 
@@ -301,17 +285,17 @@ class HMC(MetropolisTransform):
         self.leapfrog = checks.integer("HMC", "leapfrog", leapfrog, least=1)
 
     def _propose(
-        self, state: _State, noise: Tensor, size: Tensor, context: Tensor | None
+        self, state: _State, noise: Tensor, size: Tensor, context: Context
     ) -> tuple[_State, Tensor]:
         new, momentum = self._integrate(state.x, state.force, noise, size, context)  # type: ignore[arg-type]
         kinetic = 0.5 * self._sum(noise * noise - momentum * momentum)
         return new, state.energy - new.energy + kinetic
 
-    def _move(self, x: Tensor, noise: Tensor, size: Tensor, context: Tensor | None) -> Tensor:
+    def _move(self, x: Tensor, noise: Tensor, size: Tensor, context: Context) -> Tensor:
         return self._integrate(x, self.energy.force(x, context), noise, size, context)[0].x
 
     def _integrate(
-        self, x: Tensor, force: Tensor, momentum: Tensor, size: Tensor, context: Tensor | None
+        self, x: Tensor, force: Tensor, momentum: Tensor, size: Tensor, context: Context
     ) -> tuple[_State, Tensor]:
         state = _State(x, force, force)
         for _ in range(self.leapfrog):

@@ -14,6 +14,7 @@ from flowkit import checks
 from flowkit.density import Density
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
+from flowkit.numerics.types import Context, Generator
 from flowkit.shapes import as_shape
 from flowkit.stochastic.base import EnergyTransform
 from flowkit.stochastic.metropolis import MetropolisTransform
@@ -79,8 +80,8 @@ def sample_paths(
     flow: Density,
     shape: int | tuple[int, ...],
     energy: Target | Callable[..., Tensor] | None = None,
-    context: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    context: Context = None,
+    generator: Generator = None,
     *,
     log_prob: Callable[..., Tensor] | None = None,
     resample: float | None = None,
@@ -194,8 +195,8 @@ def sample_paths(
 def adapt_step_sizes(
     flow: Density,
     samples: int = 1024,
-    context: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    context: Context = None,
+    generator: Generator = None,
     *,
     target: float | None = None,
     rounds: int = 20,
@@ -294,7 +295,7 @@ def _effective(log_weight: Tensor) -> Tensor:
     return torch.exp(2 * total - squares) / len(log_weight)
 
 
-def _systematic(log_weight: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def _systematic(log_weight: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """Indices of systematic resampling, and the logarithm of the mean weight."""
     n = len(log_weight)
     exact = log_weight.detach().double()

@@ -11,6 +11,7 @@ from torch import Tensor
 from flowkit import checks
 from flowkit.energies.base import Energy
 from flowkit.errors import NotInvertibleError
+from flowkit.numerics.types import Generator
 from flowkit.shapes import as_shape
 
 LOG_2PI = math.log(2 * math.pi)
@@ -19,7 +20,7 @@ LOG_2PI = math.log(2 * math.pi)
 class Draws:
     """Random numbers in float64, from one generator on one device."""
 
-    def __init__(self, generator: torch.Generator | None, device: torch.device) -> None:
+    def __init__(self, generator: Generator, device: torch.device) -> None:
         self.generator, self.device = generator, device
 
     def uniform(self, *size: int) -> Tensor:
@@ -96,9 +97,7 @@ class Toy(Energy):
             "over samples"
         )
 
-    def sample(
-        self, shape: int | tuple[int, ...] = (), generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, shape: int | tuple[int, ...] = (), generator: Generator = None) -> Tensor:
         """Draw exact samples ``(*shape, features)``."""
         shape = as_shape(shape)
         points = self._draw(math.prod(shape), Draws(generator, self.like.device))
