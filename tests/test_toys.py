@@ -283,7 +283,7 @@ def test_bad_arguments_are_refused_in_words():
         (lambda: Sine(noise=0), ArgumentError, "Sine expected noise .* >= 0.0001, got 0"),
         (lambda: Circles(noise=-1.0), ArgumentError, "Circles expected noise .* got -1"),
         (lambda: Circles(radii=()), ArgumentError, "radii as one or more numbers > 0"),
-        (lambda: Circles(radii=(1e12,)), ArgumentError, "a few million times the noise"),
+        (lambda: Circles(radii=(1e12,)), ArgumentError, "would hold a tensor of .* numbers"),
         (lambda: TwoMoons().sample(-1), ShapeError, "sizes >= 0, got -1"),
         (
             lambda: TwoSpirals().log_prob(torch.zeros(4, 3)),

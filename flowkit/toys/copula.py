@@ -13,8 +13,7 @@ from flowkit.config import register
 from flowkit.energies.base import with_force
 from flowkit.toys.base import Draws, Toy
 
-# Widest margin of the quadratures and tables, in scales of its widest component.
-_REACH = {"normal": 12.0, "t": 1e9}
+# Points of the quadratures and tables.
 _POINTS = 40_001
 
 
@@ -30,15 +29,13 @@ class _Margin:
     @cached_property
     def grid(self) -> np.ndarray:
         """Points of the quadrature, with steps that grow with the distance, for any tail."""
-        reach = _REACH["normal" if self.df is None else "t"] * self.scales.max()
-        side: np.ndarray = np.sinh(np.linspace(-1, 1, _POINTS) * np.arcsinh(reach))
-        return self.places.mean() + side
+        reach = (12.0 if self.df is None else 1e9) * self.scales.max()
+        return self.places.mean() + np.sinh(np.linspace(-1, 1, _POINTS) * np.arcsinh(reach))
 
     def _log_mean(self, values: np.ndarray) -> np.ndarray:
         from scipy import special
 
-        average: np.ndarray = special.logsumexp(values, -1) - np.log(len(self.places))
-        return average
+        return special.logsumexp(values, -1) - np.log(len(self.places))
 
     def _standard(self, x: np.ndarray) -> np.ndarray:
         return (x[..., None] - self.places) / self.scales
@@ -54,8 +51,7 @@ class _Margin:
         z = self._standard(x)
         each = -z if self.df is None else -(self.df + 1) * z / (self.df + z**2)
         shares = special.softmax(self.law.logpdf(z) - np.log(self.scales), -1)
-        slope: np.ndarray = (shares * each / self.scales).sum(-1)
-        return slope
+        return (shares * each / self.scales).sum(-1)
 
     def normal_score(self, x: np.ndarray) -> np.ndarray:
         """The standard normal number with as much below it; from the nearer tail."""
@@ -64,8 +60,7 @@ class _Margin:
         z = self._standard(x)
         below, above = self._log_mean(self.law.logcdf(z)), self._log_mean(self.law.logsf(z))
         nearer = special.ndtri_exp(np.minimum(below, above))
-        score: np.ndarray = np.where(below < above, nearer, -nearer)
-        return score
+        return np.where(below < above, nearer, -nearer)
 
     @cached_property
     def table(self) -> np.ndarray:
@@ -80,11 +75,10 @@ class _Margin:
             x = x - (self.normal_score(x) - s) * np.exp(_log_normal(s) - self.log_pdf(x))
         return x
 
-    @cached_property
     def entropy(self) -> float:
-        log_p = self.log_pdf(self.grid)
-        values = -np.exp(log_p) * log_p
-        return float(np.sum(0.5 * (values[1:] + values[:-1]) * np.diff(self.grid)))
+        """The entropy, by the trapezoidal rule."""
+        log_p, grid = torch.from_numpy(self.log_pdf(self.grid)), torch.from_numpy(self.grid)
+        return float(torch.trapezoid(-log_p.exp() * log_p, grid))
 
 
 def _log_normal(s: np.ndarray) -> np.ndarray:
@@ -164,41 +158,29 @@ class HeavyCopula(Toy):
 
     def entropy(self) -> float:
         r"""Return the sum of the entropies of the margins and :math:`\frac12 \log|R|`."""
-        half = 0.5 * np.linalg.slogdet(self.correlation)[1]
-        return float(sum(m.entropy for m in self._margins) + half)
+        return sum(margin.entropy() for margin in self._margins) + self._half_log_det
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return minus the log-density."""
         columns = np.moveaxis(x.detach().cpu().double().numpy(), -1, 0)
         pairs = list(zip(self._margins, columns, strict=True))
         s = np.stack([margin.normal_score(column) for margin, column in pairs], -1)
+        pull = s @ (np.linalg.inv(self.correlation) - np.eye(self.features))
+        log_p = np.stack([margin.log_pdf(column) for margin, column in pairs], -1)
 
         def energy() -> Tensor:
-            return -torch.as_tensor(self._log_density(pairs, s)).to(x)
+            value = 0.5 * (pull * s).sum(-1) + self._half_log_det - log_p.sum(-1)
+            return torch.as_tensor(value).to(x)
 
         def score() -> Tensor:
-            return torch.as_tensor(self._score(pairs, s)).to(x)
+            slopes = np.stack([margin.log_slope(column) for margin, column in pairs], -1)
+            return torch.as_tensor(slopes - pull * np.exp(log_p - _log_normal(s))).to(x)
 
         return with_force(x, energy, score)
 
-    def _log_density(self, pairs: list[tuple[_Margin, np.ndarray]], s: np.ndarray) -> np.ndarray:
-        margins = np.sum([margin.log_pdf(column) for margin, column in pairs], 0)
-        copula = -0.5 * np.linalg.slogdet(self.correlation)[1]
-        total: np.ndarray = margins + copula - 0.5 * ((s @ self._excess) * s).sum(-1)
-        return total
-
-    def _score(self, pairs: list[tuple[_Margin, np.ndarray]], s: np.ndarray) -> np.ndarray:
-        pull = s @ self._excess
-        slopes = [
-            margin.log_slope(column)
-            - pull[..., i] * np.exp(margin.log_pdf(column) - _log_normal(s[..., i]))
-            for i, (margin, column) in enumerate(pairs)
-        ]
-        return np.stack(slopes, -1)
-
     @property
-    def _excess(self) -> np.ndarray:
-        return np.linalg.inv(self.correlation) - np.eye(self.features)
+    def _half_log_det(self) -> float:
+        return 0.5 * float(np.linalg.slogdet(self.correlation)[1])
 
     def _draw(self, n: int, draws: Draws) -> Tensor:
         z = draws.normal(n, self.features)

@@ -12,6 +12,7 @@ from torch import Tensor
 from flowkit import checks
 from flowkit.arrays import as_array
 from flowkit.config import register
+from flowkit.numerics.noise import choose
 from flowkit.toys.base import LOG_2PI, Draws, Toy, quadrature_entropy
 
 
@@ -108,7 +109,6 @@ class GaussianMixture(Toy):
         return quadrature_entropy(log_kernel, weights, limits, widths)
 
     def _draw(self, n: int, draws: Draws) -> Tensor:
-        edges = self.log_weights.double().exp().cumsum(0)
-        which = torch.searchsorted(edges, draws.uniform(n)).clamp(max=len(edges) - 1)
+        which = choose(self.log_weights.double().exp(), draws.uniform(n))
         scales = self.scales.double()[which].unsqueeze(-1)
         return self.means.double()[which] + scales * draws.normal(n, self.features)

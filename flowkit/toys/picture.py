@@ -13,6 +13,7 @@ from flowkit import checks
 from flowkit.arrays import as_array
 from flowkit.config import register
 from flowkit.errors import ArgumentError
+from flowkit.numerics.noise import choose
 from flowkit.toys.base import Draws, Toy
 
 
@@ -93,27 +94,26 @@ class Picture(Toy):
 
     def log_normalizer(self) -> float:
         r"""Return :math:`\log Z`, exactly: the bilinear inside, and the Gaussian margins."""
-        h = self.heights.double()
-        edge = 0.5 * math.sqrt(2 * math.pi / self.stiffness)
-        across = 0.5 * self.pixel * (h[:, 1:] + h[:, :-1]).sum(1) + edge * (h[:, 0] + h[:, -1])
-        total = 0.5 * self.pixel * (across[1:] + across[:-1]).sum() + edge * (
-            across[0] + across[-1]
-        )
-        return math.log(total.item())
+        return math.log(self._masses().sum().item())
+
+    @property
+    def _edge(self) -> float:
+        """Half of the mass of the Gaussian margin, over the height where it begins."""
+        return 0.5 * math.sqrt(2 * math.pi / self.stiffness)
+
+    def _masses(self) -> Tensor:
+        """The mass of every pixel: a bilinear height is a sum of tents, with margins outside."""
+        masses = self.heights.double()
+        for axis, size in enumerate(masses.shape):
+            width = masses.new_full((size,), self.pixel)
+            width[0] = width[-1] = 0.5 * self.pixel + self._edge
+            masses = masses * (width if axis else width.unsqueeze(1))
+        return masses
 
     def _draw(self, n: int, draws: Draws) -> Tensor:
         """Exact points, margins included."""
-        h = self.heights.double()
-        rows, columns = h.shape
-        edge = 0.5 * math.sqrt(2 * math.pi / self.stiffness)
-        # A bilinear height is a sum of tents around pixels, and each tent is a product of two.
-        weight_x = h.new_full((columns,), self.pixel)
-        weight_y = h.new_full((rows,), self.pixel)
-        for weight in (weight_x, weight_y):
-            weight[0] = weight[-1] = 0.5 * self.pixel + edge
-        mass = (h * weight_y.unsqueeze(1) * weight_x).flatten().cumsum(0)
-        which = torch.searchsorted(mass, draws.uniform(n) * mass[-1])
-        which = which.clamp(max=len(mass) - 1)
+        rows, columns = self.heights.shape
+        which = choose(self._masses().flatten(), draws.uniform(n))
         coordinates = []
         for index, size, half in (
             (which % columns, columns, self.half_sizes[0]),
@@ -125,7 +125,7 @@ class Picture(Toy):
             outer = (index == 0) | (index == size - 1)
             sign = torch.where(index == 0, -1.0, 1.0)
             bell = draws.normal(n).abs() / math.sqrt(self.stiffness)
-            beyond = draws.uniform(n) < edge / (0.5 * self.pixel + edge)
+            beyond = draws.uniform(n) < self._edge / (0.5 * self.pixel + self._edge)
             rim = torch.where(beyond, sign * bell, -sign * self.pixel * tent.abs())
             coordinates.append(center + torch.where(outer, rim, self.pixel * tent))
         return torch.stack(coordinates, -1)

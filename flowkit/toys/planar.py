@@ -35,35 +35,54 @@ class NoisedShape(Toy):
     wherever samples fall, and to some hundredths of a nat where the density is next to zero.
     Points are drawn from the continuous shape, never from the nodes. Computed in float64.
 
-    A subclass defines ``_shape(n, draws)``, points without noise, and calls :meth:`_set_kernels`.
+    A subclass defines ``_curve(t, branch)``, the points of its curves, which are all as likely,
+    for t from 0 to 1 with the density :math:`m t^{m-1}`.
 
     Args:
         noise: Standard deviation of the isotropic noise, at least 0.0001: without noise the shape
             has no density.
+        lengths: The length of every curve; 0 for a single point.
+        box: The width b.
+        jitter: Standard deviation of further noise in the second coordinate.
+        power: m.
 
     Raises:
         ArgumentError: If the noise is out of its range.
     """
 
-    _centers: Tensor
-    _weights: Tensor
-    _box: tuple[float, float]
-    _scale: tuple[float, float]
-
-    def __init__(self, noise: float) -> None:
+    def __init__(
+        self,
+        noise: float,
+        lengths: Sequence[float],
+        *,
+        box: float = 0.0,
+        jitter: float = 0.0,
+        power: int = 1,
+    ) -> None:
         super().__init__(2)
         self.noise = checks.number(type(self).__name__, "noise", noise, least=1e-4)
+        self._box, self._scale = box, (self.noise, hypot(self.noise, jitter))
+        self._branches, self._power = len(lengths), power
+        nodes = [self._nodes(length) for length in lengths]
+        curves = [self._curve(t, torch.tensor(k)) for k, (t, _) in enumerate(nodes)]
+        self._centers = torch.cat(curves)
+        self._weights = torch.cat([weights for _, weights in nodes]) / len(lengths)
 
-    def _set_kernels(
-        self,
-        centers: Tensor,
-        weights: Tensor,
-        box: float = 0.0,
-        scale: tuple[float, float] | None = None,
-    ) -> None:
-        """Store centers ``(K, 2)``, weights ``(K,)``, the width b and the deviations s."""
-        self._centers, self._weights = centers, weights
-        self._box, self._scale = (box, box), scale or (self.noise, self.noise)
+    def _curve(self, t: Tensor, branch: Tensor) -> Tensor:
+        """The points ``(n, 2)`` at places ``t (n,)`` of curves, which are given by number."""
+        raise NotImplementedError(f"{type(self).__name__} does not define _curve")
+
+    def _nodes(self, length: float) -> tuple[Tensor, Tensor]:
+        """Places t along a curve and their probabilities: 16 Gauss-Legendre nodes per panel."""
+        if not length:
+            return torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        # Equal in t^m: the arm of a spiral grows as t^2.
+        edges = np.linspace(0, 1, ceil(length / (5 * self.noise)) + 2) ** (1 / self._power)
+        nodes, shares = np.polynomial.legendre.leggauss(16)
+        half, middle = np.diff(edges)[:, None] / 2, (edges[1:] + edges[:-1])[:, None] / 2
+        t = torch.from_numpy((middle + half * nodes).ravel())
+        weights = torch.from_numpy((half * shares).ravel())
+        return t, weights * self._power * t ** (self._power - 1)
 
     @property
     def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -101,15 +120,13 @@ class NoisedShape(Toy):
         return -torch.cat(blocks).reshape(x.shape[:-1]).to(x.dtype)
 
     def _draw(self, n: int, draws: Draws) -> Tensor:
-        return self._shape(n, draws) + self.noise * draws.normal(n, 2)
-
-    def _shape(self, n: int, draws: Draws) -> Tensor:
-        """Draw ``n`` points of the shape, without noise."""
-        raise NotImplementedError(f"{type(self).__name__} does not define _shape")
+        t, branch = draws.uniform(n) ** (1 / self._power), draws.integers(self._branches, n)
+        points = self._curve(t, branch) + self._box * (draws.uniform(n, 2) - 0.5)
+        return points + t.new_tensor(self._scale) * draws.normal(n, 2)
 
     def _log_kernel(self, values: Tensor, d: int) -> Tensor:
         """Log of every kernel's factor in coordinate d: values (n,) -> (n, K)."""
-        box, scale = self._box[d], self._scale[d]
+        box, scale = self._box, self._scale[d]
         distance = values[:, None] - self._centers[:, d].to(values.device)
         if box == 0:
             return -0.5 * (distance / scale) ** 2 - log(scale * sqrt(2 * pi))
@@ -120,7 +137,7 @@ class NoisedShape(Toy):
         return upper + torch.log1p(-(lower - upper).exp()) - log(box)
 
     def _reach(self, d: int, deviations: float) -> tuple[float, float]:
-        margin = self._box[d] / 2 + deviations * self._scale[d]
+        margin = self._box / 2 + deviations * self._scale[d]
         centers = self._centers[:, d]
         return float(centers.min()) - margin, float(centers.max()) + margin
 
@@ -149,15 +166,12 @@ class Sine(NoisedShape):
     """
 
     def __init__(self, noise: float = 0.375) -> None:
-        super().__init__(noise)
-        a, weights = _quadrature(np.linspace(-2, 2, _panels(30, self.noise) + 1))
-        centers = 4 * torch.stack([a, torch.sin(3 * a)], -1)
         # The vertical jitter b has standard deviation 1 after the stretch by 4.
-        self._set_kernels(centers, weights / 4, scale=(self.noise, hypot(self.noise, 1.0)))
+        super().__init__(noise, [30.0], jitter=1.0)
 
-    def _shape(self, n: int, draws: Draws) -> Tensor:
-        a = 4 * draws.uniform(n) - 2
-        return 4 * torch.stack([a, torch.sin(3 * a) + 0.25 * draws.normal(n)], -1)
+    def _curve(self, t: Tensor, branch: Tensor) -> Tensor:
+        a = 4 * t - 2
+        return 4 * torch.stack([a, torch.sin(3 * a)], -1)
 
 
 @register
@@ -184,15 +198,10 @@ class Swirl(NoisedShape):
     """
 
     def __init__(self, noise: float = 0.375) -> None:
-        super().__init__(noise)
-        t, weights = _spiral_quadrature(2.5 / 3, self.noise)
-        middle = torch.tensor([0.75, 1.75], dtype=torch.float64)
-        self._set_kernels(2.5 / 3 * (_spiral(t) + middle), weights, box=0.5 * 2.5 / 3)
+        super().__init__(noise, [2.5 / 3 * _SPIRAL], box=0.5 * 2.5 / 3, power=2)
 
-    def _shape(self, n: int, draws: Draws) -> Tensor:
-        t = 3 * pi * draws.uniform(n).sqrt()
-        shift = t.new_tensor([1.0, 2.0])
-        return 2.5 / 3 * (_spiral(t) - 0.5 * draws.uniform(n, 2) + shift)
+    def _curve(self, t: Tensor, branch: Tensor) -> Tensor:
+        return 2.5 / 3 * (_spiral(t) + t.new_tensor([0.75, 1.75]))
 
 
 @register
@@ -218,15 +227,11 @@ class Checkerboard(NoisedShape):
     """
 
     def __init__(self, noise: float = 0.375) -> None:
-        super().__init__(noise)
-        squares = [(a + 0.5, c + a % 2 + 0.5) for a in range(-2, 2) for c in (-2, 0)]
-        centers = 3 * torch.tensor(squares, dtype=torch.float64)
-        self._set_kernels(centers, torch.full((8,), 1 / 8, dtype=torch.float64), box=3.0)
+        super().__init__(noise, [0.0] * 8, box=3.0)
 
-    def _shape(self, n: int, draws: Draws) -> Tensor:
-        a = 4 * draws.uniform(n) - 2
-        c = draws.uniform(n) - 2 * draws.integers(2, n)
-        return 3 * torch.stack([a, c + a.floor() % 2], -1)
+    def _curve(self, t: Tensor, branch: Tensor) -> Tensor:
+        a, c = branch // 2 - 2, 2 * (branch % 2) - 2
+        return 3 * (torch.stack([a, c + a % 2], -1).to(t) + 0.5).expand(*t.shape, 2)
 
 
 @register
@@ -251,20 +256,11 @@ class TwoMoons(NoisedShape):
     """
 
     def __init__(self, noise: float = 0.1) -> None:
-        super().__init__(noise)
-        t, weights = _quadrature(np.linspace(0, pi, _panels(pi, self.noise) + 1))
-        inner = torch.arange(2 * len(t)) >= len(t)
-        self._set_kernels(_moons(t.repeat(2), inner), weights.repeat(2) / (2 * pi))
+        super().__init__(noise, [pi, pi])
 
-    def _shape(self, n: int, draws: Draws) -> Tensor:
-        t = pi * draws.uniform(n)
-        return _moons(t, draws.uniform(n) < 0.5)
-
-
-def _moons(t: Tensor, inner: Tensor) -> Tensor:
-    outer = torch.stack([t.cos(), t.sin()], -1)
-    other = torch.stack([1 - t.cos(), 0.5 - t.sin()], -1)
-    return torch.where(inner[..., None], other, outer)
+    def _curve(self, t: Tensor, branch: Tensor) -> Tensor:
+        x = torch.stack([(pi * t).cos(), (pi * t).sin()], -1)
+        return torch.where(branch[..., None] == 1, t.new_tensor([1.0, 0.5]) - x, x)
 
 
 @register
@@ -290,15 +286,10 @@ class TwoSpirals(NoisedShape):
     """
 
     def __init__(self, noise: float = 0.1) -> None:
-        super().__init__(noise)
-        t, weights = _spiral_quadrature(1 / 3, self.noise)
-        arm = (0.25 - _spiral(t)) / 3
-        self._set_kernels(torch.cat([arm, -arm]), weights.repeat(2) / 2, box=0.5 / 3)
+        super().__init__(noise, [_SPIRAL / 3] * 2, box=0.5 / 3, power=2)
 
-    def _shape(self, n: int, draws: Draws) -> Tensor:
-        t = 3 * pi * draws.uniform(n).sqrt()
-        jitter = 0.5 * draws.uniform(n, 2)
-        return (1 - 2 * draws.integers(2, n, 1)) * (jitter - _spiral(t)) / 3
+    def _curve(self, t: Tensor, branch: Tensor) -> Tensor:
+        return (1 - 2 * branch[..., None]) * (0.25 - _spiral(t)) / 3
 
 
 @register
@@ -326,54 +317,28 @@ class Circles(NoisedShape):
     def __init__(
         self, radii: Sequence[float] = (0.75, 1.5, 2.25, 3.0), *, noise: float = 0.1
     ) -> None:
-        super().__init__(noise)
         count = len(checks.as_list(radii) or ())
         if not count:
             raise checks.fail("Circles", "radii", "one or more numbers > 0", radii, "(1.0, 2.0)")
         self.radii = checks.numbers("Circles", "radii", radii, count, above=0)
+        super().__init__(noise, [2 * pi * r for r in self.radii])
+
+    def _nodes(self, length: float) -> tuple[Tensor, Tensor]:
         # On a closed curve equally spaced nodes converge exponentially: two per noise width.
-        sizes = [8 + 4 * pi * r / self.noise for r in self.radii]
-        if sum(sizes) > checks.MAX_ELEMENTS / 16:
-            expected = "numbers within a few million times the noise"
-            raise checks.fail("Circles", "radii", expected, radii)
-        nodes = [torch.arange(ceil(m), dtype=torch.float64) * (2 * pi / ceil(m)) for m in sizes]
-        circles = [r * _circle(t) for r, t in zip(self.radii, nodes, strict=True)]
-        weights = [torch.full_like(t, 1 / (len(t) * count)) for t in nodes]
-        self._set_kernels(torch.cat(circles), torch.cat(weights))
+        count = ceil(9 + 2 * length / self.noise)
+        checks.elements("Circles", count, 16)
+        t = torch.linspace(0, 1, count, dtype=torch.float64)[:-1]
+        return t, torch.full_like(t, 1 / len(t))
 
-    def _shape(self, n: int, draws: Draws) -> Tensor:
-        which = draws.integers(len(self.radii), n, 1)
-        t = 2 * pi * draws.uniform(n)
-        return t.new_tensor(self.radii)[which] * _circle(t)
+    def _curve(self, t: Tensor, branch: Tensor) -> Tensor:
+        circle = torch.stack([(2 * pi * t).cos(), (2 * pi * t).sin()], -1)
+        return t.new_tensor(self.radii)[branch].unsqueeze(-1) * circle
 
 
-def _circle(t: Tensor) -> Tensor:
-    return torch.stack([t.cos(), t.sin()], -1)
+#: Length of the arm of a spiral.
+_SPIRAL = (3 * pi) ** 2 / 2 + 3 * pi
 
 
 def _spiral(t: Tensor) -> Tensor:
+    t = 3 * pi * t
     return torch.stack([t * t.cos(), -t * t.sin()], -1)
-
-
-def _spiral_quadrature(stretch: float, noise: float) -> tuple[Tensor, Tensor]:
-    """Nodes and probabilities of the angle t = 3 pi sqrt(U(0, 1)) of a spiral."""
-    # Panels of equal length along the arm, which grows as t^2 / 2, are equal in t^2.
-    length = stretch * ((3 * pi) ** 2 / 2 + 3 * pi)
-    t, weights = _quadrature(3 * pi * np.sqrt(np.linspace(0, 1, _panels(length, noise) + 1)))
-    return t, weights * 2 * t / (3 * pi) ** 2
-
-
-def _panels(length: float, noise: float) -> int:
-    """Number of panels, each at most five standard deviations long, on a curve of this length."""
-    return ceil(length / (5 * noise)) + 1
-
-
-def _quadrature(edges: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Sixteen Gauss-Legendre nodes and weights in every panel between two edges."""
-    nodes, weights = np.polynomial.legendre.leggauss(16)
-    half = np.diff(edges)[:, None] / 2
-    middle = (edges[1:] + edges[:-1])[:, None] / 2
-    return (
-        torch.from_numpy((middle + half * nodes).ravel()),
-        torch.from_numpy((half * weights).ravel()),
-    )

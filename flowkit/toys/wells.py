@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,9 +54,11 @@ class DoubleWell(Toy):
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the energy in kT."""
-        first, rest = x[..., 0], x[..., 1:]
-        well = first * (self.a + first * (self.b + self.c * first * first))
+        well, rest = self._well(x[..., 0]), x[..., 1:]
         return well + 0.5 * (rest * rest).sum(-1) if self.features > 1 else well
+
+    def _well(self, first: Any) -> Any:
+        return first * (self.a + first * (self.b + self.c * first * first))
 
     def profile(self, first: np.ndarray) -> np.ndarray:
         r"""Return the exact free energy along :math:`x_1`, :math:`-\log p(x_1)`, in kT.
@@ -66,28 +69,31 @@ class DoubleWell(Toy):
             >>> DoubleWell().profile(np.array([0.0])).round(4)
             array([9.3745])
         """
-        x = np.asarray(first, dtype=np.float64)
-        return x * (self.a + x * (self.b + self.c * x * x)) + self._line().log_z
+        return self._well(np.asarray(first, dtype=np.float64)) + self._line.log_z
 
     def log_normalizer(self) -> float:
         r"""Return :math:`\log Z`, by quadrature to rounding."""
-        return self._line().log_z + 0.5 * LOG_2PI * (self.features - 1)
+        return self._line.log_z + 0.5 * LOG_2PI * (self.features - 1)
 
     def entropy(self) -> float:
         r"""Return :math:`\log Z + E[u]` in nats, by quadrature to rounding."""
-        line = self._line()
-        return line.log_z + line.mean + 0.5 * (LOG_2PI + 1) * (self.features - 1)
+        return self._line.log_z + self._line.mean + 0.5 * (LOG_2PI + 1) * (self.features - 1)
 
     def probability_right(self) -> float:
         """Return the probability of :math:`x_1 > 0`."""
-        return 1 - float(self._line().cdf_at(0.0))
+        return 1 - float(self._line.cdf_at(0.0))
 
+    @functools.cached_property
     def _line(self) -> _Tabulated:
-        return _quartic(self.a, self.b, self.c)
+        # Half as far again as the outermost extremum, and on to where the quartic is 1000 kT.
+        extrema = np.abs(np.roots([4 * self.c, 0.0, 2 * self.b, self.a]))
+        reach = 1.5 * extrema.max() + (1000 / self.c) ** 0.25
+        x = np.linspace(-reach, reach, 400_001)
+        return _Tabulated(x, self._well(x))
 
     def _draw(self, n: int, draws: Draws) -> Tensor:
         normal = draws.normal(n, self.features)
-        normal[:, 0] = self._line().quantile(draws.uniform(n))
+        normal[:, 0] = self._line.quantile(draws.uniform(n))
         return normal
 
 
@@ -112,15 +118,6 @@ class _Tabulated:
     def quantile(self, p: Tensor) -> Tensor:
         """The inverse of the distribution function, in float64."""
         return torch.as_tensor(np.interp(p.cpu().numpy(), self.cdf, self.x)).to(p.device)
-
-
-@functools.lru_cache(maxsize=8)
-def _quartic(a: float, b: float, c: float) -> _Tabulated:
-    # Half as far again as the outermost extremum, and on to where the quartic is 1000 kT.
-    extrema = np.abs(np.roots([4 * c, 0.0, 2 * b, a]))
-    reach = 1.5 * extrema.max() + (1000 / c) ** 0.25
-    x = np.linspace(-reach, reach, 400_001)
-    return _Tabulated(x, x * (a + x * (b + c * x * x)))
 
 
 @register
