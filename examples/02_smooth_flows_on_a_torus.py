@@ -246,7 +246,9 @@ DT, MOVES = 0.01, 200 if SMALL else 4_000
 
 def energy_error(flow, dt, steps):
     """Times, and total energy less that of the start, (frames, trajectories), in kT."""
-    path = FlowPotential(flow).velocity_verlet(starts, velocities, dt, steps, every=steps // 100)
+    path = FlowPotential(flow).velocity_verlet(
+        starts, velocities, dt=dt, steps=steps, every=steps // 100
+    )
     return path.time.numpy(), (path.total - path.total[0]).numpy()
 
 

@@ -48,7 +48,7 @@ from flowkit import (
 )
 from flowkit.data import dequantize
 from flowkit.datasets import digits
-from flowkit.energies import ConditionalEnergy, from_callable
+from flowkit.energies import CallableEnergy, ConditionalEnergy
 from flowkit.stochastic import MALA
 from flowkit.toys import Sine
 from flowkit.transforms import Compose
@@ -145,7 +145,7 @@ print(f"test images: {bits:.3f} bits per dimension, log Z = {flow.log_normalizer
 logit, rest = flow.transform[0], list(flow.transform.transforms)[1:]
 inner = Flow(Compose(*rest), flow.base)
 free = torch.arange(64) >= 32
-energy = ConditionalEnergy(from_callable(inner.energy, 64), free=free.tolist())
+energy = ConditionalEnergy(CallableEnergy(inner.energy, 64), free=free.tolist())
 chain = MALA(energy, steps=20 if SMALL else 2_000, step_size=0.3)
 
 shown, copies = held[:8], 3

@@ -294,6 +294,13 @@ def numbers(
     return tuple(reals)
 
 
+def positive(owner: str, name: str, value: Any, last: tuple[int, ...]) -> Any:
+    """Check one number > 0 for all, or a sequence with one for each of the last dimension."""
+    if not last or as_list(value) is None:
+        return number(owner, name, value, above=0)
+    return numbers(owner, name, value, last[0], above=0)
+
+
 def bounds(
     owner: str, lower: Any, upper: Any, features: int | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:

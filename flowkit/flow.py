@@ -99,7 +99,7 @@ class Flow(Density):
             (torch.Size([5, 2]), torch.Size([5]))
         """
         target = Target.of("sample_with_log_weight", energy, log_prob)
-        paths = sample_paths(self, shape, target, context, generator)
+        paths = sample_paths(self, shape, target, context=context, generator=generator)
         return paths.x.contiguous(), paths.log_weight
 
     def reverse_log_weight(

@@ -38,7 +38,7 @@ from flowkit.conditioners import (
     ResidualMLP,
 )
 from flowkit.dependence import EquicorrelatedBlocks
-from flowkit.energies import ConditionalEnergy, Interpolation, NegativeLogProb, from_callable
+from flowkit.energies import CallableEnergy, ConditionalEnergy, Interpolation, NegativeLogProb
 from flowkit.estimators import FlowDensity
 from flowkit.kernels import Matern, RationalQuadratic, SquaredExponential
 from flowkit.scalar import (
@@ -571,7 +571,7 @@ CASES += [
     Case(
         "OverdampedLangevin-context-a-step-a-coordinate",
         lambda: OverdampedLangevin(
-            from_callable(_spring, 2, context=2), steps=3, step_size=[0.1, 0.2]
+            CallableEnergy(_spring, 2, context=2), steps=3, step_size=[0.1, 0.2]
         ),
         {"skip": {"R14": "the target moves with the context; tested by itself"}},
     ),

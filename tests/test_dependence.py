@@ -512,7 +512,7 @@ def test_what_has_no_joint_likelihood_is_named():
     loss = DependentLikelihood(blocks)
     with pytest.raises(DataError, match="a batch with 'row'"):
         loss(flow, {"x": x})
-    with pytest.raises(DataError, match="all 3 rows at once, or whole blocks of them, got 2"):
+    with pytest.raises(DataError, match="all 3 samples at once, or whole blocks of them, got 2"):
         loss(flow, {"x": x[:2], "row": torch.tensor([1, 2])})
     with pytest.raises(DataError, match="name the block of each row as 'group'"):
         DependentLikelihood(blocks, mode="blocks")(flow, {"x": x[:1], "row": torch.tensor([0])})
@@ -522,13 +522,13 @@ def test_what_has_no_joint_likelihood_is_named():
     with pytest.raises(DataError, match="on a StandardNormal base, got StudentT"):
         joint_log_prob(coupling_flow(2, base="student_t"), x, blocks)
     pairs = DependentLikelihood(blocks, mode="pairs")
-    with pytest.raises(DataError, match="at least 2 rows"):
+    with pytest.raises(DataError, match="at least 2 samples"):
         pairs(flow, {"x": x[:1], "row": torch.arange(1)})
     with pytest.raises(DataError, match="different indices from 0 to 2"):
         loss(flow, {"x": x, "row": torch.tensor([0, 0, 2])})
     with pytest.raises(DataError, match="different indices from 0 to 2"):
         loss(flow, {"x": x, "row": torch.tensor([0, 1, 3])})
-    with pytest.raises(DataError, match="rows of one weight"):
+    with pytest.raises(DataError, match="samples of one weight"):
         loss(flow, {"x": x, "row": torch.arange(3), "weight": torch.arange(3.0)})
     with pytest.raises(DataError, match="got whole groups"):
         pairs(flow, {"x": x, "row": torch.arange(3), "group": torch.arange(3)})

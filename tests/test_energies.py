@@ -9,11 +9,11 @@ from scipy import integrate, stats
 
 from flowkit.bases import StandardNormal
 from flowkit.energies import (
+    CallableEnergy,
     ConditionalEnergy,
     Energy,
     Interpolation,
     NegativeLogProb,
-    from_callable,
 )
 from flowkit.energies.base import as_energy
 from flowkit.errors import ArgumentError, DataError, NotInvertibleError, ShapeError
@@ -143,12 +143,12 @@ def test_interpolation_between_energies():
     learned(x).sum().backward()
     assert learned.raw_fraction.grad is not None
     # At an end the other energy may be infinite.
-    wall = from_callable(lambda x: x.new_full(x.shape[:-1], math.inf), 2)
+    wall = CallableEnergy(lambda x: x.new_full(x.shape[:-1], math.inf), 2)
     assert Interpolation(start, wall, 0.0)(x).isfinite().all()
 
 
 def test_an_energy_from_a_function_with_a_unit():
-    spring = from_callable(lambda x: 5.0 * x.square().sum(-1), 3, kT=2.5)
+    spring = CallableEnergy(lambda x: 5.0 * x.square().sum(-1), 3, kT=2.5)
     x = torch.randn(4, 3)
     assert torch.allclose(spring(x), 2.0 * x.square().sum(-1))
     assert torch.allclose(spring.force(x), -4.0 * x)
@@ -158,7 +158,7 @@ def test_an_energy_with_a_force_of_its_own():
     def outside(x):
         return torch.as_tensor(5.0 * np.square(x.detach().numpy()).sum(-1))
 
-    given = from_callable(outside, 3, force=lambda x: -10.0 * x, kT=2.5)
+    given = CallableEnergy(outside, 3, force=lambda x: -10.0 * x, kT=2.5)
     x = torch.randn(4, 3, dtype=torch.float64)
     energy, force = given.energy_and_force(x)
     assert torch.allclose(energy, 2.0 * x.square().sum(-1))
@@ -177,7 +177,7 @@ def test_chains_fill_in_what_is_missing(kind):
     mixing = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-0.5, 0.4, 0.7]]).double()
     covariance = mixing @ mixing.mT
     precision = torch.linalg.inv(covariance)
-    joint = from_callable(lambda x: 0.5 * (x @ precision * x).sum(-1), 3)
+    joint = CallableEnergy(lambda x: 0.5 * (x @ precision * x).sum(-1), 3)
     rest = ConditionalEnergy(joint, [True, False, True])
     known = torch.full((20_000, 1), 1.5, dtype=torch.float64)
     step = {MALA: 0.2, HMC: 0.3, Metropolis: 0.7}[kind]
@@ -207,27 +207,27 @@ def test_energies_say_what_they_expect():
             r"expected x \(\.\.\., 2\), got \(3,\)",
         ),
         (
-            lambda: from_callable(lambda x: x, 2)(torch.zeros(4, 2)),
+            lambda: CallableEnergy(lambda x: x, 2)(torch.zeros(4, 2)),
             DataError,
             "one number per sample",
         ),
-        (lambda: from_callable(3, 2), ArgumentError, "function as a function"),
-        (lambda: from_callable(torch.sum, 2, force=3), ArgumentError, "force as a function"),
-        (lambda: from_callable(torch.sum, -2), ShapeError, "sizes >= 0"),
+        (lambda: CallableEnergy(3, 2), ArgumentError, "function as a function"),
+        (lambda: CallableEnergy(torch.sum, 2, force=3), ArgumentError, "force as a function"),
+        (lambda: CallableEnergy(torch.sum, -2), ShapeError, "sizes >= 0"),
         (lambda: NegativeLogProb(3), ArgumentError, "a density with log_prob"),
         (lambda: GaussianMixture([[1.0], [1.0, 2.0]]), ArgumentError, "means"),
-        (lambda: from_callable(torch.sum, 2, kT=0.0), ArgumentError, "kT as a finite number > 0"),
+        (lambda: CallableEnergy(torch.sum, 2, kT=0.0), ArgumentError, "kT as a finite number > 0"),
         (
-            lambda: from_callable(lambda x: x.sum(-1).detach(), 2).force(torch.zeros(2)),
+            lambda: CallableEnergy(lambda x: x.sum(-1).detach(), 2).force(torch.zeros(2)),
             DataError,
             "carries no gradient",
         ),
         (
-            lambda: from_callable(lambda x: x.sum(-1), 2, force=lambda x: x[..., 0]).force(
+            lambda: CallableEnergy(lambda x: x.sum(-1), 2, force=lambda x: x[..., 0]).force(
                 torch.zeros(3, 2)
             ),
             DataError,
-            "the force expected the shape of x",
+            "the force returned .* one number per coordinate",
         ),
         (lambda: DoubleWell(c=-1.0), ArgumentError, "c as a finite number > 0"),
         (lambda: DoubleWell(0), ArgumentError, "features as an integer >= 1"),
@@ -249,7 +249,7 @@ def test_energies_say_what_they_expect():
             "some coordinates free",
         ),
         (
-            lambda: from_callable(lambda x, c: x[..., 0], 2, context=1)(torch.zeros(2)),
+            lambda: CallableEnergy(lambda x, c: x[..., 0], 2, context=1)(torch.zeros(2)),
             ShapeError,
             "expected context",
         ),

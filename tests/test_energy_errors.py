@@ -26,11 +26,11 @@ from flowkit import (
 )
 from flowkit.bases import StandardNormal, Uniform
 from flowkit.energies import (
+    CallableEnergy,
     ConditionalEnergy,
     Energy,
     Interpolation,
     NegativeLogProb,
-    from_callable,
 )
 from flowkit.energies.base import as_energy
 from flowkit.errors import ArgumentError, DataError, NonFiniteLossError, ShapeError
@@ -121,7 +121,7 @@ def test_a_layer_that_needs_forces_refuses_an_energy_without_a_gradient(layer, e
     if energy == "gradient to a parameter only" and layer.startswith("interpolated"):
         return  # its values do not tell it from an energy with a gradient to x
     with pytest.raises(DataError, match="carries no gradient to x"):
-        LAYERS[layer](from_callable(LOST[energy], 2))
+        LAYERS[layer](CallableEnergy(LOST[energy], 2))
 
 
 @pytest.mark.parametrize("energy", LOST)
@@ -137,7 +137,7 @@ def test_the_case_of_a_program_that_is_not_torch():
     with pytest.raises(DataError, match="carries no gradient to x"):
         fit(flow(), None, ReverseKL(energy), steps=3, lr=1e-2, progress=False)
     # With its force it trains: the mean moves from 0 towards 3.
-    with_force = from_callable(energy, 2, force=lambda x: 3.0 - x)
+    with_force = CallableEnergy(energy, 2, force=lambda x: 3.0 - x)
     trained = elementwise_flow(2, scalar="affine")
     fit(trained, None, ReverseKL(with_force), steps=300, lr=3e-2, progress=False)
     assert (trained.sample(4000).mean(0) - 3).abs().max() < 0.2
@@ -196,7 +196,7 @@ def test_no_false_alarm_where_no_gradient_is_needed():
     # Weights need values only, also where gradients are enabled.
     assert sample_paths(flow(), 5, numpy).log_weight.isfinite().all()
     assert flow().sample_with_log_weight(5, numpy)[1].isfinite().all()
-    assert Metropolis(from_callable(numpy, 2))(torch.randn(5, 2))[0].isfinite().all()
+    assert Metropolis(CallableEnergy(numpy, 2))(torch.randn(5, 2))[0].isfinite().all()
     assert independence_chain(flow(), numpy, steps=4).x.isfinite().all()
     some = flow()
     next(some.parameters()).requires_grad_(False)
@@ -246,10 +246,10 @@ def test_an_energy_of_the_wrong_shape_or_dtype_is_refused_wherever_it_enters(nam
         lambda: flow().sample_with_log_weight(5, function),
         lambda: flow().reverse_log_weight(torch.zeros(5, 2), function),
         lambda: independence_chain(flow(), function, steps=4),
-        lambda: from_callable(function, 2)(torch.zeros(5, 2)),
+        lambda: CallableEnergy(function, 2)(torch.zeros(5, 2)),
         lambda: Own(function)(torch.zeros(5, 2)),
         lambda: Metropolis(Own(function))(torch.zeros(5, 2)),
-        lambda: MALA(from_callable(function, 2))(torch.zeros(5, 2)),
+        lambda: MALA(CallableEnergy(function, 2))(torch.zeros(5, 2)),
     ]
     for entry in entries:
         with pytest.raises(DataError, match=message):
@@ -259,7 +259,7 @@ def test_an_energy_of_the_wrong_shape_or_dtype_is_refused_wherever_it_enters(nam
 def test_an_option_that_could_not_do_anything_is_refused():
     with pytest.raises(DataError, match="a layer that has an energy.*remedy: resample=None"):
         sample_paths(flow(), 5, DoubleWell(), resample=0.5)
-    reads = from_callable(lambda x, c: x.sum(-1), 2, context=2)
+    reads = CallableEnergy(lambda x, c: x.sum(-1), 2, context=2)
     with pytest.raises(ShapeError, match="reads a context of 2 features, expected none or 3"):
         as_energy(reads, (2,), context=3)
     assert as_energy(reads, (2,), context=2) is reads
@@ -269,8 +269,10 @@ def test_an_option_that_could_not_do_anything_is_refused():
 def test_a_float32_energy_of_float64_samples_is_refused():
     with pytest.raises(DataError, match="float32 for samples in torch.float64, which loses"):
         ReverseKL(lambda x: x.float().square().sum(-1))(flow().double(), {})
-    force = from_callable(lambda x: x.square().sum(-1), 2, force=lambda x: (-2 * x).float())
-    with pytest.raises(DataError, match="the force expected torch.float64"):
+    force = CallableEnergy(lambda x: x.square().sum(-1), 2, force=lambda x: (-2 * x).float())
+    with pytest.raises(
+        DataError, match="the force returned torch.float32 for samples in torch.float64"
+    ):
         force.force(torch.zeros(3, 2).double())
 
 
@@ -490,7 +492,9 @@ def test_paths_that_leave_for_infinity_have_a_remedy_of_their_own():
 def test_forces_that_are_not_finite_are_the_objective_s_fault():
     model, x = Flow(DenseLinear(1), StandardNormal(1)), torch.tensor([[0.0], [1.0]])
     objective = ForceMatching(lambda x: x.abs().sqrt().sum(-1))
-    message = "objective is at fault: the force of the energy is not finite at 1 rows; remedy: an"
+    message = (
+        "objective is at fault: the force of the energy is not finite at 1 of 2 samples; remedy"
+    )
     with pytest.raises(NonFiniteLossError, match=message):
         fit(model, x, objective, validation=None, progress=False)
     inner = Flow(Compose(Logit(1), DenseLinear(1)), StandardNormal(1))
@@ -504,9 +508,7 @@ def test_forces_that_are_not_finite_are_the_objective_s_fault():
 def test_there_is_no_force_where_the_energy_is_infinite():
     # Autograd says 0, which would be learned as flat.
     x = torch.tensor([[0.5, 0.5], [-0.5, 0.5], [0.2, -0.1]])
-    message = (
-        "the force of the energy is not finite at 2 rows; remedy: an energy with a finite value"
-    )
+    message = "the force of the energy is not finite at 2 of 3 samples; remedy: an energy"
     with pytest.raises(NonFiniteLossError, match=message):
         fit(flow(), x, ForceMatching(walls), validation=None, progress=False)
     inside = ForceMatching(walls)(flow(), {"x": x[:1]}).value

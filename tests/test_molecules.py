@@ -7,7 +7,7 @@ import torch
 
 from flowkit import Flow, ForceMatching, coupling_flow, elementwise_flow
 from flowkit.bases import StandardNormal, Uniform
-from flowkit.energies import from_callable
+from flowkit.energies import CallableEnergy
 from flowkit.errors import ArgumentError, NonFiniteEnergyError, ShapeError, StochasticFlowError
 from flowkit.molecules import FlowPotential
 from flowkit.scalar import CircularSpline
@@ -59,7 +59,7 @@ def test_force_is_the_negative_gradient_of_energy_which_is_minus_kT_log_p():
     torch.testing.assert_close(energy + 2.5 * flow.log_normalizer(), exact)
     (gradient,) = torch.autograd.grad(energy.sum(), x)
     torch.testing.assert_close(potential.force(x), -gradient)
-    energy = from_callable(potential.energy, 2, kT=2.5)
+    energy = CallableEnergy(potential.energy, 2, kT=2.5)
     assert ForceMatching(energy)(flow, {"x": x}).value.item() < 1e-25
 
 
@@ -71,7 +71,7 @@ def test_verlet_follows_a_harmonic_oscillator_with_an_error_of_order_dt_squared(
     x, v = torch.randn(2, 7, 2, dtype=torch.float64)
     errors = []
     for steps in (400, 200, 100):
-        path = potential.velocity_verlet(x, v, 5.0 / steps, steps)
+        path = potential.velocity_verlet(x, v, dt=5.0 / steps, steps=steps)
         phase = omega * path.time[:, None, None]
         exact = m + (x - m) * phase.cos() + v / omega * phase.sin()
         speed = v * phase.cos() - (x - m) * omega * phase.sin()
@@ -95,7 +95,7 @@ def test_the_energy_of_a_smooth_flow_stays_bounded_with_an_error_of_order_dt_squ
     v = potential.draw_velocities(x, draw)
     rms, largest = [], []
     for dt, steps in ((0.02, 10_000), (0.04, 5_000)):
-        path = potential.velocity_verlet(x, v, dt, steps)
+        path = potential.velocity_verlet(x, v, dt=dt, steps=steps)
         error = (path.total - path.total[0]).abs()
         early, late = error[: steps // 2].amax(), error[steps // 2 :].amax()
         assert late < 1.5 * early
@@ -111,9 +111,9 @@ def test_verlet_is_reversible():
     potential = FlowPotential(flow, mass=[1.0, 2.0])
     x = flow.sample(8)
     v = potential.draw_velocities(x)
-    there = potential.velocity_verlet(x, v, 0.05, 200, every=200)
+    there = potential.velocity_verlet(x, v, dt=0.05, steps=200, every=200)
     assert (there.x[-1] - x).abs().max() > 0.1
-    back = potential.velocity_verlet(there.x[-1], -there.v[-1], 0.05, 200, every=200)
+    back = potential.velocity_verlet(there.x[-1], -there.v[-1], dt=0.05, steps=200, every=200)
     torch.testing.assert_close(back.x[-1], x, atol=1e-9, rtol=0)
     torch.testing.assert_close(back.v[-1], -v, atol=1e-9, rtol=0)
 
@@ -123,7 +123,7 @@ def test_langevin_has_the_variances_of_baoab_in_a_harmonic_potential():
     mass = torch.tensor([2.0, 8.0], dtype=torch.float64)
     potential = springs([0.0, 1.0], scale, kT, mass)
     start = torch.zeros(n, 2, dtype=torch.float64)
-    path = potential.langevin(start, start, dt, 60, friction=1.0, every=60)
+    path = potential.langevin(start, start, dt=dt, steps=60, friction=1.0, every=60)
     stretch = torch.tensor(scale).double()
     omega = torch.sqrt(kT / mass) / stretch
     # Positions are exact, velocities of order dt^2 too slow: Leimkuhler, Matthews 2013.
@@ -149,7 +149,9 @@ def test_langevin_samples_a_smooth_flow():
     potential = FlowPotential(flow)
     n = 4000
     start = flow.sample(n)
-    path = potential.langevin(start, potential.draw_velocities(start), 0.1, 50, 2.0, every=50)
+    path = potential.langevin(
+        start, potential.draw_velocities(start), dt=0.1, steps=50, friction=2.0, every=50
+    )
     # Of what the flow's own samples have, -log p is the hardest to keep.
     kept, moved = path.potential
     error = 4 * math.sqrt((kept.var() + moved.var()).item() / n)
@@ -160,8 +162,8 @@ def test_langevin_samples_a_smooth_flow():
 def test_langevin_without_friction_is_verlet():
     potential = springs([0.0], [1.0])
     x, v = torch.randn(2, 4, 1, dtype=torch.float64)
-    damped = potential.langevin(x, v, 0.1, 20, friction=1e-20)
-    torch.testing.assert_close(damped.x, potential.velocity_verlet(x, v, 0.1, 20).x)
+    damped = potential.langevin(x, v, dt=0.1, steps=20, friction=1e-20)
+    torch.testing.assert_close(damped.x, potential.velocity_verlet(x, v, dt=0.1, steps=20).x)
 
 
 def test_velocities_are_those_of_maxwell_and_boltzmann():
@@ -179,7 +181,7 @@ def test_randomness_comes_from_the_generator_alone():
     def run():
         draw = torch.Generator().manual_seed(3)
         v = potential.draw_velocities(x, draw)
-        return potential.langevin(x, v, 0.1, 5, 1.0, generator=draw).x
+        return potential.langevin(x, v, dt=0.1, steps=5, friction=1.0, generator=draw).x
 
     assert torch.equal(run(), run())
     assert torch.equal(torch.get_rng_state(), state)
@@ -189,16 +191,20 @@ def test_randomness_comes_from_the_generator_alone():
 def test_every_batch_shape_gives_the_same_numbers(batch):
     potential = FlowPotential(smooth_flow())
     x, v = torch.randn(2, *batch, 2, dtype=torch.float64)
-    path = potential.velocity_verlet(x, v, 0.1, 6, every=2)
+    path = potential.velocity_verlet(x, v, dt=0.1, steps=6, every=2)
     assert path.time.tolist() == pytest.approx([0.0, 0.2, 0.4, 0.6])
     assert path.x.shape == path.v.shape == (4, *batch, 2)
     assert path.potential.shape == path.kinetic.shape == path.total.shape == (4, *batch)
     assert torch.equal(path.x[0], x)
     for row, (a, b) in enumerate(zip(x.reshape(-1, 2), v.reshape(-1, 2), strict=True)):
-        alone = potential.velocity_verlet(a, b, 0.1, 6)
+        alone = potential.velocity_verlet(a, b, dt=0.1, steps=6)
         torch.testing.assert_close(path.x.reshape(4, -1, 2)[:, row], alone.x[::2])
         torch.testing.assert_close(path.total.reshape(4, -1)[:, row], alone.total[::2])
-    assert potential.langevin(x, v, 0.1, 6, 1.0, every=3).x.shape == (3, *batch, 2)
+    assert potential.langevin(x, v, dt=0.1, steps=6, friction=1.0, every=3).x.shape == (
+        3,
+        *batch,
+        2,
+    )
 
 
 def test_a_context_broadcasts_against_the_trajectories():
@@ -208,10 +214,10 @@ def test_a_context_broadcasts_against_the_trajectories():
     x = torch.zeros(3, 1, 2, dtype=torch.float64)
     v = potential.draw_velocities(x)
     assert v.shape == (3, 2, 2)
-    path = potential.velocity_verlet(x, v, 0.1, 5)
+    path = potential.velocity_verlet(x, v, dt=0.1, steps=5)
     for i in range(2):
         one = FlowPotential(flow, context=context[i])
-        alone = one.velocity_verlet(x[:, 0], v[:, i], 0.1, 5)
+        alone = one.velocity_verlet(x[:, 0], v[:, i], dt=0.1, steps=5)
         torch.testing.assert_close(path.x[:, :, i], alone.x)
 
 
@@ -220,8 +226,8 @@ def test_results_follow_the_dtype_and_carry_no_graph():
     x = torch.randn(4, 2, requires_grad=True)
     v = potential.draw_velocities(x)
     for path in (
-        potential.velocity_verlet(x, v, 0.1, 3),
-        potential.langevin(x, v, 0.1, 3, 1.0),
+        potential.velocity_verlet(x, v, dt=0.1, steps=3),
+        potential.langevin(x, v, dt=0.1, steps=3, friction=1.0),
     ):
         assert all(part.dtype == torch.float32 and not part.requires_grad for part in path)
     assert all(p.grad is None for p in potential.flow.parameters())
@@ -235,8 +241,8 @@ def test_a_step_costs_one_pass_of_the_flow(monkeypatch):
         potential.flow.base, "log_prob", lambda *z: calls.append(0) or log_prob(*z)
     )
     x = torch.zeros(2, 1, dtype=torch.float64)
-    potential.velocity_verlet(x, x, 0.1, 7)
-    potential.langevin(x, x, 0.1, 9, 1.0, every=3)
+    potential.velocity_verlet(x, x, dt=0.1, steps=7)
+    potential.langevin(x, x, dt=0.1, steps=9, friction=1.0, every=3)
     assert len(calls) == 8 + 10
 
 
@@ -247,7 +253,7 @@ def test_positions_on_a_circle_stay_unwrapped():
     ).double()
     x = torch.tensor([[0.5]], dtype=torch.float64)
     # Uniform on the circle: no force, so the rotor turns for ever.
-    path = FlowPotential(flow).velocity_verlet(x, torch.ones_like(x), 0.5, 20)
+    path = FlowPotential(flow).velocity_verlet(x, torch.ones_like(x), dt=0.5, steps=20)
     torch.testing.assert_close(path.x[:, 0, 0], 0.5 + path.time)
     torch.testing.assert_close(path.total, path.total[:1].expand_as(path.total))
 
@@ -258,9 +264,9 @@ def test_a_step_too_long_is_named():
     x = torch.tensor([[0.5], [0.5], [0.5]], dtype=torch.float64)
     v = torch.tensor([[0.0], [4.0], [-4.0]], dtype=torch.float64)
     with pytest.raises(NonFiniteEnergyError, match=r"step 2, in 2 of 3 traj.*remedy.* below 0.1"):
-        potential.velocity_verlet(x, v, 0.1, 5)
+        potential.velocity_verlet(x, v, dt=0.1, steps=5)
     with pytest.raises(NonFiniteEnergyError, match="at step 0, in 3 of 3 trajectories"):
-        potential.langevin(x + 1, v, 0.1, 5, 1.0)
+        potential.langevin(x + 1, v, dt=0.1, steps=5, friction=1.0)
 
 
 def run(x=None, v=None, **changes):
@@ -294,7 +300,11 @@ def counts():
         (lambda: run(steps=0), ArgumentError, "steps as an integer >= 1, got 0"),
         (lambda: run(steps=1.5), ArgumentError, "steps as an integer >= 1, got 1.5"),
         (lambda: run(every=True), ArgumentError, "every as an integer >= 1, got True"),
-        (lambda: run(every=3), ArgumentError, "divide steps, got 4 .* every=3; remedy: steps=6"),
+        (
+            lambda: run(every=3),
+            ArgumentError,
+            "every as a divisor of 4 steps, got 3; remedy: steps=6",
+        ),
         (lambda: run([0.0, 0.0]), ShapeError, r"x \(..., 2\) of floating point, got list; rem"),
         (lambda: run(torch.zeros(3)), ShapeError, r"x \(..., 2\) .*, got \(3,\) in torch.float32"),
         (lambda: run(torch.zeros(3, 2)), ShapeError, "computes in torch.float64, but x is"),

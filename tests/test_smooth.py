@@ -372,7 +372,7 @@ def test_energy_of_constant_energy_dynamics_is_bounded_and_scales_with_the_squar
     v = potential.draw_velocities(x, generator=torch.Generator().manual_seed(3))
     worst = []
     for dt, steps in ((0.02, 10_000), (0.01, 1000)):
-        total = potential.velocity_verlet(x, v, dt, steps, every=5).total
+        total = potential.velocity_verlet(x, v, dt=dt, steps=steps, every=5).total
         drift = (total - total[0]).abs()
         # No trend: the second half of the run is no worse than the first.
         half = len(drift) // 2

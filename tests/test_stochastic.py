@@ -22,7 +22,7 @@ from flowkit import (
     stochastic_flow,
 )
 from flowkit.bases import DiagonalNormal, StandardNormal
-from flowkit.energies import Energy, Interpolation, NegativeLogProb, from_callable
+from flowkit.energies import CallableEnergy, Energy, Interpolation, NegativeLogProb
 from flowkit.errors import (
     ArgumentError,
     DataError,
@@ -372,7 +372,7 @@ def test_proposals_without_a_finite_energy_are_rejected_and_counted(name, outsid
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_start_without_a_finite_energy_names_its_row(name):
-    layer = LAYERS[name](from_callable(lambda x: x.square().sum(-1) / (x[..., 0] != 7), 2))
+    layer = LAYERS[name](CallableEnergy(lambda x: x.square().sum(-1) / (x[..., 0] != 7), 2))
     x = torch.zeros(5, 2)
     x[3, 0] = 7.0
     with pytest.raises(NonFiniteEnergyError, match=r"in sample 3 \(1 of 5 samples\); remedy"):
@@ -649,7 +649,7 @@ def test_recipes_refuse_what_they_cannot_build():
 
 def test_constructors_refuse_what_they_cannot_use():
     for call, words in (
-        (lambda: Metropolis(lambda x: x.sum(-1)), "energy as an Energy.*from_callable"),
+        (lambda: Metropolis(lambda x: x.sum(-1)), "energy as an Energy.*CallableEnergy"),
         (lambda: Metropolis(WELL, steps=0), "steps as an integer"),
         (lambda: MALA(DoubleWell(), step_size=[0.1, 0.2, 0.3]), "one for each of 2 feature"),
         (lambda: HMC(WELL, leapfrog=0), "leapfrog as an integer"),
@@ -727,7 +727,7 @@ def test_dequantized_counts_have_paths_too():
 
 @pytest.mark.parametrize("name", ["mala", "hmc", "langevin", "underdamped"])
 def test_gradients_of_a_force_without_one_are_refused_in_every_flow(name):
-    given = from_callable(lambda x: 0.25 * (x**4).sum(-1), 2, force=lambda x: -(x**3))
+    given = CallableEnergy(lambda x: 0.25 * (x**4).sum(-1), 2, force=lambda x: -(x**3))
     flow = stochastic_flow(2, energy=given, layer=name, blocks=2, steps=2, hidden=(4,))
     assert flow.sample_with_log_weight(5, given)[1].isfinite().all()
     with pytest.raises(DataError, match="a force that came as a function"):
@@ -746,8 +746,8 @@ def test_a_threshold_of_nought_accepts_nothing():
 
 
 def test_reinforced_gradients_of_a_stiff_energy_are_finite():
-    stiff = from_callable(lambda x: (x**-12 + 0.5 * x * x).sum(-1), 1)
-    start = from_callable(lambda x: 0.5 * (x - 2).square().sum(-1), 1)
+    stiff = CallableEnergy(lambda x: (x**-12 + 0.5 * x * x).sum(-1), 1)
+    start = CallableEnergy(lambda x: 0.5 * (x - 2).square().sum(-1), 1)
     layer = Metropolis(Interpolation(start, stiff, 0.5, learn=True), steps=3, step_size=0.7)
     x = 1 + 0.2 * torch.rand(4000, 1, generator=generator())
     walk = layer.walk(x, generator=generator(1), choices=True)
@@ -757,7 +757,7 @@ def test_reinforced_gradients_of_a_stiff_energy_are_finite():
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_an_energy_may_compute_in_another_dtype(name):
-    fine = from_callable(lambda x: 0.5 * x.double().square().sum(-1), 2)
+    fine = CallableEnergy(lambda x: 0.5 * x.double().square().sum(-1), 2)
     layer = LAYERS[name](fine)
     for context in (torch.no_grad(), torch.enable_grad()):
         with context:

@@ -69,7 +69,7 @@ def step(layer, x):
 
 def trajectory(x):
     v, draw = torch.ones_like(x), torch.Generator().manual_seed(0)
-    return FlowPotential(flow_of()).langevin(x, v, 0.1, 2, 1.0, generator=draw).x
+    return FlowPotential(flow_of()).langevin(x, v, dt=0.1, steps=2, friction=1.0, generator=draw).x
 
 
 def nuts(x):

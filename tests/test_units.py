@@ -7,11 +7,11 @@ import torch
 
 from flowkit import ForceMatching, PathKL, ReverseKL, coupling_flow, elementwise_flow, fit
 from flowkit.energies import (
+    CallableEnergy,
     ConditionalEnergy,
     Energy,
     Interpolation,
     NegativeLogProb,
-    from_callable,
 )
 from flowkit.errors import ArgumentError, DataError
 from flowkit.molecules import FlowPotential
@@ -41,9 +41,9 @@ EXACT = ((STIFFNESS / KT - 1) ** 2 * X.square().mean()).item()
     "objective",
     [
         lambda: ForceMatching(lambda x: potential(x) / KT),
-        lambda: ForceMatching(from_callable(potential, 1, kT=KT)),
+        lambda: ForceMatching(CallableEnergy(potential, 1, kT=KT)),
         lambda: ForceMatching(log_prob=lambda x: -potential(x) / KT),
-        lambda: ForceMatching(from_callable(potential, 1, force=lambda x: -STIFFNESS * x, kT=KT)),
+        lambda: ForceMatching(CallableEnergy(potential, 1, force=lambda x: -STIFFNESS * x, kT=KT)),
         lambda: ForceMatching(),
     ],
 )
@@ -55,7 +55,7 @@ def test_the_same_forces_are_the_same_loss_in_every_way_to_give_them(objective):
 def test_a_unit_does_not_matter():
     losses = []
     for unit in (1.0, 1000.0, 1 / 4.184):  # kJ, J, kcal
-        energy = from_callable(lambda x, unit=unit: unit * potential(x), 1, kT=unit * KT)
+        energy = CallableEnergy(lambda x, unit=unit: unit * potential(x), 1, kT=unit * KT)
         losses.append(ForceMatching(energy)(normal(), {"x": X}).value.item())
     assert losses == pytest.approx([EXACT] * 3, rel=1e-12)
 
@@ -63,7 +63,7 @@ def test_a_unit_does_not_matter():
 @pytest.mark.parametrize("kT", [0.0, -1.0, math.inf, math.nan, True, None, "2"])
 def test_kT_is_a_positive_number_wherever_it_is_given(kT):
     for make in (
-        lambda: from_callable(potential, 1, kT=kT),
+        lambda: CallableEnergy(potential, 1, kT=kT),
         lambda: FlowPotential(normal(), kT=kT),
     ):
         with pytest.raises((ArgumentError, DataError), match="kT .*finite number > 0"):
@@ -71,20 +71,20 @@ def test_kT_is_a_positive_number_wherever_it_is_given(kT):
 
 
 def test_energies_are_in_units_of_kT():
-    energy = from_callable(potential, 1, kT=KT)
+    energy = CallableEnergy(potential, 1, kT=KT)
     torch.testing.assert_close(energy(X), 0.5 * STIFFNESS / KT * X[:, 0].square())
     torch.testing.assert_close(energy.force(X), -STIFFNESS / KT * X)
     # What is made of energies divides no more.
     half = Interpolation(NegativeLogProb(normal()), energy, 0.5)
     torch.testing.assert_close(half.force(X), -0.5 * (1 + STIFFNESS / KT) * X)
-    both = from_callable(lambda x: potential(x), 2, kT=KT)
+    both = CallableEnergy(lambda x: potential(x), 2, kT=KT)
     free = ConditionalEnergy(both, [True, False])
     torch.testing.assert_close(free.force(X, torch.zeros_like(X)), -STIFFNESS / KT * X)
 
 
 def test_objectives_and_weights_read_the_same_energy():
     # log Z of the spring, and KL(N(0, 1) || N(0, kT / k)) - log Z, in closed form.
-    energy, ratio = from_callable(potential, 1, kT=KT), STIFFNESS / KT
+    energy, ratio = CallableEnergy(potential, 1, kT=KT), STIFFNESS / KT
     log_z = 0.5 * math.log(2 * math.pi / ratio)
     divergence = 0.5 * (ratio - 1 - math.log(ratio))
     torch.manual_seed(0)
@@ -100,7 +100,7 @@ def test_objectives_and_weights_read_the_same_energy():
 
 
 def test_chains_sample_at_the_temperature_of_the_energy():
-    energy, ratio = from_callable(potential, 1, kT=KT), STIFFNESS / KT
+    energy, ratio = CallableEnergy(potential, 1, kT=KT), STIFFNESS / KT
     draw = torch.Generator().manual_seed(0)
     start = torch.randn(20_000, 1, dtype=torch.float64, generator=draw) / math.sqrt(ratio)
     with torch.no_grad():
@@ -120,18 +120,20 @@ def test_a_flow_leaves_the_units_of_kT_where_it_becomes_a_potential():
         moved = spring.energy(X) - spring.energy(torch.zeros_like(X))
         torch.testing.assert_close(moved, 0.5 * kT * X[:, 0].square())
         # Back into an objective it goes by its kT, once: the loss of the exact model is zero.
-        objective = ForceMatching(from_callable(spring.energy, 1, kT=kT))
+        objective = ForceMatching(CallableEnergy(spring.energy, 1, kT=kT))
         assert objective(flow, {"x": X}).value.item() < 1e-25
         # One period is 2 pi sqrt(m / k).
         period = 2 * math.pi * math.sqrt(mass / kT)
-        path = spring.velocity_verlet(X, torch.zeros_like(X), period / 400, 400, every=400)
+        path = spring.velocity_verlet(
+            X, torch.zeros_like(X), dt=period / 400, steps=400, every=400
+        )
         torch.testing.assert_close(path.x[-1], X, rtol=1e-3, atol=1e-3)
 
 
 def test_a_fit_to_a_potential_finds_its_spread():
     # The target is N(0, kT / k): its standard deviation is 0.597, that of kT = 1 0.378.
     torch.manual_seed(0)
-    energy = from_callable(potential, 1, kT=KT)
+    energy = CallableEnergy(potential, 1, kT=KT)
     for objective, data in (
         (ReverseKL(energy), None),
         (ForceMatching(energy), torch.randn(400, 1)),

@@ -30,7 +30,7 @@ class Energy(nn.Module):
 
     Units:
         Energies are in units of kT, forces in kT over the unit of x. A potential in another unit
-        is divided by its kT once, where it enters: by :func:`from_callable`.
+        is divided by its kT once, where it enters: by :class:`CallableEnergy`.
 
     Args:
         event_shape: Shape of one event; an integer for vectors.
@@ -101,23 +101,22 @@ class Energy(nn.Module):
 def _checked(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def checked(self: Energy, x: Tensor, context: Context = None) -> Tensor:
-        ndim, event, name = len(self.event_shape), self.event_shape, type(self).__name__
-        if not isinstance(x, Tensor) or x.ndim < ndim or tuple(x.shape[x.ndim - ndim :]) != event:
-            raise _shape_error(name, "x", x, event)
-        size = (self.context_size,)
-        if size != (0,) and (not isinstance(context, Tensor) or context.shape[-1:] != size):
-            raise _shape_error(name, "context", context, size)
-        return one_number_each(method(self, x, context), x, ndim, name=self._name)
+        reads: list[tuple[str, Any, tuple[int, ...]]] = [("x", x, self.event_shape)]
+        if self.context_size:
+            reads.append(("context", context, (self.context_size,)))
+        for name, value, event in reads:
+            if (
+                not isinstance(value, Tensor)
+                or tuple(value.shape[value.ndim - len(event) :]) != event
+            ):
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ShapeError(
+                    f"{type(self).__name__} expected {name} {batch_text(event)}, got {got}"
+                    + last_axis_remedy(name, value, event)
+                )
+        return one_number_each(method(self, x, context), x, len(self.event_shape), self._name)
 
     return checked
-
-
-def _shape_error(owner: str, name: str, value: Any, event: tuple[int, ...]) -> ShapeError:
-    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    return ShapeError(
-        f"{owner} expected {name} {batch_text(event)}, got {got}"
-        + last_axis_remedy(name, value, event)
-    )
 
 
 class _GivenForce(torch.autograd.Function):
@@ -153,7 +152,7 @@ class _NoFurther(torch.autograd.Function):
 
 
 def with_force(
-    x: Tensor, energy: Callable[[], Tensor], force: Callable[[], Tensor], scale: float = 1.0
+    x: Tensor, energy: Callable[[], Tensor], force: Callable[[], Tensor], *, scale: float = 1.0
 ) -> Tensor:
     """Attach a force to an energy that torch cannot differentiate.
 
@@ -164,70 +163,20 @@ def with_force(
         scale: What both are divided by.
 
     Raises:
-        DataError: If the force has another shape, dtype or device than ``x``.
+        DataError: If the force is no tensor of the shape, precision and device of ``x``.
     """
     with torch.no_grad():
         value = energy() / scale
         pull: Any = force() if x.requires_grad else None
     if pull is None:
         return value
-    if not isinstance(pull, Tensor) or pull.shape != x.shape:
-        got = tuple(pull.shape) if isinstance(pull, Tensor) else type(pull).__name__
-        raise DataError(f"the force expected the shape of x, {tuple(x.shape)}, got {got}")
-    if pull.device != x.device or torch.promote_types(pull.dtype, x.dtype) != pull.dtype:
-        raise DataError(
-            f"the force expected {x.dtype} on {x.device}, as x has it, got {pull.dtype} on "
-            f"{pull.device}; remedy: .to(x)"
-        )
+    pull = one_number_each(pull, x, 0, "the force")
     return _GivenForce.apply(x, value, pull / scale)
 
 
 @register
 class CallableEnergy(Energy):
-    """A function as an energy, which :func:`from_callable` makes."""
-
-    def __init__(
-        self,
-        function: Callable[..., Tensor],
-        event_shape: int | tuple[int, ...],
-        *,
-        force: Callable[..., Tensor] | None = None,
-        context: int = 0,
-        kT: float = 1.0,
-    ) -> None:
-        super().__init__(event_shape, context=context)
-        owner, remedy = "from_callable", "for example lambda x: 0.5 * x.square().sum(-1)"
-        self.function = checks.function(owner, "function", function, remedy)
-        self.given_force = force if force is None else checks.function(owner, "force", force)
-        remedy = "for example 2.494 for kJ/mol at 300 K"
-        self.kT = checks.number(owner, "kT", kT, above=0, remedy=remedy)
-
-    @property
-    def _name(self) -> str:
-        return "the energy"
-
-    def energy(self, x: Tensor, context: Context = None) -> Tensor:
-        """Return the value of the function over kT."""
-        args = (x, context) if self.context_size else (x,)
-        force, ndim = self.given_force, len(self.event_shape)
-
-        def value() -> Tensor:
-            return one_number_each(self.function(*args), x, ndim)
-
-        if force is None:
-            return value() / self.kT
-        return with_force(x, value, lambda: force(*args), self.kT)
-
-
-def from_callable(
-    function: Callable[..., Tensor],
-    event_shape: int | tuple[int, ...],
-    *,
-    force: Callable[..., Tensor] | None = None,
-    context: int = 0,
-    kT: float = 1.0,
-) -> Energy:
-    r"""Make an :class:`Energy` of a potential: :math:`u(x) = U(x) / kT`.
+    r"""The energy of a potential, given as a function: :math:`u(x) = U(x) / kT`.
 
     The one place where a potential is divided by kT: energies and forces are dimensionless
     everywhere else. An energy of a function with the decorator :func:`flowkit.register` can be
@@ -249,12 +198,43 @@ def from_callable(
 
     Example:
         >>> import torch
-        >>> from flowkit.energies import from_callable
-        >>> spring = from_callable(lambda x: 5 * x.square().sum(-1), 3, kT=2.494)  # in kJ/mol
+        >>> from flowkit.energies import CallableEnergy
+        >>> spring = CallableEnergy(lambda x: 5 * x.square().sum(-1), 3, kT=2.494)  # in kJ/mol
         >>> round(spring(torch.ones(3)).item(), 3)
         6.014
     """
-    return CallableEnergy(function, event_shape, force=force, context=context, kT=kT)
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        event_shape: int | tuple[int, ...],
+        *,
+        force: Callable[..., Tensor] | None = None,
+        context: int = 0,
+        kT: float = 1.0,
+    ) -> None:
+        super().__init__(event_shape, context=context)
+        owner, remedy = "CallableEnergy", "for example lambda x: 0.5 * x.square().sum(-1)"
+        self.function = checks.function(owner, "function", function, remedy)
+        self.given_force = force if force is None else checks.function(owner, "force", force)
+        remedy = "for example 2.494 for kJ/mol at 300 K"
+        self.kT = checks.number(owner, "kT", kT, above=0, remedy=remedy)
+
+    @property
+    def _name(self) -> str:
+        return "the energy"
+
+    def energy(self, x: Tensor, context: Context = None) -> Tensor:
+        """Return the value of the function over kT."""
+        args = (x, context) if self.context_size else (x,)
+        force, ndim = self.given_force, len(self.event_shape)
+
+        def value() -> Tensor:
+            return one_number_each(self.function(*args), x, ndim)
+
+        if force is None:
+            return value() / self.kT
+        return with_force(x, value, lambda: force(*args), scale=self.kT)
 
 
 @register
@@ -279,7 +259,7 @@ class NegativeLogProb(Energy):
 
     def __init__(self, density: Any, *, context: int = 0) -> None:
         if not hasattr(density, "log_prob") or not hasattr(density, "event_shape"):
-            remedy = "a base, a flow, or from_callable(function, event_shape)"
+            remedy = "a base, a flow, or CallableEnergy(function, event_shape)"
             expected = "a density with log_prob and event_shape"
             raise checks.fail("NegativeLogProb", "density", expected, density, remedy)
         super().__init__(tuple(density.event_shape), context=context)
@@ -287,9 +267,7 @@ class NegativeLogProb(Energy):
 
     def energy(self, x: Tensor, context: Context = None) -> Tensor:
         """Return minus the log-density."""
-        if self.context_size:
-            return -self.density.log_prob(x, context)
-        return -self.density.log_prob(x)
+        return -self.density.log_prob(*((x, context) if self.context_size else (x,)))
 
     def log_normalizer(self) -> float:
         """Return zero."""
@@ -311,7 +289,7 @@ def as_energy(energy: Any, event_shape: tuple[int, ...], *, context: int = 0) ->
         ShapeError: If the energy has other events, or reads another number of context features.
     """
     if not isinstance(energy, Energy):
-        return from_callable(energy, event_shape, context=context)
+        return CallableEnergy(energy, event_shape, context=context)
     name, shape, size = type(energy).__name__, tuple(event_shape), energy.context_size
     if energy.event_shape != shape:
         raise ShapeError(f"the energy {name} has events {energy.event_shape}, expected {shape}")

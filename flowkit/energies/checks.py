@@ -16,7 +16,8 @@ def one_number_each(value: Any, x: Tensor, event_ndim: int, name: str = "the ene
     Args:
         value: The value that the energy returned.
         x: Where it was computed, ``(*batch, *event)``.
-        event_ndim: Number of event dimensions of ``x``.
+        event_ndim: Number of event dimensions of ``x``; 0 for a force, with a number for each
+            coordinate.
         name: The name of the function in messages.
 
     Raises:
@@ -26,10 +27,12 @@ def one_number_each(value: Any, x: Tensor, event_ndim: int, name: str = "the ene
     expected = tuple(x.shape[: x.ndim - event_ndim])
     if not isinstance(value, Tensor) or tuple(value.shape) != expected:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        each, rest = (
+            ("sample", ", and sum over the coordinates only") if event_ndim else ("coordinate", "")
+        )
         raise DataError(
             f"{name} returned {got} for samples {tuple(x.shape)}; expected a torch.Tensor with "
-            f"one number per sample, {expected}; remedy: compute it with torch, and sum over the "
-            "coordinates only"
+            f"one number per {each}, {expected}; remedy: compute it with torch{rest}"
         )
     if value.device != x.device:
         raise DataError(

@@ -24,7 +24,7 @@ class ConditionalEnergy(Energy):
 
     Args:
         energy: An energy of vectors without a context; of a flow, for example
-            ``from_callable(flow.energy, flow.event_shape)``, which computes no constant
+            ``CallableEnergy(flow.energy, flow.event_shape)``, which computes no constant
             determinant.
         free: One boolean per coordinate.
 

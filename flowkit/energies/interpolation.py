@@ -48,7 +48,7 @@ class Interpolation(Energy):
         self, start: Energy, end: Energy, fraction: float, *, learn: bool = False
     ) -> None:
         for name, energy in (("start", start), ("end", end)):
-            remedy = "from_callable(function, event_shape), or NegativeLogProb(base)"
+            remedy = "CallableEnergy(function, event_shape), or NegativeLogProb(base)"
             checks.instance("Interpolation", name, energy, Energy, remedy)
         if start.event_shape != end.event_shape:
             raise ShapeError(

@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from flowkit import checks
 from flowkit.energies.checks import one_number_each, varies
 from flowkit.errors import ArgumentError
+from flowkit.numerics.compiling import eager
 from flowkit.numerics.gradients import no_gradient, value_and_gradient
 from flowkit.numerics.noise import drawing_from
 from flowkit.numerics.types import Context, Generator
@@ -43,7 +44,7 @@ class Target(nn.Module):
     Args:
         owner: The name in the messages.
         energy: ``energy(x (*batch, *event)) -> (*batch,)``, or ``energy(x, context)``, which is
-            dimensionless (:func:`flowkit.energies.from_callable` divides a potential by kT).
+            dimensionless (:class:`flowkit.energies.CallableEnergy` divides a potential by kT).
         log_prob: A log-density instead, up to a constant; the same shapes.
         differentiated: Whether an energy without a gradient to x is refused.
 
@@ -102,13 +103,9 @@ class Target(nn.Module):
         with drawing_from(generator):
             value = self._evaluate(flow, x, context)
         asked = self.differentiated and x.requires_grad and torch.is_grad_enabled()
-        asked = asked and not (self.gradient_known and value.requires_grad)
-        if self.training and (asked or not self.direction_known):
-            # Looks at values, which compiled programs cannot.
-            look = self._look
-            (torch.compiler.disable(look) if torch.compiler.is_compiling() else look)(
-                flow, x, context, value
-            )
+        known = self.gradient_known and value.requires_grad
+        if self.training and ((asked and not known) or not self.direction_known):
+            self._look(flow, x, context, value, asked=asked)
         return value
 
     def force(
@@ -133,7 +130,8 @@ class Target(nn.Module):
         value = one_number_each(value, x, len(flow.event_shape), self.name)
         return -value if self.negative else value
 
-    def _look(self, flow: Any, x: Tensor, context: Context, value: Tensor) -> None:
+    @eager
+    def _look(self, flow: Any, x: Tensor, context: Context, value: Tensor, *, asked: bool) -> None:
         if x.is_meta or not x.numel():
             return
         # Draws of an energy here must not change those of the fit.
@@ -141,7 +139,7 @@ class Target(nn.Module):
             if not self.direction_known:
                 self.direction_known = True
                 self.examine_direction(flow, x, context)
-            if self.differentiated and x.requires_grad and torch.is_grad_enabled():
+            if asked:
                 self._require_gradient(flow, x, context, value)
 
     def _require_gradient(self, flow: Any, x: Tensor, context: Context, value: Tensor) -> None:

@@ -6,16 +6,16 @@ What force matching trains is what moves here: U = -kT log p, whose forces are k
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowkit import checks
-from flowkit.errors import ArgumentError, NonFiniteEnergyError, ShapeError, StochasticFlowError
+from flowkit.errors import NonFiniteEnergyError, ShapeError, StochasticFlowError
 from flowkit.flow import Flow
 from flowkit.numerics.gradients import require_ordinary, value_and_gradient
+from flowkit.numerics.noise import normal_like
 from flowkit.numerics.types import Context, Generator
 from flowkit.transforms.base import broadcast_context
 
@@ -76,8 +76,8 @@ class FlowPotential:
         >>> x = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
         >>> torch.allclose(spring.force(x), -2 * x)
         True
-        >>> period = torch.pi
-        >>> path = spring.velocity_verlet(x, torch.zeros_like(x), period / 200, 200, every=100)
+        >>> period, v = torch.pi, torch.zeros_like(x)
+        >>> path = spring.velocity_verlet(x, v, dt=period / 200, steps=200, every=100)
         >>> torch.allclose(path.x[-1], x, atol=1e-2), torch.allclose(path.x[1], -x, atol=1e-2)
         (True, True)
     """
@@ -99,10 +99,9 @@ class FlowPotential:
             )
         self.flow = flow
         self.kT = checks.number(owner, "kT", kT, above=0)
-        single = checks.as_list(mass) is None
-        masses = checks.numbers(owner, "mass", mass, flow.event_shape[0], above=0)
         # In float64; they follow the positions when they are used.
-        self.mass = torch.tensor(masses[0] if single else masses, dtype=torch.float64)
+        masses = checks.positive(owner, "mass", mass, flow.event_shape)
+        self.mass = torch.tensor(masses, dtype=torch.float64)
         self.context = context
 
     def energy(self, x: Tensor) -> Tensor:
@@ -128,10 +127,10 @@ class FlowPotential:
             ``(*batch, D)``, with the batch broadcast against that of the context.
         """
         x = self._positions(x)
-        return torch.sqrt(self.kT / self.mass.to(x)) * _noise(x, generator)
+        return torch.sqrt(self.kT / self.mass.to(x)) * normal_like(x, generator)
 
     def velocity_verlet(
-        self, x: Tensor, v: Tensor, dt: float, steps: int, every: int = 1
+        self, x: Tensor, v: Tensor, *, dt: float, steps: int, every: int = 1
     ) -> Trajectory:
         r"""Follow Newton's equations at constant energy; one force evaluation per step.
 
@@ -161,17 +160,13 @@ class FlowPotential:
         References:
             Swope, Andersen, Berens, Wilson 1982, J. Chem. Phys. 76, 637.
         """
-        dt = checks.number("velocity_verlet", "dt", dt, above=0)
-
-        def drift(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            return x + dt * v, v
-
-        return self._run(x, v, dt, steps, every, drift)
+        return self._run("velocity_verlet", x, v, dt=dt, steps=steps, every=every)
 
     def langevin(
         self,
         x: Tensor,
         v: Tensor,
+        *,
         dt: float,
         steps: int,
         friction: float,
@@ -214,41 +209,37 @@ class FlowPotential:
             >>> spring = FlowPotential(elementwise_flow(1))
             >>> x, draw = torch.zeros(1000, 1), torch.Generator().manual_seed(0)
             >>> v = spring.draw_velocities(x, draw)
-            >>> path = spring.langevin(x, v, 0.5, 20, friction=1.0, every=20, generator=draw)
+            >>> path = spring.langevin(
+            ...     x, v, dt=0.5, steps=20, friction=1.0, every=20, generator=draw
+            ... )
             >>> path.x.shape, abs(path.x[-1].var() - 1).item() < 0.2
             (torch.Size([2, 1000, 1]), True)
         """
-        dt = checks.number("langevin", "dt", dt, above=0)
         friction = checks.number("langevin", "friction", friction, above=0)
-        keep = math.exp(-friction * dt)
-        scale = torch.sqrt(-math.expm1(-2 * friction * dt) * self.kT / self.mass)
-
-        def drift(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            x = x + 0.5 * dt * v
-            v = keep * v + scale.to(v) * _noise(v, generator)
-            return x + 0.5 * dt * v, v
-
-        return self._run(x, v, dt, steps, every, drift)
+        given = {"dt": dt, "steps": steps, "every": every}
+        return self._run("langevin", x, v, **given, friction=friction, generator=generator)
 
     @torch.no_grad()
     def _run(
         self,
+        owner: str,
         x: Tensor,
         v: Tensor,
-        dt: float,
-        steps: int,
-        every: int,
-        drift: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        *,
+        dt: Any,
+        steps: Any,
+        every: Any,
+        friction: float = 0.0,
+        generator: Generator = None,
     ) -> Trajectory:
-        """Kick, drift, kick; both integrators differ in the drift alone."""
+        """Kick, drift, friction and noise, drift, kick."""
         require_ordinary(self.flow)
-        steps = checks.integer("FlowPotential", "steps", steps, least=1)
-        every = checks.integer("FlowPotential", "every", every, least=1)
+        dt = checks.number(owner, "dt", dt, above=0)
+        steps = checks.integer(owner, "steps", steps, least=1)
+        every = checks.integer(owner, "every", every, least=1)
         if steps % every:
-            raise ArgumentError(
-                f"every expected to divide steps, got {steps} steps and every={every}; remedy: "
-                f"steps={steps + every - steps % every}"
-            )
+            remedy = f"steps={steps + every - steps % every}"
+            raise checks.fail(owner, "every", f"a divisor of {steps} steps", every, remedy)
         x = self._positions(x)
         if _described(v) != _described(x):
             raise ShapeError(
@@ -256,12 +247,18 @@ class FlowPotential:
                 "remedy: for example draw_velocities(x)"
             )
         mass = self.mass.to(x)
+        kick, keep = 0.5 * dt / mass, math.exp(-friction * dt)
+        noise = torch.sqrt(-math.expm1(-2 * friction * dt) * self.kT / self.mass).to(x)
         potential, force = self._evaluate(x, 0, dt)
         frames = [(x, v, potential)]
         for step in range(1, steps + 1):
-            x, v = drift(x, v + 0.5 * dt / mass * force)
+            v = v + kick * force
+            x = x + 0.5 * dt * v
+            if friction:
+                v = keep * v + noise * normal_like(v, generator)
+            x = x + 0.5 * dt * v
             potential, force = self._evaluate(x, step, dt)
-            v = v + 0.5 * dt / mass * force
+            v = v + kick * force
             if step % every == 0:
                 frames.append((x, v, potential))
         xs, vs, potentials = (torch.stack(part) for part in zip(*frames, strict=True))
@@ -295,10 +292,6 @@ class FlowPotential:
                 f"has density, for example at flow.sample(...), and take a dt below {dt:g}"
             )
         return potential, -gradient
-
-
-def _noise(like: Tensor, generator: Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def _described(value: Any) -> str:

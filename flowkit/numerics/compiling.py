@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -31,6 +34,20 @@ def can_compile(device: torch.device) -> bool:
         stacklevel=3,
     )
     return False
+
+
+def eager(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method run uncompiled where a compiled program calls it.
+
+    For what such programs cannot do: differentiate within, draw from a generator, look at values.
+    """
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        compiling = torch.compiler.is_compiling()
+        return (torch.compiler.disable(method) if compiling else method)(*args, **kwargs)
+
+    return run
 
 
 def is_traced() -> bool:

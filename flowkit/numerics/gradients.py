@@ -85,7 +85,7 @@ def no_gradient(name: str = "the energy") -> DataError:
     return DataError(
         f"{name} carries no gradient to x, so there is no force and nothing to learn from; "
         "remedy: compute it from x with torch, without numpy, torch.no_grad(), .detach() or "
-        "rounding; for a program outside of torch, from_callable(function, event_shape, "
+        "rounding; for a program outside of torch, CallableEnergy(function, event_shape, "
         "force=...) with its force"
     )
 

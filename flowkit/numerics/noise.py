@@ -219,6 +219,18 @@ def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return features_last(noise)
 
 
+def choose(weights: Tensor, at: Tensor) -> Tensor:
+    """Indices in proportion to weights ``(n,)``, where their distribution function is ``at``.
+
+    Example:
+        >>> import torch
+        >>> choose(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([0.2, 0.3, 0.8]))
+        tensor([0, 1, 2])
+    """
+    edges = weights.cumsum(0)
+    return torch.searchsorted(edges, at * edges[-1]).clamp(max=len(edges) - 1)
+
+
 def numpy_generator(seed: int | None) -> np.random.Generator:
     """A generator of NumPy from a seed; without one, from the random state of torch.
 

@@ -39,7 +39,7 @@ class Objective(nn.Module):
     state stays as it was.
 
     Attributes:
-        needs_data: Whether a batch must hold rows. If not, ``fit`` accepts ``data=None``.
+        needs_data: Whether a batch must hold samples. If not, ``fit`` accepts ``data=None``.
         compiles: Whether ``torch.compile`` makes one program of it, so that
             ``fit(compile="auto")`` may.
         reads: Names of what it reads from a batch, so that ``fit`` refuses data of other names.
@@ -81,14 +81,14 @@ class Objective(nn.Module):
 
         Args:
             flow: The flow.
-            batch: The rows.
+            batch: Samples, by name.
             generator: Source of randomness; torch's global one by default.
             progress: Which part of a fit is done, from 0 to 1.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define forward(flow, batch)")
 
     def start(self, batch: Batch, *, generator: Generator = None) -> Batch:
-        """Return the rows that a flow starts from; an objective with noisy rows adds the noise."""
+        """Return the samples that a flow starts from, with noise where the objective adds some."""
         return batch
 
     def fault(self, flow: Flow, batch: Batch) -> str | None:
@@ -170,7 +170,7 @@ class WeightedSum(Objective):
         return Loss(total, terms)  # type: ignore[arg-type]
 
     def start(self, batch: Batch, *, generator: Generator = None) -> Batch:
-        """Return the rows with the changes of every term."""
+        """Return the samples with the changes of every term."""
         for objective in self.objectives:
             batch = objective.start(batch, generator=generator)  # type: ignore[operator]
         return batch
@@ -191,14 +191,8 @@ def _is_pair(term: Any) -> bool:
     )
 
 
-def mean_over_samples(values: Tensor, batch: Batch) -> Tensor:
-    """Mean over samples ``(samples, *rows)`` and, by their weights, over the rows of contexts."""
-    weight = batch.get("weight") if "context" in batch else None
-    return mean_over_rows(values.mean(0), weight)
-
-
-def mean_over_rows(values: Tensor, weight: Tensor | None) -> Tensor:
-    r"""Mean over rows, :math:`\frac1n \sum_i w_i v_i`, where absent weights are one.
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    r"""Mean over samples, :math:`\frac1n \sum_i w_i v_i`, where absent weights are one.
 
     Not divided by the batch's own sum of weights: that would be biased for uneven weights, and
     would differ between processes. ``fit`` brings weights to a mean of one over the data.

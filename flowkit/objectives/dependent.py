@@ -1,4 +1,4 @@
-"""Maximum likelihood of rows that are not independent."""
+"""Maximum likelihood of samples that are not independent."""
 
 from __future__ import annotations
 
@@ -12,50 +12,51 @@ from flowkit.dependence import RowCovariance
 from flowkit.dependence.joint import check_flow, noise_and_log_det
 from flowkit.errors import DataError
 from flowkit.flow import Flow
-from flowkit.numerics.noise import drawing_from
+from flowkit.numerics.noise import choose, drawing_from
 from flowkit.numerics.types import Context, Generator
-from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
+from flowkit.objectives.base import Batch, Loss, Objective, weighted_mean
 
 _MODES = ("exact", "blocks", "pairs")
 
 
 class DependentLikelihood(Objective):
-    r"""Negative log-density of dependent rows together, a row, in nats.
+    r"""Negative joint log-density of dependent samples, per sample, in nats.
 
     .. math:: \frac1n \left[\tfrac{np}2 \log 2\pi + \tfrac p2 \log|C|
               + \tfrac12 \mathrm{tr}\, U^T C^{-1} U - \sum_i \log|\det J_f(x_i)| \right]
 
-    of the noise U of all rows, and the covariance C of its rows, whose strength is learned with
-    the flow. Beside ``x`` a batch holds ``row``, the place of each row in C.
+    of the noise U of all n samples, and the covariance C between them, whose correlation
+    parameter is learned with the flow. Beside ``x`` a batch holds ``row``, the row of C of each
+    sample.
 
     ``"exact"``
-        Every step sees all rows: ``batch_size`` is their number. Gradients are exact; ``chunk``
+        Every step sees all samples: ``batch_size`` is their number. Gradients are exact; ``chunk``
         bounds the memory. If some whole blocks are held out, all that are left.
     ``"blocks"``
         Batches of whole blocks, which ``fit`` draws where the data name them as ``group``. The sum
-        over the K blocks of a batch is scaled by B / (K n), with the B blocks and n rows to train
-        on: an estimate without bias, in which pairs of relatives are never torn apart. ``fit``
-        gives that scale as ``weight``; without it B and n are those of the covariance.
+        over the K blocks of a batch is scaled by B / (K n), with the B blocks and n samples to
+        train on: an estimate without bias, in which pairs of relatives are never torn apart.
+        ``fit`` gives that scale as ``weight``; without it B and n are those of the covariance.
     ``"pairs"``
-        Batches of any b rows, by pairs: with :math:`P = C^{-1}`, an estimate without bias,
+        Batches of any b samples, by pairs: with :math:`P = C^{-1}`, an estimate without bias,
 
         .. math:: \tfrac p2 \log 2\pi + \tfrac p{2n} \log|C| + \frac1{2b} \sum_{i \in B} \Bigl[
                   P_{ii} |u_i|^2 + \tfrac{n-1}{b-1} \sum_{j \ne i} P_{ij}\, u_i \cdot u_j
                   \Bigr] - \frac1b \sum_{i \in B} \log|\det J_f(x_i)| ,
 
-        but of a large variance where rows of a block seldom meet in a batch.
+        but of a large variance where samples of a block seldom meet in a batch.
 
-    In evaluation mode, as in validation, it is the negative log-density a row of the rows of a
-    batch: together, if they have a ``row`` in C; without it they count as independent.
+    In evaluation mode, as in validation, it is the joint negative log-density of a batch, per
+    sample, if its samples have a ``row`` in C; without it they count as independent.
 
     Args:
-        covariance: The covariance of the n training rows.
+        covariance: The covariance of the n training samples.
         mode: One of the above.
-        chunk: Rows at a time in the exact mode.
+        chunk: Samples at a time in the exact mode.
 
     Raises:
         DataError: If an argument is unknown; from a call, if a batch lacks ``row``, is not made
-            of all rows or of whole blocks where it has to, has places twice or uneven weights, or
+            of all samples or of whole blocks where it has to, has rows twice or uneven weights, or
             the flow has another base than a standard normal.
 
     References:
@@ -92,7 +93,7 @@ class DependentLikelihood(Objective):
 
     @torch.no_grad()
     def start(self, batch: Batch, *, generator: Generator = None) -> Batch:
-        r"""Return rows drawn by their weights in the mean of dependent rows, :math:`C^{-1} 1`.
+        r"""Return samples drawn by their weights in the mean of dependent ones, :math:`C^{-1} 1`.
 
         A large block says little about the location and scale of a table.
         """
@@ -101,10 +102,8 @@ class DependentLikelihood(Objective):
         rows = self._rows(batch)
         ones = torch.ones(self.covariance.rows, 1).to(batch["x"])
         with drawing_from(generator):
-            weight = self.covariance.solve(ones)[rows, 0].clamp(min=0).double().cumsum(0)
-        count = len(rows)
-        places = (torch.arange(count).to(weight) + 0.5) * (weight[-1] / count)
-        index = torch.searchsorted(weight, places).clamp(max=count - 1)
+            weight = self.covariance.solve(ones)[rows, 0].clamp(min=0).double()
+        index = choose(weight, (torch.arange(len(rows)).to(weight) + 0.5) / len(rows))
         return {name: value[index] for name, value in batch.items()}
 
     def forward(
@@ -119,7 +118,7 @@ class DependentLikelihood(Objective):
         check_flow(flow, "DependentLikelihood")
         x, context = batch["x"], batch.get("context")
         if not self.training and "row" not in batch:
-            value = -mean_over_rows(flow.log_prob(x, context), batch.get("weight"))
+            value = -weighted_mean(flow.log_prob(x, context), batch.get("weight"))
             return Loss(value, {"nll": value.detach()})
         rows = self._rows(batch)
         if not self.training:
@@ -137,7 +136,7 @@ class DependentLikelihood(Objective):
     def _rows(self, batch: Batch) -> Tensor:
         if "row" not in batch:
             raise DataError(
-                "DependentLikelihood expected a batch with 'row', the place of each row in the "
+                "DependentLikelihood expected a batch with 'row', the row of each sample in the "
                 "covariance; remedy: fit(flow, {'x': x, 'row': torch.arange(len(x))}, ...)"
             )
         rows = batch["row"].reshape(len(batch["x"])).long()
@@ -145,13 +144,13 @@ class DependentLikelihood(Objective):
         return rows
 
     def _weight(self, batch: Batch) -> float | Tensor:
-        """The weight that all rows share."""
+        """The weight that all samples share."""
         if "weight" not in batch:
             return 1.0
         weight = batch["weight"]
         if not torch.allclose(weight, weight[:1]):
             raise DataError(
-                "DependentLikelihood expected rows of one weight, for a joint density weighs "
+                "DependentLikelihood expected samples of one weight, for a joint density weighs "
                 f"none; got {float(weight.min()):g} to {float(weight.max()):g}; remedy: leave out "
                 "'weight'"
             )
@@ -168,19 +167,19 @@ class DependentLikelihood(Objective):
             if bool(((here == 0) | (here == sizes)).all()):
                 return len(sizes) / int((here > 0).sum())
         if self.mode == "exact":
-            remedy = f"batch_size={count} and validation=None, or validation rows of their own"
+            remedy = f"batch_size={count} and validation=None, or validation samples of their own"
             raise DataError(
-                f"DependentLikelihood in the exact mode expected all {count} rows at once, or "
+                f"DependentLikelihood in the exact mode expected all {count} samples at once, or "
                 f"whole blocks of them, got {len(rows)}; remedy: {remedy}"
             )
         raise DataError(
             "DependentLikelihood by blocks expected whole blocks of a covariance that has some, "
-            f"got {len(rows)} rows that are none; remedy: name the block of each row as 'group' "
+            f"got {len(rows)} samples that are none; remedy: name the block of each as 'group' "
             "in the data, or use the exact mode"
         )
 
     def _together(self, flow: Flow, x: Tensor, context: Context, rows: Tensor) -> Tensor:
-        """Log-density of the rows of a batch."""
+        """Joint log-density of a batch."""
         u, log_det = noise_and_log_det(flow, x, context=context, chunk=self.chunk)
         if len(rows) < self.covariance.rows:
             return self.covariance.log_prob(u, rows) + log_det
@@ -191,12 +190,12 @@ class DependentLikelihood(Objective):
         n, (b, p) = self.covariance.rows, x.shape
         if "group" in batch:
             raise DataError(
-                "DependentLikelihood by pairs expected batches of any rows, got whole groups; "
+                "DependentLikelihood by pairs expected batches of any samples, got whole groups; "
                 "remedy: leave out 'group', or mode='blocks'"
             )
         self._weight(batch)
         if b < 2:
-            raise DataError("DependentLikelihood by pairs expected batches of at least 2 rows")
+            raise DataError("DependentLikelihood by pairs expected batches of at least 2 samples")
         u, log_det = noise_and_log_det(flow, x, context=context)
         precision = self.covariance.precision(rows).to(u.dtype)
         products = precision * (u @ u.mT)

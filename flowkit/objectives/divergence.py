@@ -13,7 +13,7 @@ from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.numerics.types import Generator
-from flowkit.objectives.base import Batch, Loss, Objective, mean_over_samples
+from flowkit.objectives.base import Batch, Loss, Objective, weighted_mean
 from flowkit.stochastic.paths import sample_paths
 
 
@@ -34,6 +34,10 @@ class _Divergence(Objective):
         name = type(self).__name__
         self.target = Target(name, energy, log_prob, differentiated=True)
         self.samples = checks.integer(name, "samples", samples, least=least)
+
+    def _mean(self, values: Tensor, batch: Batch) -> Tensor:
+        """Mean over samples ``(samples, *batch)`` and, by their weights, over contexts."""
+        return weighted_mean(values.mean(0), batch.get("weight") if "context" in batch else None)
 
     def _check(self, flow: Flow) -> None:
         if not flow.base.reparameterized:
@@ -115,8 +119,8 @@ class ReverseKL(_Divergence):
             fixed = {name: p.detach() for name, p in flow.named_parameters()}
             log_q = functional_call(flow, fixed, (x, context))
         energy = self.target(flow, x, context, generator)
-        value = mean_over_samples(log_q + energy, batch)
-        mean_energy = mean_over_samples(energy.detach(), batch)
+        value = self._mean(log_q + energy, batch)
+        mean_energy = self._mean(energy.detach(), batch)
         return Loss(value, {"reverse_kl": value.detach(), "energy": mean_energy})
 
     def fault(self, flow: Flow, batch: Batch) -> str | None:
@@ -201,19 +205,19 @@ class PathKL(_Divergence):
             flow,
             self.samples,
             self.target,
-            batch.get("context"),
+            context=batch.get("context"),
             generator=generator,
             choices=reinforce,
         )
         losses = -paths.log_weight
-        value = mean_over_samples(losses, batch)
+        value = self._mean(losses, batch)
         terms = {"path_kl": value.detach()}
         if paths.acceptance is not None:
             terms["acceptance"] = paths.acceptance
         if reinforce and paths.log_choice is not None:
             fixed = losses.detach()
             others = (fixed.sum(0) - fixed) / (self.samples - 1)
-            score = mean_over_samples((fixed - others) * paths.log_choice, batch)
+            score = self._mean((fixed - others) * paths.log_choice, batch)
             # Its value is none of the loss; only its gradient is.
             value = value + (score - score.detach())
         return Loss(value, terms)
@@ -222,7 +226,7 @@ class PathKL(_Divergence):
         """Say where the energy of samples is not finite, or how many paths left for infinity."""
         context = batch.get("context")
         with torch.no_grad():
-            paths = sample_paths(flow, self.samples, self.target, context)
+            paths = sample_paths(flow, self.samples, self.target, context=context)
         found = self.target.fault(flow, paths.x, context)
         lost = int((~paths.log_weight.isfinite()).sum())
         if found is not None or not lost:

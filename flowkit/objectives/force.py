@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.numerics.compiling import eager
 from flowkit.numerics.types import Generator
-from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
+from flowkit.objectives.base import Batch, Loss, Objective, weighted_mean
 
 
 class ForceMatching(Objective):
@@ -28,7 +28,7 @@ class ForceMatching(Objective):
     mixture) and activations (SiLU), for the forces of splines jump at every knot.
 
     Energies and forces are dimensionless: divide forces by kT, :math:`F = -\nabla U / kT`, where
-    they are stored, and give a potential U to :func:`flowkit.energies.from_callable` with its kT.
+    they are stored; :class:`flowkit.energies.CallableEnergy` divides a potential by its kT.
 
     Args:
         energy: ``energy(x) -> (*batch,)``, or ``energy(x, context)`` for batches with a context;
@@ -37,7 +37,7 @@ class ForceMatching(Objective):
 
     Raises:
         DataError: If ``energy`` and ``log_prob`` are both given, what is given is no function, or
-            returns something else than one number per row with a gradient to ``x``; if there is
+            returns something else than one number per sample with a gradient to ``x``; if there is
             neither ``force`` nor an energy, or the forces have another shape than ``x``.
         StochasticFlowError: If a layer of the flow is stochastic.
 
@@ -50,13 +50,13 @@ class ForceMatching(Objective):
     Example:
         >>> import torch
         >>> from flowkit import ForceMatching, elementwise_flow
-        >>> from flowkit.energies import from_callable
+        >>> from flowkit.energies import CallableEnergy
         >>> x = torch.tensor([[0.0], [1.0]])
         >>> spring = {"x": x, "force": -3.0 * x}
         >>> round(ForceMatching()(elementwise_flow(1), spring).value.item(), 4)
         2.0
         >>> potential = lambda x: 7.5 * x.square().sum(-1)
-        >>> energy = from_callable(potential, 1, kT=5.0)
+        >>> energy = CallableEnergy(potential, 1, kT=5.0)
         >>> round(ForceMatching(energy)(elementwise_flow(1), {"x": x}).value.item(), 4)
         2.0
     """
@@ -74,27 +74,22 @@ class ForceMatching(Objective):
         )
         self.reads = frozenset({"x", "context", "weight", *(["force"] if stored else [])})
 
+    # Compiled programs cannot be differentiated twice, so this part of a step stays eager.
+    @eager
     def forward(
         self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
-        """Return the mean squared error over rows and coordinates."""
-        # Compiled programs cannot be differentiated twice, so this part of a step stays eager.
-        compiling = torch.compiler.is_compiling()
-        return (torch.compiler.disable(self._loss) if compiling else self._loss)(
-            flow, batch, generator
-        )
-
-    def _loss(self, flow: Flow, batch: Batch, generator: Generator) -> Loss:
+        """Return the mean squared error over samples and coordinates."""
         score = flow.score(batch["x"], batch.get("context"))
         force = self._force(flow, batch, score, generator)
         error = (force - score).square().flatten(score.ndim - len(flow.event_shape))
-        value = mean_over_rows(error.mean(-1), batch.get("weight"))
+        value = weighted_mean(error.mean(-1), batch.get("weight"))
         return Loss(value, {"force_mse": value.detach()})
 
     def _force(
         self, flow: Flow, batch: Batch, score: Tensor, generator: Generator = None
     ) -> Tensor:
-        """The forces of the rows, of the shape of the score."""
+        """The forces of the samples, of the shape of the score."""
         if self.target is None:
             return _stored(batch)
         x = batch["x"].expand_as(score)
@@ -107,22 +102,23 @@ class ForceMatching(Objective):
         score = flow.score(batch["x"], batch.get("context")).detach()
         force = self._force(flow, batch, score)
         remedy = (
-            "an energy with a finite value and slope at every row (no hard wall, and no root, "
-            "logarithm or distance of zero there), or other rows"
+            "an energy with a finite value and slope at every sample (no hard wall, and no root, "
+            "logarithm or distance of zero there), or other samples"
         )
         for name, values in (("the force of the energy", force), ("the flow's own force", score)):
             bad = ~values.isfinite().flatten(values.ndim - len(flow.event_shape)).all(-1)
             if bool(bad.any()):
-                return f"{name} is not finite at {int(bad.sum())} rows; remedy: {remedy}"
-            remedy = "a flow whose log-density is smooth at these rows, or a lower lr"
+                count = f"{int(bad.sum())} of {bad.numel()} samples"
+                return f"{name} is not finite at {count}; remedy: {remedy}"
+            remedy = "a flow whose log-density is smooth at these samples, or a lower lr"
         return None
 
 
 def _stored(batch: Batch) -> Tensor:
-    """The forces that came with the rows."""
+    """The forces that came with the samples."""
     if "force" not in batch:
         raise DataError(
-            f"ForceMatching expected the forces of the rows as 'force', got {sorted(batch)}; "
+            f"ForceMatching expected the forces of the samples as 'force', got {sorted(batch)}; "
             "remedy: data={'x': x, 'force': force}, or ForceMatching(energy)"
         )
     x, force = batch["x"], batch["force"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flowkit.flow import Flow
 from flowkit.numerics.types import Generator
-from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
+from flowkit.objectives.base import Batch, Loss, Objective, weighted_mean
 
 
 class MaximumLikelihood(Objective):
@@ -35,7 +35,7 @@ class MaximumLikelihood(Objective):
             score = flow.log_prob_bound(x, context, generator=generator)
         else:
             score = flow.log_prob(x, context)
-        nll = -mean_over_rows(score, batch.get("weight"))
+        nll = -weighted_mean(score, batch.get("weight"))
         return Loss(nll, {"nll": nll.detach()})
 
 
@@ -76,6 +76,6 @@ class StochasticMaximumLikelihood(Objective):
         x, context, weight = batch["x"], batch.get("context"), batch.get("weight")
         shape = x.shape[:1] if context is None else ()
         samples = flow.sample(shape, context, generator)
-        data = mean_over_rows(flow.energy(x, context), weight)
-        own = mean_over_rows(flow.energy(samples, context), weight)
+        data = weighted_mean(flow.energy(x, context), weight)
+        own = weighted_mean(flow.energy(samples, context), weight)
         return Loss(data - own, {"energy": data.detach(), "energy_of_samples": own.detach()})

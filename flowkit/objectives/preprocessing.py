@@ -61,7 +61,7 @@ class AfterPreprocessing(Objective):
     def forward(
         self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
-        """Return the loss of the rest of the flow on preprocessed rows."""
+        """Return the loss of the rest of the flow on preprocessed samples."""
         rest, batch = self._rest(flow, batch, generator)
         loss: Loss = self.objective(rest, batch, generator=generator, progress=progress)
         return loss
@@ -71,7 +71,7 @@ class AfterPreprocessing(Objective):
         return self.objective.fault(*self._rest(flow, batch))
 
     def _rest(self, flow: Flow, batch: Batch, generator: Generator = None) -> tuple[Flow, Batch]:
-        """The rest of the flow, and preprocessed rows."""
+        """The rest of the flow, and preprocessed samples."""
         transform = flow.transform
         stack = list(transform.transforms) if isinstance(transform, Compose) else []
         count = self.layers

@@ -8,10 +8,11 @@ from torch import Tensor
 from flowkit import checks
 from flowkit.errors import DataError
 from flowkit.flow import Flow
+from flowkit.numerics.compiling import eager
 from flowkit.numerics.gradients import ordinary
 from flowkit.numerics.noise import normal_like
 from flowkit.numerics.types import Context, Generator
-from flowkit.objectives.base import Batch, Loss, Objective, mean_over_rows
+from flowkit.objectives.base import Batch, Loss, Objective, weighted_mean
 
 
 class _ScoreMatching(Objective):
@@ -24,25 +25,20 @@ class _ScoreMatching(Objective):
         name = type(self).__name__
         self.energy_weight = checks.number(name, "energy_weight", energy_weight, least=0)
 
+    # Compiled programs cannot be differentiated twice, so this part of a step stays eager.
+    @eager
     def forward(
         self, flow: Flow, batch: Batch, *, generator: Generator = None, progress: float = 1.0
     ) -> Loss:
         """Return the mean loss over samples."""
-        # Compiled programs cannot be differentiated twice, so this part of a step stays eager.
-        compiling = torch.compiler.is_compiling()
-        return (torch.compiler.disable(self._loss) if compiling else self._loss)(
-            flow, batch, generator
-        )
-
-    def _loss(self, flow: Flow, batch: Batch, generator: Generator) -> Loss:
         learning = torch.is_grad_enabled()
         with torch.inference_mode(mode=False), torch.enable_grad():
             x, context = ordinary(batch["x"]).detach(), ordinary(batch.get("context"))
             losses = self.losses(flow, x, context, generator)
-            value = mean_over_rows(losses, batch.get("weight"))
+            value = weighted_mean(losses, batch.get("weight"))
             terms = {"score_matching": value.detach()}
             if self.energy_weight:
-                energy = mean_over_rows(flow.energy(x, context), batch.get("weight"))
+                energy = weighted_mean(flow.energy(x, context), batch.get("weight"))
                 value = value + self.energy_weight * energy
                 terms["energy"] = energy.detach()
         return Loss(value if learning else value.detach(), terms)

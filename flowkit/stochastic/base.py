@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from flowkit import checks
 from flowkit.energies import Energy
 from flowkit.errors import NonFiniteEnergyError
+from flowkit.numerics.compiling import eager
 from flowkit.numerics.layout import features_first, features_last
-from flowkit.numerics.types import Context, Generator
+from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.transforms.base import Transform, full_precision
 
 
@@ -48,7 +49,7 @@ class StochasticTransform(Transform):
 
     def unnormalized(
         self, x: Tensor, context: Context = None, generator: Generator = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Mapped:
         """The same as ``forward``."""
         return self(x, context, generator=generator)
 
@@ -95,31 +96,37 @@ class EnergyTransform(StochasticTransform):
 
     def __init__(self, energy: Energy, *, steps: int, step_size: Any, learn: bool) -> None:
         name = type(self).__name__
-        remedy = "flowkit.energies.from_callable(function, event_shape)"
+        remedy = "flowkit.energies.CallableEnergy(function, event_shape)"
         energy = checks.instance(name, "energy", energy, Energy, remedy)
         super().__init__(energy.event_shape, context=energy.context_size)
         self.energy = energy
         self.steps = checks.integer(name, "steps", steps, least=1)
-        size = positive(name, "step_size", step_size, energy.event_shape[-1:])
-        if checks.flag(name, "learn", learn):
-            self.log_step_size = nn.Parameter(size.log())
+        learn = checks.flag(name, "learn", learn)
+        self._store_log("step_size", self._positive("step_size", step_size), learn=learn)
+
+    def _positive(self, name: str, value: Any) -> Tensor:
+        """Check a number above 0, or one for each of the last dimension; return a tensor."""
+        # Checked as plain numbers: files are read by building flows without numbers.
+        numbers = checks.positive(type(self).__name__, name, value, self.energy.event_shape[-1:])
+        return torch.tensor(numbers, dtype=torch.get_default_dtype())
+
+    def _store_log(self, name: str, value: Tensor, *, learn: bool) -> None:
+        """Store the logarithm of a number, as a parameter if it is learned."""
+        if learn:
+            self.register_parameter(f"log_{name}", nn.Parameter(value.log()))
         else:
-            self.register_buffer("log_step_size", size.log())
+            self.register_buffer(f"log_{name}", value.log())
 
     @property
     def step_size(self) -> Tensor:
         """The present step size: one number, or one for each of the last dimension."""
         return self.log_step_size.exp()
 
-    def forward(
-        self, x: Tensor, context: Context = None, generator: Generator = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Move the state; return it with the log path-probability ratio."""
         return self._start(x, context, generator)[:2]
 
-    def inverse(
-        self, z: Tensor, context: Context = None, generator: Generator = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Move the state, in the same way as ``forward``."""
         return self._start(z, context, generator)[:2]
 
@@ -136,21 +143,18 @@ class EnergyTransform(StochasticTransform):
         value, context = self._prepare(value, context, "z" if inverse else "x")
         return self._start(value, context, generator, choices=choices)
 
+    @eager
     def _start(
         self, x: Tensor, context: Context, generator: Generator, *, choices: bool = False
     ) -> Walk:
-        # Compiled programs cannot differentiate within, draw from a generator or look at energies.
-        compiling = torch.compiler.is_compiling()
-        walk = torch.compiler.disable(self._walk) if compiling else self._walk
+        if self.event_ndim == 1:
+            # With the features outermost in memory, where steps are fastest.
+            x = features_last(features_first(x))
         with full_precision(x):
-            return walk(self._laid_out(x), context, generator, choices=choices)
+            return self._walk(x, context, generator, choices=choices)
 
     def _walk(self, x: Tensor, context: Context, generator: Generator, *, choices: bool) -> Walk:
         raise NotImplementedError(f"{type(self).__name__} does not define _walk")
-
-    def _laid_out(self, x: Tensor) -> Tensor:
-        """The state with its features outermost in memory, where steps are fastest."""
-        return features_last(features_first(x)) if self.event_ndim == 1 else x
 
     def _sum(self, x: Tensor) -> Tensor:
         """Sum over the event."""
@@ -174,15 +178,3 @@ class EnergyTransform(StochasticTransform):
                 "finite where the base and the layers before put a state, or a layer with an "
                 "interpolated energy before this one"
             )
-
-
-def positive(owner: str, name: str, value: Any, last: tuple[int, ...]) -> Tensor:
-    """Check a number above 0, or one for each of the last dimension; return a tensor."""
-    many = bool(last) and checks.as_list(value) is not None
-    # Checked as plain numbers: files are read by building flows without numbers.
-    numbers: Any = (
-        checks.numbers(owner, name, value, last[0], above=0)
-        if many
-        else checks.number(owner, name, value, above=0)
-    )
-    return torch.tensor(numbers, dtype=torch.get_default_dtype())

@@ -85,7 +85,9 @@ def independence_chain(
     steps, chains, warmup = _numbers(name, steps, chains, warmup, context, least=1)
     target, total = Target(name, energy, log_prob), warmup + steps
     with torch.no_grad():
-        paths = sample_paths(flow, (total + 1, chains), target, context, generator)
+        paths = sample_paths(
+            flow, (total + 1, chains), target, context=context, generator=generator
+        )
     x, log_weight = paths.x.contiguous(), paths.log_weight
     finite = log_weight.isfinite()
     log_weight = torch.where(finite, log_weight, -torch.inf).double()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowkit.config import register
-from flowkit.numerics.types import Context, Generator
+from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.stochastic.base import StochasticTransform
 
 
@@ -44,9 +44,7 @@ class Dequantize(StochasticTransform):
         # Counts become floats of the dtype that the module is moved to.
         self.register_buffer("like", torch.zeros(()), persistent=False)
 
-    def forward(
-        self, x: Tensor, context: Context = None, generator: Generator = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Add uniform noise."""
         if not x.is_floating_point():
             x = x.to(self.like.dtype)
@@ -56,9 +54,7 @@ class Dequantize(StochasticTransform):
         low, high = torch.nextafter(here - 0.5, here), torch.nextafter(here + 0.5, here)
         return (x + noise).clamp(low, high), x.new_zeros(x.shape[:-1])
 
-    def inverse(
-        self, z: Tensor, context: Context = None, generator: Generator = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Round to the nearest integer."""
         # Adding 0 turns -0 into 0.
         return z.round() + 0.0, z.new_zeros(z.shape[:-1])

@@ -2,27 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flowkit import checks
 from flowkit.arrays import not_positive
 from flowkit.config import register
 from flowkit.energies import Energy
 from flowkit.numerics.noise import normal_like
 from flowkit.numerics.types import Context, Generator
-from flowkit.stochastic.base import EnergyTransform, Walk, positive
+from flowkit.stochastic.base import EnergyTransform, Walk
+
+#: Position, force and, where there is one, velocity; or the noises of a step.
+State = tuple[Tensor, ...]
 
 
-def _settle(change: Tensor) -> tuple[Tensor, Tensor]:
-    """Which samples can take a step, and its log-ratio: minus infinity for those that cannot."""
-    fine = change.detach().isfinite()
-    return fine, torch.where(fine, change, -torch.inf)
+class LangevinTransform(EnergyTransform):
+    r"""Steps that are always taken, with the ratio of the noises of the step and the step back.
+
+    A subclass defines ``_step``, the next state and the noises of the step back. A sample whose
+    next state or force would not be finite stays where it is, with a weight of zero.
+    """
+
+    #: Number of noises of a step.
+    noises = 1
+
+    def _step(self, state: State, noise: State, context: Context) -> tuple[State, State]:
+        raise NotImplementedError(f"{type(self).__name__} does not define _step")
+
+    def _draw_velocity(self, x: Tensor, generator: Generator) -> State:
+        return ()
+
+    def _kinetic(self, state: State) -> Tensor:
+        """The kinetic energy of a state: zero where there is no velocity."""
+        return state[0].new_zeros(state[0].shape[: -self.event_ndim])
+
+    def _walk(self, x: Tensor, context: Context, generator: Generator, *, choices: bool) -> Walk:
+        force = self.energy.force(x, context)
+        self._require_finite_start(self._sum(force))
+        state = (x, force, *self._draw_velocity(x, generator))
+        log_ratio = self._kinetic(state)
+        nonfinite = torch.zeros_like(log_ratio)
+        for _ in range(self.steps):
+            noise = tuple(normal_like(x, generator) for _ in range(self.noises))
+            new, back = self._step(state, noise, context)
+            squares = [self._sum(n * n - b * b) for n, b in zip(noise, back, strict=True)]
+            change = 0.5 * sum(squares[1:], squares[0])
+            fine = change.detach().isfinite()
+            log_ratio = log_ratio + torch.where(fine, change, -torch.inf)
+            nonfinite = nonfinite + (~fine).to(nonfinite)
+            each = self._per_event(fine)
+            state = tuple(torch.where(each, a, b) for a, b in zip(new, state, strict=True))
+        return Walk(state[0], log_ratio - self._kinetic(state), None, nonfinite)
 
 
 @register
-class OverdampedLangevin(EnergyTransform):
+class OverdampedLangevin(LangevinTransform):
     r"""Steps of overdamped (unadjusted) Langevin dynamics.
 
     .. math:: y' = y - \epsilon \nabla u(y) + \sqrt{2\epsilon}\, \eta, \qquad
@@ -76,48 +113,21 @@ class OverdampedLangevin(EnergyTransform):
             >>> torch.allclose(back, x), torch.allclose(forth, noise)
             (True, True)
         """
-        force = self.energy.force(x, context)
-        new, _, back = self._step(x, force, noise, context)
+        (new, _), (back,) = self._step((x, self.energy.force(x, context)), (noise,), context)
         return new, back
 
-    def _step(
-        self, x: Tensor, force: Tensor, noise: Tensor, context: Context
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(self, state: State, noise: State, context: Context) -> tuple[State, State]:
+        (x, force), (eta,) = state, noise
         size = self.step_size
-        scale = torch.sqrt(2 * size)
-        new = x + size * force + scale * noise
+        new = x + size * force + torch.sqrt(2 * size) * eta
         new_force = self.energy.force(new, context)
         # As the difference from the noise, which loses no digits where steps are small.
-        back = -noise - torch.sqrt(0.5 * size) * (force + new_force)
-        return new, new_force, back
-
-    def _walk(self, x: Tensor, context: Context, generator: Generator, *, choices: bool) -> Walk:
-        force = self.energy.force(x, context)
-        self._require_finite_start(self._sum(force))
-        log_ratio = x.new_zeros(x.shape[: x.ndim - self.event_ndim])
-        nonfinite = torch.zeros_like(log_ratio)
-        for _ in range(self.steps):
-            noise = normal_like(x, generator)
-            new, new_force, back = self._step(x, force, noise, context)
-            change = 0.5 * self._sum(noise * noise - back * back)
-            fine, taken = _settle(change)
-            nonfinite, log_ratio = nonfinite + (~fine).to(nonfinite), log_ratio + taken
-            each = self._per_event(fine)
-            x, force = torch.where(each, new, x), torch.where(each, new_force, force)
-        return Walk(x, log_ratio, None, nonfinite)
-
-
-class _Phase(NamedTuple):
-    """A step of underdamped dynamics."""
-
-    x: Tensor
-    v: Tensor
-    force: Tensor
-    back: tuple[Tensor, Tensor]
+        back = -eta - torch.sqrt(0.5 * size) * (force + new_force)
+        return (new, new_force), (back,)
 
 
 @register
-class UnderdampedLangevin(EnergyTransform):
+class UnderdampedLangevin(LangevinTransform):
     r"""Steps of underdamped Langevin dynamics, with new velocities in every layer.
 
     With mass m, friction :math:`\gamma`, step :math:`\epsilon`, force :math:`F = -\nabla u` and
@@ -162,6 +172,7 @@ class UnderdampedLangevin(EnergyTransform):
         torch.Size([5, 2])
     """
 
+    noises = 2
     log_friction: Tensor
     mass: Tensor
 
@@ -176,13 +187,9 @@ class UnderdampedLangevin(EnergyTransform):
         learn: bool = True,
     ) -> None:
         super().__init__(energy, steps=steps, step_size=step_size, learn=learn)
-        name = type(self).__name__
-        gamma = positive(name, "friction", friction, ()).log()
-        if learn:
-            self.log_friction = nn.Parameter(gamma)
-        else:
-            self.register_buffer("log_friction", gamma)
-        self.register_buffer("mass", positive(name, "mass", mass, energy.event_shape[-1:]))
+        friction = checks.number(type(self).__name__, "friction", friction, above=0)
+        self._store_log("friction", torch.tensor(friction), learn=learn)
+        self.register_buffer("mass", self._positive("mass", mass))
 
     def stored_fault(self) -> str | None:
         """Say what is wrong with stored numbers; files are checked by it."""
@@ -204,39 +211,24 @@ class UnderdampedLangevin(EnergyTransform):
             >>> torch.allclose(back_x, x), torch.allclose(back_v, -v)
             (True, True)
         """
-        force = self.energy.force(x, context)
-        phase = self._step(x, v, force, (first, second), context)
-        return phase.x, phase.v, *phase.back
+        start = (x, self.energy.force(x, context), v)
+        (new, _, new_v), (back, again) = self._step(start, (first, second), context)
+        return new, new_v, back, again
 
-    def _step(
-        self, x: Tensor, v: Tensor, force: Tensor, noise: tuple[Tensor, Tensor], context: Context
-    ) -> _Phase:
+    def _step(self, state: State, noise: State, context: Context) -> tuple[State, State]:
+        (x, force, v), (first, second) = state, noise
         size, friction, mass = self.step_size, self.log_friction.exp(), self.mass
         half = 0.5 * size / mass
         kick = half * torch.sqrt(4 * friction * mass / size)
         drag = torch.sqrt(friction * mass * size)
-        middle = (1 - 0.5 * friction * size) * v + half * force + kick * noise[0]
+        middle = (1 - 0.5 * friction * size) * v + half * force + kick * first
         new = x + size * middle
         new_force = self.energy.force(new, context)
-        new_v = (middle + half * new_force + kick * noise[1]) / (1 + 0.5 * friction * size)
-        return _Phase(new, new_v, new_force, (noise[1] - drag * new_v, noise[0] - drag * v))
+        new_v = (middle + half * new_force + kick * second) / (1 + 0.5 * friction * size)
+        return (new, new_force, new_v), (second - drag * new_v, first - drag * v)
 
-    def _walk(self, x: Tensor, context: Context, generator: Generator, *, choices: bool) -> Walk:
-        force = self.energy.force(x, context)
-        self._require_finite_start(self._sum(force))
-        v = normal_like(x, generator) / self.mass.sqrt()
-        log_ratio = 0.5 * self._sum(self.mass * v * v)
-        nonfinite = torch.zeros_like(log_ratio)
-        for _ in range(self.steps):
-            noise = normal_like(x, generator), normal_like(x, generator)
-            new, new_v, new_force, back = self._step(x, v, force, noise, context)
-            change = 0.5 * self._sum(
-                noise[0] * noise[0] + noise[1] * noise[1] - back[0] * back[0] - back[1] * back[1]
-            )
-            fine, taken = _settle(change)
-            nonfinite, log_ratio = nonfinite + (~fine).to(nonfinite), log_ratio + taken
-            each = self._per_event(fine)
-            x, v = torch.where(each, new, x), torch.where(each, new_v, v)
-            force = torch.where(each, new_force, force)
-        log_ratio = log_ratio - 0.5 * self._sum(self.mass * v * v)
-        return Walk(x, log_ratio, None, nonfinite)
+    def _draw_velocity(self, x: Tensor, generator: Generator) -> State:
+        return (normal_like(x, generator) / self.mass.sqrt(),)
+
+    def _kinetic(self, state: State) -> Tensor:
+        return 0.5 * self._sum(self.mass * state[2] * state[2])

@@ -17,11 +17,11 @@ from flowkit.stochastic.base import EnergyTransform, Walk
 
 
 class _State(NamedTuple):
-    """Where a chain is; the force only where proposals need it."""
+    """Where a chain is; the force is ``None`` where proposals need none."""
 
     x: Tensor
     energy: Tensor
-    force: Tensor | None
+    force: Any
 
 
 class _Decision(NamedTuple):
@@ -39,12 +39,12 @@ class MetropolisTransform(EnergyTransform):
     the log path-probability ratio is the change of the energy, :math:`u(y_T) - u(y_0)`. A
     proposal whose energy is not finite is rejected, and counted.
 
-    A subclass defines ``_propose``, the proposal with the logarithm a of its acceptance ratio, and
-    ``_move``, the same move with gradients. Acceptance is found without gradients, whose pathwise
-    part then follows the moves that were made; that leaves out how the parameters change what is
-    accepted, a bias that :class:`flowkit.objectives.PathKL` can remove. The step size is no
-    parameter: :func:`flowkit.stochastic.paths.adapt_step_sizes` fits it to
-    :attr:`target_acceptance`.
+    A subclass defines ``_propose``, the proposed state and the noise of the move back; with the
+    squares of both noises, :math:`a = u(y) - u(y') + (|\eta|^2 - |\tilde\eta|^2) / 2`. Acceptance
+    is found without gradients, whose pathwise part then follows the moves that were made; that
+    leaves out how the parameters change what is accepted, a bias that
+    :class:`flowkit.objectives.PathKL` can remove. The step size is no parameter:
+    :func:`flowkit.stochastic.paths.adapt_step_sizes` fits it to :attr:`target_acceptance`.
 
     Args:
         energy: The dimensionless energy.
@@ -65,11 +65,23 @@ class MetropolisTransform(EnergyTransform):
 
     def _propose(
         self, state: _State, noise: Tensor, size: Tensor, context: Context
-    ) -> tuple[_State, Tensor]:
+    ) -> tuple[_State, Tensor | None]:
+        """The proposed state, and the noise of the move back; ``None`` for minus the noise."""
         raise NotImplementedError(f"{type(self).__name__} does not define _propose")
 
-    def _move(self, x: Tensor, noise: Tensor, size: Tensor, context: Context) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} does not define _move")
+    def _move(self, state: _State, noise: Tensor, size: Tensor, context: Context) -> Tensor:
+        """The proposed position alone."""
+        return self._propose(state, noise, size, context)[0].x
+
+    def _try(
+        self, state: _State, noise: Tensor, size: Tensor, context: Context
+    ) -> tuple[_State, Tensor]:
+        """The proposed state, and the logarithm of its acceptance ratio."""
+        new, back = self._propose(state, noise, size, context)
+        change = state.energy - new.energy
+        if back is not None:
+            change = change + 0.5 * self._sum(noise * noise - back * back)
+        return new, change
 
     def _walk(self, x: Tensor, context: Context, generator: Generator, *, choices: bool) -> Walk:
         graph = torch.is_grad_enabled()
@@ -102,7 +114,7 @@ class MetropolisTransform(EnergyTransform):
             threshold = torch.empty_like(state.energy).uniform_(generator=generator).log_()
             # Of a number that may be zero, whose logarithm would be below the least.
             threshold = threshold.clamp_(min=least)
-            proposal, log_accept = self._propose(state, noise, size, context)
+            proposal, log_accept = self._try(state, noise, size, context)
             # Flags as ones and zeros, and choices by lerp, which is exact at both ends: torch
             # makes, converts and follows booleans several times more slowly.
             log_accept = log_accept.nan_to_num(least, least, least)
@@ -114,7 +126,7 @@ class MetropolisTransform(EnergyTransform):
                 torch.lerp(state.energy, proposal.energy.nan_to_num(0.0, 0.0, 0.0), accepted),
                 None
                 if state.force is None
-                else torch.lerp(state.force, proposal.force.nan_to_num(), moved),  # type: ignore[union-attr]
+                else torch.lerp(state.force, proposal.force.nan_to_num(), moved),
             )
             moves += accepted
             failures += failed
@@ -133,7 +145,9 @@ class MetropolisTransform(EnergyTransform):
                 part = self._log_choice(x, noise, accepted, unsure, context)
                 log_choice = part if log_choice is None else log_choice + part
             size = torch.where(self._per_event(accepted), self.step_size, 0.0)
-            x = self._move(x, noise, size, context)
+            # Moves read no energy.
+            force = self.energy.force(x, context) if self.needs_force else None
+            x = self._move(_State(x, x, force), noise, size, context)
         return x, log_choice
 
     def _log_choice(
@@ -144,7 +158,7 @@ class MetropolisTransform(EnergyTransform):
         Proposals that are rejected with certainty may be where slopes overflow: they are left out.
         """
         size = torch.where(self._per_event(unsure), self.step_size, 0.0)
-        log_accept = self._propose(self._evaluate(x, context), noise, size, context)[1]
+        log_accept = self._try(self._evaluate(x, context), noise, size, context)[1]
         # Rejected samples have a logarithm below 0; others get a stand-in that is.
         below = torch.where(accepted | ~unsure, -1.0, log_accept.clamp(max=-1e-12))
         rejection = torch.where(unsure, torch.log(-torch.expm1(below)), 0.0)
@@ -189,12 +203,11 @@ class Metropolis(MetropolisTransform):
 
     def _propose(
         self, state: _State, noise: Tensor, size: Tensor, context: Context
-    ) -> tuple[_State, Tensor]:
-        new = self._evaluate(torch.addcmul(state.x, noise, size), context)
-        return new, state.energy - new.energy
+    ) -> tuple[_State, Tensor | None]:
+        return self._evaluate(self._move(state, noise, size, context), context), None
 
-    def _move(self, x: Tensor, noise: Tensor, size: Tensor, context: Context) -> Tensor:
-        return x + size * noise
+    def _move(self, state: _State, noise: Tensor, size: Tensor, context: Context) -> Tensor:
+        return torch.addcmul(state.x, noise, size)
 
 
 @register
@@ -235,14 +248,12 @@ class MALA(MetropolisTransform):
 
     def _propose(
         self, state: _State, noise: Tensor, size: Tensor, context: Context
-    ) -> tuple[_State, Tensor]:
-        new = self._evaluate(state.x + size * state.force + torch.sqrt(2 * size) * noise, context)  # type: ignore[operator]
-        back = -noise - torch.sqrt(0.5 * size) * (state.force + new.force)  # type: ignore[operator]
-        correction = 0.5 * self._sum(noise * noise - back * back)
-        return new, state.energy - new.energy + correction
+    ) -> tuple[_State, Tensor | None]:
+        new = self._evaluate(self._move(state, noise, size, context), context)
+        return new, -noise - torch.sqrt(0.5 * size) * (state.force + new.force)
 
-    def _move(self, x: Tensor, noise: Tensor, size: Tensor, context: Context) -> Tensor:
-        return x + size * self.energy.force(x, context) + torch.sqrt(2 * size) * noise
+    def _move(self, state: _State, noise: Tensor, size: Tensor, context: Context) -> Tensor:
+        return state.x + size * state.force + torch.sqrt(2 * size) * noise
 
 
 @register
@@ -286,20 +297,10 @@ class HMC(MetropolisTransform):
 
     def _propose(
         self, state: _State, noise: Tensor, size: Tensor, context: Context
-    ) -> tuple[_State, Tensor]:
-        new, momentum = self._integrate(state.x, state.force, noise, size, context)  # type: ignore[arg-type]
-        kinetic = 0.5 * self._sum(noise * noise - momentum * momentum)
-        return new, state.energy - new.energy + kinetic
-
-    def _move(self, x: Tensor, noise: Tensor, size: Tensor, context: Context) -> Tensor:
-        return self._integrate(x, self.energy.force(x, context), noise, size, context)[0].x
-
-    def _integrate(
-        self, x: Tensor, force: Tensor, momentum: Tensor, size: Tensor, context: Context
-    ) -> tuple[_State, Tensor]:
-        state = _State(x, force, force)
+    ) -> tuple[_State, Tensor | None]:
+        momentum = noise
         for _ in range(self.leapfrog):
-            momentum = momentum + 0.5 * size * state.force  # type: ignore[operator]
+            momentum = momentum + 0.5 * size * state.force
             state = self._evaluate(state.x + size * momentum, context)
-            momentum = momentum + 0.5 * size * state.force  # type: ignore[operator]
+            momentum = momentum + 0.5 * size * state.force
         return state, momentum

@@ -14,10 +14,13 @@ from flowkit import checks
 from flowkit.density import Density
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
+from flowkit.numerics.noise import choose
 from flowkit.numerics.types import Context, Generator
 from flowkit.shapes import as_shape
-from flowkit.stochastic.base import EnergyTransform
+from flowkit.statistics import effective_sample_size
+from flowkit.stochastic.base import EnergyTransform, Walk
 from flowkit.stochastic.metropolis import MetropolisTransform
+from flowkit.transforms.base import Transform
 from flowkit.transforms.compose import layers_in_order
 
 
@@ -38,6 +41,13 @@ class LayerReport:
     nonfinite: Tensor | None = None
     effective: Tensor | None = None
     resampled: bool = False
+
+    @classmethod
+    def of(cls, layer: Transform, walk: Walk, **more: Any) -> LayerReport:
+        """Sum up what a layer did to every sample."""
+        acceptance = None if walk.acceptance is None else walk.acceptance.mean()
+        nonfinite = None if walk.nonfinite is None else walk.nonfinite.sum()
+        return cls(layer.label, acceptance, nonfinite, **more)
 
     def __str__(self) -> str:
         parts = [] if self.acceptance is None else [f"accepted {self.acceptance.item():.3f}"]
@@ -80,10 +90,10 @@ def sample_paths(
     flow: Density,
     shape: int | tuple[int, ...],
     energy: Target | Callable[..., Tensor] | None = None,
-    context: Context = None,
-    generator: Generator = None,
     *,
     log_prob: Callable[..., Tensor] | None = None,
+    context: Context = None,
+    generator: Generator = None,
     resample: float | None = None,
     choices: bool = False,
 ) -> Paths:
@@ -106,9 +116,9 @@ def sample_paths(
         shape: Number or shape of samples.
         energy: The dimensionless energy u of the target, ``energy(x) -> (*batch,)``;
             ``energy(x, context)`` if a context is given.
+        log_prob: The log-density of the target up to a constant, instead of ``energy``.
         context: ``(*b, C)``: each context gets ``shape`` samples.
         generator: Source of randomness.
-        log_prob: The log-density of the target up to a constant, instead of ``energy``.
         resample: Threshold in (0, 1]; ``None`` for none. For one shape number and no context.
         choices: Whether to compute the log-probability of decisions.
 
@@ -163,31 +173,21 @@ def sample_paths(
     log_weight = -flow.base.log_prob(x, embedded)
     log_choice, reports = torch.zeros_like(log_weight), []
     for layer, inverse in layers_in_order(flow.transform, inverse=True):
-        if not layer.stochastic:
-            x, log_det = (layer.inverse if inverse else layer)(x, embedded)
-            log_weight = log_weight + log_det
-            continue
-        walk = layer.walk(x, embedded, generator, inverse=inverse, choices=choices)  # type: ignore[operator]
+        walk = _through(layer, x, embedded, generator, inverse=inverse, choices=choices)
         x, log_weight = walk.value, log_weight + walk.log_ratio
+        if not layer.stochastic:
+            continue
         if walk.log_choice is not None:
             log_choice = log_choice + walk.log_choice
         effective, low = None, False
         if resample is not None and isinstance(layer, EnergyTransform):
             here = layer.energy(x)
-            effective = _effective(log_weight - here)
+            effective = effective_sample_size(log_weight - here) / len(here)
             low = bool(effective < resample)
             if low:
                 which, level = _systematic(log_weight - here, generator)
                 x, log_weight = x[which], level + here[which]
-        reports.append(
-            LayerReport(
-                layer.label,
-                None if walk.acceptance is None else walk.acceptance.mean(),
-                None if walk.nonfinite is None else walk.nonfinite.sum(),
-                effective,
-                low,
-            )
-        )
+        reports.append(LayerReport.of(layer, walk, effective=effective, resampled=low))
     value = target(flow, x, context, generator)
     return Paths(x, log_weight - value, tuple(reports), log_choice if choices else None)
 
@@ -195,9 +195,9 @@ def sample_paths(
 def adapt_step_sizes(
     flow: Density,
     samples: int = 1024,
+    *,
     context: Context = None,
     generator: Generator = None,
-    *,
     target: float | None = None,
     rounds: int = 20,
 ) -> tuple[LayerReport, ...]:
@@ -243,20 +243,16 @@ def adapt_step_sizes(
         embedded = flow.embed(context)
         x = flow.base.sample((samples,), embedded, generator)
         for layer, inverse in layers_in_order(flow.transform, inverse=True):
-            if not layer.stochastic:
-                x = (layer.inverse if inverse else layer)(x, embedded)[0]
+            if not isinstance(layer, MetropolisTransform):
+                x = _through(layer, x, embedded, generator, inverse=inverse).value
                 continue
-            if isinstance(layer, MetropolisTransform):
-                goal = layer.target_acceptance if target is None else target
-                for i in range(rounds):
-                    rate = layer.walk(x, embedded, generator).acceptance.mean()  # type: ignore[union-attr]
-                    layer.log_step_size += 3.0 * (i + 1) ** -0.6 * (rate - goal)
-            walk = layer.walk(x, embedded, generator, inverse=inverse)  # type: ignore[operator]
+            goal = layer.target_acceptance if target is None else target
+            for i in range(rounds):
+                rate = layer.walk(x, embedded, generator).acceptance.mean()  # type: ignore[union-attr]
+                layer.log_step_size += 3.0 * (i + 1) ** -0.6 * (rate - goal)
+            walk = layer.walk(x, embedded, generator)
             x = walk.value
-            if isinstance(layer, MetropolisTransform):
-                reports.append(
-                    LayerReport(layer.label, walk.acceptance.mean(), walk.nonfinite.sum())
-                )
+            reports.append(LayerReport.of(layer, walk))
     return tuple(reports)
 
 
@@ -288,19 +284,18 @@ class AdaptStepSizes:
         return False
 
 
-def _effective(log_weight: Tensor) -> Tensor:
-    """Effective sample size over the number of samples."""
-    log_weight = log_weight.detach().double()
-    total, squares = torch.logsumexp(log_weight, 0), torch.logsumexp(2 * log_weight, 0)
-    return torch.exp(2 * total - squares) / len(log_weight)
+def _through(
+    layer: Any, x: Tensor, context: Context, generator: Generator, *, inverse: bool, **options: Any
+) -> Walk:
+    """Go through a layer of any kind."""
+    if layer.stochastic:
+        return layer.walk(x, context, generator, inverse=inverse, **options)
+    return Walk(*(layer.inverse if inverse else layer)(x, context))
 
 
 def _systematic(log_weight: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """Indices of systematic resampling, and the logarithm of the mean weight."""
-    n = len(log_weight)
-    exact = log_weight.detach().double()
-    edges = torch.softmax(exact, 0).cumsum(0)
+    n, exact = len(log_weight), log_weight.detach().double()
     start = torch.rand((), generator=generator, dtype=exact.dtype, device=exact.device)
-    points = (torch.arange(n, dtype=exact.dtype, device=exact.device) + start) / n
-    which = torch.searchsorted(edges, points * edges[-1]).clamp(max=n - 1)
+    which = choose(torch.softmax(exact, 0), (torch.arange(n).to(exact) + start) / n)
     return which, (torch.logsumexp(exact, 0) - math.log(n)).to(log_weight.dtype)

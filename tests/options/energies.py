@@ -10,11 +10,11 @@ from torch import Tensor
 
 from flowkit.bases import StandardNormal
 from flowkit.energies import (
+    CallableEnergy,
     ConditionalEnergy,
     Energy,
     Interpolation,
     NegativeLogProb,
-    from_callable,
 )
 from flowkit.energies.base import as_energy, with_force
 from flowkit.energies.checks import one_number_each
@@ -53,13 +53,13 @@ def lost(x: Tensor, *_: Any) -> Tensor:
     return springs(x.detach())
 
 
-PULLED = from_callable(springs, 2, context=1)
+PULLED = CallableEnergy(springs, 2, context=1)
 of(
-    from_callable,
-    lambda **o: from_callable(springs, 2, **o).energy(POINT),
-    force=differs(push, see=lambda **o: from_callable(springs, 2, **o).force(POINT)),
+    CallableEnergy,
+    lambda **o: CallableEnergy(springs, 2, **o).energy(POINT),
+    force=differs(push, see=lambda **o: CallableEnergy(springs, 2, **o).force(POINT)),
     context=shows(
-        lambda e: e == 1, 1, see=lambda **o: from_callable(springs, 2, **o).context_size
+        lambda e: e == 1, 1, see=lambda **o: CallableEnergy(springs, 2, **o).context_size
     ),
     kT=falls(2.0, 4.0),
 )

@@ -14,7 +14,7 @@ from torch import nn
 import flowkit
 from flowkit import Flow, coupling_flow, stochastic_flow
 from flowkit.distribution import FlowDistribution, estimate_kl, flow_distribution
-from flowkit.energies import from_callable
+from flowkit.energies import CallableEnergy
 from flowkit.io import load, save
 from flowkit.molecules import FlowPotential
 from flowkit.numerics.layout import features_first, features_last
@@ -100,7 +100,7 @@ for method in (Flow.sample, Flow.rsample, Flow.sample_and_log_prob, Flow.rsample
         context=differs(D, base=C, see=lambda method=method, **o: method(FLOW, **o)),
         generator=draws(),
     )
-spring = from_callable(lambda x, c: (x - c).square().sum(-1), 2, context=1)
+spring = CallableEnergy(lambda x, c: (x - c).square().sum(-1), 2, context=1)
 noisy = Flow(Compose(Dequantize(2), *FLOW.transform.transforms), FLOW.base)
 MANY = COUNTS.repeat(500, 1)
 of(
@@ -312,7 +312,7 @@ def moved(**options: Any) -> Any:
     """A trajectory in the potential of a flow."""
     at = {"context": C} if "context" not in options else {}
     potential = FlowPotential(FLOW, **{**at, **options})
-    return potential.velocity_verlet(X, X, 0.1, 4)
+    return potential.velocity_verlet(X, X, dt=0.1, steps=4)
 
 
 potential = FlowPotential(PLAIN)
@@ -330,12 +330,18 @@ of(
 )
 of(
     FlowPotential.velocity_verlet,
-    lambda **o: float(len(potential.velocity_verlet(X, X, 0.1, 4, **o).time)),
+    lambda **o: float(len(potential.velocity_verlet(X, X, dt=0.1, steps=4, **o).time)),
     every=falls(2, 4),
 )
 of(
     FlowPotential.langevin,
-    lambda **o: potential.langevin(X, X, 0.1, 4, 1.0, **o),
-    every=falls(2, 4, see=lambda **o: float(len(potential.langevin(X, X, 0.1, 4, 1.0, **o).time))),
+    lambda **o: potential.langevin(X, X, dt=0.1, steps=4, friction=1.0, **o),
+    every=falls(
+        2,
+        4,
+        see=lambda **o: float(
+            len(potential.langevin(X, X, dt=0.1, steps=4, friction=1.0, **o).time)
+        ),
+    ),
     generator=draws(),
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowkit.dependence import LinearMixedModel
-from flowkit.energies import from_callable
+from flowkit.energies import CallableEnergy
 from flowkit.statistics import (
     expected_shortfall,
     free_energy_profile,
@@ -105,7 +105,7 @@ def well(x: Tensor) -> Tensor:
     return 0.5 * x.square().sum(-1)
 
 
-pulled = from_callable(lambda x, c: (x - c).square().sum(-1), 2, context=1)
+pulled = CallableEnergy(lambda x, c: (x - c).square().sum(-1), 2, context=1)
 
 
 def chains(**options: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkit.conditioners import ConvNet, KernelConditioner, MaskedMLP
-from flowkit.energies import from_callable
+from flowkit.energies import CallableEnergy
 from flowkit.scalar import Affine, RationalQuadraticSpline, SmoothLeakyReLU
 from flowkit.stochastic import (
     HMC,
@@ -74,7 +74,7 @@ def springs(x: Tensor, context: Tensor) -> Tensor:
     return 0.5 * (x - context).square().sum(-1)
 
 
-SPRINGS = from_callable(springs, 2, context=1)
+SPRINGS = CallableEnergy(springs, 2, context=1)
 
 # Context ------------------------------------------------------------------------------------
 
