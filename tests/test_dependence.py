@@ -514,7 +514,7 @@ def test_what_has_no_joint_likelihood_is_named():
         loss(flow, {"x": x})
     with pytest.raises(DataError, match="all 3 samples at once, or whole blocks of them, got 2"):
         loss(flow, {"x": x[:2], "row": torch.tensor([1, 2])})
-    with pytest.raises(DataError, match="name the block of each row as 'group'"):
+    with pytest.raises(DataError, match="name the block of each as 'group'"):
         DependentLikelihood(blocks, mode="blocks")(flow, {"x": x[:1], "row": torch.tensor([0])})
     whole = DependentLikelihood(Kinship(torch.eye(3).double()), mode="blocks")
     with pytest.raises(DataError, match="a covariance that has some"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.stochastic.base import StochasticTransform
@@ -23,6 +24,9 @@ class Dequantize(StochasticTransform):
     Args:
         features: Number of features.
 
+    Raises:
+        ArgumentError: If ``features`` is no integer above 0.
+
     References:
         Theis et al. 2016, arXiv 1511.01844, section 3.1, for the bound.
 
@@ -40,7 +44,7 @@ class Dequantize(StochasticTransform):
     like: Tensor
 
     def __init__(self, features: int) -> None:
-        super().__init__((features,))
+        super().__init__((checks.integer("Dequantize", "features", features, least=1),))
         # Counts become floats of the dtype that the module is moved to.
         self.register_buffer("like", torch.zeros(()), persistent=False)
 
