@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -27,17 +26,16 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 _PACKAGE = __name__.partition(".")[0]
 _KNOWN: dict[str, Callable[..., Any]] = {}
-# Modules of torch that a network may be made of, with the arguments to read from their attributes.
-_OF_TORCH: dict[str, tuple[str, ...]] = {
-    "Embedding": ("num_embeddings", "embedding_dim"),
-    "Flatten": ("start_dim", "end_dim"),
-    "Identity": (),
-    "Linear": ("in_features", "out_features"),
-    "ReLU": (),
-    "Sequential": (),
-    "SiLU": (),
-    "Tanh": (),
-}
+# Modules of torch that a network may be made of, with their arguments.
+_OF_TORCH: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "Embedding": lambda m: {"num_embeddings": m.num_embeddings, "embedding_dim": m.embedding_dim},
+    "Flatten": lambda m: {"start_dim": m.start_dim, "end_dim": m.end_dim},
+    "Linear": lambda m: {
+        "in_features": m.in_features, "out_features": m.out_features, "bias": m.bias is not None
+    },
+    "Sequential": lambda m: {"args": list(m)},
+    **dict.fromkeys(("Identity", "ReLU", "SiLU", "Tanh"), lambda m: {}),
+}  # fmt: skip
 
 
 def register(part: T) -> T:
@@ -95,10 +93,7 @@ def _record(cls: type) -> None:
         if "_arguments" in vars(self):  # the constructor of a subclass is running
             original(self, *args, **kwargs)
             return
-        vars(self)["_arguments"] = (
-            tuple(map(_kept, args)),
-            {k: _kept(v) for k, v in kwargs.items()},
-        )
+        vars(self)["_arguments"] = _kept(args), {k: _kept(v) for k, v in kwargs.items()}
         original(self, *args, **kwargs)
         vars(self)["_settings"] = _settings(self)
 
@@ -115,7 +110,7 @@ class _Unnamed:
 
 def _kept(value: Any) -> Any:
     """A list as it is now, since its owner may change it; a function only if it has a name."""
-    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+    if type(value) in (list, tuple):
         return tuple(map(_kept, value))
     if isinstance(value, functools.partial):
         keywords = {name: _kept(item) for name, item in value.keywords.items()}
@@ -187,18 +182,17 @@ class _Writer:
             return write_array(value)
         if isinstance(value, functools.partial):
             arguments = _bound(value.func, value.args, value.keywords)
-            return {"partial": self._name(value.func, where), **self._written(arguments, where)}
+            return self._call("partial", self._name(value.func, where), arguments, where)
         if isinstance(value, (type, _Unnamed)) or inspect.isroutine(value):
-            return {"partial": self._name(value, where), "arguments": {}}
+            return self._call("partial", self._name(value, where), {}, where)
         return self._part(value, where)
 
-    def _written(self, arguments: dict[str, Any], where: str) -> dict[str, Any]:
-        return {
-            "arguments": {
-                name: self.write(item, f"{where}.{name}" if where else name)
-                for name, item in arguments.items()
-            }
+    def _call(self, kind: str, part: str, arguments: dict[str, Any], where: str) -> dict[str, Any]:
+        written = {
+            name: self.write(item, f"{where}.{name}" if where else name)
+            for name, item in arguments.items()
         }
+        return {kind: part, "arguments": written}
 
     def _part(self, part: Any, where: str) -> dict[str, Any]:
         if isinstance(part, nn.Module):
@@ -207,23 +201,18 @@ class _Writer:
             self.seen[id(part)] = len(self.seen)
         kind = type(part)
         if kind.__module__.startswith("torch.nn.modules.") and kind.__name__ in _OF_TORCH:
-            arguments: dict[str, Any] = {
-                name: getattr(part, name) for name in _OF_TORCH[kind.__name__]
-            }
-            if isinstance(part, nn.Linear):
-                arguments["bias"] = part.bias is not None
-            if isinstance(part, nn.Sequential):
-                arguments["args"] = list(part)
-            return {"class": f"torch.nn.{kind.__name__}", **self._written(arguments, where)}
+            arguments = _OF_TORCH[kind.__name__](part)
+            return self._call("class", f"torch.nn.{kind.__name__}", arguments, where)
         name = self._name(kind, where)
         if dataclasses.is_dataclass(part):
-            fields = (field.name for field in dataclasses.fields(part) if field.init)
-            return {"class": name, **self._written({f: getattr(part, f) for f in fields}, where)}
-        if "_arguments" not in vars(part):
+            arguments = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}
+        elif "_arguments" not in vars(part):
             raise DescriptionError(f"{name} was made without its constructor: {where or 'part'}")
-        args, kwargs = part._arguments
-        _require_unchanged(part, (*args, *kwargs.values()), where)
-        return {"class": name, **self._written(_bound(kind, args, kwargs), where)}
+        else:
+            args, kwargs = part._arguments
+            _require_unchanged(part, (*args, *kwargs.values()), where)
+            arguments = _bound(kind, args, kwargs)
+        return self._call("class", name, arguments, where)
 
     def _name(self, part: Any, where: str) -> str:
         name = name_of(part) if hasattr(part, "__qualname__") else type(part).__qualname__
@@ -239,14 +228,10 @@ class _Writer:
 def _bound(part: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> dict[str, Any]:
     """Arguments by their names, the values of a ``*args`` under its name."""
     bound = inspect.signature(part).bind_partial(*args, **kwargs)
-    kinds = bound.signature.parameters
-    arguments: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        if kinds[name].kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(value)
-        else:
-            arguments[name] = value
-    return arguments
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            bound.arguments.update(bound.arguments.pop(name, {}))
+    return bound.arguments
 
 
 def _modules_in(value: Any) -> Iterator[nn.Module]:
@@ -261,10 +246,12 @@ def _require_unchanged(part: Any, arguments: tuple[Any, ...], where: str) -> Non
     """Refuse a part that is no longer what its constructor made."""
     now, then = _settings(part), part._settings
     for name in now | then:
-        if not _equal(now.get(name), then.get(name)):
+        new, old = now.get(name), then.get(name)
+        # Only NaN is unlike itself.
+        if new != old and (new == new or old == old):
             raise DescriptionError(
                 f"{where or type(part).__name__} was changed after it was made: {name} is "
-                f"{now.get(name)}, expected {then.get(name)}; remedy: make it with this argument"
+                f"{new}, expected {old}; remedy: make it with this argument"
             )
     if isinstance(part, nn.Module):
         members = set(map(id, part.modules()))
@@ -275,11 +262,6 @@ def _require_unchanged(part: Any, arguments: tuple[Any, ...], where: str) -> Non
                     f"{where or type(part).__name__} was changed after it was made: it no longer "
                     f"holds the {type(module).__name__} of its arguments; remedy: make it anew"
                 )
-
-
-def _equal(left: Any, right: Any) -> bool:
-    both_nan = isinstance(left, float) and isinstance(right, float) and left != left
-    return bool(left == right) or (both_nan and math.isnan(right))
 
 
 def build(description: dict[str, Any]) -> Any:

@@ -16,8 +16,7 @@ from flowkit.testing import densities, derivatives, functions
 from flowkit.testing.common import COMMON
 from flowkit.testing.layers import Layer, has_inverse, mapped_shape
 from flowkit.testing.probe import ROWS, TOLERANCE, check_probe, noise_of, states
-from flowkit.testing.report import ContractReport
-from flowkit.testing.runner import DTYPES, Rules
+from flowkit.testing.runner import DTYPES, ContractReport, Rules
 from flowkit.transforms import Transform
 
 # Rules that need the same output of the same input.

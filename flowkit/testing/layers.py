@@ -114,10 +114,9 @@ def has_inverse(transform: Transform, x: Tensor, context: Tensor | None) -> bool
     try:
         with torch.no_grad():
             transform.inverse(transform(x, context)[0], context)
-    except NotInvertibleError:
-        return False
-    except Exception:
-        return True  # It has one that does not work, which is for the rules to say.
+    except Exception as error:
+        # One that does not work is for the rules to name.
+        return not isinstance(error, NotInvertibleError)
     return True
 
 

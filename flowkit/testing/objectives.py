@@ -16,8 +16,7 @@ from flowkit.objectives import Loss, Objective
 from flowkit.objectives.base import Batch
 from flowkit.testing.common import expect_same_copies
 from flowkit.testing.probe import expect, expect_finite, expect_shape, noise_of, randomize
-from flowkit.testing.report import ContractReport
-from flowkit.testing.runner import DTYPES, Rules, Skipped, run_rules
+from flowkit.testing.runner import DTYPES, ContractReport, Rules, Skipped, run_rules
 
 
 def check_objective(

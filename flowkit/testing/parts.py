@@ -29,8 +29,7 @@ from flowkit.testing.probe import (
     expect_shape,
     noise_of,
 )
-from flowkit.testing.report import ContractReport
-from flowkit.testing.runner import DTYPES, Rules, Skipped
+from flowkit.testing.runner import DTYPES, ContractReport, Rules, Skipped
 
 
 def check_base(

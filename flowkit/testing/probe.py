@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.errors import ContractError
-from flowkit.testing.report import ContractReport
-from flowkit.testing.runner import Rules, run_rules
+from flowkit.testing.runner import ContractReport, Rules, run_rules
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,9 +1,10 @@
-"""Run the rules of a check one by one, and say what broke which of them."""
+"""Run the rules of a check one by one, report their results, and say what broke which of them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from tqdm import tqdm
 
 from flowkit.checks import as_list, fail
 from flowkit.errors import ContractError, FlowkitError
-from flowkit.testing.report import ContractReport, RuleResult
 
 #: By its name the title of a rule, and what raises where it is broken, or ``Skipped``.
 Rules = Mapping[str, tuple[str, Callable[[Any], None]]]
@@ -19,6 +19,54 @@ Rules = Mapping[str, tuple[str, Callable[[Any], None]]]
 DTYPES = (torch.float64, torch.float32)
 # A check that takes longer than this shows its progress.
 _PATIENCE = 10.0
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """What became of one rule: passed, or not checked for a stated reason.
+
+    Attributes:
+        rule: ``R1`` to ``R16``.
+        title: The rule in words.
+        dtype: The dtype of the numbers.
+        reason: Why the rule was not checked; ``None`` if it was, and holds.
+    """
+
+    rule: str
+    title: str
+    dtype: torch.dtype
+    reason: str | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the rule was checked, and holds."""
+        return self.reason is None
+
+
+@dataclass(frozen=True)
+class ContractReport:
+    """Every rule with its result, in every dtype; ``print`` it to read it.
+
+    Attributes:
+        label: The name of what was checked.
+        results: One entry per rule and dtype.
+    """
+
+    label: str
+    results: tuple[RuleResult, ...]
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Rules that were checked in no dtype, each with its reason."""
+        passed = {result.rule for result in self.results if result.passed}
+        return {r.rule: r.reason for r in self.results if r.reason and r.rule not in passed}
+
+    def __str__(self) -> str:
+        rows = [self.label]
+        for r in self.results:
+            outcome = "passed" if r.passed else f"skipped: {r.reason}"
+            rows.append(f"  {r.rule:<4}{str(r.dtype)[6:]:<9}{r.title:<42}{outcome}")
+        return "\n".join(rows)
 
 
 class Skipped(Exception):  # noqa: N818

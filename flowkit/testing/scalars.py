@@ -24,8 +24,7 @@ from flowkit.testing.probe import (
     expect_finite,
     expect_finite_gradients,
 )
-from flowkit.testing.report import ContractReport
-from flowkit.testing.runner import DTYPES, Rules, Skipped, run_rules
+from flowkit.testing.runner import DTYPES, ContractReport, Rules, Skipped, run_rules
 
 # Roundings that a round trip may take, in units of those of its numbers.
 _ROUNDINGS = 256
