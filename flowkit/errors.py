@@ -58,7 +58,7 @@ class CheckpointError(FlowkitError, ValueError):
 
 
 class ConvergenceError(FlowkitError, ArithmeticError):
-    """A root search ended without the accuracy that was asked for."""
+    """A root search ended without the requested accuracy."""
 
 
 class NonFiniteLossError(FlowkitError, ArithmeticError):
@@ -74,11 +74,11 @@ class ProcessError(FlowkitError, RuntimeError):
 
 
 class StochasticFlowError(FlowkitError, TypeError):
-    """An exact density was asked of a flow that holds a stochastic layer."""
+    """An exact density was requested from a flow that holds a stochastic layer."""
 
 
 class NotInvertibleError(FlowkitError, NotImplementedError):
-    """A direction, distribution function or sampler was asked for that does not exist."""
+    """A direction, distribution function or sampler was requested that does not exist."""
 
 
 class MissingDependencyError(FlowkitError, ImportError):

@@ -105,7 +105,7 @@ def public() -> Iterator[Any]:
     for module in [flowkit, *(importlib.import_module(f"flowkit.{name}") for name in names)]:
         for name in getattr(module, "__all__", ()):
             thing = getattr(module, name)
-            if callable(thing) and id(thing) not in seen:
+            if callable(thing) and module is not flowkit.cli and id(thing) not in seen:
                 seen.add(id(thing))
                 yield thing
 

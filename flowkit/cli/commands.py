@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import torch
 
 from flowkit.cli.console import say
 from flowkit.data.tables import Table, check_extension, read_table, write_blocks, write_table
-from flowkit.errors import ArgumentError, DataError, ShapeError
+from flowkit.errors import ArgumentError, DataError
 from flowkit.files import check_writable, same_file
 
 if TYPE_CHECKING:
@@ -30,11 +30,13 @@ _TABLES = {
 }  # fmt: skip
 
 
-def _fit(options: argparse.Namespace) -> None:
+def fit(options: argparse.Namespace) -> None:
+    """Fit a flow to the rows of a table."""
     from flowkit.data.precision import needs_double, size_and_spread
     from flowkit.estimators import FlowDensity
 
-    _check_model_output(options.output, options.data)
+    _check_output(options.output, options.data)
+    _check_model_output(Path(options.output))
     chosen = None if options.columns is None else [c.strip() for c in options.columns.split(",")]
     settings = _settings(options.settings)
     table = read_table(options.data, chosen)
@@ -81,8 +83,10 @@ def _fit(options: argparse.Namespace) -> None:
     )
 
 
-def _sample(options: argparse.Namespace) -> None:
-    _check_table_output(options.output, options.model)
+def sample(options: argparse.Namespace) -> None:
+    """Draw samples from a flow."""
+    check_extension(options.output)
+    _check_output(options.output, options.model)
     model, columns, _ = _load(options.model)
 
     def blocks() -> Iterator[np.ndarray]:
@@ -102,9 +106,11 @@ def _sample(options: argparse.Namespace) -> None:
     say(f"{options.output}: {options.n:,} samples of {', '.join(columns)}")
 
 
-def _score(options: argparse.Namespace) -> None:
+def score(options: argparse.Namespace) -> None:
+    """Compute the log-density of the rows of a table, in nats."""
     if options.output is not None:
-        _check_table_output(options.output, options.model, options.data)
+        check_extension(options.output)
+        _check_output(options.output, options.model, options.data)
     model, columns, noisy = _load(options.model)
     table = read_table(options.data, columns)
     if table.unnamed not in (0, len(columns)):
@@ -137,18 +143,20 @@ def _score(options: argparse.Namespace) -> None:
     )
 
 
-def _describe(options: argparse.Namespace) -> None:
+def describe(options: argparse.Namespace) -> None:
+    """Show how the flow of a file was made, and its layers."""
     from flowkit.io import read_extra
 
     model, columns, noisy = _load(options.model)
     recipe = _shown_recipe(read_extra(options.model).get("estimator"))
-    lines = [
-        f"file      {options.model}",
-        *([f"recipe    {recipe}"] if recipe else []),
-        f"columns   {_joined(columns)}",
-        *([f"integers  {_joined(noisy)}"] if noisy else []),
-        f"dtype     {str(model.dtype_).removeprefix('torch.')}",
-    ]
+    facts = {
+        "file": options.model,
+        "recipe": recipe,
+        "columns": _joined(columns),
+        "integers": _joined(noisy),
+        "dtype": str(model.dtype_).removeprefix("torch."),
+    }
+    lines = [f"{name:<9} {fact}" for name, fact in facts.items() if fact]
     say("\n".join([*lines, "", str(model.flow_.to(model.dtype_).summary())]))
 
 
@@ -162,22 +170,17 @@ def _shown_recipe(stored: Any) -> str:
     return f"{name}({arguments})".replace("\n", "\\n")
 
 
-def _demo(options: argparse.Namespace) -> None:
-    from flowkit.cli.demo import demo
+def demo(options: argparse.Namespace) -> None:
+    """Fit the pixels of a photograph, and compare with three others."""
+    from flowkit.cli.demo import demo as run
 
-    demo(
+    run(
         Path(options.output),
         seconds=options.seconds, steps=options.steps, seed=options.seed, small=options.small,
     )  # fmt: skip
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "fit": _fit,
-    "sample": _sample,
-    "score": _score,
-    "describe": _describe,
-    "demo": _demo,
-}
+COMMANDS = (fit, sample, score, describe, demo)
 
 
 def _note(text: str) -> None:
@@ -219,7 +222,7 @@ def _check_buildable(name: str, columns: int, arguments: dict[str, Any]) -> None
 
     try:
         with torch.device("meta"), limited(_MOST_WEIGHTS, _MOST_PARTS):
-            _check_plain(build_for_columns(name, columns, **arguments))
+            build_for_columns(name, columns, **arguments)
     except TooLarge as error:
         raise ArgumentError(
             f"{name} cannot be built with {arguments}: it has {error} than the {_MOST_WEIGHTS:,} "
@@ -232,10 +235,11 @@ def _check_buildable(name: str, columns: int, arguments: dict[str, Any]) -> None
 def _load(path: str) -> tuple[FlowDensity, list[str], list[str]]:
     """The model, the names of its columns, and those of integers."""
     from flowkit.estimators import FlowDensity
+    from flowkit.estimators.base import check_exact
     from flowkit.io import load, read_extra
 
     flow, extra = load(path), read_extra(path)
-    _check_plain(flow)
+    check_exact(path, flow)
     count = flow.event_shape[0]
     columns = extra.get("columns", [f"x{i + 1}" for i in range(count)])
     noisy = extra.get("dequantized", [])
@@ -243,8 +247,8 @@ def _load(path: str) -> tuple[FlowDensity, list[str], list[str]]:
         raise DataError(f"{path} names the columns {columns}, its flow has {count}")
     if not _are_names(noisy) or not set(noisy) <= set(columns):
         raise DataError(f"{path} names dequantized columns {noisy}, its flow has {columns}")
-    model = FlowDensity.from_flow(flow, [float(name in noisy) for name in columns])
-    return model, columns, noisy
+    width = [float(name in noisy) for name in columns]
+    return FlowDensity.from_flow(flow, width), columns, noisy
 
 
 def _are_names(value: Any) -> bool:
@@ -256,29 +260,26 @@ def _are_names(value: Any) -> bool:
     )
 
 
-def _check_plain(flow: Any) -> None:
-    if flow.needs_context or len(flow.event_shape) != 1 or flow.stochastic:
-        what = (
-            "a stochastic layer, so it has no exact density"
-            if flow.stochastic
-            else f"events {flow.event_shape} and {flow.context_size or 0} context features"
-        )
-        raise ShapeError(
-            f"the command line serves flows of plain tables; this one has {what}; remedy: Python"
-        )
-
-
-def _check_model_output(output: str, *inputs: str) -> None:
+def _check_output(output: str, *inputs: str) -> None:
     """Refuse what would be lost, before the work."""
-    _check_differs(output, inputs)
-    suffix = Path(output).suffix.lower()
-    if suffix in _TABLES:
-        raise DataError(
-            f"{output}: a flow is not written to a {suffix} file; remedy: -o "
-            f"{Path(output).stem}.safetensors"
-        )
+    for path in inputs:
+        if same_file(output, path):
+            spelled = "" if output == path else f" ({path})"
+            raise DataError(
+                f"{output} is also an input{spelled}, which would be lost; remedy: another name "
+                "for the output"
+            )
     check_writable(output)
-    if Path(output).is_file() and not _may_be_flow(Path(output)):
+
+
+def _check_model_output(output: Path) -> None:
+    """Refuse to write a flow to a table, or over what is no flow file."""
+    if output.suffix.lower() in _TABLES:
+        raise DataError(
+            f"{output}: a flow is not written to a {output.suffix.lower()} file; remedy: -o "
+            f"{output.stem}.safetensors"
+        )
+    if output.is_file() and not _may_be_flow(output):
         raise DataError(
             f"{output} is there already and is no flow file, so it is not replaced; remedy: "
             "another name"
@@ -292,23 +293,6 @@ def _may_be_flow(path: Path) -> bool:
     return not head or (
         head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
     )
-
-
-def _check_table_output(output: str, *inputs: str) -> None:
-    """Refuse what would be lost, before the work."""
-    check_extension(output)
-    _check_differs(output, inputs)
-    check_writable(output)
-
-
-def _check_differs(output: str, inputs: Sequence[str]) -> None:
-    for path in inputs:
-        if same_file(output, path):
-            spelled = "" if output == path else f" ({path})"
-            raise DataError(
-                f"{output} is also an input{spelled}, which would be lost; remedy: another name "
-                "for the output"
-            )
 
 
 def _check_varied(table: Table, path: str) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from flowkit import checks
 from flowkit.cli.console import complain
+from flowkit.errors import ArgumentError
 
-# Threads that every machine can start.
-_MOST_THREADS = max(64, os.cpu_count() or 1)
-_MOST = 10**12
 _TABLE = "a .csv, .npy or .parquet file"
 
 
@@ -26,27 +25,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(2)
 
 
-def make_parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
-    """Make the parser, which gives each command its function as ``options.run``."""
+def make_parser(commands: Iterable[Callable[[argparse.Namespace], None]]) -> Parser:
+    """Make the parser, which gives each command its function as ``options.run``.
+
+    Args:
+        commands: Functions whose names and docstrings are those of the commands.
+    """
     parser = Parser(
         prog="flowkit", description="Fit, sample and score densities with normalizing flows."
     )
     release = f"flowkit {version('flowkit-density')}"
     parser.add_argument("--version", action="version", version=release)
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (text, add_options) in _COMMANDS.items():
+    for function in commands:
         command = choices.add_parser(
-            name,
-            help=text,
-            description=text,
+            function.__name__,
+            help=function.__doc__,
+            description=function.__doc__,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        command.set_defaults(run=commands[name])
+        command.set_defaults(run=function)
         command.add_argument(
-            "--threads", type=_integer(1, _MOST_THREADS), default=1,
-            help="threads of torch; few are fast here",
-        )  # fmt: skip
-        add_options(command)
+            "--threads", type=_THREADS, default=1, help="threads of torch; few are fast here"
+        )
+        _OPTIONS[function.__name__](command)
     return parser
 
 
@@ -68,12 +70,12 @@ def _fit(command: argparse.ArgumentParser) -> None:
         help="dequantize columns of integers: add uniform noise in [-1/2, 1/2), score cells, and "
         "round samples to integers",
     )  # fmt: skip
-    add("--validation", type=float, default=0.1, help="held-out fraction, in [0, 1)")
+    add("--validation", type=_FRACTION, default=0.1, help="held-out fraction, in [0, 1)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_POSITIVE, help="maximum number of epochs (100)")
     length.add_argument("--steps", type=_POSITIVE, help="optimiser steps, in place of epochs")
     add("--batch-size", type=_POSITIVE, default=256, help="samples per step")
-    add("--lr", type=_above_zero, default=1e-3, help="learning rate")
+    add("--lr", type=_ABOVE_ZERO, default=1e-3, help="learning rate")
     add("--patience", type=_POSITIVE, default=20, help="epochs without gain before stopping")
     add("--seed", type=_SEED, default=0, help="seed of everything random")
     add("--quiet", action="store_true", help="no progress bar")
@@ -105,44 +107,32 @@ def _demo(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("-o", "--output", default="demo", help="folder for what it writes")
     length = command.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=_above_zero, default=150.0, help="time for training")
+    length.add_argument("--seconds", type=_ABOVE_ZERO, default=150.0, help="time for training")
     length.add_argument("--steps", type=_POSITIVE, help="optimiser steps, instead of seconds")
     add("--seed", type=_SEED, default=0, help="seed of everything random")
     add("--small", action="store_true", help="a thirtieth of the pixels, to see that all works")
 
 
-def _integer(least: int, most: int) -> Callable[[str], int]:
-    """A reader of integers in a range."""
+def _checked(check: Callable[..., Any], **limits: Any) -> Callable[[str], Any]:
+    """A reader of numbers, by the check of arguments in Python."""
 
-    def read(text: str) -> int:
-        # Decimal digits beyond those of the largest number need not be read.
-        plain = text.isascii() and text.isdecimal() and len(text) <= len(str(most)) + 20
-        value = int(text) if plain else -1
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(
-                f"expected an integer from {least} to {most}, got {text!r}"
-            )
-        return value
+    def read(text: str) -> Any:
+        try:
+            value = json.loads(text)
+        except (RecursionError, ValueError):
+            value = text
+        try:
+            return check("", "value", value, **limits)
+        except ArgumentError as error:
+            raise argparse.ArgumentTypeError(str(error).strip()) from None
 
     return read
 
 
-def _above_zero(text: str) -> float:
-    """A reader of finite numbers above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
-    return value
-
-
-_POSITIVE, _SEED = _integer(1, _MOST), _integer(0, 2**63 - 1)
-_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "fit": ("Fit a flow to the rows of a table.", _fit),
-    "sample": ("Draw samples from a flow.", _sample),
-    "score": ("Compute the log-density of the rows of a table, in nats.", _score),
-    "describe": ("Show how the flow of a file was made, and its layers.", _describe),
-    "demo": ("Fit the pixels of a photograph, and compare with three others.", _demo),
-}
+_POSITIVE = _checked(checks.integer, least=1, most=10**12)
+_SEED = _checked(checks.integer, least=0, most=2**63 - 1)
+# Threads that every machine can start.
+_THREADS = _checked(checks.integer, least=1, most=max(64, os.cpu_count() or 1))
+_ABOVE_ZERO = _checked(checks.number, above=0)
+_FRACTION = _checked(checks.number, least=0, below=1)
+_OPTIONS = {"fit": _fit, "sample": _sample, "score": _score, "describe": _describe, "demo": _demo}

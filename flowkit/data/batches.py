@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ _SAMPLES_AHEAD = 4096
 _NUMBERS_HASHED = 2**20
 
 Batch = dict[str, Tensor]
+T = TypeVar("T")
 
 
 class DataSplit:
@@ -44,12 +45,12 @@ class DataSplit:
     ) -> None:
         self.source, self.units, self.of = source, units, of
         self.grouped = not isinstance(units, Tensor)
-        self.size = sum(map(len, units)) if self.grouped else len(units)
+        self.numbers = units if isinstance(units, Tensor) else torch.cat(units)
         self.weighted = source.column("weight", self._samples(torch.tensor([0]))) is not None
         self.mean_weight = self._mean_weight(purpose) if self.weighted else 1.0
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.numbers)
 
     def _samples(self, places: Tensor) -> Tensor:
         """Sample numbers of the units at some places."""
@@ -78,16 +79,13 @@ class DataSplit:
 
     def runs(self) -> Iterator[Tensor]:
         """Sample numbers of whole units in order, some thousand at a time."""
-        if isinstance(self.units, Tensor):
-            yield from (some.long() for some in self.units.split(SAMPLES_AT_ONCE))
-            return
-        waiting: list[Tensor] = []
-        for group in self.units:
-            if waiting and sum(map(len, waiting)) + len(group) > SAMPLES_AT_ONCE:
-                yield torch.cat(waiting)
-                waiting = []
-            waiting.append(group)
-        yield torch.cat(waiting)
+        sizes: Any = SAMPLES_AT_ONCE
+        if self.grouped:
+            lengths = torch.tensor([len(group) for group in self.units])
+            # Groups that begin within the same thousands are one run.
+            run = (lengths.cumsum(0) - lengths) // SAMPLES_AT_ONCE
+            sizes = [size for size in run.bincount(lengths).long().tolist() if size]
+        yield from (some.long() for some in self.numbers.split(sizes))
 
     def batches(
         self, seed: int, size: int, *, rank: int = 0, processes: int = 1
@@ -118,6 +116,9 @@ class DataSplit:
             first = every * step + rank * share
             return self._samples(order[first : first + share].long())
 
+        mapped = isinstance(self.source, MappedSource)
+        ahead = max(1, _SAMPLES_AHEAD // max(1, size // processes)) if mapped else 1
+
         def read(step: int) -> list[tuple[Tensor, Batch]]:
             each = [numbers(k) for k in range(step, min(step + ahead, count))]
             lengths = [len(index) for index in each]
@@ -127,19 +128,9 @@ class DataSplit:
                 for i, index in enumerate(each)
             ]
 
-        if not isinstance(self.source, MappedSource):
-            for step in range(count):
-                index = numbers(step)
-                yield index, self._balanced(self.batch(index), every)
-            return
-        ahead = max(1, _SAMPLES_AHEAD // max(1, size // processes))
-        with ThreadPoolExecutor(1, "flowkit-rows") as reader:
-            coming = reader.submit(read, 0)
-            for step in range(0, count, ahead):
-                block = coming.result()
-                if step + ahead < count:
-                    coming = reader.submit(read, step + ahead)
-                yield from block
+        blocks: Iterator[list[tuple[Tensor, Batch]]] = map(read, range(0, count, ahead))
+        for block in _ahead(blocks) if mapped else blocks:
+            yield from block
 
     def _balanced(self, batch: Batch, units: int) -> Batch:
         """A batch of groups, weighted by its size over the expected size."""
@@ -166,7 +157,7 @@ class DataSplit:
 
     def representatives(self, count: int) -> Tensor:
         """Numbers of about ``count`` samples, each repeated in proportion to its weight."""
-        index = torch.cat(self.units) if not isinstance(self.units, Tensor) else self.units
+        index = self.numbers
         if len(self) > count:
             index = index[_permutation(len(self), int(torch.randint(2**31, ())))[:count].long()]
         index = index.long()
@@ -195,6 +186,15 @@ class DataSplit:
                 block = self.source.block(name, start, start + samples)
                 digest.update(block.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _ahead(blocks: Iterator[T]) -> Iterator[T]:
+    """Blocks that another thread reads, one of them ahead."""
+    with ThreadPoolExecutor(1, "flowkit-rows") as reader:
+        coming = reader.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = reader.submit(next, blocks, None)
+            yield block
 
 
 def _integers(count: int) -> torch.dtype:

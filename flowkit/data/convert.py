@@ -154,7 +154,7 @@ class Expected:
 
 
 def as_source(
-    data: Any, expected: Expected, labels: Collection[str] = ()
+    data: Any, expected: Expected, labels: Collection[str] = (), of: str = "data"
 ) -> tuple[Source, Inspection]:
     """Convert data to a source of samples, and inspect some of them.
 
@@ -164,6 +164,7 @@ def as_source(
             the path of an ``.npy`` file, which is read batch by batch.
         expected: What the model expects.
         labels: Names of arrays whose integers and booleans are not converted to the dtype.
+        of: Which data these are, for messages.
 
     Raises:
         DataError: If the data cannot be used; the message says what to do.
@@ -179,7 +180,7 @@ def as_source(
     if not named:
         raise DataError("data is an empty dict; remedy: a dict with the key x")
     named = {
-        name: _open(value) if isinstance(value, (str, os.PathLike)) else value
+        name: _open(value, of) if isinstance(value, (str, os.PathLike)) else value
         for name, value in named.items()
     }
     if "group" in named:
@@ -196,10 +197,7 @@ def as_source(
     columns = {name: columns_of(named[name]) for name in numbers}
     for name, value in tensors.items():
         check_finite(value, name, columns[name])
-    some = {k: v[evenly_spaced(len(v), v[0].numel())] for k, v in numbers.items()}
-    for name, array in mapped.items():
-        index = evenly_spaced(len(array), int(np.prod(array.shape[1:])))
-        some[name] = torch.from_numpy(read_rows(array, index.numpy()))
+    some = {name: _some(values) for name, values in (numbers | mapped).items()}
     seen = inspect(some, dtype, columns)
     if not mapped:
         return TensorSource(tensors, device), seen
@@ -207,18 +205,18 @@ def as_source(
     return MappedSource(mapped | arrays, dtype, device, labels), seen
 
 
-def read(data: Any, expected: Expected) -> tuple[Source, Inspection]:
+def read(data: Any, expected: Expected, of: str = "data") -> tuple[Source, Inspection]:
     """Convert data as :func:`as_source` does, with labels as contexts where the model reads them.
 
     Raises:
         DataError: If the data cannot be used.
     """
     if expected.reads_labels is not None:
-        source, seen = as_source(data, expected, ("context",))
+        source, seen = as_source(data, expected, ("context",), of)
         context = source.batch(torch.tensor([0])).get("context")
         if context is None or context.is_floating_point() or expected.reads_labels(context):
             return source, seen
-    return as_source(data, expected)
+    return as_source(data, expected, of=of)
 
 
 def _source_of_dataset(
@@ -242,6 +240,14 @@ def _source_of_dataset(
     return source
 
 
+def _some(values: Any) -> Tensor:
+    """Some of the samples of an array, as stored."""
+    index = evenly_spaced(len(values), math.prod(values.shape[1:]))
+    if isinstance(values, Tensor):
+        return values[index]
+    return torch.from_numpy(read_rows(values, index.numpy()))
+
+
 def _is_mapped(value: Any) -> bool:
     return isinstance(value, np.memmap) and getattr(value, "_mmap", None) is not None
 
@@ -254,11 +260,11 @@ def _in_file(array: np.memmap, name: str) -> FileArray | np.memmap:
     return in_file(array)
 
 
-def _open(path: str | os.PathLike[str]) -> np.ndarray:
+def _open(path: str | os.PathLike[str], of: str) -> np.ndarray:
     if Path(path).suffix != ".npy":
         raise DataError(
-            f"expected the path of an .npy file, got {path}; remedy: read it into an array or a "
-            "frame first"
+            f"{of} expected the path of an .npy file, got {path}; remedy: read it into an array "
+            "or a frame first"
         )
     if not Path(path).is_file():
         raise DataError(f"no file at {path}; remedy: the path of an existing .npy file")

@@ -256,7 +256,7 @@ def read_data(
     unread = check_keys(source.batch(first), step, "the data")
     lost = seen.lost
     if not fraction:
-        held, seen_held = read(validation, expected)
+        held, seen_held = read(validation, expected, "validation")
         also = check_keys(held.batch(first), step, "the validation data")
         unread, lost = unread or also, lost or seen_held.lost
     repeated, many = repeats(step, source, seen), periods(flow, source, seen)

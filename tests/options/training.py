@@ -24,7 +24,7 @@ from flowkit import (
     fit,
 )
 from flowkit.data.batches import DataSplit, whole
-from flowkit.data.convert import Expected, as_source, check_finite
+from flowkit.data.convert import Expected, as_source, check_finite, read
 from flowkit.data.inspection import Inspection
 from flowkit.data.sources import DatasetSource, MappedSource, Source, TensorSource
 from flowkit.training import repeated_splits
@@ -281,12 +281,21 @@ of(
     lambda **o: batch(DatasetSource(Numbered(), torch.float32, CPU, **o)),
     labels=differs(("row",)),
 )
+
+
+def unread(function: Any) -> Any:
+    """What is said of a path that cannot be read."""
+    return lambda **o: message(lambda: function("text", PAIRS, **o))
+
+
 given = {"x": DATA, "context": DATA, "row": torch.arange(64)}
 of(
     as_source,
     lambda **o: batch(as_source(given, PAIRS, **o)[0]),
     labels=differs(("row",)),
+    of=differs("validation", see=unread(as_source)),
 )
+of(read, None, of=differs("validation", see=unread(read)))
 
 
 halves = DataSplit(TensorSource({"x": DATA}, CPU), torch.arange(64), "training")
