@@ -69,8 +69,10 @@ def _within(limits: Mapping[str, float | None]) -> str:
     return " and ".join(f"{_LIMITS[name][0]} {limit:g}" for name, limit in known.items())
 
 
-def _fits(number: float, limits: Mapping[str, float | None]) -> bool:
-    return all(limit is None or _LIMITS[name][1](number, limit) for name, limit in limits.items())
+def _fits(number: float, limits: Mapping[str, float | None], *, finite: bool = False) -> bool:
+    return (math.isfinite(number) or not (finite or math.isnan(number))) and all(
+        limit is None or _LIMITS[name][1](number, limit) for name, limit in limits.items()
+    )
 
 
 def is_integer(value: Any) -> bool:
@@ -134,14 +136,10 @@ def number(
         flowkit.errors.ArgumentError: Affine expected scale as a finite number > 0, got -1.0
     """
     real = as_float(value)
-    if not _is_real(real, finite=finite) or not _fits(real, limits):
+    if not _fits(real, limits, finite=finite):
         kind = "a finite number" if finite else "a number"
         raise fail(owner, name, f"{kind} {_within(limits)}".strip(), value, remedy)
     return real
-
-
-def _is_real(number: float, *, finite: bool) -> bool:
-    return math.isfinite(number) or (not finite and math.isinf(number))
 
 
 def as_float(value: Any) -> float:
@@ -174,13 +172,9 @@ def flag(owner: str, name: str, value: Any) -> bool:
 
 def flags(owner: str, name: str, values: Any, length: int | None = None) -> tuple[bool, ...]:
     """Check a sequence of booleans, or of 0 and 1: one per feature, say."""
-    given = as_list(values)
-    if (
-        given is None
-        or (length is not None and len(given) != length)
-        or not all(
-            isinstance(v, (bool, np.bool_)) or (is_integer(v) and v in (0, 1)) for v in given
-        )
+    given = as_list(values, length)
+    if given is None or not all(
+        isinstance(v, (bool, np.bool_)) or (is_integer(v) and v in (0, 1)) for v in given
     ):
         count = "booleans" if length is None else f"{length} boolean(s)"
         raise fail(owner, name, f"a sequence of {count}", values)
@@ -198,9 +192,7 @@ def choice(owner: str, name: str, value: Any, known: Collection[str]) -> Any:
 got 'norml'; remedy: did you mean 'normal'?
     """
     if not isinstance(value, str) or value not in known:
-        close = (
-            difflib.get_close_matches(value, list(known), n=1) if isinstance(value, str) else []
-        )
+        close = difflib.get_close_matches(str(value), known, n=1)
         remedy = f"did you mean {close[0]!r}?" if close else ""
         names = ", ".join(repr(known_name) for known_name in sorted(known))
         raise fail(owner, name, f"one of {names}", value, remedy)
@@ -222,15 +214,15 @@ def function(owner: str, name: str, value: Any, remedy: str = "") -> Any:
     return value
 
 
-def as_list(values: Any) -> list[Any] | None:
-    """A sequence, array or one-dimensional tensor as a list; ``None`` for everything else."""
+def as_list(values: Any, length: int | None = None) -> list[Any] | None:
+    """A sequence, array or one-dimensional tensor as a list; ``None`` if it is none so long."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     if isinstance(values, np.ndarray):
-        return values.tolist() if values.ndim == 1 else None
+        values = values.tolist() if values.ndim == 1 else None
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         return None
-    return list(values)
+    return list(values) if length in (None, len(values)) else None
 
 
 def integers(
@@ -248,10 +240,9 @@ def integers(
         >>> integers("MLP", "hidden", [64, 64], least=1)
         (64, 64)
     """
-    given = as_list(values)
+    given = as_list(values, length)
     if (
         given is None
-        or (length is not None and len(given) != length)
         or not all(is_integer(v) and -MAX_ELEMENTS <= v <= MAX_ELEMENTS for v in given)
         or not all(_fits(v, {"least": least}) for v in given)
     ):
@@ -286,8 +277,8 @@ def numbers(
     given = as_list(values)
     listed = [values] * (length or 1) if given is None else given
     reals = [as_float(v) for v in listed]
-    fit = all(_is_real(v, finite=finite) and _fits(v, limits) for v in reals)
-    if not fit or (length is not None and len(reals) != length):
+    wrong = length is not None and len(reals) != length
+    if wrong or not all(_fits(v, limits, finite=finite) for v in reals):
         kind = f"a {'finite number' if finite else 'number'} {_within(limits)}".strip()
         count = "a sequence of them" if length is None else f"one for each of {length} feature(s)"
         raise fail(owner, name, f"{kind}, or {count}", values, remedy)
