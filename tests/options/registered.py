@@ -155,9 +155,13 @@ def contract_case(entry: Entry, method: str, argument: str) -> Any:
     size = getattr(_made(entry), "context_size", 0)
     generator = torch.Generator().manual_seed(1)
     return {
-        "context": differs(rows(6, size, 4), see=see) if size else same(rows(6, 1), see=see),
-        "generator": draws(see=see) if method == "sample" else same(generator, see=see),
-        "progress": same(0.3, see=see),
+        "context": differs(rows(6, size, 4), see=see)
+        if size
+        else same("it reads none", rows(6, 1), see=see),
+        "generator": draws(see=see)
+        if method == "sample"
+        else same("it draws nothing", generator, see=see),
+        "progress": same("there is no schedule", 0.3, see=see),
         "shape": differs(7, (7, 2), see=see),
     }.get(argument)
 
