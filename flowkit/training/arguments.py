@@ -67,23 +67,23 @@ class Options:
                 setattr(self, name, checks.number("fit", name, value, above=0, below=below))
         make = self.optimizer
         if make is not None and (isinstance(make, Optimizer) or not callable(make)):
-            expected = "a function from parameters to an optimizer"
-            raise checks.fail("fit", "optimizer", expected, make, OPTIMIZER)
+            raise self._fail("optimizer", "a function from parameters to an optimizer", OPTIMIZER)
         if self.scheduler not in (None, "cosine", "plateau") and not callable(self.scheduler):
-            expected = "'cosine', 'plateau', None or a function"
-            raise checks.fail("fit", "scheduler", expected, self.scheduler, SCHEDULER)
+            raise self._fail("scheduler", "'cosine', 'plateau', None or a function", SCHEDULER)
         if not isinstance(self.compile, bool) and self.compile != "auto":
-            raise checks.fail("fit", "compile", "True, False or 'auto'", self.compile)
+            raise self._fail("compile", "True, False or 'auto'")
         listed = tuple(self.callbacks) if isinstance(self.callbacks, Iterable) else (None,)
         if not all(map(callable, listed)):
-            expected, remedy = "a sequence of functions", "callbacks=[function]"
-            raise checks.fail("fit", "callbacks", expected, self.callbacks, remedy)
+            raise self._fail("callbacks", "a sequence of functions", "callbacks=[function]")
         self.callbacks = listed
         if (path := self.checkpoint) is not None:
             if not isinstance(path, (str, os.PathLike)) or os.path.isdir(path):
-                expected = "the path of a file, not of a folder"
-                raise checks.fail("fit", "checkpoint", expected, path, "checkpoint='fit.ckpt'")
+                remedy = "checkpoint='fit.ckpt'"
+                raise self._fail("checkpoint", "the path of a file, not of a folder", remedy)
             self.checkpoint = Path(path)
+
+    def _fail(self, name: str, expected: str, remedy: str = "") -> ArgumentError:
+        return checks.fail("fit", name, expected, getattr(self, name), remedy)
 
 
 def check_parts(flow: Any, objective: Any, fabric: Any) -> None:

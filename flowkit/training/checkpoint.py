@@ -175,8 +175,19 @@ def resume(plan: Plan, output: Output) -> Progress:
     content = read_checkpoint(path, plan.settings)
     if content["settings"]["total_steps"] != plan.total:
         _plan_anew(plan, path, content)
+    weights = content.get("weights")
     try:
-        _load(plan, progress, content)
+        if weights is not None and shapes(weights) != plan.settings["weights"]:
+            raise CheckpointError("its best weights are of another flow")
+        for name, part in plan.stateful.items():
+            if content[name].keys() != part.state_dict().keys():
+                raise CheckpointError(f"its {name} is another one")
+            part.load_state_dict(content[name])
+        progress.history = History(**content["history"])
+        for name in _COUNTS:
+            setattr(progress, name, content[name])
+        progress.weights = plan.weights() if plan.held is None else weights
+        progress.history.stopped = plan.reason_to_stop(progress)
     except Exception as error:
         raise CheckpointError(
             f"the state in {path} does not fit this fit ({error}); remedy: continue with "
@@ -203,22 +214,6 @@ def store(plan: Plan, progress: Progress) -> None:
             "history": asdict(progress.history),
         }
         write_checkpoint(plan.options.checkpoint, content)
-
-
-def _load(plan: Plan, progress: Progress, content: dict[str, Any]) -> None:
-    """Load the states of weights, optimiser, schedule and average, and the progress."""
-    weights = content["weights"]
-    if weights is not None and shapes(weights) != plan.settings["weights"]:
-        raise CheckpointError("its best weights are of another flow")
-    for name, part in plan.stateful.items():
-        if content[name].keys() != part.state_dict().keys():
-            raise CheckpointError(f"its {name} is another one")
-        part.load_state_dict(content[name])
-    progress.history = History(**content["history"])
-    for name in _COUNTS:
-        setattr(progress, name, content[name])
-    progress.weights = plan.weights() if plan.held is None else weights
-    progress.history.stopped = plan.reason_to_stop(progress)
 
 
 def _plan_anew(plan: Plan, path: Path, content: dict[str, Any]) -> None:
