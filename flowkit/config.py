@@ -39,7 +39,7 @@ _OF_TORCH: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 
 def register(part: T) -> T:
-    """Let objects of a class, or a function, be described by name: a decorator.
+    """Register a class or function, so that flows that use it can be saved: a decorator.
 
     The name is the place where the class is defined, so that a file that uses it can be read
     wherever this place can be imported.

@@ -19,7 +19,7 @@ from flowkit.flow import Flow
 def save(
     flow: Flow, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a flow to a file: weights as safetensors, how it is made as JSON in its header.
+    """Write a flow to a safetensors file: its weights, and in the header how to build it again.
 
     Every flow that is composed of registered parts can be written: of flowkit's own, and of
     classes and functions of yours with :func:`flowkit.register` above their definition. The

@@ -14,7 +14,7 @@ from flowkit.shapes import as_shape
 
 
 class Base(nn.Module):
-    r"""A base distribution over events, as a module: ``.to()``, ``state_dict`` and gradients work.
+    r"""Base class of base distributions, modules with ``log_prob`` and ``sample``.
 
     A subclass defines ``log_prob`` and ``sample``. Where every feature is independent it may
     define the per-feature functions ``log_cdf``, ``log_survival``, ``icdf`` and ``isf``; they act

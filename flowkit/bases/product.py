@@ -17,7 +17,7 @@ from flowkit.numerics.types import Context, Generator
 
 @register
 class ProductBase(Base):
-    r"""Combine independent groups of features, :math:`p(z) = \prod_g p_g(z_g)`.
+    r"""The product of independent bases of groups of features, :math:`p(z) = \prod_g p_g(z_g)`.
 
     Args:
         *parts: Pairs of a base with a one-dimensional event and the features that it gives, in its

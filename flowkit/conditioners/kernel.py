@@ -69,7 +69,7 @@ class _Expansion(Conditioner):
 
 @register
 class KernelConditioner(_Expansion):
-    r"""A conditioner that is a kernel expansion over auxiliary points.
+    r"""A conditioner that is a sum of kernels at auxiliary points, in place of a network.
 
     It emits :math:`\theta(u) = \sum_{j=1}^N k(w_j, u)\, A_j` with points w and weights A: few
     parameters and smooth functions, for little data. Far from all points a kernel vanishes, and

@@ -44,7 +44,7 @@ def photograph_patches(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Splits:
-    """Grey 8 by 8 patches of 15 photographs as rows of 63 numbers.
+    """Load grey 8 by 8 patches of 15 photographs, as samples of 63 features.
 
     The recipe is that of BSDS300 in the papers below: grey levels 0..255, uniform noise of one
     unit added to each, divided by 256, the mean of the patch removed (which makes the place of the

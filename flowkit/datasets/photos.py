@@ -72,7 +72,7 @@ class PhotographColors(NamedTuple):
 
 
 def photograph_colors(name: str = "china.jpg") -> PhotographColors:
-    """Load one of scikit-learn's two photographs as 273,280 points in five dimensions.
+    """Load the pixels of a photograph: 273,280 samples of color and position, five numbers each.
 
     Args:
         name: ``"china.jpg"`` or ``"flower.jpg"``.

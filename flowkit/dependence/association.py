@@ -65,7 +65,7 @@ class Association:
 
 @register
 class LinearMixedModel:
-    r"""A linear mixed model of phenotypes Y ``(n, p)``, to test markers one by one.
+    r"""A linear mixed model of phenotypes Y ``(n, p)``, which tests genetic markers one by one.
 
     .. math:: Y = X B + U, \quad \mathrm{cov}(\mathrm{vec}\, U) = \Sigma \otimes V, \quad
               V = \lambda I + (1 - \lambda) G

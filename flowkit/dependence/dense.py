@@ -40,7 +40,7 @@ class _Dense(RowCovariance):
 
 @register
 class GivenCovariance(_Dense):
-    """A correlation matrix that is known.
+    """A known, fixed correlation matrix across observations.
 
     Args:
         matrix: ``(n, n)``, symmetric, positive definite, with a unit diagonal.
@@ -76,7 +76,7 @@ class GivenCovariance(_Dense):
 
 @register
 class Spatial(_Dense, Mixed):
-    r"""Covariance of neighbours in space, :math:`C = \lambda I + (1 - \lambda) K`.
+    r"""Covariance of places, :math:`C = \lambda I + (1 - \lambda) K` with a kernel K of distance.
 
     K is a kernel of places, scaled to a unit diagonal.
 

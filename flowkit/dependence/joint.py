@@ -108,7 +108,7 @@ def joint_log_prob(
 
 
 class UpdateCovariance:
-    r"""A callback of ``fit`` that sets a covariance to its maximum likelihood.
+    r"""A callback of ``fit`` that sets the parameters of a covariance by maximum likelihood.
 
     After every so many epochs the parameters of the covariance, such as :math:`\rho` or
     :math:`\lambda`, are set to the maximum of the exact likelihood of all observations at the
@@ -183,7 +183,7 @@ def sample_jointly(
     observed: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw dependent observations, all of them or all others given some.
+    """Sample dependent observations jointly, or, given some of them, all others.
 
     Args:
         flow: A flow of vectors on a standard normal base.

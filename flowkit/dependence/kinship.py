@@ -14,7 +14,7 @@ from flowkit.errors import ArgumentError
 
 @register
 class Kinship(Mixed):
-    r"""Covariance of a linear mixed model, :math:`C = \lambda I + (1 - \lambda) G`.
+    r"""Covariance of relatives, :math:`C = \lambda I + (1-\lambda) G`, by a relationship matrix G.
 
     The relationship matrix G is decomposed once, in float64, :math:`G = Q \Lambda Q^T`. Then every
     evaluation, for any :math:`\lambda`, costs one product with :math:`Q^T`:

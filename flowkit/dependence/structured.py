@@ -26,7 +26,7 @@ _TOLERANCE = 1e-5
 
 @register
 class StructuredKinship(Mixed):
-    r"""Linear mixed model, :math:`C = \lambda I + (1 - \lambda) G`, with a ``linear_operator`` G.
+    r"""The covariance of :class:`Kinship` with a ``linear_operator`` as relationship matrix.
 
     For relationship matrices that are cheap to multiply with: block diagonal, Kronecker, Toeplitz,
     sparse. Solves are conjugate gradients to a relative residual of 1e-5, refined once, and the

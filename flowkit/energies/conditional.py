@@ -16,7 +16,7 @@ from flowkit.numerics.types import Context
 
 @register
 class ConditionalEnergy(Energy):
-    r"""The energy of the free coordinates, the others known: :math:`u(x) = U(x, k)`.
+    r"""The energy of some coordinates given the others: :math:`u(x) = U(x, k)`.
 
     Events are the free coordinates in their order, and the context holds the known ones in
     theirs. Any stochastic layer or chain then samples :math:`p(x | k)`: it fills in what is

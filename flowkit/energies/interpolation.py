@@ -18,7 +18,7 @@ from flowkit.numerics.types import Context
 
 @register
 class Interpolation(Energy):
-    r"""The energy between two others, :math:`u_\lambda = (1-\lambda) u_0 + \lambda u_1`.
+    r"""Interpolate linearly between energies, :math:`u_\lambda = (1-\lambda) u_0 + \lambda u_1`.
 
     Args:
         start: :math:`u_0`, as a rule of the base (:class:`NegativeLogProb`).

@@ -19,14 +19,14 @@ Batch = dict[str, Tensor]
 
 
 class Loss(NamedTuple):
-    """The value to minimise, and named parts of it for the record; all scalar tensors."""
+    """The loss of a batch: the scalar to minimise, and named terms of it to report."""
 
     value: Tensor
     terms: dict[str, Tensor]
 
 
 class Objective(nn.Module):
-    """A function of a flow and a batch, ``forward(flow, batch) -> Loss``.
+    """Base class of objectives, functions of a flow and a batch: ``forward(flow, batch) -> Loss``.
 
     A batch is a dict of tensors, one event per sample: ``x``, ``context``, ``weight``, and what
     other objectives name. An objective may hold parameters; ``fit`` trains them with the flow.

@@ -130,7 +130,7 @@ class ReverseKL(_Divergence):
 
 
 class PathKL(_Divergence):
-    r"""Minimise a bound of the reverse divergence, for flows with stochastic layers.
+    r"""Minimise the Kullback-Leibler divergence of paths, for flows with stochastic layers.
 
     The value is the mean of the negative log weight :math:`-\log w` of paths from noise to data,
 

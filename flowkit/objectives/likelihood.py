@@ -40,7 +40,7 @@ class MaximumLikelihood(Objective):
 
 
 class StochasticMaximumLikelihood(Objective):
-    r"""Maximum likelihood by contrast with the flow's own samples: no log-normalizer.
+    r"""Maximum likelihood by contrasting the energies of data and of samples: no determinant.
 
     .. math:: \frac1n \sum_i w_i E(x_i) - \frac1n \sum_i w_i E(x_i^-), \qquad x_i^- \sim p
 

@@ -14,7 +14,7 @@ from flowkit.transforms import Compose
 
 
 class AfterPreprocessing(Objective):
-    r"""Apply an objective behind the first layers of a flow, which have nothing to learn.
+    r"""Apply an objective behind the first layers of a flow, its parameter-free preprocessing.
 
     Match-after-preprocessing: with :math:`y = T(x)` by dequantisation, scaling and logit, the
     objective sees the data y and the flow that is left, whose density is

@@ -49,7 +49,7 @@ class _ScoreMatching(Objective):
 
 
 class SlicedScoreMatching(_ScoreMatching):
-    r"""Match the score of the data by second derivatives in random directions.
+    r"""Sliced score matching: second derivatives of the log-density in random directions.
 
     With the score :math:`s(x) = \nabla_x \log p(x)` of the flow and random signs v,
 
@@ -116,7 +116,7 @@ class SlicedScoreMatching(_ScoreMatching):
 
 
 class DenoisingScoreMatching(_ScoreMatching):
-    r"""Match the score of the data with noise, by first derivatives alone.
+    r"""Denoising score matching: fit the score of data with Gaussian noise, by first derivatives.
 
     .. math:: \frac1n \sum_i w_i \tfrac12 |s(x_i + \sigma\epsilon_i) + \epsilon_i / \sigma|^2 ,
               \qquad \epsilon_i \sim N(0, 1)
@@ -180,7 +180,7 @@ class DenoisingScoreMatching(_ScoreMatching):
 
 
 class FiniteDifferenceScoreMatching(_ScoreMatching):
-    r"""Match the score of the data by differences of energies, without a derivative in x.
+    r"""Sliced score matching by finite differences of energies, without a derivative in x.
 
     With :math:`E = -\log p` up to a constant and v uniform on a sphere of radius :math:`\xi` in D
     dimensions, the loss of a sample is

@@ -33,7 +33,7 @@ def corner(
     bins: int | None = None,
     labels: tuple[str, str] = ("data", "samples"),
 ) -> Figure:
-    """Draw a triangle of margins: histograms on the diagonal, contours of every pair below it.
+    """Draw a corner plot: histograms on the diagonal, contours of every pair of columns below it.
 
     The contours are those of smoothed histograms and hold 50 % and 90 % of the points; a table of
     fewer than 500 rows is drawn as points. Axes span the central 99 % of each table, and a margin.

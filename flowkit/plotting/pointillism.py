@@ -11,7 +11,7 @@ from flowkit.plotting.figure import NotebookFigure
 
 
 def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
-    """Draw the photograph, and beside it every sample at its position in its color.
+    """Draw a photograph beside samples of color and position, one colored dot per sample.
 
     Args:
         photo: Array (height, width, 3), colors in 0..255.

@@ -71,7 +71,7 @@ def mean_excess_plot(
     unit: str = "",
     title: str = "mean excess",
 ) -> Figure:
-    r"""Draw :math:`E[x - t \mid x > t]` of each sample against t.
+    r"""Draw the mean excess of each sample over a threshold t, :math:`E[x - t \mid x > t]`.
 
     It rises along a line of slope :math:`\xi / (1 - \xi)` for tails of an extreme-value index
     :math:`0 < \xi < 1`, is level for those of an exponential, and falls for lighter ones. The ten
@@ -113,7 +113,7 @@ def qq_plot(
     unit: str = "",
     title: str = "quantiles",
 ) -> Figure:
-    """Draw quantiles of samples against those of x, with asinh axes that show both tails.
+    """Draw a Q-Q plot of samples against x, with asinh axes that show both tails.
 
     Args:
         x: ``(n,)`` numbers, the reference.

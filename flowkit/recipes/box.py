@@ -36,7 +36,7 @@ def box_flow(
     order: Sequence[int] | None = None,
     seed: int | None = None,
 ) -> Flow:
-    r"""Stack autoregressive splines of a box onto itself over a uniform base: sharp edges.
+    r"""Stack autoregressive splines on a box over a uniform base: bounded data, sharp edges.
 
     The density lives on :math:`\prod_i [l_i, u_i]` and is zero outside; at the ends it may be
     anything, where the other recipes with ``lower`` and ``upper`` tend to zero. For pixels,

@@ -138,7 +138,7 @@ def insert_stochastic_layers(
     fractions: Sequence[float] | None = None,
     learn_fractions: bool = False,
 ) -> Flow:
-    r"""Insert stochastic layers between the layers of a flow, which the new flow shares.
+    r"""Insert stochastic layers between the layers of a flow, which both flows then share.
 
     Args:
         flow: A flow, trained or not, whose transform is a :class:`Compose`; left as it is.

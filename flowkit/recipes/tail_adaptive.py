@@ -43,7 +43,7 @@ def tail_adaptive_flow(
     structure: str = "autoregressive",
     seed: int | None = None,
 ) -> Flow:
-    r"""Give each feature the tails, heavy or light, that its tail index asks for.
+    r"""Stack layers that give each feature the tails, heavy or light, of its tail index.
 
     Splines are linear in their tails, and affine maps of bounded scale change no tail index, so
     that a flow of them is as heavy-tailed as its base, except by mixing: what a heavy feature is

@@ -19,7 +19,7 @@ from flowkit.scalar.base import ScalarMap
 @register
 @dataclass(frozen=True)
 class PerFeature(ScalarMap):
-    """A scalar map for every feature: real, bounded and periodic variables in one layer.
+    """One scalar map per feature, for real, bounded and periodic variables in one layer.
 
     Layers hand features to a scalar map along the first dimension; feature i goes to map i.
     ``param_size`` is the largest; a map that needs fewer reads the first ones.

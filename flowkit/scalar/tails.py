@@ -70,7 +70,7 @@ def _log_growth(growth: Tensor) -> tuple[Tensor, Tensor]:
 @register
 @dataclass(frozen=True)
 class TailTransform(ScalarMap):
-    r"""Map generalised Pareto tails to normal tails, with a shape for each side.
+    r"""Map generalised Pareto tails to normal tails, with one shape parameter per side.
 
     From noise to data, :math:`x = \frac{s}{\xi_s}\left[\mathrm{erfc}(|z| / \sqrt2)^{-\xi_s} -
     1\right]` with the side :math:`s = \mathrm{sign}(z)`: a standard normal z gets the tail

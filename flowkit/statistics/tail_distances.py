@@ -12,7 +12,7 @@ from flowkit.statistics.tail_samples import row, sided
 
 
 def tail_area(x: Any, y: Any) -> float:
-    r"""Compute the area between the log-log plots of two samples' magnitudes.
+    r"""Compute the area between the log-log tail plots of two samples, a distance of their tails.
 
     :math:`\sum_{i=1}^n |\log Q_{|x|}(1 - i/n) - \log Q_{|y|}(1 - i/n)|\, \log\frac{i+1}i`, with n
     the smaller sample size and Q the quantiles: far tails weigh as much as near ones. For
@@ -50,7 +50,7 @@ def tail_area(x: Any, y: Any) -> float:
 def expected_shortfall(
     x: Any, level: float = 0.95, *, tail: str = "both", paper_scale: bool = False
 ) -> float:
-    r"""Compute the mean beyond a quantile, of magnitudes or of one side.
+    r"""Compute the expected shortfall, the mean of a sample beyond a quantile.
 
     .. math:: E[X \mid X \ge Q(p)]
 

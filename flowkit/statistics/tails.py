@@ -47,7 +47,9 @@ class TailVerdict:
 def tail_verdict(
     x: Any, *, tail: str = "both", resamples: int = 100, seed: int = 0
 ) -> TailVerdict:
-    """Decide whether a tail is heavy: it is light if neither moments nor kernel find it heavy.
+    """Decide whether a tail is heavy, by two estimates of its extreme-value index.
+
+    It is light if neither the moment estimate nor the kernel estimate finds it heavy.
 
     The index is Hill's, whose estimate is positive for light tails too and does not enter the
     verdict; a tail of an index above 10 counts as light. Tails that fall slower

@@ -50,7 +50,7 @@ class SmoothedWeights(NamedTuple):
 
 
 def log_partition(log_weight: Tensor, reverse_log_weight: Tensor | None = None) -> Estimate:
-    r"""Estimate the log-normalizer, with its standard error.
+    r"""Estimate the log-normalizer of a target from importance weights, with its standard error.
 
     .. math:: \log Z = \log \frac1n \sum_i w_i
 
@@ -122,7 +122,7 @@ def _of_both_directions(forward: Tensor, reverse: Tensor) -> Estimate:
 
 
 def effective_sample_size(log_weight: Tensor) -> Tensor:
-    r"""Compute Kish's effective sample size, between 1 and n.
+    r"""Compute Kish's effective sample size of importance weights, between 1 and n.
 
     .. math:: (\sum_i w_i)^2 / \sum_i w_i^2
 
@@ -143,7 +143,7 @@ def effective_sample_size(log_weight: Tensor) -> Tensor:
 
 
 def reweighted_mean(values: Tensor, log_weight: Tensor) -> Estimate:
-    r"""Estimate a mean over the target, with its standard error.
+    r"""Estimate a mean under the target from weighted samples, with its standard error.
 
     .. math:: \sum_i w_i f_i / \sum_i w_i
 

@@ -38,7 +38,7 @@ class Walk(NamedTuple):
 
 
 class StochasticTransform(Transform):
-    r"""A layer that draws: its log-determinant slot holds a log path-probability ratio.
+    r"""Base class of stochastic layers; their log-determinant is a log ratio of path densities.
 
     A subclass defines ``forward`` and ``inverse`` with a ``generator=`` argument; both return
     :math:`\log \tilde q(z \to x) - \log q(x \to z)` of their own direction. A ratio is never

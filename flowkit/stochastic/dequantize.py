@@ -13,9 +13,9 @@ from flowkit.stochastic.base import StochasticTransform
 
 @register
 class Dequantize(StochasticTransform):
-    r"""Integers to real numbers: :math:`z = x + u`, :math:`u \sim U(-1/2, 1/2)`; back by rounding.
+    r"""Dequantise integers by uniform noise, :math:`z = x + u`, :math:`u \sim U(-1/2, 1/2)`.
 
-    An integer k stands for the cell [k - 1/2, k + 1/2): the convention of
+    The inverse rounds. An integer k stands for the cell [k - 1/2, k + 1/2): the convention of
     :func:`flowkit.data.dequantize`. Counts from 0 to n - 1 become numbers in
     (-1/2, n - 1/2). Forward, u has density one; backward the rounding is certain: the log
     path-probability ratio is zero, and the density of a flow behind this layer bounds the

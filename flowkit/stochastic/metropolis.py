@@ -212,7 +212,7 @@ class Metropolis(MetropolisTransform):
 
 @register
 class MALA(MetropolisTransform):
-    r"""The Metropolis-adjusted Langevin algorithm.
+    r"""Steps of the Metropolis-adjusted Langevin algorithm, as a layer.
 
     .. math:: y' = y - \epsilon \nabla u(y) + \sqrt{2\epsilon}\, \eta
 

@@ -44,7 +44,7 @@ def check_scalar(
     reach: float = 1e4,
     seed: int = 0,
 ) -> ContractReport:
-    """Check a scalar map at its exact points and over its parameters, however extreme.
+    """Check a scalar map against the contract, also at zero, at knots and for extreme parameters.
 
     The points are 0 and -0, the ends, knots and middles of bins, and numbers of both signs from
     1e-3 to ``reach``; parameters are drawn from normal distributions of every scale, zeros

@@ -37,7 +37,7 @@ class Draws:
 
 
 class Toy(Energy):
-    r"""A density with an exact sampler and, where they are known, its constant and entropy.
+    r"""Base class of toy densities, with an exact sampler and, where known, constant and entropy.
 
     :math:`p(x) = e^{-u(x)} / Z`. A subclass defines :meth:`energy` and ``_draw(n, draws)``, and
     what it knows of :meth:`log_normalizer` (zero by default) and :meth:`entropy`. Samples have

@@ -19,7 +19,7 @@ from flowkit.toys.base import Draws, Toy
 
 @register
 class Picture(Toy):
-    r"""The energy of a picture, :math:`u(x) = -\log \rho(x) + \frac k2 d(x)^2`.
+    r"""A density in the plane drawn by a picture: :math:`u(x) = -\log \rho(x) + \frac k2 d(x)^2`.
 
     The heights of the pixels stand at their centers; between four of them :math:`\rho` is
     bilinear, and so continuous. Outside of the outermost centers it has the height of the

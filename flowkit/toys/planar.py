@@ -144,7 +144,7 @@ class NoisedShape(Toy):
 
 @register
 class Sine(NoisedShape):
-    r"""The noised sine wave; its entropy at the standard noise is 4.4796 nats.
+    r"""A noised sine wave in the plane; its entropy at the standard noise is 4.4796 nats.
 
     .. math:: x = 4\,(a, \sin 3a + b) + \text{noise}\cdot\varepsilon, \quad
         a \sim U(-2, 2),\ b \sim N(0, 0.25^2),\ \varepsilon \sim N(0, I)
@@ -176,7 +176,7 @@ class Sine(NoisedShape):
 
 @register
 class Swirl(NoisedShape):
-    r"""The noised one-armed spiral; its entropy at the standard noise is 4.1394 nats.
+    r"""A noised one-armed spiral in the plane; its entropy at the standard noise is 4.1394 nats.
 
     .. math:: x = \tfrac{2.5}{3}\,(t\cos t - u_1 + 1,\ -t\sin t - u_2 + 2)
         + \text{noise}\cdot\varepsilon, \quad t = 3\pi\sqrt{v},\ v \sim U(0, 1),\
@@ -206,7 +206,7 @@ class Swirl(NoisedShape):
 
 @register
 class Checkerboard(NoisedShape):
-    r"""Eight noised squares of side 3, in every second place of 4 by 4; entropy 4.6840 nats.
+    r"""Eight noised squares of side 3 in a checkerboard of 4 by 4; the entropy is 4.6840 nats.
 
     .. math:: x = 3\,(a, c + \lfloor a \rfloor \bmod 2) + \text{noise}\cdot\varepsilon, \quad
         a \sim U(-2, 2),\ c \sim U(0, 1) - 2\,\mathrm{Bernoulli}(\tfrac12)

@@ -20,7 +20,7 @@ from flowkit.transforms.structure import ScalarStructure
 
 @register
 class MaskedAutoregressive(ScalarStructure):
-    r"""Transform feature i by a scalar map whose parameters the features before it give.
+    r"""Transform each feature by a scalar map with parameters computed from those before it.
 
     With an order :math:`o`, :math:`z_{o_i} = f(x_{o_i}; \theta_i(x_{o_1}, \dots, x_{o_{i-1}},
     c))`. The forward direction is one pass of the network. The inverse goes feature by feature,

@@ -329,7 +329,7 @@ Transform.unnormalized = _checked(Transform.unnormalized, "x")  # type: ignore[m
 
 @register
 class Inverse(Transform):
-    """A transform seen from the other side: ``forward`` is the inverse of the one it holds.
+    """The inverse of a transform, as a transform.
 
     It does not start from data: what the transform held would start from is not known here.
 

@@ -16,7 +16,7 @@ from flowkit.transforms.linear import LULinear
 
 @register
 class Conv1x1(Transform):
-    r"""The same linear layer at every pixel of ``(channels, height, width)``: a 1 x 1 convolution.
+    r"""A 1 x 1 convolution: the same linear layer at every pixel of ``(channels, height, width)``.
 
     :math:`\log|\det| = H W \log|\det W|`.
 
@@ -66,7 +66,7 @@ class Conv1x1(Transform):
 
 @register
 class Conv2d(Transform):
-    r"""A convolution of ``(channels, height, width)`` with zero padding, as one linear map.
+    r"""A convolution of ``(channels, height, width)`` with zero padding, as a linear layer.
 
     .. math:: z_{c} = b_c + \sum_{c'} K_{cc'} \star x_{c'}, \qquad
               \log|\det| = \log|\det M(K)|

@@ -18,7 +18,7 @@ from flowkit.transforms.structure import ScalarStructure
 
 @register
 class Coupling(ScalarStructure):
-    r"""Transform the features under the mask by a map whose parameters the others give.
+    r"""Transform some features by a scalar map whose parameters are computed from the others.
 
     With A the conditioning features outside the mask and B the transformed ones inside,
     :math:`z_A = x_A,\; z_B = f(x_B; \theta(x_A, c))` and

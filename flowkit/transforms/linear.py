@@ -76,7 +76,9 @@ def _sign_of_scalar(matrix: Tensor) -> Tensor:
 
 @register
 class DenseLinear(_Linear):
-    """An unconstrained matrix and a bias; the determinant costs O(D^3). Starts at the identity.
+    """A linear layer with an unconstrained matrix; the determinant costs O(D^3).
+
+    It has a bias, and starts at the identity.
 
     Args:
         features: Number of features D.
@@ -111,7 +113,9 @@ class DenseLinear(_Linear):
 
 @register
 class TriangularLinear(_Linear):
-    """A lower-triangular matrix with a positive diagonal, and a bias. Starts at the identity.
+    """A linear layer with a lower-triangular matrix of positive diagonal, and a bias.
+
+    It starts at the identity.
 
     Args:
         features: Number of features D.
@@ -153,7 +157,7 @@ class TriangularLinear(_Linear):
 
 @register
 class LULinear(_Linear):
-    r"""A matrix held as :math:`W = L U`, L with unit and U with positive diagonal, and a bias.
+    r"""A linear layer :math:`W = L U` with bias, L with unit and U with positive diagonal.
 
     The determinant costs O(D) and the inverse two triangular solves. Starts at the identity.
 
@@ -216,7 +220,9 @@ class LULinear(_Linear):
 
 @register
 class OrthogonalLinear(_Linear):
-    r"""An orthogonal matrix, a product of Householder reflections, and a bias; keeps volumes.
+    r"""A linear layer with an orthogonal matrix, a product of Householder reflections, and a bias.
+
+    It keeps volumes: the log-determinant is 0.
 
     The product :math:`Q = H_1 \cdots H_K` of :math:`H_k = I - 2 v_k v_k^T / |v_k|^2` is computed
     without a loop as :math:`Q = I - V S^{-1} V^T`, with S the strict upper triangle of

@@ -43,7 +43,7 @@ def moments(x: Tensor, event_ndim: int, label: str, *, robust: bool = False) -> 
 
 @register
 class Standardize(Transform):
-    r""":math:`z = (x - \mu) / \sigma` with constants, set once from data by ``initialize``.
+    r"""Standardise features, :math:`z = (x - \mu) / \sigma`, with constants set once from data.
 
     As the first layer of a flow it keeps densities in the user's units, and is saved with the
     flow.
@@ -99,7 +99,7 @@ class Standardize(Transform):
 
 @register
 class Whiten(Transform):
-    r""":math:`z = L^{-1} (x - \mu)`, where :math:`L L^T` is the covariance of the data.
+    r"""Whiten features, :math:`z = L^{-1} (x - \mu)`, by the covariance :math:`L L^T` of the data.
 
     A flow that begins with it starts as the normal distribution of the data. That helps where
     columns are strongly correlated, such as pixels; it hurts where structure follows the axes. The
@@ -189,7 +189,7 @@ class Whiten(Transform):
 
 @register
 class ActNorm(Transform):
-    r""":math:`z = (x - b)\, e^{-s}` with learned b and s, one pair per feature or channel.
+    r"""Shift and scale each feature or channel by learned constants: :math:`z = (x - b)\, e^{-s}`.
 
     ``initialize`` sets them so that the first batch leaves with mean 0 and variance 1; until then
     the layer is the identity.

@@ -26,7 +26,7 @@ def _image_shape(name: str, event_shape: Sequence[int]) -> tuple[int, int, int]:
 
 @register
 class Reshape(Transform):
-    """The same numbers in another shape, in order; by default in one row.
+    """Reshape events, their numbers in the same order; to vectors by default.
 
     Args:
         event_shape: Shape of one event.
@@ -76,7 +76,7 @@ class Reshape(Transform):
 
 @register
 class Squeeze(Transform):
-    r"""Every block of f x f pixels as :math:`f^2` channels of one pixel.
+    r"""Rearrange every block of f x f pixels into :math:`f^2` channels of one pixel.
 
     :math:`z_{c f^2 + i f + j,\, h,\, w} = x_{c,\, f h + i,\, f w + j}`: channels for convolutions
     and couplings to mix, and half the size for the next scale.
@@ -130,7 +130,7 @@ class Squeeze(Transform):
 
 @register
 class FactorOut(Transform):
-    r"""Let the later channels of an image leave as noise, and map the earlier ones further.
+    r"""Factor out the later channels of an image as noise, and transform the others further.
 
     :math:`z = (t(x_{1..k}),\; x_{k+1..C})`, in one row: a multi-scale flow is layers, this, whose
     inner transform is a squeeze, layers, this, and so on. A :class:`Coupling` that transforms the

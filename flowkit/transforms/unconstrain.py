@@ -28,7 +28,7 @@ Ends = float | Sequence[float | None] | None
 
 @register
 class Unconstrain(Transform):
-    r"""Every feature from its domain onto the line: the first layer for bounded data.
+    r"""Map every feature from its domain onto the real line: the first layer for bounded data.
 
     .. math:: z = \log(x - l), \quad z = -\log(u - x), \quad z = \log(x - l) - \log(u - x), \quad
         z = x
@@ -149,7 +149,7 @@ class Unconstrain(Transform):
 
 @register
 class Logit(Unconstrain):
-    r"""The interval (lower, upper) onto the line: :math:`z = \log(x - l) - \log(u - x)`.
+    r"""Map an interval (lower, upper) onto the real line: :math:`z = \log(x - l) - \log(u - x)`.
 
     Outside the interval the density is zero: the log-determinant is ``-inf`` there, and gradients
     stay finite. See :class:`Unconstrain`, of which this is the case of intervals alone.
@@ -183,7 +183,7 @@ class Logit(Unconstrain):
 
 @register
 class Log(Unconstrain):
-    r"""The half-line (lower, inf) onto the line: :math:`z = \log(x - l)`.
+    r"""Map numbers above a bound onto the real line: :math:`z = \log(x - l)`.
 
     At or below ``lower`` the log-determinant is ``-inf`` and gradients stay finite. See
     :class:`Unconstrain`, of which this is the case of half-lines alone.
