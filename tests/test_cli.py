@@ -143,7 +143,7 @@ def test_dequantized_columns_take_integers_and_give_them_back(run):
     write_table("half.csv", [[0.5, 1.0]], ["count", "height"])
     code, _, err = run("score", "m.st", "half.csv")
     assert code == 2
-    assert "column(s) count expected integers" in err
+    assert "half.csv expected values rounded to multiples of 1 in column 'count'" in err
 
 
 def test_integers_without_noise_get_a_note(run):

@@ -111,19 +111,14 @@ def score(options: argparse.Namespace) -> None:
     if options.output is not None:
         check_extension(options.output)
         _check_output(options.output, options.model, options.data)
-    model, columns, noisy = _load(options.model)
+    model, columns, _ = _load(options.model)
     table = read_table(options.data, columns)
     if table.unnamed not in (0, len(columns)):
         raise DataError(
             f"{options.model} expected {len(columns)} columns, got {table.unnamed} in "
             f"{options.data}"
         )
-    fractional = set(noisy) - set(_integer_columns(table))
-    if fractional:
-        raise DataError(
-            f"{options.data}: column(s) {', '.join(sorted(fractional))} expected integers, "
-            "as the flow was fitted to with --dequantize"
-        )
+    model.lattice_.check(table.values, options.data, columns)
     scores = model.score_samples(table.values)
     if np.isnan(scores).any():
         first = int(np.isnan(scores).argmax()) + 1

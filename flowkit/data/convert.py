@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
@@ -153,9 +153,7 @@ class Expected:
     reads_labels: Callable[[Tensor], bool] | None = None
 
 
-def as_source(
-    data: Any, expected: Expected, labels: Collection[str] = (), of: str = "data"
-) -> tuple[Source, Inspection]:
+def as_source(data: Any, expected: Expected, of: str = "data") -> tuple[Source, Inspection]:
     """Convert data to a source of samples, and inspect some of them.
 
     Args:
@@ -163,7 +161,6 @@ def as_source(
             ``context``, ``weight`` and what the objective reads; a Dataset; a ``np.memmap``, or
             the path of an ``.npy`` file, which is read batch by batch.
         expected: What the model expects.
-        labels: Names of arrays whose integers and booleans are not converted to the dtype.
         of: Which data these are, for messages.
 
     Raises:
@@ -171,10 +168,11 @@ def as_source(
     """
     dtype, device = expected.dtype, expected.device
     if isinstance(data, (Dataset, DataLoader)):
-        source = _source_of_dataset(data, dtype, device, labels)
+        source = _source_of_dataset(data, dtype, device)
         first = source.items(torch.tensor([0]))
         _check_shapes({name: tuple(v.shape) for name, v in first.items()}, expected)
         some = source.items(evenly_spaced(len(source), _ITEMS_AT_MOST))
+        source.labels = _labels(some, expected)
         return source, inspect(some, dtype, {})
     named = dict(data) if isinstance(data, Mapping) else {"x": data}
     if not named:
@@ -193,11 +191,12 @@ def as_source(
     lengths = {name: shape[0] for name, shape in shapes.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"expected arrays of one length, got lengths {lengths}")
+    some = {name: _some(values) for name, values in (numbers | mapped).items()}
+    labels = _labels(some, expected)
     tensors = {k: as_dtype(v, dtype, k in labels) for k, v in numbers.items()}
     columns = {name: columns_of(named[name]) for name in numbers}
     for name, value in tensors.items():
         check_finite(value, name, columns[name])
-    some = {name: _some(values) for name, values in (numbers | mapped).items()}
     seen = inspect(some, dtype, columns)
     if not mapped:
         return TensorSource(tensors, device), seen
@@ -205,23 +204,16 @@ def as_source(
     return MappedSource(mapped | arrays, dtype, device, labels), seen
 
 
-def read(data: Any, expected: Expected, of: str = "data") -> tuple[Source, Inspection]:
-    """Convert data as :func:`as_source` does, with labels as contexts where the model reads them.
-
-    Raises:
-        DataError: If the data cannot be used.
-    """
-    if expected.reads_labels is not None:
-        source, seen = as_source(data, expected, ("context",), of)
-        context = source.batch(torch.tensor([0])).get("context")
-        if context is None or context.is_floating_point() or expected.reads_labels(context):
-            return source, seen
-    return as_source(data, expected, of=of)
+def _labels(some: Mapping[str, Tensor], expected: Expected) -> tuple[str, ...]:
+    """Names of arrays whose integers or booleans the model reads as they are."""
+    context = some.get("context")
+    if context is None or context.is_floating_point() or expected.reads_labels is None:
+        return ()
+    first = as_dtype(context[:1], expected.dtype, labels=True).to(expected.device)
+    return ("context",) if expected.reads_labels(first) else ()
 
 
-def _source_of_dataset(
-    data: Any, dtype: torch.dtype, device: torch.device, labels: Collection[str]
-) -> DatasetSource:
+def _source_of_dataset(data: Any, dtype: torch.dtype, device: torch.device) -> DatasetSource:
     if isinstance(data, DataLoader):
         own = "" if data.collate_fn is default_collate else ", whose items are collated by torch"
         raise DataError(
@@ -234,7 +226,7 @@ def _source_of_dataset(
             "expected a map-style dataset, with __len__ and __getitem__, got "
             f"{type(data).__name__}; remedy: for example torch.stack(list(dataset))"
         )
-    source = DatasetSource(data, dtype, device, labels)
+    source = DatasetSource(data, dtype, device)
     if len(source) < 1:
         raise DataError("the dataset is empty; remedy: at least two items")
     return source

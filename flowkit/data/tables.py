@@ -18,6 +18,8 @@ from flowkit.data.readers import READERS
 from flowkit.errors import DataError, FlowkitError
 from flowkit.files import existing, replacing
 
+Blocks = Iterable[np.ndarray]
+
 EXTENSIONS = (".csv", ".npy", ".parquet")
 
 
@@ -92,9 +94,7 @@ def write_table(path: str | Path, values: Any, columns: Sequence[str]) -> None:
     write_blocks(path, [values], len(values), columns)
 
 
-def write_blocks(
-    path: str | Path, blocks: Iterable[np.ndarray], rows: int, columns: Sequence[str]
-) -> None:
+def write_blocks(path: str | Path, blocks: Blocks, rows: int, columns: Sequence[str]) -> None:
     """Write a table block by block, in the memory of one block.
 
     Args:
@@ -109,9 +109,7 @@ def write_blocks(
         writer[suffix](file, blocks, rows, columns)
 
 
-def _write_csv(
-    file: BinaryIO, blocks: Iterable[np.ndarray], rows: int, columns: Sequence[str]
-) -> None:
+def _write_csv(file: BinaryIO, blocks: Blocks, rows: int, columns: Sequence[str]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerow(columns)
     file.write(text.getvalue().encode())
@@ -121,9 +119,7 @@ def _write_csv(
         np.savetxt(file, block, fmt=f"%.{digits}g", delimiter=",")
 
 
-def _write_npy(
-    file: BinaryIO, blocks: Iterable[np.ndarray], rows: int, columns: Sequence[str]
-) -> None:
+def _write_npy(file: BinaryIO, blocks: Blocks, rows: int, columns: Sequence[str]) -> None:
     for place, block in enumerate(blocks):
         if place == 0:
             descr = np.lib.format.dtype_to_descr(block.dtype)
@@ -132,9 +128,7 @@ def _write_npy(
         file.write(np.ascontiguousarray(block).tobytes())
 
 
-def _write_parquet(
-    file: BinaryIO, blocks: Iterable[np.ndarray], rows: int, columns: Sequence[str]
-) -> None:
+def _write_parquet(file: BinaryIO, blocks: Blocks, rows: int, columns: Sequence[str]) -> None:
     arrow = pyarrow()
     tables = (arrow.table(dict(zip(columns, block.T, strict=True))) for block in blocks)
     first = next(tables)

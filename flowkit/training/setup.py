@@ -15,7 +15,7 @@ from flowkit import checks
 from flowkit.checks import is_plain
 from flowkit.config import describe
 from flowkit.data.batches import DataSplit, split
-from flowkit.data.convert import Expected, check_finite, read
+from flowkit.data.convert import Expected, as_source, check_finite
 from flowkit.errors import ArgumentError, DataError, DescriptionError, OutsideError
 from flowkit.numerics.compiling import can_compile, seconds_to_compile, worth_compiling
 from flowkit.numerics.noise import drawing_from
@@ -251,12 +251,12 @@ def read_data(
         context=flow.context_size if flow.needs_context else 0,
         reads_labels=reads_labels if flow.context_size is None else None,
     )
-    source, seen = read(data, expected)
+    source, seen = as_source(data, expected)
     first = torch.tensor([0])
     unread = check_keys(source.batch(first), step, "the data")
     lost = seen.lost
     if not fraction:
-        held, seen_held = read(validation, expected, "validation")
+        held, seen_held = as_source(validation, expected, "validation")
         also = check_keys(held.batch(first), step, "the validation data")
         unread, lost = unread or also, lost or seen_held.lost
     repeated, many = repeats(step, source, seen), periods(flow, source, seen)
