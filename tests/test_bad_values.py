@@ -16,9 +16,9 @@ def test_every_bad_value_works_or_is_refused_by_name():
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["tried"] >= 3000
+    print(f"{result['tried']} values tried")
+    assert result["tried"] >= 3000, f"only {result['tried']} values were tried"
     lines = [
         f"{name}({argument}={value}): {why}" for name, argument, value, why in result["escaped"]
     ]
-    # On the way to none.
-    assert len(lines) <= 256, f"{len(lines)} bad values escape:\n" + "\n".join(lines)
+    assert not lines, f"{len(lines)} bad values escape:\n" + "\n".join(lines)

@@ -319,8 +319,14 @@ def test_every_base_of_the_registry_is_built_from_its_description(name):
     assert torch.equal(base.log_prob(draws[0], context), again.log_prob(draws[0], context))
 
 
-def test_there_are_twenty_compositions():
+def test_there_are_twenty_compositions_of_every_kind():
     assert len(FLOWS) >= 20
+    flows = [made(name)[0] for name in FLOWS]
+    assert sum(flow.stochastic for flow in flows) >= 3
+    own = [{type(m) for m in flow.modules()} & {Doubled, Net, Embedding} for flow in flows]
+    assert sum(map(bool, own)) >= 4
+    encodings = {type(m.encoding) for f in flows for m in f.modules() if hasattr(m, "encoding")}
+    assert {CircularEncoding, FourierEncoding} < encodings
 
 
 def test_shared_modules_stay_shared():

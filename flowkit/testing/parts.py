@@ -69,7 +69,7 @@ def check_base(
 
 
 def check_conditioner(
-    conditioner: Conditioner | AutoregressiveConditioner,
+    conditioner: Conditioner,
     x: Tensor | None = None,
     *,
     starts_at_zero: bool = True,
@@ -101,18 +101,16 @@ def check_conditioner(
         {}
     """
     seed = checks.integer("check_conditioner", "seed", seed, least=0, most=None)
-    rules, net, out = _OF_CONDITIONERS, conditioner, getattr(conditioner, "out_features", None)
+    rules, net = _OF_CONDITIONERS, conditioner
     if x is None:
         x = noise_of(ROWS, net.in_features, generator=torch.Generator().manual_seed(seed))
+    out = (net.out_features, *x.shape[2:])
     if isinstance(net, AutoregressiveConditioner):
         rules = {**rules, "R5": ("nothing reads itself or later features", _causal)}
-        shape: Sequence[int] = (net.in_features, net.param_size)
-    else:
-        shape = net(x[:1].float()).shape[1:] if out is None else (out, *x.shape[2:])
+        out = (net.in_features, net.param_size)
     if not starts_at_zero:
         skip = {"R12": "starts_at_zero=False", **(skip or {})}
-    size = getattr(net, "context_size", 0)
-    probe = Probe.of(net, x.double(), size, seed, out=tuple(shape))
+    probe = Probe.of(net, x.double(), net.context_size, seed, out=out)
     return check_probe("check_conditioner", type(net).__name__, probe, rules, dtypes, skip)
 
 
