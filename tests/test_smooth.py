@@ -28,7 +28,7 @@ from flowkit.scalar import (
     SmoothMixture,
 )
 from flowkit.scalar import smooth as smooth_module
-from flowkit.scalar.bump import least_shape, smooth_step
+from flowkit.scalar.smooth import least_shape, smooth_step
 from flowkit.transforms import CircularShift, Compose, Coupling, Rescale
 
 MAPS = [SmoothMixture, RealSmoothMixture, CircularSmoothMixture]

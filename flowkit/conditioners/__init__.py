@@ -1,7 +1,6 @@
 """Networks that emit the parameters of scalar maps."""
 
 from flowkit.conditioners.base import AutoregressiveConditioner, Conditioner
-from flowkit.conditioners.conv import ConvNet
 from flowkit.conditioners.encodings import (
     AsinhEncoding,
     CircularEncoding,
@@ -11,7 +10,7 @@ from flowkit.conditioners.encodings import (
 from flowkit.conditioners.grouped import GroupedConditioner
 from flowkit.conditioners.kernel import KernelConditioner, RandomFourierConditioner
 from flowkit.conditioners.masked import MaskedMLP
-from flowkit.conditioners.mlp import MLP, ResidualMLP
+from flowkit.conditioners.mlp import MLP, ConvNet, ResidualMLP
 from flowkit.conditioners.standardize import StandardizeContext
 
 __all__ = [

@@ -9,27 +9,13 @@ from typing import Any
 from torch import nn
 
 from flowkit import checks
+from flowkit import transforms as ft
 from flowkit.bases import StandardNormal
 from flowkit.conditioners import ConvNet
 from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
 from flowkit.recipes import parts
 from flowkit.scalar import Affine, SmoothLeakyReLU
-from flowkit.transforms import (
-    ActNorm,
-    Compose,
-    Conv1x1,
-    Conv2d,
-    Coupling,
-    DenseLinear,
-    Elementwise,
-    FactorOut,
-    Logit,
-    Reshape,
-    Squeeze,
-    Standardize,
-    Transform,
-)
 
 _CONDITIONERS: dict[str, parts.Factory] = {"conv": ConvNet}
 
@@ -87,9 +73,9 @@ def dense_flow(
     shape: Any = event_shape
     size, scalar = math.prod(shape), SmoothLeakyReLU(negative_slope)
     stack = _vectors(name, shape, lower, upper, standardize)
-    stack.append(DenseLinear(size))
+    stack.append(ft.DenseLinear(size))
     for _ in range(layers - 1):
-        stack += [Elementwise(size, scalar), DenseLinear(size)]
+        stack += [ft.Elementwise(size, scalar), ft.DenseLinear(size)]
     return parts.finish(stack, StandardNormal(size), 0)
 
 
@@ -139,14 +125,17 @@ def conv_flow(
     shape = _image(name, event_shape)
     scalar = SmoothLeakyReLU(negative_slope)
     first = _preprocessing(name, shape, lower, upper, standardize)
-    stack: list[Transform] = []
+    stack: list[ft.Transform] = []
     for scale in range(_scales(name, shape, scales, 3, _halvings(shape) + 1)):
         if scale:
-            stack.append(Squeeze(shape))
+            stack.append(ft.Squeeze(shape))
             shape = (4 * shape[0], shape[1] // 2, shape[2] // 2)
         for _ in range(layers):
-            stack += [Conv2d(shape[0], kernel=kernel), Elementwise(shape[0], scalar, event_ndim=3)]
-    stack = [*first, *stack[:-1], Reshape(shape)]
+            stack += [
+                ft.Conv2d(shape[0], kernel=kernel),
+                ft.Elementwise(shape[0], scalar, event_ndim=3),
+            ]
+    stack = [*first, *stack[:-1], ft.Reshape(shape)]
     return parts.finish(stack, StandardNormal(math.prod(shape)), 0)
 
 
@@ -209,25 +198,27 @@ def glow_flow(
     return parts.finish(stack, StandardNormal(math.prod(shape)), 0)
 
 
-def _glow(shape: tuple[int, ...], layers: int, scales: int, net: parts.Factory) -> list[Transform]:
+def _glow(
+    shape: tuple[int, ...], layers: int, scales: int, net: parts.Factory
+) -> list[ft.Transform]:
     """The layers of this scale, and within a :class:`FactorOut` those of the rest."""
     channels, height, width = 4 * shape[0], shape[1] // 2, shape[2] // 2
     half = channels // 2
     second = [i >= half for i in range(channels)]
-    stack: list[Transform] = [Squeeze(shape)]
+    stack: list[ft.Transform] = [ft.Squeeze(shape)]
     for layer in range(layers):
         mask = second if layer % 2 == 0 else [not m for m in second]
         stack += [
-            ActNorm(channels, event_ndim=3),
-            Conv1x1(channels, linear=DenseLinear),
-            Coupling(mask, Affine(), conditioner=net, event_ndim=3),
+            ft.ActNorm(channels, event_ndim=3),
+            ft.Conv1x1(channels, linear=ft.DenseLinear),
+            ft.Coupling(mask, Affine(), conditioner=net, event_ndim=3),
         ]
     squeezed = (channels, height, width)
     if scales == 1:
-        return [*stack, Reshape(squeezed)]
+        return [*stack, ft.Reshape(squeezed)]
     rest = _glow((half, height, width), layers, scales - 1, net)
-    prior = Coupling(second, Affine(), conditioner=net, event_ndim=3)
-    return [*stack, prior, FactorOut(squeezed, Compose(*rest))]
+    prior = ft.Coupling(second, Affine(), conditioner=net, event_ndim=3)
+    return [*stack, prior, ft.FactorOut(squeezed, ft.Compose(*rest))]
 
 
 def _image(owner: str, shape: Any) -> tuple[int, ...]:
@@ -239,9 +230,9 @@ def _image(owner: str, shape: Any) -> tuple[int, ...]:
 
 def _vectors(
     owner: str, shape: tuple[int, ...], lower: Any, upper: Any, standardize: Any
-) -> list[Transform]:
+) -> list[ft.Transform]:
     """The first layers, without parameters: to a vector, to the real line, to unit variance."""
-    first: list[Transform] = [] if len(shape) == 1 else [Reshape(shape)]
+    first: list[ft.Transform] = [] if len(shape) == 1 else [ft.Reshape(shape)]
     (low,), (high,) = checks.bounds(owner, lower, upper, 1)
     bounded = math.isfinite(low)
     if bounded != math.isfinite(high):
@@ -250,18 +241,18 @@ def _vectors(
         )
     if bounded:
         margin = _MARGIN * (high - low)
-        first.append(Logit(math.prod(shape), lower=low - margin, upper=high + margin))
+        first.append(ft.Logit(math.prod(shape), lower=low - margin, upper=high + margin))
     if checks.flag(owner, "standardize", not bounded if standardize is None else standardize):
-        first.append(Standardize(math.prod(shape)))
+        first.append(ft.Standardize(math.prod(shape)))
     return first
 
 
 def _preprocessing(
     owner: str, shape: tuple[int, ...], lower: Any, upper: Any, standardize: Any
-) -> list[Transform]:
+) -> list[ft.Transform]:
     """The first layers of vectors, between two reshapes; none if they would undo each other."""
     first = _vectors(owner, shape, lower, upper, standardize)
-    return [*first, Reshape(math.prod(shape), shape)] if len(first) > 1 else []
+    return [*first, ft.Reshape(math.prod(shape), shape)] if len(first) > 1 else []
 
 
 def _halvings(shape: tuple[int, ...]) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from flowkit import checks
+from flowkit import transforms as ft
 from flowkit.bases import Base, Logistic, NormalMixture, ProductBase, StandardNormal, StudentT
 from flowkit.conditioners import MLP, MaskedMLP, ResidualMLP, StandardizeContext
 from flowkit.conditioners.mlp import ACTIVATIONS
@@ -24,19 +25,6 @@ from flowkit.scalar import (
     RationalQuadraticSpline,
     RealSmoothMixture,
     ScalarMap,
-)
-from flowkit.transforms import (
-    Compose,
-    Coupling,
-    DenseLinear,
-    Elementwise,
-    LULinear,
-    MaskedAutoregressive,
-    OrthogonalLinear,
-    Permutation,
-    Standardize,
-    Transform,
-    Unconstrain,
 )
 
 Factory = Callable[..., nn.Module]
@@ -57,10 +45,10 @@ BASES: dict[str, Callable[[int], Base]] = {
 #: Networks of couplings and elementwise maps, and of autoregressive layers.
 CONDITIONERS: dict[str, Factory] = {"mlp": MLP, "residual": ResidualMLP}
 MASKED_CONDITIONERS: dict[str, Factory] = {"mlp": MaskedMLP}
-LINEARS: dict[str, Callable[[int], Transform] | None] = {
-    "dense": DenseLinear,
-    "lu": LULinear,
-    "orthogonal": OrthogonalLinear,
+LINEARS: dict[str, Callable[[int], ft.Transform] | None] = {
+    "dense": ft.DenseLinear,
+    "lu": ft.LULinear,
+    "orthogonal": ft.OrthogonalLinear,
     "permutation": None,
 }
 #: Every recipe by its name; a function of one's own may be added.
@@ -217,14 +205,14 @@ def refuse_unread(
         )
 
 
-def mixing(owner: str, linear: Any, features: int, layer: int) -> list[Transform]:
+def mixing(owner: str, linear: Any, features: int, layer: int) -> list[ft.Transform]:
     """What stands before a layer so that every feature is transformed in some layer."""
     if linear is None:
         return []
     matrix = checks.choice(owner, "linear", linear, LINEARS)
     if features == 1:
         return []
-    permutation = Permutation(reordered(features, layer))
+    permutation = ft.Permutation(reordered(features, layer))
     return [permutation] if matrix is None else [permutation, matrix(features)]
 
 
@@ -236,30 +224,30 @@ def half(features: int, linear: str | None, layer: int) -> list[bool]:
 
 def coupling(
     mask: Sequence[bool], scalar: ScalarMap, conditioner: Factory, context: int
-) -> Transform:
+) -> ft.Transform:
     """A coupling layer; for one feature, which only reads the context, an elementwise one."""
     if len(mask) == 1:
-        return Elementwise(1, scalar, conditioner=conditioner, context=context)
-    return Coupling(mask, scalar, conditioner=conditioner, context=context)
+        return ft.Elementwise(1, scalar, conditioner=conditioner, context=context)
+    return ft.Coupling(mask, scalar, conditioner=conditioner, context=context)
 
 
 def autoregressive(
     features: int, scalar: ScalarMap, net: Any, context: int, order: Sequence[int] | None = None
-) -> Transform:
+) -> ft.Transform:
     """An autoregressive layer."""
-    return MaskedAutoregressive(features, scalar, conditioner=net, context=context, order=order)
+    return ft.MaskedAutoregressive(features, scalar, conditioner=net, context=context, order=order)
 
 
-def unconstrained(owner: str, features: int, lower: Any, upper: Any) -> list[Transform]:
+def unconstrained(owner: str, features: int, lower: Any, upper: Any) -> list[ft.Transform]:
     """The first layer of a flow of bounded features; nothing if no feature has an end."""
     lows, highs = checks.bounds(owner, lower, upper, features)
     bounded = any(map(math.isfinite, (*lows, *highs)))
-    return [Unconstrain(lows, highs)] if bounded else []
+    return [ft.Unconstrain(lows, highs)] if bounded else []
 
 
 def assemble(
     owner: str,
-    layers: Sequence[Transform],
+    layers: Sequence[ft.Transform],
     base: str,
     features: int,
     context: int,
@@ -270,7 +258,7 @@ def assemble(
     """Make a flow: unconstrain, standardise, the layers, the base of this name, the context."""
     first = unconstrained(owner, features, lower, upper)
     if checks.flag(owner, "standardize", standardize):
-        first.append(Standardize(features))
+        first.append(ft.Standardize(features))
     made = checks.choice(owner, "base", base, BASES)(features)
     return finish([*first, *layers], made, context if standardize else 0)
 
@@ -281,7 +269,7 @@ def product(*groups: tuple[Callable[[int], Base], Sequence[int]]) -> Base:
     return ProductBase(*made) if len(made) > 1 else made[0][0]
 
 
-def finish(layers: Sequence[Transform], base: Base, context: int) -> Flow:
+def finish(layers: Sequence[ft.Transform], base: Base, context: int) -> Flow:
     """Make a flow of layers and a base, with its context standardised."""
     embedding = StandardizeContext(context) if context else None
-    return Flow(Compose(*layers), base, embedding=embedding)
+    return Flow(ft.Compose(*layers), base, embedding=embedding)
