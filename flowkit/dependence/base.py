@@ -24,8 +24,9 @@ class RowCovariance(nn.Module):
     r"""Base class of covariances C across n observations, with a unit diagonal.
 
     Noise :math:`U \in R^{n \times p}` has independent columns :math:`U_{:j} \sim N(0, C)`, so that
-    each observation by itself is standard normal. A subclass defines ``_solve(u)``,
-    ``_correlate(noise)``, :meth:`log_det` and :meth:`entries`; a faster ``_terms(u)`` is optional.
+    each observation by itself is standard normal. A subclass defines :meth:`log_det`,
+    :meth:`entries`, and ``_power(u, exponent)``, a power of C times u, or in its place
+    ``_solve(u)`` and ``_correlate(noise)``; a faster ``_terms(u)`` is optional.
 
     Args:
         rows: Number of observations n.
@@ -61,10 +62,13 @@ class RowCovariance(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not define entries")
 
     def _solve(self, u: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} does not define _solve(u)")
+        return self._power(u, -1.0)
 
     def _correlate(self, noise: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} does not define _correlate(noise)")
+        return self._power(noise, 0.5)
+
+    def _power(self, u: Tensor, exponent: float) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not define _power(u, exponent)")
 
     def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The log-determinant, and the quadratic form of all observations."""

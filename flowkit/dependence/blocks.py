@@ -83,19 +83,12 @@ class EquicorrelatedBlocks(RowCovariance):
         return 1 - rho, 1 + (size - 1).clamp(min=0) * rho
 
     def _power(self, u: Tensor, exponent: float) -> Tensor:
-        """A power of C times u."""
+        """By the eigenvalues of C; of the exponent 1/2, its symmetric root."""
         means = self._means(u, self.block, self.size)
         inner, outer = (
             v.pow(exponent).to(u.dtype).unsqueeze(-1) for v in self._eigenvalues(self.size)
         )
         return inner[self.block] * (u - means[self.block]) + (outer * means)[self.block]
-
-    def _solve(self, u: Tensor) -> Tensor:
-        return self._power(u, -1.0)
-
-    def _correlate(self, noise: Tensor) -> Tensor:
-        """By the symmetric root of each block."""
-        return self._power(noise, 0.5)
 
     def log_det(self) -> Tensor:
         """``log |C|``."""

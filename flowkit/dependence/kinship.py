@@ -64,15 +64,8 @@ class Kinship(Mixed):
         super().__init__(rows, residual_proportion=residual_proportion, learn=learn)
         self.relationship = relationship
 
-    def _solve(self, u: Tensor) -> Tensor:
-        return self._power(u, -1.0)
-
-    def _correlate(self, noise: Tensor) -> Tensor:
-        """By the symmetric root of C."""
-        return self._power(noise, 0.5)
-
     def _power(self, u: Tensor, exponent: float) -> Tensor:
-        """A power of C times u."""
+        """By the eigenvalues of C; of the exponent 1/2, its symmetric root."""
         parts, proportion = self.relationship, self.residual_proportion
         rotated = parts.rotate(u)
         spectrum = parts.spectrum(proportion).pow(exponent).to(u.dtype)

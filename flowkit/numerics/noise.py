@@ -197,17 +197,13 @@ def _fill_like(fill: str, generator: torch.Generator, args: Any, kwargs: dict[st
     return getattr(torch.empty_like(like, **kwargs), fill)(*bounds, generator=generator)
 
 
-def _dropout(
-    generator: torch.Generator, args: Any, kwargs: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    def dropout(x: Tensor, p: float, train: bool | None = True) -> tuple[Tensor, Tensor]:
-        mask = torch.empty_like(x, dtype=torch.bool)
-        if not train:
-            return x.clone(), mask.fill_(True)
-        mask.bernoulli_(1 - p, generator=generator)
-        return x * mask * (0.0 if p == 1 else 1 / (1 - p)), mask
-
-    return dropout(*args, **kwargs)
+def _dropout(generator: torch.Generator, args: Any, _: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    x, p, train = args
+    mask = torch.empty_like(x, dtype=torch.bool)
+    if not train:
+        return x.clone(), mask.fill_(value=True)
+    mask.bernoulli_(1 - p, generator=generator)
+    return x * mask * (0.0 if p == 1 else 1 / (1 - p)), mask
 
 
 def normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -102,7 +102,7 @@ def _tighten(place: Place, value: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(low, place.x, place.lower), torch.where(low, place.upper, place.x)
 
 
-def take_step(f: Function, place: Place, least: Tensor, watch: bool) -> Place:
+def take_step(f: Function, place: Place, least: Tensor, *, watch: bool) -> Place:
     """One step by Newton's method, or a halving where that leads out of the bracket.
 
     Also, if ``watch``, where a step is longer than half the last but one: steps that do not get

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.patches import Patch
 from flowkit import checks
 from flowkit.errors import DataError
 from flowkit.plotting.arrays import DATA_COLOR, MODEL_COLOR, as_points
-from flowkit.plotting.figure import NotebookFigure
+from flowkit.plotting.figure import dots, panels
 
 # Fractions of the points inside the outer and the inner contour.
 _FRACTIONS = (0.9, 0.5)
@@ -78,25 +79,20 @@ def corner(
     spans = [_span([table[:, i] for table in tables], names[i]) for i in range(d)]
 
     side = 1.9 if d <= 6 else 1.4
-    figure = NotebookFigure(figsize=(side * d + 0.8, side * d + 0.6), layout="constrained")
-    grid = figure.subplots(d, d, squeeze=False)
-    for row in range(d):
-        for column in range(d):
-            axis = grid[row, column]
-            if column > row:
-                axis.set_visible(False)
-                continue
-            if column == row:
-                _margin(
-                    axis, [table[:, row] for table in tables], np.linspace(*spans[row], bins + 1)
-                )
-            else:
-                pairs = [table[:, [column, row]] for table in tables]
-                _pair(axis, pairs, spans[column], spans[row])
-                axis.set_ylim(spans[row])
-            axis.set_xlim(spans[column])
-            axis.locator_params(nbins=3)
-            _label(axis, names, row, column, d)
+    figure, grid = panels(side * d + 0.8, side * d + 0.6, d, d)
+    for axis in grid[np.triu_indices(d, 1)]:
+        axis.set_visible(False)
+    for column, row in combinations_with_replacement(range(d), 2):
+        axis = grid[row, column]
+        shown = [table[:, [column, row]] for table in tables]
+        if column == row:
+            _margin(axis, shown, np.linspace(*spans[row], bins + 1).tolist())
+        else:
+            _pair(axis, shown, spans[column], spans[row])
+            axis.set_ylim(spans[row])
+        axis.set_xlim(spans[column])
+        axis.locator_params(nbins=3)
+        _label(axis, names, row, column, d)
     figure.align_labels()
     handles: list[Patch | Line2D] = [Patch(color=DATA_COLOR, alpha=0.5, label=labels[0])]
     if samples is not None:
@@ -108,8 +104,8 @@ def corner(
 
 def _span(columns: list[np.ndarray], name: str) -> tuple[float, float]:
     """The central 99 % of each table, whichever reaches farther, and a margin."""
-    low = min(float(np.quantile(values, 0.005)) for values in columns)
-    high = max(float(np.quantile(values, 0.995)) for values in columns)
+    ends = np.array([np.quantile(values, (0.005, 0.995)) for values in columns])
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
     if not low < high:
         raise DataError(
             f"corner expected columns that vary, got nearly constant {name}; leave that column out"
@@ -118,12 +114,14 @@ def _span(columns: list[np.ndarray], name: str) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _margin(axis: Axes, tables: list[np.ndarray], edges: np.ndarray) -> None:
-    """Histograms of one column, as densities."""
-    axis.hist(tables[0], bins=edges.tolist(), density=True, color=DATA_COLOR, alpha=0.5)
-    if len(tables) > 1:
-        line: dict[str, Any] = {"histtype": "step", "color": MODEL_COLOR, "lw": 1.5}
-        axis.hist(tables[1], bins=edges.tolist(), density=True, **line)
+def _margin(axis: Axes, tables: list[np.ndarray], edges: list[float]) -> None:
+    """Histograms of the first column, as densities."""
+    styles: tuple[dict[str, Any], ...] = (
+        {"color": DATA_COLOR, "alpha": 0.5},
+        {"color": MODEL_COLOR, "histtype": "step", "lw": 1.5},
+    )
+    for table, style in zip(tables, styles, strict=False):
+        axis.hist(table[:, 0], edges, density=True, **style)
 
 
 def _pair(
@@ -135,13 +133,10 @@ def _pair(
     """Two columns: contours with areas for the data and lines for the samples, or points."""
     x_edges, y_edges = np.linspace(*x_span, _CELLS + 1), np.linspace(*y_span, _CELLS + 1)
     x, y = (x_edges[1:] + x_edges[:-1]) / 2, (y_edges[1:] + y_edges[:-1]) / 2
-    for table, color, filled in zip(
-        tables, (DATA_COLOR, MODEL_COLOR), (True, False), strict=False
-    ):
+    for table, color in zip(tables, (DATA_COLOR, MODEL_COLOR), strict=False):
+        filled = color == DATA_COLOR
         if len(table) < _FEW:
-            axis.scatter(
-                table[:, 0], table[:, 1], s=5 if filled else 9, c=color, alpha=0.8, linewidths=0
-            )
+            dots(axis, table, color=color, size=5 if filled else 9, alpha=0.8)
             continue
         density, levels = _levels(table, x_edges, y_edges)
         if filled:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from flowkit.errors import DataError
 from flowkit.plotting.arrays import DATA_COLOR, MODEL_COLOR
-from flowkit.plotting.figure import simple_figure
+from flowkit.plotting.figure import curves
 
 
 def plot_history(history: Any, *, label: str = "loss", title: str = "training") -> Figure:
@@ -38,21 +38,19 @@ def plot_history(history: Any, *, label: str = "loss", title: str = "training") 
         'epoch'
     """
     epochs, train, validation, best = _read(history)
-    figure, axis = simple_figure(title)
     # A line through one point is invisible, so short runs get markers.
     marker = "o" if len(epochs) < 25 else ""
-    axis.plot(epochs, train, color=DATA_COLOR, marker=marker, ms=3, label="training")
-    if validation:
-        axis.plot(epochs, validation, color=MODEL_COLOR, marker=marker, ms=3, label="validation")
-    if best is not None:
-        value = (validation or train)[epochs.index(best)]
-        axis.axvline(best, color="0.75", linestyle="--", linewidth=1, zorder=0)
-        ring: dict[str, Any] = {"ms": 7, "markerfacecolor": "white", "markeredgecolor": "#c0392b"}
-        name = f"restored: epoch {best}, {value:.4g}"
-        axis.plot([best], [value], "o", markeredgewidth=1.8, label=name, **ring)
-    axis.set(xlabel="epoch", ylabel=label)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axis.legend(frameon=False)
+    with curves(title, "epoch", label) as (figure, axis):
+        axis.plot(epochs, train, DATA_COLOR, marker=marker, ms=3, label="training")
+        if validation:
+            axis.plot(epochs, validation, MODEL_COLOR, marker=marker, ms=3, label="validation")
+        if best is not None:
+            value = (validation or train)[epochs.index(best)]
+            axis.axvline(best, color="0.75", linestyle="--", linewidth=1, zorder=0)
+            ring: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": "#c0392b"}
+            name = f"restored: epoch {best}, {value:.4g}"
+            axis.plot([best], [value], "o", ms=7, markeredgewidth=1.8, label=name, **ring)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return figure
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowkit import checks
 from flowkit.errors import DataError
 from flowkit.plotting.arrays import MODEL_COLOR, as_points
-from flowkit.plotting.figure import NotebookFigure
+from flowkit.plotting.figure import dots, panels
 
 # Grid points handed to log_prob at once: small enough for a large flow on a small machine.
 _BLOCK = 8192
@@ -69,9 +69,8 @@ def density_2d(
     # Panels keep the shape of the rectangle, within reason.
     height = 4.0
     width = height * min(2.0, max(0.6, (x_high - x_low) / (y_high - y_low)))
-    panels = 1 if points is None else 2
-    figure = NotebookFigure(figsize=(panels * width + 1.2, height), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    count = 1 if points is None else 2
+    figure, (axes,) = panels(count * width + 1.2, height, 1, count)
     # Half a step on each side puts the middle of every cell on its grid point.
     dx, dy = (x[1] - x[0]) / 2, (y[1] - y[0]) / 2
     picture = axes[0].imshow(
@@ -86,17 +85,10 @@ def density_2d(
     figure.colorbar(picture, ax=axes[0], label="density", pad=0.02)
     axes[0].set_title(title)
     if points is not None:
-        inside = ((points >= [x_low, y_low]).all(1) & (points <= [x_high, y_high]).all(1)).sum()
-        outside = len(points) - int(inside)
-        axes[1].scatter(
-            points[:, 0],
-            points[:, 1],
-            s=float(np.clip(12000 / len(points), 0.5, 12)),
-            c=MODEL_COLOR,
-            alpha=float(np.clip(3000 / len(points), 0.15, 0.7)),
-            linewidths=0,
-            rasterized=True,
-        )
+        low, high = zip((x_low, x_high), (y_low, y_high), strict=True)
+        outside = int(((points < low) | (points > high)).any(1).sum())
+        size, alpha = np.clip(np.array([12000, 3000]) / len(points), [0.5, 0.15], [12, 0.7])
+        dots(axes[1], points, color=MODEL_COLOR, size=size, alpha=alpha)
         beyond = f", {outside:,} outside" if outside else ""
         axes[1].set_title(f"{len(points):,} samples{beyond}")
     for axis in axes:
@@ -124,13 +116,14 @@ def _on_grid(
     """Density on the grid, one row for each y."""
     columns, rows = np.meshgrid(x, y)
     grid = torch.tensor(np.stack([columns.ravel(), rows.ravel()], -1), dtype=dtype, device=device)
-    with torch.no_grad():
-        blocks = [log_prob(block) for block in grid.split(_BLOCK)]
-    for block, part in zip(blocks, grid.split(_BLOCK), strict=True):
-        if block.shape != part.shape[:1]:
+    blocks = []
+    for part in grid.split(_BLOCK):
+        with torch.no_grad():
+            blocks.append(log_prob(part))
+        if blocks[-1].shape != part.shape[:1]:
             raise DataError(
                 f"density_2d expected log_prob to return ({len(part)},) for {len(part)} points, "
-                f"got {tuple(block.shape)}; remedy: sum over the event dimension"
+                f"got {tuple(blocks[-1].shape)}; remedy: sum over the event dimension"
             )
     values = torch.cat(blocks).double().exp().cpu().numpy()
     if np.isnan(values).any():

@@ -1,9 +1,13 @@
-"""The figure that every function of the package returns: it shows itself in a notebook."""
+"""Figures that show themselves in a notebook, and what is the same on all of them."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,11 +31,26 @@ class NotebookFigure(Figure):
         return buffer.getvalue()
 
 
-def simple_figure(title: str) -> tuple[NotebookFigure, Axes]:
-    """Make a figure of one panel with a faint grid and no frame above and at the right."""
-    figure = NotebookFigure(figsize=(6.4, 4.0), layout="constrained")
-    axis = figure.subplots()
-    axis.set_title(title)
+def panels(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[NotebookFigure, np.ndarray]:
+    """Make a figure in inches, and a table of its panels."""
+    figure = NotebookFigure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+@contextmanager
+def curves(title: str, xlabel: str, ylabel: str) -> Iterator[tuple[NotebookFigure, Axes]]:
+    """Make a figure of one panel, with a legend once the curves are drawn."""
+    figure, ((axis,),) = panels(6.4, 4.0)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis
+    yield figure, axis
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axis.legend(frameon=False)
+
+
+def dots(axis: Axes, points: np.ndarray, *, color: Any, size: float, alpha: float = 1.0) -> None:
+    """Draw points (n, 2 or more) by their first two columns, without outlines."""
+    x, y = points.T[:2]
+    axis.scatter(x, y, size, color, alpha=alpha, linewidths=0, rasterized=True)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from flowkit.errors import DataError
 from flowkit.plotting.arrays import as_points
-from flowkit.plotting.figure import NotebookFigure
+from flowkit.plotting.figure import dots, panels
 
 
 def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
@@ -49,30 +49,19 @@ def pointillist(photo: Any, points: Any, *, title: str = "samples") -> Figure:
     colors = np.clip((points[inside, :3] + 0.5) / 256, 0, 1)
 
     panel = 5.5
-    figure = NotebookFigure(
-        figsize=(2 * panel, panel * height / width + 0.55), layout="constrained"
-    )
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    left.imshow(
-        np.clip(image, 0, 255).astype(np.uint8), extent=(-0.5, width - 0.5, height - 0.5, -0.5)
-    )
+    size = 2 * panel, panel * height / width + 0.55
+    figure, ((left, right),) = panels(*size, 1, 2, sharex=True, sharey=True)
+    frame = (-0.5, width - 0.5, height - 0.5, -0.5)
+    left.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=frame)
     left.set_title("photograph")
     # Dots of twice the area of the panel; a layer of wider ones beneath fills the gaps that chance
     # leaves with the color of the neighbours.
     area = 2 * (0.9 * 72 * panel) ** 2 * height / width / len(points)
     for wider in (5.0, 1.0):
-        right.scatter(
-            x[inside],
-            y[inside],
-            s=wider * float(np.clip(area, 0.3, 200)),
-            c=colors,
-            linewidths=0,
-            rasterized=True,
-        )
+        dots(right, points[inside, 3:], color=colors, size=wider * float(np.clip(area, 0.3, 200)))
     beyond = f", {1 - inside.mean():.1%} outside" if not inside.all() else ""
     right.set_title(f"{title}: {len(points):,} points{beyond}")
     for axis in (left, right):
-        axis.set(aspect="equal", xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-        axis.set_xlabel("x [pixels]")
+        axis.set(aspect="equal", xlim=frame[:2], ylim=frame[2:], xlabel="x [pixels]")
     left.set_ylabel("y [pixels]")
     return figure

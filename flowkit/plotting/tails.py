@@ -13,7 +13,7 @@ from torch import Tensor
 from flowkit import checks
 from flowkit.errors import DataError
 from flowkit.plotting.arrays import DATA_COLOR, MODEL_COLOR, as_points
-from flowkit.plotting.figure import simple_figure
+from flowkit.plotting.figure import curves
 
 # The first sample is grey, as data are, then blue and further colors.
 _COLORS = (DATA_COLOR, MODEL_COLOR, "#c0392b", "#2e8b57", "#8e5ea2", "#b8860b")
@@ -50,17 +50,15 @@ def pareto_plot(
         >>> figure.axes[0].get_xscale()
         'log'
     """
-    figure, axis = simple_figure(title)
     sided = _sided("pareto_plot", samples, tail)
     # The larger halves: small numbers would take decades of the axis.
     start = min(float(np.median(x)) for _, x in sided)
-    for color, (name, x) in zip(_COLORS, sided, strict=False):
-        fraction = np.arange(len(x), 0, -1) / len(samples[name])
-        kept = _spread(len(x))
-        kept = kept[x[kept] >= start]
-        axis.loglog(x[kept], fraction[kept], color=color, label=name)
-    axis.set(xlabel=f"t{_bracket(unit)}", ylabel=f"fraction of {_SIDES[tail]} beyond t")
-    axis.legend(frameon=False)
+    labels = f"t{_bracket(unit)}", f"fraction of {_SIDES[tail]} beyond t"
+    with curves(title, *labels) as (figure, axis):
+        for color, (name, x) in zip(_COLORS, sided, strict=False):
+            kept = _spread(len(x))
+            kept = kept[x[kept] >= start]
+            axis.loglog(x[kept], (len(x) - kept) / len(samples[name]), color=color, label=name)
     return figure
 
 
@@ -86,22 +84,14 @@ def mean_excess_plot(
         >>> mean_excess_plot({"x": x}, tail="right", unit="s").axes[0].get_xlabel()
         'threshold t [s]'
     """
-    figure, axis = simple_figure(title)
-    for color, (name, x) in zip(_COLORS, _sided("mean_excess_plot", samples, tail), strict=False):
-        if len(x) <= 20:
-            raise DataError(
-                f"mean_excess_plot expected more than 20 numbers on the side of the tail, got "
-                f"{len(x)} of {name!r}"
-            )
-        above = np.cumsum(x[::-1])[::-1]
-        count = np.arange(len(x), 0, -1)
-        kept = _spread(len(x) - 10)
-        axis.plot(x[kept], (above / count)[kept] - x[kept], color=color, label=name)
-    axis.set(
-        xlabel=f"threshold t{_bracket(unit)}",
-        ylabel=f"mean of {_SIDES[tail]} - t beyond t{_bracket(unit)}",
-    )
-    axis.legend(frameon=False)
+    sided = _sided("mean_excess_plot", samples, tail, least=21)
+    brackets = _bracket(unit)
+    labels = f"threshold t{brackets}", f"mean of {_SIDES[tail]} - t beyond t{brackets}"
+    with curves(title, *labels) as (figure, axis):
+        for color, (name, x) in zip(_COLORS, sided, strict=False):
+            kept = _spread(len(x) - 10)
+            above = np.cumsum(x[::-1])[::-1][kept]
+            axis.plot(x[kept], above / (len(x) - kept) - x[kept], color=color, label=name)
     return figure
 
 
@@ -137,33 +127,28 @@ def qq_plot(
         'quantiles of data'
     """
     reference = _numbers("qq_plot", "x", x)
-    figure, axis = simple_figure(title)
+    others = _named("qq_plot", samples, 5)
     width = float(np.subtract(*np.quantile(reference, [0.75, 0.25]))) or 1.0
-    for color, (name, y) in zip(_COLORS[1:], _named("qq_plot", samples, 5), strict=False):
-        n = min(len(reference), len(y))
-        levels = (np.arange(n) + 0.5) / n
-        # Dense at both ends, where single numbers count.
-        kept = np.union1d(_spread(n), n - 1 - _spread(n))
-        quantiles = (np.quantile(v, levels[kept]) for v in (reference, y))
-        axis.plot(*quantiles, ".", markersize=3, color=color, label=name)
-    ends = [float(reference[0]), float(reference[-1])]
-    axis.plot(ends, ends, color="0.75", linewidth=1, zorder=0)
-    axis.set_xscale("asinh", linear_width=width)
-    axis.set_yscale("asinh", linear_width=width)
-    for each in (axis.xaxis, axis.yaxis):
-        # Zero and powers of ten, from where the axis becomes logarithmic.
-        low, high = each.get_view_interval()
-        largest = max(-low, high, 10 * width)
-        powers = 10.0 ** np.arange(np.ceil(np.log10(width)), np.log10(largest) + 1)
-        each.set_major_locator(FixedLocator([*-powers[::-1], 0.0, *powers]))
-        each.set_major_formatter("{x:g}")
-        each.set_minor_locator(NullLocator())
-        each.set_view_interval(low, high, ignore=True)
-    axis.set(
-        xlabel=f"quantiles of {label}{_bracket(unit)}",
-        ylabel=f"quantiles of samples{_bracket(unit)}",
-    )
-    axis.legend(frameon=False)
+    labels = f"quantiles of {label}{_bracket(unit)}", f"quantiles of samples{_bracket(unit)}"
+    with curves(title, *labels) as (figure, axis):
+        for color, (name, y) in zip(_COLORS[1:], others, strict=False):
+            n = min(len(reference), len(y))
+            # Dense at both ends, where single numbers count.
+            kept = np.union1d(_spread(n), n - 1 - _spread(n))
+            quantiles = (np.quantile(v, (kept + 0.5) / n) for v in (reference, y))
+            axis.plot(*quantiles, ".", markersize=3, color=color, label=name)
+        axis.plot(reference[[0, -1]], reference[[0, -1]], "0.75", linewidth=1, zorder=0)
+        axis.set_xscale("asinh", linear_width=width)
+        axis.set_yscale("asinh", linear_width=width)
+        for each in (axis.xaxis, axis.yaxis):
+            # Zero and powers of ten, from where the axis becomes logarithmic.
+            low, high = each.get_view_interval()
+            largest = max(-low, high, 10 * width)
+            powers = 10.0 ** np.arange(np.ceil(np.log10(width)), np.log10(largest) + 1)
+            each.set_major_locator(FixedLocator([*-powers[::-1], 0.0, *powers]))
+            each.set_major_formatter("{x:g}")
+            each.set_minor_locator(NullLocator())
+            each.set_view_interval(low, high, ignore=True)
     return figure
 
 
@@ -195,14 +180,19 @@ def _named(
     return [(name, _numbers(where, repr(name), x)) for name, x in samples.items()]
 
 
-def _sided(where: str, samples: Mapping[str, Any], tail: str) -> list[tuple[str, np.ndarray]]:
+def _sided(
+    where: str, samples: Mapping[str, Any], tail: str, least: int = 1
+) -> list[tuple[str, np.ndarray]]:
     """The numbers of each sample on one side, from the smallest."""
     checks.choice(where, "tail", tail, _SIDES)
     sided = []
     for name, x in _named(where, samples):
         side = np.sort(np.abs(x)) if tail == "both" else x if tail == "right" else -x[::-1]
         side = side[side > 0]
-        if not len(side):
-            raise DataError(f"{where}: {name!r} has no number on the {tail} side")
+        if len(side) < least:
+            raise DataError(
+                f"{where} expected at least {least} number(s) on the {tail} side, got {len(side)} "
+                f"of {name!r}"
+            )
         sided.append((name, side))
     return sided

@@ -1,8 +1,7 @@
 """Estimates from samples and importance weights: free energies, tails, effective sizes."""
 
-from flowkit.statistics.tail_distances import expected_shortfall, tail_area
 from flowkit.statistics.tail_estimates import tail_estimate
-from flowkit.statistics.tails import tail_indices, tail_verdict
+from flowkit.statistics.tails import expected_shortfall, tail_area, tail_indices, tail_verdict
 from flowkit.statistics.weights import (
     effective_sample_size,
     free_energy_profile,

@@ -153,8 +153,8 @@ def _of_moments(
 
 def _of_kernel(logs: np.ndarray, fraction: float) -> TailEstimate:
     spacings = np.append(logs[:-1] - logs[1:], 0.0)
-    weights = _kernel_weights(len(logs), len(logs), np.array([fraction]), _biweight)
-    return TailEstimate(float(_from_spacings(spacings, weights)[0]), fraction)
+    (xi,) = _kernel_estimates(spacings, len(logs), np.array([fraction]), 2)
+    return TailEstimate(float(xi), fraction)
 
 
 def _log_moments(logs: np.ndarray, highest: int) -> list[np.ndarray]:
@@ -187,50 +187,27 @@ def _moment_criterion(logs: np.ndarray, _: int) -> np.ndarray:
         return (_from_moments(first, second) - other) ** 2
 
 
-def _biweight(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The kernel on [0, 1] and its derivative."""
-    inside = np.clip(1 - u**2, 0, None)
-    return 15 / 8 * inside**2, -15 / 2 * u * inside
-
-
-def _triweight(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    inside = np.clip(1 - u**2, 0, None)
-    return 35 / 16 * inside**3, -105 / 8 * u * inside**2
-
-
-def _kernel_weights(
-    n: int,
-    kept: int,
-    bandwidths: np.ndarray,
-    kernel: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights of the three sums over spacings, ``(kept, bandwidths)`` each."""
-    u = (np.arange(1, kept + 1) / n)[:, None]
-    value, slope = kernel(u / bandwidths)
-    value, slope = value / bandwidths, slope / bandwidths**2
-    power = _KERNEL_POWER
-    first = u**power * value
-    return u * value, first, (power + 1) * first + u ** (power + 1) * slope
-
-
-def _from_spacings(
-    spacings: np.ndarray, weights: tuple[np.ndarray, np.ndarray, np.ndarray]
+def _kernel_estimates(
+    spacings: np.ndarray, n: int, bandwidths: np.ndarray, power: int
 ) -> np.ndarray:
-    positive, first, second = (spacings @ w for w in weights)
-    ratio: np.ndarray = positive - 1 + second / first
-    return ratio
+    """Estimates ``(..., bandwidths)`` by the biweight (``power=2``) or triweight kernel (3)."""
+    u = (np.arange(1, spacings.shape[-1] + 1) / n)[:, None]
+    inside = np.clip(1 - (u / bandwidths) ** 2, 0, None)
+    height = {2: 15 / 8, 3: 35 / 16}[power] / bandwidths
+    value = height * inside**power
+    slope = -2 * power * height * u / bandwidths**2 * inside ** (power - 1)
+    first = u**_KERNEL_POWER * value
+    second = (_KERNEL_POWER + 1) * first + u ** (_KERNEL_POWER + 1) * slope
+    ratio: np.ndarray = (spacings @ second) / (spacings @ first)
+    return spacings @ (u * value) - 1 + ratio
 
 
 def _kernel_criterion(grid: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
     def criterion(logs: np.ndarray, size: int) -> np.ndarray:
         spacings = logs[:, :-1] - logs[:, 1:]
-        kept = spacings.shape[1]
         with np.errstate(divide="ignore", invalid="ignore"):
-            two = (
-                _from_spacings(spacings, _kernel_weights(size, kept, grid, kernel))
-                for kernel in (_biweight, _triweight)
-            )
-            return (next(two) - next(two)) ** 2
+            two, three = (_kernel_estimates(spacings, size, grid, power) for power in (2, 3))
+            return (two - three) ** 2
 
     return criterion
 

@@ -44,28 +44,26 @@ def check_transform(theirs: Any, ours: Transform, features: int, like: Tensor) -
     # Some samples lie in the tails, unless the domain ends: near its ends nflows clamps.
     bounded = not torch.equal(domain(wide), wide)
     scale = torch.linspace(0.3, 1.0 if bounded else 3.0, _SAMPLES, dtype=torch.float64)
-    x, context = domain(scale.unsqueeze(-1) * wide), _normal(ours.context_size)
+    _compare(theirs, ours, like, domain(scale.unsqueeze(-1) * wide), _both_directions)
 
-    def both(their: Any, our: Transform, like: Tensor) -> Pairs:
-        rows, given = x.to(like), context.to(like) if ours.context_size else None
-        try:
-            expected = their(rows.clone(), given)
-        except InputOutsideDomain:
-            # Splines without tails; the unit interval is the one domain that nflows has.
-            rows = torch.sigmoid(rows)
-            expected = their(rows.clone(), given)
-        pairs = list(zip(our(rows, given), expected, strict=True))
-        try:
-            back, log_det = their.inverse(expected[0].clone(), given)
-        except Exception:
-            # Some layers of nflows have no inverse under this version of torch.
-            return pairs
-        # Where nflows itself does not find back, as beyond a clamp, there is nothing to compare.
-        there = ((back - rows).abs() < 1e-3 * (1 + rows.abs())).all(-1)
-        found = our.inverse(expected[0], given)
-        return pairs + [(f[there], e[there]) for f, e in zip(found, (back, log_det), strict=True)]
 
-    _compare(theirs, ours, like, both)
+def _both_directions(theirs: Any, ours: Transform, x: Tensor, context: Tensor | None) -> Pairs:
+    try:
+        expected = theirs(x.clone(), context)
+    except InputOutsideDomain:
+        # Splines without tails; the unit interval is the one domain that nflows has.
+        x = torch.sigmoid(x)
+        expected = theirs(x.clone(), context)
+    pairs = list(zip(ours(x, context), expected, strict=True))
+    try:
+        back, log_det = theirs.inverse(expected[0].clone(), context)
+    except Exception:
+        # Some layers of nflows have no inverse under this version of torch.
+        return pairs
+    # Where nflows itself does not find back, as beyond a clamp, there is nothing to compare.
+    there = ((back - x).abs() < 1e-3 * (1 + x.abs())).all(-1)
+    found = ours.inverse(expected[0], context)
+    return pairs + [(f[there], e[there]) for f, e in zip(found, (back, log_det), strict=True)]
 
 
 def check_base(theirs: Any, ours: Base, like: Tensor) -> None:
@@ -74,17 +72,19 @@ def check_base(theirs: Any, ours: Base, like: Tensor) -> None:
     Raises:
         ConversionError: If they differ.
     """
-    z, context = _normal(*ours.event_shape), _normal(ours.context_size)
 
-    def both(their: Any, our: Base, like: Tensor) -> Pairs:
-        rows, given = z.to(like), context.to(like) if ours.context_size else None
-        return [(our.log_prob(rows, given), their.log_prob(rows, given))]
+    def both(theirs: Any, ours: Base, z: Tensor, context: Tensor | None) -> Pairs:
+        return [(ours.log_prob(z, context), theirs.log_prob(z, context))]
 
-    _compare(theirs, ours, like, both)
+    _compare(theirs, ours, like, _normal(*ours.event_shape), both)
 
 
 def _compare(
-    theirs: Any, ours: Any, like: Tensor, both: Callable[[Any, Any, Tensor], Pairs]
+    theirs: Any,
+    ours: Any,
+    like: Tensor,
+    x: Tensor,
+    both: Callable[[Any, Any, Tensor, Tensor | None], Pairs],
 ) -> None:
     """Compare in float64 on copies, or in the dtype of ``like`` if nflows cannot."""
     name = type(theirs).__name__
@@ -92,8 +92,9 @@ def _compare(
     for dtype in dict.fromkeys((torch.float64, like.dtype)):
         # A flow that still trains must not be started by a probe, nor draw its dropout.
         their, our = (deepcopy(part).to(dtype).eval() for part in (theirs, ours))
+        given = _normal(ours.context_size).to(like.device, dtype) if ours.context_size else None
         try:
-            pairs = both(their, our, like.to(dtype))
+            pairs = both(their, our, x.to(like.device, dtype), given)
         except Exception as caught:
             error = caught
             continue
@@ -116,7 +117,6 @@ def _compare(
 def _difference(found: Tensor, expected: Any) -> float:
     """The largest difference relative to 1 + the size; equal infinities and NaN are none."""
     expected = torch.as_tensor(expected).to(found).expand_as(found)
-    same = (found == expected) | (found.isnan() & expected.isnan())
     gap = (found - expected).abs() / (1 + expected.abs())
-    gap = torch.where(same, 0.0, torch.where(gap.isfinite(), gap, torch.inf))
-    return float(gap.max()) if gap.numel() else 0.0
+    gap = torch.where(torch.isclose(found, expected, 0, 0, equal_nan=True), 0.0, gap)
+    return float(gap.nan_to_num(torch.inf).max()) if gap.numel() else 0.0
