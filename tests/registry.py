@@ -616,6 +616,7 @@ CONDITIONERS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 }
 
 
+@flowkit.register
 def _springs(x: torch.Tensor) -> torch.Tensor:
     return x.square().sum(-1)
 
@@ -631,12 +632,10 @@ ENERGIES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "ConditionalEnergy": (lambda: ConditionalEnergy(DoubleWell(), [False, True]), {}),
     "CallableEnergy": (lambda: CallableEnergy(_springs, 2, kT=2.0), {}),
     "Picture": (lambda: Picture([[1.0, 2.0], [3.0, 4.0]]), {}),
-    # Of the others some take minutes; the funnel's slopes overflow far out, the copula is computed
-    # by NumPy, Multimodal10 takes float64 alone, and the mass of a torus is that of one period.
-    **{
-        name: (TOYS[name], {})
-        for name in ("checkerboard", "eight_gaussians", "ring", "sine", "two_moons")
-    },
+    # Spirals and circles take minutes, torch.func has no rule for the checkerboard's log_ndtr,
+    # the funnel's slopes overflow far out, the copula is computed by NumPy, Multimodal10 takes
+    # float64 alone, and the mass of a torus is that of one period.
+    **{name: (TOYS[name], {}) for name in ("eight_gaussians", "ring", "sine", "two_moons")},
 }
 
 

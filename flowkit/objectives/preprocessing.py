@@ -63,8 +63,7 @@ class AfterPreprocessing(Objective):
     ) -> Loss:
         """Return the loss of the rest of the flow on preprocessed samples."""
         rest, batch = self._rest(flow, batch, generator)
-        loss: Loss = self.objective(rest, batch, generator=generator, progress=progress)
-        return loss
+        return self.objective(rest, batch, generator=generator, progress=progress)
 
     def fault(self, flow: Flow, batch: Batch) -> str | None:
         """What the objective within finds."""

@@ -236,21 +236,17 @@ def _sum(values: Tensor, flow: Flow) -> Tensor:
 
 def _diagonal(score: Tensor, x: Tensor, slices: int | None, generator: Generator) -> Tensor:
     """The diagonal of the score's Jacobian, of the shape of ``x``: exactly, or by random signs."""
-    total = torch.zeros_like(score)
-    if slices is not None:
-        for _ in range(slices):
+    event, total = score.shape[1:], torch.zeros_like(score)
+    for i in range(event.numel() if slices is None else slices):
+        if slices is None:
+            v = score.new_zeros(event.numel())
+            v[i] = 1
+            v = v.reshape(event).expand_as(score)
+        else:
             sign = torch.randint(0, 2, score.shape, generator=generator, device=score.device)
-            sign = sign.to(score) * 2 - 1
-            (row,) = torch.autograd.grad(score, x, sign, create_graph=True)
-            total = total + sign * row / slices
-        return total
-    event = score.shape[1:]
-    for i in range(event.numel()):
-        one = score.new_zeros(event.numel())
-        one[i] = 1
-        one = one.reshape(event)
-        (row,) = torch.autograd.grad(score, x, one.expand_as(score), create_graph=True)
-        total = total + one * row
+            v = sign.to(score) * 2 - 1
+        (row,) = torch.autograd.grad(score, x, v, create_graph=True)
+        total = total + v * row / (slices or 1)
     return total
 
 
