@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowkit import checks
 from flowkit.ends import within
-from flowkit.errors import ShapeError, StochasticFlowError
+from flowkit.errors import NotInvertibleError, ShapeError, StochasticFlowError
 from flowkit.numerics.gradients import require_ordinary, value_and_gradient
 from flowkit.numerics.rounding import clamp_through
 from flowkit.numerics.types import Context, Generator, Sizes
@@ -223,6 +223,12 @@ class Density(Pushforward):
         if self.event_shape != (1,):
             raise ShapeError(
                 f"distribution functions exist for scalar events; this flow has {self.event_shape}"
+            )
+        if self._has_circles:
+            raise NotInvertibleError(
+                f"{self.transform.label} has a periodic variable, without a first point for a "
+                "distribution function or a quantile to count from; remedy: an interval, or "
+                "integrate exp(log_prob)"
             )
 
     def _tail(self, x: Tensor, context: Context, *, upper: bool) -> Tensor:

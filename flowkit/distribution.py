@@ -114,7 +114,7 @@ class FlowDistribution(Distribution):
 
     def _broadcast(self, value: Tensor, event: Sizes) -> Tensor:
         """Broadcast the batch of ``value (*batch, *event)``; the event has to fit as it is."""
-        check_event("value", value, event)
+        check_event("Flow", "value", value, event)
         own = tuple(value.shape[: value.ndim - len(event)])
         try:
             batch = torch.broadcast_shapes(own, self.batch_shape)

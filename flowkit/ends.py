@@ -8,7 +8,7 @@ from torch import Tensor
 from flowkit.bases import Base
 from flowkit.errors import ShapeError
 from flowkit.numerics.rounding import clamp_through
-from flowkit.transforms import Permutation, Transform
+from flowkit.transforms import Transform
 from flowkit.transforms.compose import layers_in_order
 from flowkit.transforms.region import Region, is_whole_line, region_of
 
@@ -53,7 +53,7 @@ def may_leave(transform: Transform, base: Base) -> bool:
     for i, (layer, inverted) in enumerate(layers):
         if not is_whole_line(layer.codomain) if inverted else layer.restricts:
             last = i
-    if any(not (t.reshapes or isinstance(t, Permutation)) for t, _ in layers[:last]):
+    if any(not t.rearranges for t, _ in layers[:last]):
         return True
     bounded = not is_whole_line(base.support)
     return bounded and any(not layer.keeps_intervals for layer, _ in layers)

@@ -144,7 +144,7 @@ class Pushforward(nn.Module):
         if not self.needs_context:
             return context
         if size:
-            check_event("context", context, (size,))
+            check_event("Flow", "context", context, (size,))
         return context if self.embedding is None else self.embedding(context)
 
     def _prepare(
@@ -153,7 +153,7 @@ class Pushforward(nn.Module):
         """Check both inputs, embed the context, and bring them to one batch shape."""
         check_tensor(name, x, self.dtype, self.device)
         shape = self.base.event_shape if name == "z" else self.event_shape
-        check_event(name, x, shape)
+        check_event("Flow", name, x, shape)
         context = self.embed(context)
         return (x, context) if context is None else broadcast_context(x, context, len(shape))
 

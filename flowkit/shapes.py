@@ -44,6 +44,17 @@ def last_axis_remedy(name: str, value: Any, event_shape: tuple[int | None, ...])
     return f"; remedy: {name}.unsqueeze(-1), if it holds one number each"
 
 
+def check_event(owner: str, name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
+    """Refuse a tensor that is not ``(*batch, *shape)``, where ``None`` stands for any size."""
+    event = x.shape[max(x.ndim - len(shape), 0) :]
+    fits = (want in (None, got) for want, got in zip(shape, event, strict=False))
+    if len(event) < len(shape) or not all(fits):
+        raise ShapeError(
+            f"{owner} expected {name} {batch_text(shape)}, got {tuple(x.shape)}"
+            + last_axis_remedy(name, x, shape)
+        )
+
+
 def open_shape(owner: str, name: str, shape: Any) -> tuple[int | None, ...]:
     """Check the shape of an event whose sizes may be unknown, or that is a scalar."""
     sizes = [shape] if checks.is_integer(shape) else checks.as_list(shape)
@@ -80,17 +91,4 @@ def check_tensor(name: str, x: Any, dtype: torch.dtype | None, device: torch.dev
         raise ShapeError(
             f"this flow is on {device}, but {name} is on {x.device}; remedy: "
             f"{name}.to({str(device)!r}), or flow.to({str(x.device)!r})"
-        )
-
-
-def check_event(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse a tensor whose last dimensions are not the event.
-
-    Raises:
-        ShapeError: If it is not ``(*batch, *shape)``.
-    """
-    if x.ndim < len(shape) or tuple(x.shape[x.ndim - len(shape) :]) != shape:
-        raise ShapeError(
-            f"Flow expected {name} {batch_text(shape)}, got {tuple(x.shape)}"
-            + last_axis_remedy(name, x, shape)
         )

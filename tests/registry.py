@@ -74,7 +74,6 @@ from flowkit.transforms import (
     DenseLinear,
     Elementwise,
     FactorOut,
-    Inverse,
     Log,
     Logit,
     LULinear,
@@ -90,6 +89,7 @@ from flowkit.transforms import (
     Unconstrain,
     Whiten,
 )
+from flowkit.transforms.base import Inverse
 
 
 @dataclass(frozen=True)

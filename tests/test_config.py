@@ -57,7 +57,6 @@ from flowkit.transforms import (
     Coupling,
     DenseLinear,
     Elementwise,
-    Inverse,
     Logit,
     LULinear,
     MaskedAutoregressive,
@@ -69,6 +68,7 @@ from flowkit.transforms import (
     Transform,
     Unconstrain,
 )
+from flowkit.transforms.base import Inverse
 
 MASK = [False, True]
 small = partial(MLP, hidden=(5,))

@@ -28,7 +28,6 @@ from flowkit.transforms import (
     Coupling,
     DenseLinear,
     Elementwise,
-    Inverse,
     Log,
     Logit,
     LULinear,
@@ -41,6 +40,7 @@ from flowkit.transforms import (
     TriangularLinear,
     Whiten,
 )
+from flowkit.transforms.base import Inverse
 
 LINEAR = [DenseLinear, LULinear, OrthogonalLinear, TriangularLinear]
 

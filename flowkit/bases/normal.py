@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowkit import checks
-from flowkit.bases.base import Base
-from flowkit.bases.special import log_normal_survival, normal_quantile
+from flowkit.bases.base import Base, Symmetric
+from flowkit.bases.special import LOG_SQRT_2PI, log_normal_survival, normal_quantile, smaller_tail
 from flowkit.config import register
 from flowkit.numerics.clips import soft_clip
 from flowkit.numerics.roots import attach_newton, find_root_by_newton
 from flowkit.numerics.types import Context, Generator
 
-_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-
 
 def _log_normal(u: Tensor) -> Tensor:
-    return -0.5 * u * u - _LOG_SQRT_2PI
+    return -0.5 * u * u - LOG_SQRT_2PI
+
+
+class _Normal(Symmetric):
+    """What normals have in common."""
+
+    _log_survival = staticmethod(log_normal_survival)
+    _quantile = staticmethod(normal_quantile)
+
+    def _noise(self, size: tuple[int, ...], generator: Generator) -> Tensor:
+        return self._draw(torch.randn, size, generator)
 
 
 @register
-class StandardNormal(Base):
+class StandardNormal(_Normal):
     r"""Independent standard normals: :math:`\log p(z) = -\frac12 |z|^2 - \frac D2 \log 2\pi`.
 
     Args:
@@ -41,45 +48,17 @@ class StandardNormal(Base):
         tensor([-1.8379, -1.8379, -1.8379])
     """
 
-    like: Tensor
-
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__(event_shape)
-        self.register_buffer("like", torch.zeros(()), persistent=False)
 
     def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
         """Return the log-density."""
         dims = tuple(range(-len(self.event_shape), 0))
-        return -0.5 * (z * z).sum(dims) - _LOG_SQRT_2PI * math.prod(self.event_shape)
-
-    def sample(
-        self, shape: tuple[int, ...] = (), context: Context = None, generator: Generator = None
-    ) -> Tensor:
-        """Draw standard normals."""
-        size = self._draw_shape(shape, context)
-        return torch.randn(
-            size, generator=generator, dtype=self.like.dtype, device=self.like.device
-        )
-
-    def log_cdf(self, z: Tensor, context: Context = None) -> Tensor:
-        """Logarithm of the normal distribution function."""
-        return log_normal_survival(-z)
-
-    def log_survival(self, z: Tensor, context: Context = None) -> Tensor:
-        """Logarithm of the normal survival function."""
-        return log_normal_survival(z)
-
-    def icdf(self, q: Tensor, context: Context = None) -> Tensor:
-        """``ndtri(q)``."""
-        return normal_quantile(q)
-
-    def isf(self, q: Tensor, context: Context = None) -> Tensor:
-        """``-ndtri(q)``."""
-        return -normal_quantile(q)
+        return -0.5 * (z * z).sum(dims) - LOG_SQRT_2PI * math.prod(self.event_shape)
 
 
 @register
-class DiagonalNormal(Base):
+class DiagonalNormal(_Normal):
     r"""Independent normals with learned mean and scale, constant or from context.
 
     Without context the parameters are the base's own. With context they are affine in it:
@@ -109,50 +88,27 @@ class DiagonalNormal(Base):
         self.max_log_scale = max_log_scale
         self.params = None if context else nn.Parameter(torch.zeros(2 * features))
         self.from_context = nn.Linear(context, 2 * features) if context else None
-        if self.from_context is not None:
-            nn.init.zeros_(self.from_context.weight)
-            nn.init.zeros_(self.from_context.bias)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
     def _moments(self, context: Context) -> tuple[Tensor, Tensor]:
         params = self.params if self.from_context is None else self.from_context(context)
         mean, raw = params.unflatten(-1, (2, -1)).unbind(-2)  # type: ignore[union-attr]
         return mean, soft_clip(raw, self.max_log_scale)
 
-    def _standardize(self, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _standardize(self, z: Tensor, context: Context) -> Tensor:
         mean, log_scale = self._moments(context)
-        return (z - mean) * torch.exp(-log_scale), log_scale
+        return (z - mean) * torch.exp(-log_scale)
+
+    def _restore(self, u: Tensor, context: Context) -> Tensor:
+        mean, log_scale = self._moments(context)
+        return mean + log_scale.exp() * u
 
     def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
         """Return the log-density."""
-        u, log_scale = self._standardize(z, context)
+        mean, log_scale = self._moments(context)
+        u = (z - mean) * torch.exp(-log_scale)
         return (_log_normal(u) - log_scale).sum(-1)
-
-    def sample(
-        self, shape: tuple[int, ...] = (), context: Context = None, generator: Generator = None
-    ) -> Tensor:
-        """Draw ``mean + scale * eps``."""
-        mean, log_scale = self._moments(context)
-        size = self._draw_shape(shape, context)
-        eps = torch.randn(size, generator=generator, dtype=mean.dtype, device=mean.device)
-        return mean + log_scale.exp() * eps
-
-    def log_cdf(self, z: Tensor, context: Context = None) -> Tensor:
-        """That of the standardised value."""
-        return log_normal_survival(-self._standardize(z, context)[0])
-
-    def log_survival(self, z: Tensor, context: Context = None) -> Tensor:
-        """That of the standardised value."""
-        return log_normal_survival(self._standardize(z, context)[0])
-
-    def icdf(self, q: Tensor, context: Context = None) -> Tensor:
-        """``mean + scale * ndtri(q)``."""
-        mean, log_scale = self._moments(context)
-        return mean + log_scale.exp() * normal_quantile(q)
-
-    def isf(self, q: Tensor, context: Context = None) -> Tensor:
-        """``mean - scale * ndtri(q)``."""
-        mean, log_scale = self._moments(context)
-        return mean - log_scale.exp() * normal_quantile(q)
 
 
 @register
@@ -193,9 +149,6 @@ class NormalMixture(Base):
     def _standardize(self, z: Tensor) -> Tensor:
         return (z.unsqueeze(-2) - self.means) * torch.exp(-self.log_scales)
 
-    def _log_weights(self) -> Tensor:
-        return torch.log_softmax(self.logits, -1)
-
     def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
         """Return the log-density."""
         inside = (_log_normal(self._standardize(z)) - self.log_scales).sum(-1)
@@ -203,7 +156,7 @@ class NormalMixture(Base):
 
     def _mix(self, terms: Tensor) -> Tensor:
         """Logarithm of the weighted sum; without gradient where all terms underflow."""
-        terms = self._log_weights() + terms
+        terms = torch.log_softmax(self.logits, -1) + terms
         nothing = (terms == -math.inf).all(-1, keepdim=True)
         value = torch.logsumexp(torch.where(nothing, torch.zeros_like(terms), terms), -1)
         return torch.where(nothing.squeeze(-1), -math.inf, value)
@@ -213,35 +166,35 @@ class NormalMixture(Base):
     ) -> Tensor:
         """Draw a component, then a normal."""
         size = self._draw_shape(shape, context)
-        like: dict[str, Any] = {"dtype": self.means.dtype, "device": self.means.device}
         # Gumbel's trick: any number of rows, none included, and a reproducible generator.
-        gumbel = torch.rand(*size[:-1], len(self.logits), generator=generator, **like)
+        gumbel = self._draw(torch.rand, (*size[:-1], len(self.logits)), generator)
         gumbel = -torch.log(-torch.log(gumbel.clamp(1e-30, 1 - 1e-7)))
-        which = (self._log_weights().detach() + gumbel).argmax(-1)
-        eps = torch.randn(size, generator=generator, **like)
+        # Up to a constant, the logits are the logarithms of the weights.
+        which = (self.logits.detach() + gumbel).argmax(-1)
+        eps = self._draw(torch.randn, size, generator)
         return self.means[which] + self.log_scales[which].exp() * eps
 
-    def _tail(self, z: Tensor, sign: float) -> Tensor:
-        """Log-probability above ``z``, or below it for the sign -1."""
-        if self.event_shape != (1,):
-            return super().log_cdf(z)
-        tails = log_normal_survival(sign * self._standardize(z)).squeeze(-1)
-        return self._mix(tails).unsqueeze(-1)
+    def _tail(self, z: Tensor, sign: Tensor) -> Tensor:
+        """Log-probability above ``z``, or below it where the sign is -1.
 
-    def _from_smaller(self, z: Tensor, sign: float) -> Tensor:
-        """The same, near probability one by the other side, which keeps the digits."""
-        tail, other = self._tail(z, sign), self._tail(z, -sign)
+        Near probability one by the other side, which keeps the digits.
+        """
+        if self.event_shape != (1,):
+            return self._each("log_cdf", z, None)
+        u = sign.unsqueeze(-2) * self._standardize(z)
+        sides = (log_normal_survival(side).squeeze(-1) for side in (u, -u))
+        tail, other = (self._mix(side).unsqueeze(-1) for side in sides)
         near_one = other < -math.log(2)
         safe = torch.where(near_one, other, torch.full_like(other, -1.0))
         return torch.where(near_one, torch.log1p(-safe.exp()), tail)
 
     def log_cdf(self, z: Tensor, context: Context = None) -> Tensor:
         """Distribution function, for one feature."""
-        return self._from_smaller(z, -1.0)
+        return self._tail(z, -torch.ones_like(z))
 
     def log_survival(self, z: Tensor, context: Context = None) -> Tensor:
         """Survival function, for one feature."""
-        return self._from_smaller(z, 1.0)
+        return self._tail(z, torch.ones_like(z))
 
     def icdf(self, q: Tensor, context: Context = None) -> Tensor:
         """Quantiles, for one feature, by a root search between the components' own quantiles."""
@@ -254,15 +207,9 @@ class NormalMixture(Base):
     def _quantile(self, q: Tensor, lower: Tensor) -> Tensor:
         """The point with ``q``, or ``1 - q``, of the mass in the tail that it is in."""
         if self.event_shape != (1,):
-            return super().icdf(q)
-        inside = (q > 0) & (q < 1)
-        # Each side of the median in its own tail, where probabilities keep their digits.
-        tail = torch.where(q > 0.5, 1 - q, q)
-        tail = torch.where(inside, tail, torch.full_like(q, 0.5))
+            return self._each("icdf", q, None)
+        inside, tail = smaller_tail(q)
         sign = torch.where(lower, 1.0, -1.0).to(q.dtype)
-
-        def log_tail(z: Tensor) -> Tensor:
-            return sign * torch.where(lower, self.log_cdf(z), self.log_survival(z))
 
         target = sign * tail.log()
         with torch.no_grad():
@@ -272,7 +219,7 @@ class NormalMixture(Base):
             first, last = each.amin(-2) - margin, each.amax(-2) + margin
 
         def value_and_log_slope(z: Tensor) -> tuple[Tensor, Tensor]:
-            value = log_tail(z)
+            value = sign * self._tail(z, -sign)
             return value, self.log_prob(z).unsqueeze(-1) + value.abs()
 
         def residual(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -103,18 +103,6 @@ class ProductBase(Base):
         groups = zip(self._parts(), self._groups(value), strict=True)
         return self._join([getattr(base, name)(part, context) for base, part in groups])
 
-    def log_cdf(self, z: Tensor, context: Context = None) -> Tensor:
-        """That of each group."""
-        return self._each("log_cdf", z, context)
-
-    def log_survival(self, z: Tensor, context: Context = None) -> Tensor:
-        """That of each group."""
-        return self._each("log_survival", z, context)
-
-    def icdf(self, q: Tensor, context: Context = None) -> Tensor:
-        """Quantiles of each group."""
-        return self._each("icdf", q, context)
-
     def isf(self, q: Tensor, context: Context = None) -> Tensor:
         """Quantiles of ``1 - q`` of each group."""
         return self._each("isf", q, context)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 # Beyond it the continued fraction of the normal tail, with so many terms, is exact to float64.
 _NORMAL_TAIL = 7.0
 _NORMAL_TERMS = 24
@@ -46,7 +47,7 @@ def log_normal_survival(z: Tensor) -> Tensor:
     fraction = out
     for k in range(_NORMAL_TERMS, 0, -1):
         fraction = out + k / fraction
-    log_tail = -0.5 * out * out - _LOG_SQRT_2PI - fraction.log()
+    log_tail = -0.5 * out * out - LOG_SQRT_2PI - fraction.log()
     half = 0.5 * torch.erfc(near * math.sqrt(0.5))
     log_upper = torch.where(far, log_tail, half.log())
     upper = torch.where(far, log_tail.exp(), half)
@@ -56,6 +57,16 @@ def log_normal_survival(z: Tensor) -> Tensor:
 def normal_quantile(q: Tensor) -> Tensor:
     """``ndtri``, also in half precision, in which torch has none."""
     return torch.special.ndtri(q.to(torch.promote_types(q.dtype, torch.float32))).to(q.dtype)
+
+
+def smaller_tail(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether ``q`` is between 0 and 1, and the mass of the tail that its quantile is in.
+
+    In its own tail, each side of the median keeps the digits of probabilities.
+    """
+    inside = (q > 0) & (q < 1)
+    tail = torch.where(q > 0.5, 1 - q, q)
+    return inside, torch.where(inside, tail, torch.full_like(q, 0.5))
 
 
 def log_one_plus_square(z: Tensor, df: Tensor) -> Tensor:
@@ -71,20 +82,14 @@ def log_one_plus_square(z: Tensor, df: Tensor) -> Tensor:
 @functools.cache
 def _tail_rule() -> tuple[list[float], list[float]]:
     r"""Nodes and weights of :math:`\int_0^\infty e^{-v} f(v) dv`, :math:`v = e^{y - e^{-y}}`."""
-    nodes, weights = [], []
-    for i in range(_FIRST, _LAST + 1):
-        y = _STEP * i
-        v = math.exp(y - math.exp(-y))
-        nodes.append(v)
-        weights.append(_STEP * v * (1 + math.exp(-y)) * math.exp(-v))
-    return nodes, weights
+    y = _STEP * np.arange(_FIRST, _LAST + 1)
+    nodes = np.exp(y - np.exp(-y))
+    return nodes.tolist(), (_STEP * nodes * (1 + np.exp(-y)) * np.exp(-nodes)).tolist()
 
 
 @functools.cache
 def _centre_rule() -> tuple[list[float], list[float]]:
     """Nodes and weights of Gauss and Legendre on [0, 1]."""
-    import numpy as np
-
     nodes, weights = np.polynomial.legendre.leggauss(_GAUSS)
     return (0.5 * (nodes + 1)).tolist(), (0.5 * weights).tolist()
 

@@ -10,8 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit import checks
-from flowkit.bases.base import Base
-from flowkit.bases.special import log_one_plus_square, log_student_survival, normal_quantile
+from flowkit.bases.base import Symmetric
+from flowkit.bases.special import (
+    log_one_plus_square,
+    log_student_survival,
+    normal_quantile,
+    smaller_tail,
+)
 from flowkit.config import register
 from flowkit.numerics.roots import attach_newton, find_root_by_newton
 from flowkit.numerics.types import Context, Generator
@@ -41,7 +46,7 @@ def _log_density(z: Tensor, df: Tensor) -> Tensor:
 
 
 @register
-class StudentT(Base):
+class StudentT(Symmetric):
     r"""Independent Student-t distributions, one number of degrees of freedom per feature.
 
     :math:`\log p(z) = \log\Gamma(\tfrac{\nu+1}2) - \log\Gamma(\tfrac\nu2) - \tfrac12\log(\pi\nu)
@@ -90,44 +95,26 @@ class StudentT(Base):
         """Return the log-density."""
         return _log_density(z, self.df).sum(-1)
 
-    def sample(
-        self, shape: tuple[int, ...] = (), context: Context = None, generator: Generator = None
-    ) -> Tensor:
-        """Draw a normal over the root of a gamma; gradients reach the degrees of freedom."""
-        size = self._draw_shape(shape, context)
-        df = self.df
-        eps = torch.randn(size, generator=generator, dtype=df.dtype, device=df.device)
-        half = (0.5 * df).expand(size).contiguous()
+    def _noise(self, size: tuple[int, ...], generator: Generator) -> Tensor:
+        """A normal over the root of a gamma; gradients reach the degrees of freedom."""
+        eps = self._draw(torch.randn, size, generator)
+        half = (0.5 * self.df).expand(size).contiguous()
         # Of half precision there is none.
         wide = half.to(torch.promote_types(half.dtype, torch.float32))
         gamma = torch._standard_gamma(wide, generator=generator).to(half.dtype)
-        return eps * torch.rsqrt(gamma.clamp_min(torch.finfo(df.dtype).tiny) / half)
+        return eps * torch.rsqrt(gamma.clamp_min(torch.finfo(half.dtype).tiny) / half)
 
-    def log_cdf(self, z: Tensor, context: Context = None) -> Tensor:
-        """That of Student's t, by quadrature."""
-        return log_student_survival(-z, self.df, _log_constant(self.df))
+    def _log_survival(self, u: Tensor) -> Tensor:
+        """By quadrature."""
+        return log_student_survival(u, self.df, _log_constant(self.df))
 
-    def log_survival(self, z: Tensor, context: Context = None) -> Tensor:
-        """That of Student's t, by quadrature."""
-        return log_student_survival(z, self.df, _log_constant(self.df))
-
-    def icdf(self, q: Tensor, context: Context = None) -> Tensor:
-        """Quantiles, by a root search in the logarithm of the smaller tail."""
-        return self._quantile(q, q <= 0.5)
-
-    def isf(self, q: Tensor, context: Context = None) -> Tensor:
-        """Quantiles of ``1 - q``."""
-        return self._quantile(q, q > 0.5)
-
-    def _quantile(self, q: Tensor, lower: Tensor) -> Tensor:
-        """The point with ``q``, or ``1 - q``, of the mass in the tail that it is in."""
+    def _quantile(self, q: Tensor) -> Tensor:
+        """By a root search in the logarithm of the smaller tail."""
         dtype = q.dtype
         # A search in half precision ends far from the root.
         wide = torch.promote_types(dtype, torch.float32)
         q, df = q.to(wide), self.df.to(wide)
-        inside = (q > 0) & (q < 1)
-        tail = torch.where(q > 0.5, 1 - q, q)
-        tail = torch.where(inside, tail, torch.full_like(q, 0.5))
+        inside, tail = smaller_tail(q)
         constant, target = _log_constant(df), -tail.log()
 
         def value_and_log_slope(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,6 +137,5 @@ class StudentT(Base):
         z = torch.where(reached, attach_newton(value_and_log_slope, near, goal), start)
         # The ends: the quantile is infinite there, and NaN beyond.
         end_or_nan = normal_quantile(q).abs()
-        return torch.where(lower, -1.0, 1.0).to(dtype) * torch.where(inside, z, end_or_nan).to(
-            dtype
-        )
+        distance = torch.where(inside, z, end_or_nan)
+        return torch.where(q <= 0.5, -distance, distance).to(dtype)

@@ -34,15 +34,12 @@ class Uniform(Base):
         tensor([-1.3863,    -inf])
     """
 
-    like: Tensor
-
     def __init__(self, features: int, *, lower: float = 0.0, upper: float = 1.0) -> None:
         super().__init__(checks.integer("Uniform", "features", features, least=1))
         self.lower = checks.number("Uniform", "lower", lower)
         self.upper = checks.number(
             "Uniform", "upper", upper, above=self.lower, remedy="an upper end above lower"
         )
-        self.register_buffer("like", torch.zeros(()), persistent=False)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -61,8 +58,7 @@ class Uniform(Base):
         self, shape: tuple[int, ...] = (), context: Context = None, generator: Generator = None
     ) -> Tensor:
         """Draw uniforms."""
-        size = self._draw_shape(shape, context)
-        u = torch.rand(size, generator=generator, dtype=self.like.dtype, device=self.like.device)
+        u = self._draw(torch.rand, self._draw_shape(shape, context), generator)
         z = self.lower + (self.upper - self.lower) * u
         # Inside, also where rounding leads to an end: some layers have no number for the ends.
         least = next_inside(self.lower, self.upper, z.dtype)

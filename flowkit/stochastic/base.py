@@ -13,7 +13,8 @@ from flowkit.errors import NonFiniteEnergyError
 from flowkit.numerics.compiling import eager
 from flowkit.numerics.layout import features_first, features_last
 from flowkit.numerics.types import Context, Generator, Mapped
-from flowkit.transforms.base import Transform, full_precision
+from flowkit.transforms.base import Transform
+from flowkit.transforms.volume import full_precision
 
 
 class Walk(NamedTuple):

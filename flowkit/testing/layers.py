@@ -14,7 +14,8 @@ from torch.distributions import constraints
 from flowkit.bases import Base
 from flowkit.errors import NotInvertibleError
 from flowkit.testing.probe import BatchCase, Probe, expect, randomize
-from flowkit.transforms import Inverse, Transform
+from flowkit.transforms import Transform
+from flowkit.transforms.base import Inverse
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,7 +1,7 @@
 """Maps of vectors between data and noise, all on the Transform contract."""
 
 from flowkit.transforms.autoregressive import MaskedAutoregressive
-from flowkit.transforms.base import Inverse, Transform
+from flowkit.transforms.base import Transform
 from flowkit.transforms.compose import Compose
 from flowkit.transforms.convolution import Conv1x1, Conv2d
 from flowkit.transforms.coupling import Coupling
@@ -23,7 +23,6 @@ __all__ = [
     "DenseLinear",
     "Elementwise",
     "FactorOut",
-    "Inverse",
     "LULinear",
     "Log",
     "Logit",

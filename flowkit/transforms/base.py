@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from flowkit import checks
 from flowkit.config import register
 from flowkit.errors import NotInvertibleError, ShapeError
 from flowkit.numerics.types import Context, Generator, Mapped
-from flowkit.shapes import batch_text, last_axis_remedy, open_shape
+from flowkit.shapes import check_event, open_shape
 from flowkit.transforms.region import Region, is_whole_line, map_ends, region_of
 
 
@@ -48,9 +47,11 @@ class Transform(nn.Module):
         stochastic: The log-determinant slot holds a log path-probability ratio
             :math:`\log \tilde q(z \to x) - \log q(x \to z)`, drawn from ``generator``.
         accepts_integers: Whether ``x`` may be of an integer dtype.
-        reshapes: Whether ``z`` is no more than the numbers of ``x`` in another shape.
+        rearranges: Whether ``z`` is no more than the numbers of ``x`` in other places, or in
+            another shape.
         elementwise: Whether each number of ``z`` is a monotone function of the number of ``x`` in
             its place, given the context.
+        extends: Whether the map goes on outside of :attr:`domain`, so that no ``x`` is refused.
         keeps_intervals: Whether rounding in ``inverse`` never leads out of a closed interval.
 
     Example:
@@ -74,8 +75,9 @@ class Transform(nn.Module):
     constant_log_det: bool = False
     stochastic: bool = False
     accepts_integers: bool = False
-    reshapes: bool = False
+    rearranges: bool = False
     elementwise: bool = False
+    extends: bool = False
     keeps_intervals: bool = False
 
     def __init__(
@@ -96,9 +98,7 @@ class Transform(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in ("forward", "inverse", "unnormalized"):
-            if name in vars(cls):
-                setattr(cls, name, _checked(vars(cls)[name], "z" if name == "inverse" else "x"))
+        _check_directions(cls)
 
     @property
     def event_ndim(self) -> int:
@@ -123,7 +123,7 @@ class Transform(nn.Module):
     @property
     def restricts(self) -> bool:
         """Whether ``x`` may lie where there is no density, so that the log-det is ``-inf``."""
-        return not is_whole_line(self.domain)
+        return not self.extends and not is_whole_line(self.domain)
 
     def map_region(
         self, region: Region, context: Context = None, *, inverse: bool = True
@@ -141,30 +141,34 @@ class Transform(nn.Module):
         Returns:
             The box; ``None`` where it is none, or depends on other numbers or the context.
         """
-        if self.elementwise and (context is not None or not self.needs_context):
-            return self._map_ends(region, context, inverse=inverse)
-        if self.reshapes:
+        if self.rearranges:
             move = self.inverse if inverse else self
             return Region(move(region.lower)[0], move(region.upper)[0])
+        stay = [self._keeps(end) for end in region]
+        if self.elementwise and (context is not None or not self.needs_context):
+            ends = self._map_ends(region, context, inverse=inverse)
+            if ends is None:
+                return None
+            # Exact where an end is left in place.
+            return Region(*map(torch.where, stay, region, ends))
         free = is_whole_line(self.domain) and is_whole_line(self.codomain)
-        keeps = self.noise_shape == self.event_shape
-        return region if free and keeps and region.is_line() else None
+        if not free or self.noise_shape != self.event_shape:
+            return None
+        kept = [bool((at | end.isinf()).all()) for at, end in zip(stay, region, strict=True)]
+        return region if all(kept) else None
 
-    def _map_ends(
-        self,
-        region: Region,
-        context: Context,
-        *,
-        inverse: bool,
-        increasing: Tensor | bool = True,
-    ) -> Region | None:
+    def _keeps(self, end: Tensor) -> Tensor:
+        """Which numbers of an event the layer leaves in place, whatever its parameters."""
+        return torch.zeros_like(end, dtype=torch.bool)
+
+    def _map_ends(self, region: Region, context: Context, *, inverse: bool) -> Region | None:
         """Carry a box by a map that is monotone in every number by itself."""
         if not self.needs_context:
             # What is not read does not lend its batch to the ends.
             context = None
         shape = tuple(region.lower.shape[region.lower.ndim - self.event_ndim :])
-        domain = region_of(self._outer[0], shape, region.lower)
-        codomain = region_of(self._outer[1], shape, region.lower)
+        outer = [constraints.real] * 2 if self.extends else [self.domain, self.codomain]
+        domain, codomain = (region_of(side, shape, region.lower) for side in outer)
         if domain is None or codomain is None:
             return None
 
@@ -174,12 +178,7 @@ class Transform(nn.Module):
             return (self.inverse if inverse else self)(ends, context)[0]
 
         sides = (codomain, domain) if inverse else (domain, codomain)
-        return map_ends(apply, region, *sides, increasing=increasing)
-
-    @property
-    def _outer(self) -> tuple[constraints.Constraint, constraints.Constraint]:
-        """The largest sets between which the layer is a bijection."""
-        return self.domain, self.codomain
+        return map_ends(apply, region, *sides, increasing=self.orientation() > 0)
 
     def circular_columns(self, after: Tensor, *, inverse: bool = False) -> Tensor:
         """Which features of ``x (features,)`` are read modulo a period, given those of ``z``."""
@@ -216,7 +215,7 @@ class Transform(nn.Module):
         return type(self).initialize is not Transform.initialize
 
     def orientation(self) -> Tensor | float:
-        """Sign of ``dz/dx`` of a scalar map, for distribution functions; 1 unless overridden."""
+        """Sign of ``dz/dx`` of a map of single numbers; 1 unless overridden."""
         return 1.0
 
     @property
@@ -234,15 +233,7 @@ class Transform(nn.Module):
                 f"remedy: torch.as_tensor({name})"
             )
         shape = self.noise_shape if name == "z" else self.event_shape
-        ndim = len(shape)
-        event = x.shape[x.ndim - ndim :] if x.ndim >= ndim else None
-        if event is None or any(
-            want is not None and want != got for want, got in zip(shape, event, strict=True)
-        ):
-            raise ShapeError(
-                f"{self.label} expected {name} {batch_text(shape)}, got {tuple(x.shape)}"
-                + last_axis_remedy(name, x, shape)
-            )
+        check_event(self.label, name, x, shape)
         if not (x.is_floating_point() or self.accepts_integers):
             raise ShapeError(
                 f"{self.label} expected {name} of a floating-point dtype, got {x.dtype}; "
@@ -250,33 +241,13 @@ class Transform(nn.Module):
             )
         if not self.needs_context:
             return x, context
-        if context is None:
-            raise ShapeError(f"{self.label} expected context (..., {self.context_size}), got None")
-        if (
-            not isinstance(context, Tensor)
-            or context.ndim < 1
-            or context.shape[-1] != self.context_size
-        ):
+        if not isinstance(context, Tensor):
+            got = None if context is None else type(context).__name__
             raise ShapeError(
-                f"{self.label} expected context (..., {self.context_size}), "
-                f"got {tuple(getattr(context, 'shape', ())) or type(context).__name__}"
-                + last_axis_remedy("context", context, (self.context_size,))
+                f"{self.label} expected context (..., {self.context_size}), got {got}"
             )
-        return broadcast_context(x, context, ndim)
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """Switch autocast off: conditioners may run in low precision, events and densities never."""
-    kind = x.device.type
-    # The meta device has no autocast to ask about.
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
-
-
-def at_least_single(x: Tensor) -> Tensor:
-    """Factorisations and solves do not exist in half precision: do those in single."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+        check_event(self.label, "context", context, (self.context_size,))
+        return broadcast_context(x, context, len(shape))
 
 
 def broadcast_context(x: Tensor, context: Tensor, event_ndim: int) -> Mapped:
@@ -322,9 +293,14 @@ def _checked(method: Callable[..., Mapped], name: str) -> Callable[..., Mapped]:
     return checked
 
 
-Transform.forward = _checked(Transform.forward, "x")  # type: ignore[method-assign]
-Transform.inverse = _checked(Transform.inverse, "z")  # type: ignore[method-assign]
-Transform.unnormalized = _checked(Transform.unnormalized, "x")  # type: ignore[method-assign]
+def _check_directions(cls: type[Transform]) -> None:
+    """Let the directions that a class defines check what they are given."""
+    for name in ("forward", "inverse", "unnormalized"):
+        if name in vars(cls):
+            setattr(cls, name, _checked(vars(cls)[name], "z" if name == "inverse" else "x"))
+
+
+_check_directions(Transform)
 
 
 @register

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,12 +15,13 @@ from flowkit.config import register
 from flowkit.errors import NotInvertibleError, ShapeError
 from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.transforms.base import Inverse, Transform
-from flowkit.transforms.region import Region
+from flowkit.transforms.container import Container, apply_all
+from flowkit.transforms.region import Region, of_numbers
 from flowkit.transforms.reversible import run_reversibly
 
 
 @register
-class Compose(Transform):
+class Compose(Container):
     r"""Apply transforms in turn, from data to noise: :math:`z = t_n(\dots t_1(x))`.
 
     Log-determinants add up; with stochastic layers the same sum is the log path-probability ratio.
@@ -66,15 +68,8 @@ class Compose(Transform):
             raise checks.fail("Compose", "transforms", "one Transform or more", ())
         for t in transforms:
             checks.instance("Compose", "transforms", t, Transform)
-        sizes = {t.context_size for t in transforms if t.needs_context}
-        if len(sizes) > 1:
-            raise ShapeError(f"Compose needs one context size, got {sorted(sizes)}")
-        event_shape, noise_shape = _joined_shapes(transforms)
-        super().__init__(event_shape, context=max(sizes, default=0), noise_shape=noise_shape)
-        self.needs_context = bool(sizes)
+        super().__init__(transforms, *_joined_shapes(transforms))
         self.transforms = nn.ModuleList(transforms)
-        self.constant_log_det = all(t.constant_log_det for t in transforms)
-        self.stochastic = any(t.stochastic for t in transforms)
         self.keeps_intervals = all(t.keeps_intervals for t in transforms)
         self.accepts_integers = transforms[0].accepts_integers
         self.reversible = checks.flag("Compose", "reversible", reversible)
@@ -88,14 +83,10 @@ class Compose(Transform):
     def reversible(self, value: bool) -> None:
         if value:
             for t in self.transforms:
-                if t.stochastic:
+                missing = None if _has_inverse(t) else "does not define both directions"  # type: ignore[arg-type]
+                if fault := "is stochastic" if t.stochastic else missing:
                     raise NotInvertibleError(
-                        f"{t.label} is stochastic and cannot be undone, so this Compose cannot be "
-                        "reversible; remedy: reversible=False"
-                    )
-                if not _has_inverse(t):  # type: ignore[arg-type]
-                    raise NotInvertibleError(
-                        f"{t.label} does not define both directions, so this Compose cannot be "
+                        f"{t.label} {fault} and cannot be undone, so this Compose cannot be "
                         "reversible; remedy: define inverse, or reversible=False"
                     )
         self._reversible = bool(value)
@@ -108,15 +99,15 @@ class Compose(Transform):
 
     @property
     def domain(self) -> constraints.Constraint:
-        """The domain of the first transform that does more than to reshape events."""
-        first = next((i for i in range(len(self)) if not self[i].reshapes), len(self) - 1)
+        """The domain of the first transform that does more than to rearrange numbers."""
+        first = next((i for i in range(len(self)) if not self[i].rearranges), len(self) - 1)
         domain = self[first].domain
         if first:
-            while isinstance(domain, constraints.independent):
-                domain = domain.base_constraint
+            domain = of_numbers(domain)
             # Bounds that differ between numbers have no place in an event of another shape.
             bounds = (getattr(domain, name, 0.0) for name in ("lower_bound", "upper_bound"))
-            if any(isinstance(bound, Tensor) and bound.ndim for bound in bounds):
+            differ = any(isinstance(bound, Tensor) and bound.ndim for bound in bounds)
+            if differ or isinstance(domain, type(constraints.cat([]))):
                 domain = constraints.real
             domain = constraints.independent(domain, self.event_ndim)
         return domain
@@ -125,11 +116,6 @@ class Compose(Transform):
     def codomain(self) -> constraints.Constraint:
         """The codomain of the last transform."""
         return self[len(self) - 1].codomain
-
-    @property
-    def restricts(self) -> bool:
-        """Whether any transform restricts what it reads."""
-        return any(self[i].restricts for i in range(len(self)))
 
     def map_region(
         self, region: Region, context: Context = None, *, inverse: bool = True
@@ -150,52 +136,18 @@ class Compose(Transform):
 
     def orientation(self) -> Tensor | float:
         """The product of the signs."""
-        sign: Tensor | float = 1.0
-        for i in range(len(self)):
-            sign = sign * self[i].orientation()
-        return sign
-
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Apply all transforms and add up their log-determinants."""
-        return self._run("forward", x, context, generator)
-
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Apply all inverses in reverse order and add up their log-determinants."""
-        return self._run("inverse", z, context, generator)
-
-    def unnormalized(
-        self, x: Tensor, context: Context = None, generator: Generator = None
-    ) -> Mapped:
-        """Apply all transforms; only log-determinants that depend on ``x`` are computed."""
-        return self._run("unnormalized", x, context, generator)
+        return math.prod(t.orientation() for t in self.transforms)  # type: ignore[operator]
 
     def _run(
-        self,
-        direction: str,
-        x: Tensor,
-        context: Context,
-        generator: Generator,
+        self, direction: str, value: Tensor, context: Context, generator: Generator
     ) -> Mapped:
+        layers: Any = list(self.transforms)[:: -1 if direction == "inverse" else 1]
         if self._reversible and not torch.compiler.is_compiling():
-            layers = list(self.transforms)
-            return run_reversibly(
-                layers[::-1] if direction == "inverse" else layers,  # type: ignore[arg-type]
-                direction,
-                x,
-                context,
-            )
-        total = None
-        for t in reversed(self.transforms) if direction == "inverse" else self.transforms:
-            apply: Any = t if direction == "forward" else getattr(t, direction)
-            x, log_det = apply(x, context, generator, _fits=True)
-            total = log_det if total is None else total + log_det
-        return x, total  # type: ignore[return-value]
+            return run_reversibly(layers, direction, value, context)
+        return apply_all(layers, direction, value, context, generator)
 
     def states(
-        self,
-        x: Tensor,
-        context: Context = None,
-        generator: Generator = None,
+        self, x: Tensor, context: Context = None, generator: Generator = None
     ) -> list[Tensor]:
         """Return ``x`` and the value after each transform, in order."""
         states = [x]
@@ -238,13 +190,12 @@ def _joined_shapes(
 
 
 def _has_inverse(transform: Transform) -> bool:
-    """Whether a transform overrides both directions, and so can be undone in either."""
-    if isinstance(transform, Compose):
-        return all(_has_inverse(t) for t in transform.transforms)  # type: ignore[arg-type]
-    if isinstance(transform, Inverse):
-        return _has_inverse(transform.transform)
-    kind = type(transform)
-    return kind.forward is not Transform.forward and kind.inverse is not Transform.inverse
+    """Whether all layers override both directions, and so can be undone in either."""
+    kinds = {type(layer) for layer, _ in layers_in_order(transform)}
+    return all(
+        kind.forward is not Transform.forward and kind.inverse is not Transform.inverse
+        for kind in kinds
+    )
 
 
 def layers_in_order(

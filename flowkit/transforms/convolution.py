@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.types import Context, Generator, Mapped
-from flowkit.transforms.base import Transform, at_least_single, full_precision
+from flowkit.transforms.base import Transform
+from flowkit.transforms.container import Container
 from flowkit.transforms.linear import LULinear
+from flowkit.transforms.volume import ConstantVolume, at_least_single, solve_events
 
 
 @register
-class Conv1x1(Transform):
+class Conv1x1(Container):
     r"""A 1 x 1 convolution: the same linear layer at every pixel of ``(channels, height, width)``.
 
     :math:`\log|\det| = H W \log|\det W|`.
@@ -35,37 +38,23 @@ class Conv1x1(Transform):
         (torch.Size([5, 3, 8, 8]), torch.Size([5]))
     """
 
-    constant_log_det = True
-
     def __init__(self, channels: int, *, linear: Callable[[int], Transform] = LULinear) -> None:
         channels = checks.integer("Conv1x1", "channels", channels, least=1)
-        super().__init__((channels, None, None))
         checks.function("Conv1x1", "linear", linear)
-        self.linear = linear(channels)
+        made = checks.instance("Conv1x1", "linear", linear(channels), Transform)
+        super().__init__((made,), (channels, None, None))
+        self.linear = made
 
-    def _at_every_pixel(
-        self, apply: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor
+    def _run(
+        self, direction: str, value: Tensor, context: Context, generator: Generator
     ) -> Mapped:
-        out, log_det = apply(x.movedim(-3, -1))
+        call = self.linear if direction == "forward" else getattr(self.linear, direction)
+        out, log_det = call(value.movedim(-3, -1))
         return out.movedim(-1, -3), log_det.sum((-2, -1))
-
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Mix the channels."""
-        return self._at_every_pixel(self.linear, x)
-
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Unmix the channels."""
-        return self._at_every_pixel(self.linear.inverse, z)
-
-    def unnormalized(
-        self, x: Tensor, context: Context = None, generator: Generator = None
-    ) -> Mapped:
-        """Mix the channels; no determinant is computed."""
-        return self._at_every_pixel(self.linear.unnormalized, x)
 
 
 @register
-class Conv2d(Transform):
+class Conv2d(ConstantVolume):
     r"""A convolution of ``(channels, height, width)`` with zero padding, as a linear layer.
 
     .. math:: z_{c} = b_c + \sum_{c'} K_{cc'} \star x_{c'}, \qquad
@@ -93,8 +82,6 @@ class Conv2d(Transform):
         >>> z.shape, log_det.shape
         (torch.Size([5, 2, 4, 4]), torch.Size([5]))
     """
-
-    constant_log_det = True
 
     def __init__(self, channels: int, *, kernel: int | tuple[int, int] = 3) -> None:
         channels = checks.integer("Conv2d", "channels", channels, least=1)
@@ -124,24 +111,12 @@ class Conv2d(Transform):
 
     def _log_det(self, x: Tensor) -> Tensor:
         matrix = at_least_single(self.matrix(*x.shape[-2:]))
-        return torch.linalg.slogdet(matrix)[1].to(x.dtype).expand(x.shape[:-3])
+        return torch.linalg.slogdet(matrix)[1].to(x.dtype)
 
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Convolve."""
-        with full_precision(x):
-            return self._convolve(x, self.bias), self._log_det(x)
+    def _to_noise(self, x: Tensor) -> Tensor:
+        return self._convolve(x, self.bias)
 
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Solve for the image."""
-        with full_precision(z):
-            rows = (z - self.bias.reshape(-1, 1, 1)).reshape(-1, z.shape[-3:].numel())
-            matrix = at_least_single(self.matrix(*z.shape[-2:]))
-            x = torch.linalg.solve(matrix, at_least_single(rows).mT).mT
-            return x.to(z.dtype).reshape(z.shape), -self._log_det(z)
-
-    def unnormalized(
-        self, x: Tensor, context: Context = None, generator: Generator = None
-    ) -> Mapped:
-        """Convolve; no determinant is computed."""
-        with full_precision(x):
-            return self._convolve(x, self.bias), x.new_zeros(x.shape[:-3])
+    def _to_data(self, z: Tensor) -> Tensor:
+        matrix = at_least_single(self.matrix(*z.shape[-2:]))
+        solve = partial(torch.linalg.solve, matrix)
+        return solve_events(solve, z - self.bias.reshape(-1, 1, 1), 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -13,13 +12,13 @@ from torch.distributions import constraints
 from flowkit import checks
 from flowkit.arrays import not_positive
 from flowkit.config import register
-from flowkit.errors import ArgumentError, NotInvertibleError
+from flowkit.errors import ArgumentError
 from flowkit.numerics.rounding import clamp_through, next_inside
-from flowkit.numerics.types import Context, Generator, Mapped
-from flowkit.transforms.base import Transform
+from flowkit.numerics.types import Context
 from flowkit.transforms.normalize import moments
 from flowkit.transforms.region import Region
 from flowkit.transforms.unconstrain import Ends, product_constraint, refuse_outside
+from flowkit.transforms.volume import ConstantVolume
 
 
 def _to_cube(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -37,16 +36,31 @@ def _from_cube(z: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return torch.where(z.abs() <= 1, clamp_through(x, lower, upper), x)
 
 
-def _refuse_circular(layer: Rescale | CircularShift) -> None:
-    if any(layer.circular):
-        raise NotInvertibleError(
-            f"{layer.label} has periodic variables, without a first point for a distribution "
-            "function or a quantile to count from; remedy: an interval, or integrate exp(log_prob)"
-        )
+class _Periodic(ConstantVolume):
+    """What the layers of periodic variables share."""
+
+    # A periodic variable takes any number, and the outside of an interval is mapped outside.
+    extends = True
+
+    def __init__(self, circular: tuple[bool, ...]) -> None:
+        super().__init__((len(circular),))
+        self.circular = circular
+        self.register_buffer("around", torch.tensor(circular), persistent=False)
+
+    def circular_columns(self, after: Tensor, *, inverse: bool = False) -> Tensor:
+        """The periodic variables, and those of later layers."""
+        return after | self.get_buffer("around")
+
+    def _wrap(self, x: Tensor, lower: float, upper: float, others: Tensor) -> Tensor:
+        """Periodic variables brought between two ends, and the others."""
+        # x minus whole periods, not a remainder: its derivative is one at every order.
+        period = upper - lower
+        wrapped = x - period * torch.floor((x - lower).detach() / period)
+        return torch.where(self.get_buffer("around"), clamp_through(wrapped, lower, upper), others)
 
 
 @register
-class Rescale(Transform):
+class Rescale(_Periodic):
     r"""Bring intervals and periodic variables to [-1, 1], and real variables to unit scale.
 
     A feature with ends [l, u] becomes :math:`z = 2 (x - l) / (u - l) - 1`, one without
@@ -77,22 +91,19 @@ class Rescale(Transform):
         tensor([ 0.5000, -0.5000,  5.0000])
     """
 
-    constant_log_det = True
     elementwise = True
-    # What is outside becomes the outside of the cube.
-    restricts = False
     mean: Tensor
     scale: Tensor
 
     def __init__(
         self, lower: Ends, upper: Ends, *, circular: Sequence[bool] | None = None
     ) -> None:
-        count = None if circular is None else len(checks.flags("Rescale", "circular", circular))
+        around = checks.flags("Rescale", "circular", () if circular is None else circular)
+        count = None if circular is None else len(around)
         # Python numbers, not buffers: a buffer would be rounded to float32 for good.
         lows, highs = checks.bounds("Rescale", lower, upper, count)
         count = len(lows)
-        given = [False] * count if circular is None else circular
-        around = checks.flags("Rescale", "circular", given, count)
+        around = around or (False,) * count
         for i, (periodic, a, b) in enumerate(zip(around, lows, highs, strict=True)):
             if math.isinf(a) != math.isinf(b) or (periodic and math.isinf(a)):
                 kind = "periodic variable" if periodic else "feature"
@@ -100,11 +111,15 @@ class Rescale(Transform):
                     "Rescale expected both ends finite or, for a real variable, both infinite, "
                     f"got {a} and {b} for {kind} {i}"
                 )
-        super().__init__((count,))
-        self.circular, self.lower, self.upper = around, lows, highs
-        straight = [math.isinf(a) for a in self.lower]
+        super().__init__(around)
+        self.lower, self.upper = lows, highs
+        straight = [math.isinf(a) for a in lows]
+        # A real variable has the ends of the cube, so that its part of the map is the identity.
+        self._sides = [
+            [side if math.isinf(end) else end for end in ends]
+            for side, ends in ((-1.0, lows), (1.0, highs))
+        ]
         self.keeps_intervals = not any(straight)
-        self.register_buffer("around", torch.tensor(around), persistent=False)
         self.register_buffer("straight", torch.tensor(straight), persistent=False)
         # Stored only where there is something to learn from data.
         learned = any(straight)
@@ -140,55 +155,35 @@ class Rescale(Transform):
         """Say what is wrong with stored numbers; files are checked by it."""
         return not_positive("scale", self.scale)
 
-    @property
-    def _outer(self) -> tuple[constraints.Constraint, constraints.Constraint]:
-        """The real line: an affine map goes on outside of its ends."""
-        line = constraints.independent(constraints.real, 1)
-        return line, line
-
-    def circular_columns(self, after: Tensor, *, inverse: bool = False) -> Tensor:
-        """The periodic variables, and those of later layers."""
-        return after | self.get_buffer("around")
-
-    def orientation(self) -> Tensor | float:
-        """Increasing; periodic variables have no distribution function."""
-        _refuse_circular(self)
-        return 1.0
-
     def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper ends; -1 and 1 for real variables."""
-        lower = [-1.0 if math.isinf(a) else a for a in self.lower]
-        upper = [1.0 if math.isinf(b) else b for b in self.upper]
-        return like.new_tensor(lower), like.new_tensor(upper)
+        return like.new_tensor(self._sides[0]), like.new_tensor(self._sides[1])
 
     def _log_det(self, like: Tensor) -> Tensor:
-        ends = zip(self.lower, self.upper, strict=True)
-        log_det = like.new_tensor(sum(math.log(2 / (b - a)) for a, b in ends if b - a < math.inf))
+        log_det = like.new_tensor(
+            sum(math.log(2 / (b - a)) for a, b in zip(*self._sides, strict=True))
+        )
         if not self.keeps_intervals:
             log_det = log_det - self.scale.log().sum().to(like.dtype)
-        return log_det.expand(like.shape[:-1])
+        return log_det
 
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Bring to [-1, 1] and to unit scale."""
+    def _to_noise(self, x: Tensor) -> Tensor:
         z = _to_cube(x, *self._ends(x))
         if any(self.circular):
-            # z minus whole periods, not a remainder: its derivative is one at every order.
-            wrapped = z - 2 * torch.floor((z + 1) / 2).detach()
-            z = torch.where(self.get_buffer("around"), clamp_through(wrapped, -1.0, 1.0), z)
+            z = self._wrap(z, -1.0, 1.0, z)
         if not self.keeps_intervals:
             z = torch.where(self.get_buffer("straight"), (x - self.mean) / self.scale, z)
-        return z, self._log_det(x)
+        return z
 
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Return to the coordinates of the data."""
+    def _to_data(self, z: Tensor) -> Tensor:
         x = _from_cube(z, *self._ends(z))
         if not self.keeps_intervals:
             x = torch.where(self.get_buffer("straight"), z * self.scale + self.mean, x)
-        return x, -self._log_det(z)
+        return x
 
 
 @register
-class CircularShift(Transform):
+class CircularShift(_Periodic):
     r"""Rotate periodic variables by learned angles: :math:`z = l + ((x + \varphi - l) \bmod P)`.
 
     Volume-preserving; ``x`` may be given outside :math:`[l, l + P)` and is read modulo the period.
@@ -214,10 +209,7 @@ class CircularShift(Transform):
         tensor([[0.2500], [0.2500]])
     """
 
-    constant_log_det = True
     keeps_intervals = True
-    # A periodic variable takes any number.
-    restricts = False
 
     def __init__(
         self,
@@ -236,12 +228,9 @@ class CircularShift(Transform):
         around = checks.flags(name, "circular", circular, features)
         if not any(around):
             raise checks.fail(name, "circular", "booleans with at least one true", circular)
-        super().__init__((features,))
-        self.lower, self.upper, self.circular = lower, upper, around
-        self.register_buffer("around", torch.tensor(around), persistent=False)
-        # Where the shift of each feature is; the last place holds a zero.
-        count = itertools.count()
-        places = [next(count) if c else sum(around) for c in around]
+        super().__init__(around)
+        self.lower, self.upper = lower, upper
+        places = [i for i, periodic in enumerate(around) if periodic]
         self.register_buffer("places", torch.tensor(places), persistent=False)
         self.shift = nn.Parameter(torch.zeros(sum(around)))
 
@@ -262,32 +251,16 @@ class CircularShift(Transform):
         self, region: Region, context: Context = None, *, inverse: bool = True
     ) -> Region | None:
         """Carry a whole period; of a part of it there is no box on the other side."""
-        lower = torch.where(self.get_buffer("around"), self.lower, region.lower)
-        upper = torch.where(self.get_buffer("around"), self.upper, region.upper)
-        same = (lower == region.lower) & (upper == region.upper)
-        return region if bool(same.all()) else None
-
-    def circular_columns(self, after: Tensor, *, inverse: bool = False) -> Tensor:
-        """The periodic variables, and those of later layers."""
-        return after | self.get_buffer("around")
+        whole = (region.lower == self.lower) & (region.upper == self.upper)
+        return region if bool((whole | ~self.get_buffer("around")).all()) else None
 
     def _rotate(self, x: Tensor, sign: int) -> Tensor:
-        around, period = self.get_buffer("around"), self.upper - self.lower
-        shift = torch.cat([self.shift, self.shift.new_zeros(1)])
-        rotated = x + sign * shift.index_select(0, self.get_buffer("places"))
-        # x minus whole periods, not a remainder: its derivative is one at every order.
-        rotated = rotated - period * torch.floor((rotated - self.lower).detach() / period)
-        return torch.where(around, clamp_through(rotated, self.lower, self.upper), x)
+        shift = self.shift.new_zeros(len(self.circular))
+        shift = shift.index_copy(0, self.get_buffer("places"), self.shift)
+        return self._wrap(x + sign * shift, self.lower, self.upper, x)
 
-    def orientation(self) -> Tensor | float:
-        """Raises: periodic variables have no distribution function."""
-        _refuse_circular(self)
-        return 1.0
+    def _to_noise(self, x: Tensor) -> Tensor:
+        return self._rotate(x, 1)
 
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Rotate."""
-        return self._rotate(x, 1), x.new_zeros(x.shape[:-1])
-
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Rotate back."""
-        return self._rotate(z, -1), z.new_zeros(z.shape[:-1])
+    def _to_data(self, z: Tensor) -> Tensor:
+        return self._rotate(z, -1)

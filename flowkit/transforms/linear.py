@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,68 +10,40 @@ from torch import Tensor, nn
 from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.layout import linear
-from flowkit.numerics.types import Context, Generator, Mapped
-from flowkit.transforms.base import Transform, at_least_single, full_precision
-from flowkit.transforms.region import Region
+from flowkit.numerics.types import Mapped
+from flowkit.transforms.volume import ConstantVolume, at_least_single, solve_events
 
 
-class _Linear(Transform):
+class _Linear(ConstantVolume):
     """``z = W x + b``; subclasses give ``W``, how to solve with it, and ``log|det W|``."""
 
-    constant_log_det = True
+    #: The matrix W, ``(features, features)``.
+    weight_matrix: Callable[[], Tensor]
+    #: ``log|det W|``, a scalar.
+    log_abs_det: Callable[[], Tensor]
+    #: ``W^-1`` times columns ``(features, n)``, in single precision or better.
+    _solve: Callable[[Tensor], Tensor]
 
     def __init__(self, features: int) -> None:
         name = type(self).__name__
         features = checks.integer(name, "features", features, least=1)
         checks.elements(name, features, features)
         super().__init__((features,))
+        self.elementwise = features == 1
         self.bias = nn.Parameter(torch.zeros(features))
 
-    def weight_matrix(self) -> Tensor:
-        """The matrix W, ``(features, features)``."""
-        raise NotImplementedError
+    def orientation(self) -> Tensor:
+        """Sign of the only entry of a 1 x 1 matrix."""
+        return torch.sign(self.weight_matrix()[0, 0])
 
-    def log_abs_det(self) -> Tensor:
-        """``log|det W|``, a scalar."""
-        raise NotImplementedError
+    def _log_det(self, x: Tensor) -> Tensor:
+        return self.log_abs_det()
 
-    def _solve(self, columns: Tensor) -> Tensor:
-        """``W^-1`` times ``columns (features, n)``, in single precision or better."""
-        raise NotImplementedError
+    def _to_noise(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight_matrix(), self.bias)
 
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Return ``W x + b`` and ``log|det W|``."""
-        with full_precision(x):
-            z = linear(x, self.weight_matrix(), self.bias)
-            return z, self.log_abs_det().expand(x.shape[:-1])
-
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Return ``W^-1 (z - b)`` and ``-log|det W|``."""
-        rows = (z - self.bias).reshape(-1, z.shape[-1])
-        with full_precision(z):
-            x = self._solve(at_least_single(rows.mT)).mT.reshape(z.shape)
-            return x.to(z.dtype), -self.log_abs_det().expand(z.shape[:-1])
-
-    def map_region(
-        self, region: Region, context: Context = None, *, inverse: bool = True
-    ) -> Region | None:
-        """Carry a box of one feature; of more, the whole space alone."""
-        if self.event_shape == (1,):
-            return self._map_ends(
-                region, context, inverse=inverse, increasing=self.orientation() > 0
-            )
-        return super().map_region(region, context, inverse=inverse)
-
-    def unnormalized(
-        self, x: Tensor, context: Context = None, generator: Generator = None
-    ) -> Mapped:
-        """Return ``W x + b`` and zeros: no determinant is computed."""
-        with full_precision(x):
-            return linear(x, self.weight_matrix(), self.bias), x.new_zeros(x.shape[:-1])
-
-
-def _sign_of_scalar(matrix: Tensor) -> Tensor:
-    return torch.sign(matrix[0, 0])
+    def _to_data(self, z: Tensor) -> Tensor:
+        return solve_events(self._solve, z - self.bias)
 
 
 @register
@@ -100,12 +72,7 @@ class DenseLinear(_Linear):
 
     def log_abs_det(self) -> Tensor:
         """``log|det W|`` by an LU factorisation."""
-        log_abs_det = torch.linalg.slogdet(at_least_single(self.weight))[1]
-        return log_abs_det.to(self.weight.dtype)
-
-    def orientation(self) -> Tensor:
-        """Sign of the only entry of a 1 x 1 matrix."""
-        return _sign_of_scalar(self.weight_matrix())
+        return torch.linalg.slogdet(at_least_single(self.weight))[1].to(self.weight.dtype)
 
     def _solve(self, columns: Tensor) -> Tensor:
         return torch.linalg.solve(at_least_single(self.weight), columns)
@@ -133,13 +100,11 @@ class TriangularLinear(_Linear):
         super().__init__(features)
         # Row by row, the entries on and below the diagonal; on it their logarithms.
         self.entries = nn.Parameter(torch.zeros(features * (features + 1) // 2))
-        rows, columns = torch.tril_indices(features, features)
-        place = torch.full((features, features), self.entries.numel())
-        place[rows, columns] = torch.arange(self.entries.numel())
-        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("place", torch.tril_indices(features, features), persistent=False)
 
     def _matrix(self) -> Tensor:
-        return torch.cat([self.entries, self.entries.new_zeros(1)])[self.place]
+        empty = self.entries.new_zeros(self.event_shape * 2)  # type: ignore[arg-type]
+        return empty.index_put(tuple(self.place), self.entries)
 
     def weight_matrix(self) -> Tensor:
         """The matrix W."""
@@ -272,10 +237,6 @@ class OrthogonalLinear(_Linear):
     def log_abs_det(self) -> Tensor:
         """Zero."""
         return self.bias.new_zeros(())
-
-    def orientation(self) -> Tensor:
-        """Sign of the only entry of a 1 x 1 matrix."""
-        return _sign_of_scalar(self.weight_matrix())
 
     def _solve(self, columns: Tensor) -> Tensor:
         return at_least_single(self.weight_matrix()).mT @ columns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,9 +12,8 @@ from flowkit import checks
 from flowkit.arrays import not_positive
 from flowkit.config import register
 from flowkit.errors import DataError
-from flowkit.numerics.types import Context, Generator, Mapped
-from flowkit.transforms.base import Transform, at_least_single, full_precision
-from flowkit.transforms.region import Region
+from flowkit.numerics.types import Context, Mapped
+from flowkit.transforms.volume import ConstantVolume, at_least_single, solve_events
 
 # From the interquartile range of a normal to its standard deviation.
 _NORMAL_RANGE = 1.3489795003921634
@@ -31,18 +32,16 @@ def moments(x: Tensor, event_ndim: int, label: str, *, robust: bool = False) -> 
         scale = (high - low) / _NORMAL_RANGE
     constant = (~(scale > 1e-10 * mean.abs())).nonzero().flatten().tolist()
     if constant:
-        raise DataError(
-            f"{label}: column(s) {constant} are constant, so they have no density; "
-            "remedy: drop them, or add noise to them"
-            if not robust
-            else f"{label}: half of column(s) {constant} is one value, so they have no robust "
-            "scale; remedy: robust=False, or add noise to them"
-        )
+        fault, remedy = f"column(s) {constant} are constant, so they have no density", "drop them"
+        if robust:
+            fault = f"half of column(s) {constant} is one value, so they have no robust scale"
+            remedy = "robust=False"
+        raise DataError(f"{label}: {fault}; remedy: {remedy}, or add noise to them")
     return mean, scale
 
 
 @register
-class Standardize(Transform):
+class Standardize(ConstantVolume):
     r"""Standardise features, :math:`z = (x - \mu) / \sigma`, with constants set once from data.
 
     As the first layer of a flow it keeps densities in the user's units, and is saved with the
@@ -65,7 +64,6 @@ class Standardize(Transform):
         tensor([[2.]])
     """
 
-    constant_log_det = True
     elementwise = True
     mean: Tensor
     scale: Tensor
@@ -88,17 +86,18 @@ class Standardize(Transform):
         """Say what is wrong with stored numbers; files are checked by it."""
         return not_positive("scale", self.scale)
 
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Standardise."""
-        return (x - self.mean) / self.scale, -self.scale.log().sum().expand(x.shape[:-1])
+    def _log_det(self, x: Tensor) -> Tensor:
+        return -self.scale.log().sum()
 
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Return to the units of the data."""
-        return z * self.scale + self.mean, self.scale.log().sum().expand(z.shape[:-1])
+    def _to_noise(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.scale
+
+    def _to_data(self, z: Tensor) -> Tensor:
+        return z * self.scale + self.mean
 
 
 @register
-class Whiten(Transform):
+class Whiten(ConstantVolume):
     r"""Whiten features, :math:`z = L^{-1} (x - \mu)`, by the covariance :math:`L L^T` of the data.
 
     A flow that begins with it starts as the normal distribution of the data. That helps where
@@ -127,7 +126,6 @@ class Whiten(Transform):
         True
     """
 
-    constant_log_det = True
     mean: Tensor
     whitener: Tensor
 
@@ -135,6 +133,7 @@ class Whiten(Transform):
         features = checks.integer("Whiten", "features", features, least=1)
         checks.elements("Whiten", features, features)
         super().__init__((features,))
+        self.elementwise = features == 1
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("whitener", torch.eye(features))
 
@@ -162,33 +161,20 @@ class Whiten(Transform):
             return "whitener is not lower triangular"
         return not_positive("whitener's diagonal", self.whitener.diagonal())
 
-    def map_region(
-        self, region: Region, context: Context = None, *, inverse: bool = True
-    ) -> Region | None:
-        """Carry a box of one feature; of more, the line alone."""
-        if self.event_shape == (1,):
-            return self._map_ends(region, context, inverse=inverse)
-        return super().map_region(region, context, inverse=inverse)
+    def _log_det(self, x: Tensor) -> Tensor:
+        return self.whitener.diagonal().log().sum()
 
-    def _log_det(self, like: Tensor) -> Tensor:
-        return self.whitener.diagonal().log().sum().expand(like.shape[:-1])
+    def _to_noise(self, x: Tensor) -> Tensor:
+        return F.linear(x - self.mean, self.whitener)
 
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Whiten."""
-        with full_precision(x):
-            return F.linear(x - self.mean, self.whitener), self._log_det(x)
-
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Return to the units of the data."""
-        with full_precision(z):
-            columns = at_least_single(z.reshape(-1, z.shape[-1]).mT)
-            whitener = at_least_single(self.whitener)
-            rows = torch.linalg.solve_triangular(whitener, columns, upper=False).mT
-            return rows.reshape(z.shape).to(z.dtype) + self.mean, -self._log_det(z)
+    def _to_data(self, z: Tensor) -> Tensor:
+        whitener = at_least_single(self.whitener)
+        solve = partial(torch.linalg.solve_triangular, whitener, upper=False)
+        return solve_events(solve, z) + self.mean
 
 
 @register
-class ActNorm(Transform):
+class ActNorm(ConstantVolume):
     r"""Shift and scale each feature or channel by learned constants: :math:`z = (x - b)\, e^{-s}`.
 
     ``initialize`` sets them so that the first batch leaves with mean 0 and variance 1; until then
@@ -208,7 +194,6 @@ class ActNorm(Transform):
         torch.Size([2])
     """
 
-    constant_log_det = True
     elementwise = True
 
     def __init__(self, features: int, *, event_ndim: int = 1) -> None:
@@ -229,15 +214,10 @@ class ActNorm(Transform):
         return values.reshape(-1, *(1,) * (self.event_ndim - 1))
 
     def _log_det(self, x: Tensor) -> Tensor:
-        batch, event = x.shape[: x.ndim - self.event_ndim], x.shape[x.ndim - self.event_ndim :]
-        return (-self.log_scale.sum() * event[1:].numel()).expand(batch)
+        return -self.log_scale.sum() * x.shape[x.ndim - self.event_ndim + 1 :].numel()
 
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Shift and scale."""
-        z = (x - self._per_feature(self.shift)) * self._per_feature(torch.exp(-self.log_scale))
-        return z, self._log_det(x)
+    def _to_noise(self, x: Tensor) -> Tensor:
+        return (x - self._per_feature(self.shift)) * self._per_feature(torch.exp(-self.log_scale))
 
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Undo shift and scale."""
-        x = z * self._per_feature(self.log_scale.exp()) + self._per_feature(self.shift)
-        return x, -self._log_det(z)
+    def _to_data(self, z: Tensor) -> Tensor:
+        return z * self._per_feature(self.log_scale.exp()) + self._per_feature(self.shift)

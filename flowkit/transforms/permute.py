@@ -11,13 +11,11 @@ from torch import Tensor
 from flowkit import checks
 from flowkit.config import register
 from flowkit.numerics.layout import features_last
-from flowkit.numerics.types import Context, Generator, Mapped
-from flowkit.transforms.base import Transform
-from flowkit.transforms.region import Region
+from flowkit.transforms.volume import ConstantVolume
 
 
 @register
-class Permutation(Transform):
+class Permutation(ConstantVolume):
     r"""Reorder the features: :math:`z_i = x_{p_i}`. The order is saved with the weights.
 
     Args:
@@ -33,7 +31,7 @@ class Permutation(Transform):
         tensor([3., 1., 2.])
     """
 
-    constant_log_det = True
+    rearranges = True
     keeps_intervals = True
     order: Tensor
 
@@ -51,25 +49,12 @@ class Permutation(Transform):
         seed = checks.integer("Permutation.random", "seed", seed, least=0, most=None)
         return cls(np.random.default_rng(seed).permutation(features).tolist())
 
-    def map_region(
-        self, region: Region, context: Context = None, *, inverse: bool = True
-    ) -> Region | None:
-        """Reorder the ends."""
-        move = self.inverse if inverse else self
-        return Region(move(region.lower)[0], move(region.upper)[0])
-
     def circular_columns(self, after: Tensor, *, inverse: bool = False) -> Tensor:
         """Reorder the features."""
         return after.index_select(0, self.order if inverse else self.order.argsort())
 
-    @staticmethod
-    def _select(x: Tensor, order: Tensor) -> Tensor:
-        return features_last(x.movedim(-1, 0).index_select(0, order))
+    def _to_noise(self, x: Tensor) -> Tensor:
+        return features_last(x.movedim(-1, 0).index_select(0, self.order))
 
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Reorder."""
-        return self._select(x, self.order), x.new_zeros(x.shape[:-1])
-
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Restore the order."""
-        return self._select(z, self.order.argsort()), z.new_zeros(z.shape[:-1])
+    def _to_data(self, z: Tensor) -> Tensor:
+        return features_last(z.movedim(-1, 0).index_select(0, self.order.argsort()))

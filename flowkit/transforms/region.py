@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from flowkit.scalar import ScalarMap
-
 _Cat = type(constraints.cat([]))
 
 
@@ -26,10 +24,6 @@ class Region(NamedTuple):
     lower: Tensor
     upper: Tensor
 
-    def is_line(self) -> bool:
-        """Whether no number has an end."""
-        return bool((self.lower == -math.inf).all() & (self.upper == math.inf).all())
-
     def interior(self) -> Tensor:
         """A point inside: the middle, or so far from the only end that it differs from it."""
         low, high = self.lower.isfinite(), self.upper.isfinite()
@@ -42,12 +36,18 @@ class Region(NamedTuple):
         )
 
 
+def of_numbers(constraint: constraints.Constraint) -> constraints.Constraint:
+    """A constraint of events as one of single numbers."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint
+
+
 def region_of(
     constraint: constraints.Constraint, event_shape: tuple[int, ...], like: Tensor
 ) -> Region | None:
     """The box that a constraint stands for, in the dtype of a tensor; ``None`` if it is none."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
+    constraint = of_numbers(constraint)
     if isinstance(constraint, _Cat):
         if len(event_shape) != 1 or constraint.dim != -1:
             return None
@@ -59,15 +59,13 @@ def region_of(
         if len(known) < len(parts):
             return None
         return Region(*(torch.cat(ends, -1) for ends in zip(*known, strict=True)))
-    if constraint is not constraints.real and not (
-        hasattr(constraint, "lower_bound") or hasattr(constraint, "upper_bound")
-    ):
-        return None
-    if constraint.is_discrete:
+    names = ("lower_bound", "upper_bound")
+    bounded = any(hasattr(constraint, name) for name in names)
+    if constraint.is_discrete or not (bounded or constraint is constraints.real):
         return None
     ends = (
-        getattr(constraint, "lower_bound", -math.inf),
-        getattr(constraint, "upper_bound", math.inf),
+        getattr(constraint, name, sign * math.inf)
+        for name, sign in zip(names, (-1, 1), strict=True)
     )
     lower, upper = (torch.as_tensor(end, dtype=like.dtype, device=like.device) for end in ends)
     shape = torch.broadcast_shapes(lower.shape, event_shape)
@@ -76,9 +74,7 @@ def region_of(
 
 def is_whole_line(constraint: constraints.Constraint) -> bool:
     """Whether a constraint is none."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    return constraint is constraints.real
+    return of_numbers(constraint) is constraints.real
 
 
 def map_ends(
@@ -108,32 +104,10 @@ def map_ends(
     )
     moved = apply(ends).unbind(0)
     up = torch.as_tensor(increasing, device=region.lower.device)
-    lower = torch.where(up, moved[0], moved[1])
-    upper = torch.where(up, moved[1], moved[0])
-    at_lower = torch.where(up, whole[0], whole[1])
-    at_upper = torch.where(up, whole[1], whole[0])
+    # A decreasing function exchanges the ends.
+    (at_lower, at_upper), (lower, upper) = (
+        (torch.where(up, a, b), torch.where(up, b, a)) for a, b in (whole, moved)
+    )
     return Region(
         torch.where(at_lower, after.lower, lower), torch.where(at_upper, after.upper, upper)
-    )
-
-
-def ends_stay(scalar: ScalarMap, region: Region) -> bool:
-    """Whether a scalar map leaves the ends of a box in place, whatever its parameters.
-
-    Args:
-        scalar: The map.
-        region: The box of the features that it transforms, these in the first dimension.
-    """
-    return all(bool((end.isinf() | scalar.fixes(end)).all()) for end in region)
-
-
-def keep_ends(
-    scalar: ScalarMap, before: Region, after: Region | None, event_ndim: int = 1
-) -> Region | None:
-    """The box that a scalar map of every feature gives, exact where it leaves an end in place."""
-    if after is None:
-        return None
-    stay = (scalar.fixes(end.movedim(-event_ndim, 0)).movedim(0, -event_ndim) for end in before)
-    return Region(
-        *(torch.where(s, old, new) for s, old, new in zip(stay, before, after, strict=True))
     )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from flowkit import checks
 from flowkit.config import register
 from flowkit.errors import ShapeError, StochasticFlowError
 from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.transforms.base import Transform
+from flowkit.transforms.container import Container, apply_all
 from flowkit.transforms.region import Region
+from flowkit.transforms.volume import ConstantVolume
 
 
 def _image_shape(name: str, event_shape: Sequence[int]) -> tuple[int, int, int]:
@@ -25,7 +25,7 @@ def _image_shape(name: str, event_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 @register
-class Reshape(Transform):
+class Reshape(ConstantVolume):
     """Reshape events, their numbers in the same order; to vectors by default.
 
     Args:
@@ -43,8 +43,7 @@ class Reshape(Transform):
         (torch.Size([5, 16]), torch.Size([5]))
     """
 
-    constant_log_det = True
-    reshapes = True
+    rearranges = True
     keeps_intervals = True
 
     def __init__(
@@ -60,22 +59,15 @@ class Reshape(Transform):
             raise checks.fail("Reshape", "noise_shape", words, noise)
         super().__init__(event, noise_shape=noise)
 
-    @staticmethod
-    def _to(value: Tensor, old: int, shape: tuple[int | None, ...]) -> Mapped:
-        batch = value.shape[: value.ndim - old]
-        return value.reshape(*batch, *shape), value.new_zeros(batch)
+    def _to_noise(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[: x.ndim - self.event_ndim], *self.noise_shape)
 
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Reshape."""
-        return self._to(x, self.event_ndim, self.noise_shape)
-
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Restore the shape."""
-        return self._to(z, self.noise_ndim, self.event_shape)
+    def _to_data(self, z: Tensor) -> Tensor:
+        return z.reshape(*z.shape[: z.ndim - self.noise_ndim], *self.event_shape)
 
 
 @register
-class Squeeze(Transform):
+class Squeeze(ConstantVolume):
     r"""Rearrange every block of f x f pixels into :math:`f^2` channels of one pixel.
 
     :math:`z_{c f^2 + i f + j,\, h,\, w} = x_{c,\, f h + i,\, f w + j}`: channels for convolutions
@@ -98,8 +90,7 @@ class Squeeze(Transform):
         torch.Size([5, 12, 2, 3])
     """
 
-    constant_log_det = True
-    reshapes = True
+    rearranges = True
     keeps_intervals = True
 
     def __init__(self, event_shape: Sequence[int], *, factor: int = 2) -> None:
@@ -113,23 +104,21 @@ class Squeeze(Transform):
         )
         self.factor = factor
 
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Make channels of blocks."""
+    def _to_noise(self, x: Tensor) -> Tensor:
         f = self.factor
         blocks = x.unflatten(-1, (-1, f)).unflatten(-3, (-1, f))  # c, h, i, w, j
         channels = blocks.movedim((-3, -1), (-4, -3))  # c, i, j, h, w
-        return channels.flatten(-5, -3), x.new_zeros(x.shape[:-3])
+        return channels.flatten(-5, -3)
 
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Make blocks of channels."""
+    def _to_data(self, z: Tensor) -> Tensor:
         f = self.factor
         channels = z.unflatten(-3, (-1, f, f))  # c, i, j, h, w
         blocks = channels.movedim((-4, -3), (-3, -1))  # c, h, i, w, j
-        return blocks.flatten(-2, -1).flatten(-3, -2), z.new_zeros(z.shape[:-3])
+        return blocks.flatten(-2, -1).flatten(-3, -2)
 
 
 @register
-class FactorOut(Transform):
+class FactorOut(Container):
     r"""Factor out the later channels of an image as noise, and transform the others further.
 
     :math:`z = (t(x_{1..k}),\; x_{k+1..C})`, in one row: a multi-scale flow is layers, this, whose
@@ -161,13 +150,9 @@ class FactorOut(Transform):
     def __init__(self, event_shape: Sequence[int], transform: Transform) -> None:
         channels, height, width = shape = _image_shape("FactorOut", event_shape)
         inner = checks.instance("FactorOut", "transform", transform, Transform).event_shape
-        if (
-            len(inner) != 3
-            or inner[0] is None
-            or not 1 <= inner[0] < channels
-            or inner[1] not in (None, height)
-            or inner[2] not in (None, width)
-        ):
+        pixels = zip(inner[1:], shape[1:], strict=len(inner) == 3)
+        fits = len(inner) == 3 and all(size in (None, own) for size, own in pixels)
+        if not fits or inner[0] is None or not 1 <= inner[0] < channels:
             raise ShapeError(
                 f"FactorOut expected a transform of 1 to {channels - 1} channels of {height} x "
                 f"{width} pixels, got {transform.label}"
@@ -177,43 +162,23 @@ class FactorOut(Transform):
                 f"FactorOut holds no stochastic layer, got {transform.label}; remedy: put it "
                 "before or after"
             )
-        super().__init__(
-            shape, context=transform.context_size, noise_shape=(channels * height * width,)
-        )
+        super().__init__((transform,), shape, (channels * height * width,))
         self.transform = transform
-        self.needs_context = transform.needs_context
-        self.constant_log_det = transform.constant_log_det
         self.inner_size = inner[0]
         changes = transform.noise_shape != inner
         self._inner_noise = transform.noise_shape if changes else (self.inner_size, height, width)
-
-    @property
-    def codomain(self) -> constraints.Constraint:
-        """The whole space."""
-        return constraints.independent(constraints.real, 1)
-
-    @property
-    def restricts(self) -> bool:
-        """Whether the inner transform does."""
-        return self.transform.restricts
 
     def map_region(
         self, region: Region, context: Context = None, *, inverse: bool = True
     ) -> Region | None:
         """Carry the part of the inner transform; the rest stays."""
         ends = [self._part(end, inverse=inverse) for end in region]
-        (first_low, rest_low), (first_high, rest_high) = ends
-        inner = self.transform.map_region(Region(first_low, first_high), context, inverse=inverse)
+        part = Region(*(first for first, _ in ends))
+        inner = self.transform.map_region(part, context, inverse=inverse)
         if inner is None:
             return None
-        # The ends of the inner part may have the batch of a context.
-        inner_ndim, rest_ndim = (3, 1) if inverse else (self.transform.noise_ndim, 3)
-        batch = inner.lower.shape[: inner.lower.ndim - inner_ndim]
-        lower, upper = (
-            self._whole(first, rest.expand(*batch, *rest.shape[-rest_ndim:]), inverse=inverse)
-            for first, rest in ((inner.lower, rest_low), (inner.upper, rest_high))
-        )
-        return Region(lower, upper)
+        pairs = zip(inner, ends, strict=True)
+        return Region(*(self._whole(first, rest, inverse=inverse) for first, (_, rest) in pairs))
 
     def _part(self, value: Tensor, *, inverse: bool) -> Mapped:
         """What the inner transform maps, and the rest; of a row for the inverse."""
@@ -226,38 +191,20 @@ class FactorOut(Transform):
 
     def _whole(self, first: Tensor, rest: Tensor, *, inverse: bool) -> Tensor:
         """Join what the inner transform gives with the rest."""
-        if not inverse:
-            first = first.flatten(-self.transform.noise_ndim)
-            return torch.cat([first, rest.flatten(-3)], -1)
-        _, height, width = self.event_shape
-        return torch.cat([first, rest.unflatten(-1, (-1, height, width))], -3)
+        # The ends of a box in the inner part may have the batch of a context.
+        if inverse:
+            rest = rest.unflatten(-1, (-1, *self.event_shape[1:]))
+            return torch.cat([first, rest.expand(*first.shape[:-3], -1, -1, -1)], -3)
+        first = first.flatten(-self.transform.noise_ndim)
+        return torch.cat([first, rest.flatten(-3).expand(*first.shape[:-1], -1)], -1)
 
-    def _inner(self, direction: str, value: Tensor, context: Context) -> Mapped:
-        apply: Any = (
-            self.transform if direction == "forward" else getattr(self.transform, direction)
-        )
-        return apply(value, context, _fits=True)
-
-    def _map(self, x: Tensor, context: Context, name: str) -> Mapped:
-        first, rest = self._part(x, inverse=False)
-        z, log_det = self._inner(name, first, context)
-        return self._whole(z, rest, inverse=False), log_det
-
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Map the earlier channels, and put the later ones behind them."""
-        return self._map(x, context, "forward")
-
-    def unnormalized(
-        self, x: Tensor, context: Context = None, generator: Generator = None
+    def _run(
+        self, direction: str, value: Tensor, context: Context, generator: Generator
     ) -> Mapped:
-        """The same without the constant part of the log-determinant."""
-        return self._map(x, context, "unnormalized")
-
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Map the earlier channels back, and join them with the later ones."""
-        first, rest = self._part(z, inverse=True)
-        x, log_det = self._inner("inverse", first, context)
-        return self._whole(x, rest, inverse=True), log_det
+        inverse = direction == "inverse"
+        part, rest = self._part(value, inverse=inverse)
+        part, log_det = apply_all([self.transform], direction, part, context)
+        return self._whole(part, rest, inverse=inverse), log_det
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
         """Start the inner transform from the earlier channels."""

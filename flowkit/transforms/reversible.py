@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from flowkit.errors import NotInvertibleError
 from flowkit.numerics.compiling import is_traced
 from flowkit.numerics.types import Context, Mapped
 from flowkit.transforms.base import Transform
+from flowkit.transforms.container import apply_all
 from flowkit.transforms.coupling import Coupling
 
 
@@ -37,8 +39,11 @@ def run_reversibly(
     Raises:
         NotInvertibleError: If a layer holds an active dropout, and so could not be repeated.
     """
-    stack = _Stack(layers, direction, x)
-    if not _worthwhile((x, context, *stack.tensors)):
+    stack = _Stack(layers, direction, x, context)
+    # vmap, grad and jvp trace through the layers themselves.
+    saves_graph = torch.is_grad_enabled() and not is_traced()
+    inputs = (x, *stack.tensors)
+    if not (saves_graph and any(t is not None and t.requires_grad for t in inputs)):
         return stack.run(x, context)
     for layer in layers:
         for part in layer.modules():
@@ -48,93 +53,69 @@ def run_reversibly(
                     "when a reversible Compose repeats the layer in the backward pass; remedy: "
                     "reversible=False, p=0, or eval()"
                 )
-    return _Reversible.apply(stack, x, context, *stack.tensors)
-
-
-def _worthwhile(inputs: Sequence[Tensor | None]) -> bool:
-    """Whether there is a graph to save, and no tracer that has to see every operation."""
-    return (
-        torch.is_grad_enabled()
-        # vmap, grad and jvp trace through the layers themselves.
-        and not is_traced()
-        and any(value is not None and value.requires_grad for value in inputs)
-    )
+    return _Reversible.apply(stack, *inputs)
 
 
 class _Stack:
-    """The layers, their tensors, and where each of these is held."""
+    """The layers, the tensors that they read, the context first, and where these are held."""
 
-    def __init__(self, layers: Sequence[Transform], direction: str, x: Tensor) -> None:
+    def __init__(
+        self, layers: Sequence[Transform], direction: str, x: Tensor, context: Context
+    ) -> None:
         self.layers = layers
         self.direction = direction
-        self.tensors: list[Tensor] = []
-        # For every layer: the dict of parameters or buffers, the name there, the place in tensors.
-        self.slots: list[list[tuple[dict[str, Any], str, int]]] = []
         places: dict[int, int] = {}
-        for layer in layers:
-            slots = []
-            for module in layer.modules():
-                for held in (module._parameters, module._buffers):
-                    for name, tensor in held.items():
-                        if tensor is None:
-                            continue
-                        # What is held twice is given once.
-                        place = places.setdefault(id(tensor), len(self.tensors))
-                        if place == len(self.tensors):
-                            self.tensors.append(tensor)
-                        slots.append((held, name, place))
-            self.slots.append(slots)
+        # For every tensor held: the dict of parameters or buffers, the name there, the place in
+        # ``tensors``, where what is held twice is given once.
+        self.slots: list[tuple[dict[str, Any], str, int]] = [
+            (held, name, places.setdefault(id(tensor), len(places) + 1))
+            for layer in layers
+            for module in layer.modules()
+            for held in (module._parameters, module._buffers)
+            for name, tensor in held.items()
+            if tensor is not None
+        ]
+        own = {place: held[name] for held, name, place in self.slots}
+        self.tensors: list[Tensor | None] = [context, *own.values()]
+        self.read_by = [
+            [0, *(places[id(tensor)] for tensor in (*layer.parameters(), *layer.buffers()))]
+            for layer in layers
+        ]
         kind = x.device.type
-        self.autocast_kind: str | None = None
+        # Autocast as it was in the forward pass: a repeated layer has to give the same numbers.
+        # Weights that are cast here are not kept: others would then read them without gradients.
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            self.autocast_kind, self.autocast_dtype = kind, torch.get_autocast_dtype(kind)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Autocast as it was in the forward pass: a repeated layer has to give the same numbers.
-
-        Weights that are cast here are not kept: others would then read them without gradients.
-        """
-        if self.autocast_kind is None:
-            return nullcontext()
-        return torch.autocast(self.autocast_kind, self.autocast_dtype, cache_enabled=False)
+            dtype = torch.get_autocast_dtype(kind)
+            self.autocast = partial(torch.autocast, kind, dtype, cache_enabled=False)
 
     @contextmanager
-    def lent(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+    def lent(self, tensors: Sequence[Tensor | None]) -> Iterator[None]:
         """Give the layers other tensors for a while."""
-        slots = [slot for slots in self.slots for slot in slots]
-        before = [held[name] for held, name, _ in slots]
+        before = [held[name] for held, name, _ in self.slots]
         try:
-            for held, name, place in slots:
+            for held, name, place in self.slots:
                 held[name] = tensors[place]
             yield
         finally:
-            for (held, name, _), tensor in zip(slots, before, strict=True):
+            for (held, name, _), tensor in zip(self.slots, before, strict=True):
                 held[name] = tensor
 
     def run(self, x: Tensor, context: Context) -> Mapped:
         """The plain pass."""
-        total: Tensor | None = None
-        for layer in self.layers:
-            x, log_det = _call(layer, self.direction, x, context)
-            total = log_det if total is None else total + log_det
-        return x, total  # type: ignore[return-value]
-
-
-def _call(layer: Transform, direction: str, value: Tensor, context: Context) -> Mapped:
-    apply: Any = layer if direction == "forward" else getattr(layer, direction)
-    return apply(value, context, _fits=True)
+        return apply_all(self.layers, self.direction, x, context)
 
 
 class _Reversible(torch.autograd.Function):
     """The whole stack as one node, a function of data, context, parameters and buffers."""
 
     @staticmethod
-    def forward(ctx: Any, stack: _Stack, x: Tensor, context: Context, *tensors: Tensor) -> Mapped:
+    def forward(ctx: Any, stack: _Stack, x: Tensor, *tensors: Tensor | None) -> Mapped:
         with stack.autocast():
-            z, log_det = stack.run(x, context)
+            z, log_det = stack.run(x, tensors[0])
         ctx.stack = stack
         ctx.set_materialize_grads(False)  # noqa: FBT003
-        ctx.save_for_backward(x, context, z, *tensors)
+        ctx.save_for_backward(x, z, *tensors)
         return z, log_det
 
     @staticmethod
@@ -148,42 +129,36 @@ class _Reversible(torch.autograd.Function):
 
 def _plainly(
     stack: _Stack,
-    saved: Sequence[Tensor],
+    saved: Sequence[Any],
     needed: Sequence[bool],
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Gradients that can be differentiated again, by way of all activations."""
-    x, context, _, *tensors = saved
+    x, _, *tensors = saved
     with stack.lent(tensors):
-        outputs = stack.run(x, context)
-    inputs = [t for t, need in zip((x, context, *tensors), needed[1:], strict=True) if need]
+        outputs = stack.run(x, tensors[0])
+    inputs = [t for t, need in zip((x, *tensors), needed[1:], strict=True) if need]
     found = iter(_gradients(outputs, inputs, grads, create_graph=True))
     return [next(found) if need else None for need in needed[1:]]
 
 
 def _layer_by_layer(
     stack: _Stack,
-    saved: Sequence[Tensor],
+    saved: Sequence[Any],
     needed: Sequence[bool],
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Gradients from the last state: undo a layer, repeat it with a graph, drop the graph."""
-    x, context, z, *tensors = saved
-    _, x_needed, context_needed, *tensors_needed = needed
-    if context is not None:
-        context = context.detach().requires_grad_(context_needed)
-    leaves = [t.detach() for t in tensors]
-    for leaf, need in zip(leaves, tensors_needed, strict=True):
-        leaf.requires_grad_(need)
-    wanted = [
-        list({place for *_, place in slots if tensors_needed[place]}) for slots in stack.slots
+    x, z, *tensors = saved
+    _, x_needed, *tensors_needed = needed
+    leaves: list[Any] = [
+        None if t is None else t.detach().requires_grad_(need)
+        for t, need in zip(tensors, tensors_needed, strict=True)
     ]
+    wanted = [[i for i in places if tensors_needed[i]] for places in stack.read_by]
     # Nothing before the first layer with a gradient to find has to be undone.
-    first = 0
-    if not (x_needed or context_needed):
-        first = next(i for i, places in enumerate(wanted) if places)
+    first = 0 if x_needed else next(i for i, places in enumerate(wanted) if places)
     sums: list[Tensor | None] = [None] * len(tensors)
-    sum_context: Context = None
     grad_z, grad_log_det = grads
     with stack.lent(leaves):
         for i in reversed(range(first, len(stack.layers))):
@@ -191,24 +166,21 @@ def _layer_by_layer(
                 stack.layers[i],
                 stack.direction,
                 z,
-                context,
+                leaves[0],
                 known=x if i == 0 else None,
                 differentiate=i > first or x_needed,
             )
             inputs = [leaves[place] for place in wanted[i]]
-            inputs += [context] if context_needed else []
             inputs += step.parts if step.parts[0].requires_grad else ()
             found = list(_gradients(step.outputs, inputs, (grad_z, grad_log_det)))
             for place in wanted[i]:
                 sums[place] = _plus(sums[place], found.pop(0))
-            if context_needed:
-                sum_context = _plus(sum_context, found.pop(0))
             if found:
                 grad_z = step.join_gradients(found)
             z = step.join(*(part.detach() for part in step.parts))
             # The graph has to be gone before the next layer is undone.
             del step, inputs, found
-    return [grad_z if x_needed else None, sum_context, *sums]
+    return [grad_z if x_needed else None, *sums]
 
 
 class _Step(NamedTuple):
@@ -239,10 +211,10 @@ def _repeat(
     if known is None and type(layer) is Coupling:
         return _repeat_coupling(layer, direction, z, context, differentiate=differentiate)
     back = "forward" if direction == "inverse" else "inverse"
-    value = _call(layer, back, z, context)[0] if known is None else known
+    value = apply_all([layer], back, z, context)[0] if known is None else known
     value = value.detach().requires_grad_(differentiate)
     with torch.enable_grad():
-        return _Step((value,), lambda part: part, _call(layer, direction, value, context))
+        return _Step((value,), lambda part: part, apply_all([layer], direction, value, context))
 
 
 def _repeat_coupling(

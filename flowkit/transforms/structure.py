@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from flowkit import checks
@@ -11,7 +12,6 @@ from flowkit.numerics.layout import features_first, features_last
 from flowkit.numerics.types import Context, Generator, Mapped
 from flowkit.scalar import RationalQuadraticSpline, ScalarMap
 from flowkit.transforms.base import Transform
-from flowkit.transforms.region import Region, ends_stay, keep_ends
 
 
 class ScalarStructure(Transform):
@@ -30,6 +30,10 @@ class ScalarStructure(Transform):
     """
 
     conditioner: nn.Module | None
+    #: The features that are read and those that are transformed, ``(features, *batch)``.
+    split: Callable[[Tensor], tuple[Tensor, Tensor]]
+    #: Join both again, in the order of the event.
+    merge: Callable[[Tensor, Tensor], Tensor]
 
     def __init__(
         self,
@@ -47,15 +51,8 @@ class ScalarStructure(Transform):
         self.scalar = checks.instance(name, "scalar", scalar, ScalarMap).take(places, features)
         self.keeps_intervals = self.scalar.keeps_interval
         self.transformed = len(places)
+        self.elementwise = self.elementwise or self.event_shape == (1,)
         checks.elements(name, self.transformed, max(self.scalar.param_size, 1))
-
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The features that are read and those that are transformed, ``(features, *batch)``."""
-        raise NotImplementedError
-
-    def merge(self, read: Tensor, transformed: Tensor) -> Tensor:
-        """Join both again, in the order of the event."""
-        raise NotImplementedError
 
     def parameters_from(self, read: Tensor, context: Context) -> Tensor:
         """Parameters ``(transformed features, *batch, param_size)`` from what is read."""
@@ -67,16 +64,10 @@ class ScalarStructure(Transform):
         """Sum of the logarithms of slopes ``(features, *batch)`` over each event."""
         return log_slope.sum((0, *range(1 - self.event_ndim, 0)))
 
-    def map_region(
-        self, region: Region, context: Context = None, *, inverse: bool = True
-    ) -> Region | None:
-        """Carry a box whose ends the map leaves in place, or of features without neighbours."""
-        known = context is not None or not self.needs_context
-        if known and (self.elementwise or self.event_shape == (1,)):
-            mapped = self._map_ends(region, context, inverse=inverse)
-            return keep_ends(self.scalar, region, mapped, self.event_ndim)
-        transformed = Region(*(self.split(end)[1] for end in region))
-        return region if ends_stay(self.scalar, transformed) else None
+    def _keeps(self, end: Tensor) -> Tensor:
+        """What is not transformed, and what the scalar map leaves in place."""
+        read, transformed = self.split(end)
+        return self.merge(torch.ones_like(read, dtype=torch.bool), self.scalar.fixes(transformed))
 
     @property
     def starts_from_data(self) -> bool:

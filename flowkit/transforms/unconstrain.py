@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -66,23 +67,17 @@ class Unconstrain(Transform):
         # Python numbers, not buffers: a buffer would be rounded to float32 for good.
         self.lower, self.upper = lows, highs
         self._innermost = {
-            dtype: tuple(
-                tuple(
-                    next_inside(end, other, dtype) for end, other in zip(ends, others, strict=True)
-                )
+            dtype: [
+                list(map(next_inside, ends, others, repeat(dtype)))
                 for ends, others in ((lows, highs), (highs, lows))
-            )
+            ]
             for dtype in _DTYPES
         }
-        kinds = {
-            (math.isfinite(low), math.isfinite(high))
-            for low, high in zip(lows, highs, strict=True)
-        }
-        self._below = any(low for low, _ in kinds)
-        self._above = any(high for _, high in kinds)
-        self._intervals = (True, True) in kinds
-        self._half_lines = bool(kinds & {(True, False), (False, True)})
-        self._lines = (False, False) in kinds
+        kinds = {tuple(map(math.isfinite, ends)) for ends in zip(lows, highs, strict=True)}
+        self._below, self._above = (any(given) for given in zip(*kinds, strict=True))
+        self._lines, self._half_lines, self._intervals = (
+            any(sum(kind) == count for kind in kinds) for count in range(3)
+        )
 
     @property
     def domain(self) -> constraints.Constraint:
@@ -214,18 +209,16 @@ def _finite(name: str, features: int, **ends: Ends) -> list[tuple[float, ...]]:
     return [checks.numbers(name, kind, values, features) for kind, values in ends.items()]
 
 
+def _constraint(low: float, high: float) -> constraints.Constraint:
+    """The line, a half-line or an interval."""
+    if math.isinf(high):
+        return constraints.real if math.isinf(low) else constraints.greater_than(low)
+    return constraints.less_than(high) if math.isinf(low) else constraints.interval(low, high)
+
+
 def product_constraint(lower: Sequence[float], upper: Sequence[float]) -> constraints.Constraint:
     """The constraint of a vector: of every number the line, a half-line or an interval."""
-    parts: list[constraints.Constraint] = []
-    for low, high in zip(lower, upper, strict=True):
-        if math.isinf(low) and math.isinf(high):
-            parts.append(constraints.real)
-        elif math.isinf(high):
-            parts.append(constraints.greater_than(low))
-        elif math.isinf(low):
-            parts.append(constraints.less_than(high))
-        else:
-            parts.append(constraints.interval(low, high))
+    parts = [_constraint(*ends) for ends in zip(lower, upper, strict=True)]
     if len(set(zip(lower, upper, strict=True))) == 1 or set(parts) == {constraints.real}:
         return constraints.independent(parts[0], 1)
     return constraints.independent(constraints.cat(parts, -1, [1] * len(parts)), 1)

@@ -32,7 +32,6 @@ from flowkit.transforms import (
     DenseLinear,
     Elementwise,
     FactorOut,
-    Inverse,
     Log,
     Logit,
     LULinear,
@@ -46,6 +45,7 @@ from flowkit.transforms import (
     Transform,
     Whiten,
 )
+from flowkit.transforms.base import Inverse
 
 from .harness import (
     Expectation,
@@ -157,7 +157,7 @@ reads_context(FactorOut((2, 4, 4), Reader()), IMAGE, "initialize")
 for layer in (Conv1x1(2), Conv2d(2)):
     ignores_context(layer, IMAGE, *WAYS, "unnormalized")
 ignores_context(Squeeze((2, 4, 4)), IMAGE, "forward")
-of(
+also(
     Squeeze.inverse,
     lambda **o: Squeeze((2, 4, 4)).inverse(Squeeze((2, 4, 4))(IMAGE)[0], **o),
     context=same("the layer reads none", C),
@@ -377,7 +377,7 @@ of(
 noisy = Compose(Metropolis(WELL, steps=2), Standardize(2))
 for way in (noisy.forward, noisy.inverse, noisy.unnormalized, noisy.states):
     also(way, lambda way=way, **o: way(X, **o), generator=draws())
-of(
+also(
     DenseLinear.unnormalized,
     lambda **o: DenseLinear(2).unnormalized(X, **o),
     generator=same("the layer draws nothing", torch.Generator()),
