@@ -31,7 +31,7 @@ from flowkit.toys import DoubleWell
 from flowkit.transforms import Compose, Log, Standardize
 from flowkit.transforms.compose import layers_in_order
 
-from .harness import differs, draws, falls, of, rises, same, shows
+from .harness import also, differs, draws, falls, of, rises, same, shows
 from .parts import (
     UNIT,
     C,
@@ -328,20 +328,25 @@ of(
     lambda **o: potential.draw_velocities(X, **o),
     generator=draws(),
 )
-of(
-    FlowPotential.velocity_verlet,
-    lambda **o: float(len(potential.velocity_verlet(X, X, dt=0.1, steps=4, **o).time)),
-    every=falls(2, 4),
-)
-of(
-    FlowPotential.langevin,
-    lambda **o: potential.langevin(X, X, dt=0.1, steps=4, friction=1.0, **o),
-    every=falls(
-        2,
-        4,
-        see=lambda **o: float(
-            len(potential.langevin(X, X, dt=0.1, steps=4, friction=1.0, **o).time)
-        ),
-    ),
-    generator=draws(),
-)
+LENGTH = {"dt": 0.1, "steps": 4, "friction": 1.0}
+
+
+def verlet(**options: Any) -> Any:
+    """A trajectory without friction."""
+    return potential.velocity_verlet(X, X, **{"dt": 0.1, "steps": 4, **options})
+
+
+def langevin(**options: Any) -> Any:
+    """A trajectory with friction."""
+    return potential.langevin(X, X, **{**LENGTH, **options})
+
+
+for run in (verlet, langevin):
+    of(
+        getattr(FlowPotential, "velocity_verlet" if run is verlet else "langevin"),
+        run,
+        dt=differs(0.2, 0.05, base=0.1),
+        steps=rises(6, 8, base=4, see=lambda run=run, **o: float(len(run(**o).time))),
+        every=falls(2, 4, base=1, see=lambda run=run, **o: float(len(run(**o).time))),
+    )
+also(FlowPotential.langevin, langevin, friction=differs(2.0, 0.5, base=1.0), generator=draws())
