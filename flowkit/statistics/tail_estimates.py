@@ -116,9 +116,8 @@ def tail_estimate(
 
 def _choose_for_hill(logs: np.ndarray, resamples: int, seed: int) -> float:
     k1, k2, size = double_bootstrap(logs, _hill_criterion, resamples, seed)
-    exponent = math.log(k1) / math.log(size) - 1
-    factor = (1 - 2 * (math.log(k1) - math.log(size)) / math.log(k1)) ** exponent
-    return _clipped(factor * k1**2 / k2, len(logs))
+    share = math.log(k1) / math.log(size)
+    return _clipped((2 / share - 1) ** (share - 1) * k1**2 / k2, len(logs))
 
 
 def _choose_for_moments(logs: np.ndarray, resamples: int, seed: int) -> float:
