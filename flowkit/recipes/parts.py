@@ -112,8 +112,8 @@ def build_for_columns(name: str, columns: int, **options: Any) -> Flow:
         >>> build_for_columns("coupling_fow", 3)
         Traceback (most recent call last):
         ...
-        flowkit.errors.ArgumentError: flowkit expected recipe as one of 'autoregressive_flow', \
-'box_flow', ..., got 'coupling_fow'; remedy: did you mean 'coupling_flow'?
+        flowkit.errors.ArgumentError: flowkit expected recipe as one of ..., got 'coupling_fow'; \
+remedy: did you mean 'coupling_flow'?
     """
     recipe = checks.choice("flowkit", "recipe", name, RECIPES)
     first, *known = inspect.signature(recipe).parameters.values()
