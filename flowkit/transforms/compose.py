@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -136,7 +135,10 @@ class Compose(Container):
 
     def orientation(self) -> Tensor | float:
         """The product of the signs."""
-        return math.prod(t.orientation() for t in self.transforms)  # type: ignore[operator]
+        sign: Tensor | float = 1.0
+        for t in self.transforms:
+            sign = sign * t.orientation()  # type: ignore[operator]
+        return sign
 
     def _run(
         self, direction: str, value: Tensor, context: Context, generator: Generator
