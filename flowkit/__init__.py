@@ -36,7 +36,8 @@ from flowkit.recipes import (
     stochastic_flow,
     tail_adaptive_flow,
 )
-from flowkit.training import History, fit
+from flowkit.training import History as History
+from flowkit.training import fit
 
 __version__ = "0.2.0"
 
@@ -47,7 +48,6 @@ __all__ = [
     "FiniteDifferenceScoreMatching",
     "Flow",
     "ForceMatching",
-    "History",
     "KernelNorm",
     "MaximumLikelihood",
     "PathKL",

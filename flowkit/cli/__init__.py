@@ -1,5 +1,3 @@
 """The ``flowkit`` command."""
 
-from flowkit.cli.app import main
-
-__all__ = ["main"]
+from flowkit.cli.app import main as main

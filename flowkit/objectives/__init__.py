@@ -1,6 +1,7 @@
 """Objectives: what to minimise."""
 
-from flowkit.objectives.base import Loss, Objective, WeightedSum
+from flowkit.objectives.base import Loss as Loss
+from flowkit.objectives.base import Objective, WeightedSum
 from flowkit.objectives.dependent import DependentLikelihood
 from flowkit.objectives.divergence import PathKL, ReverseKL
 from flowkit.objectives.force import ForceMatching
@@ -20,7 +21,6 @@ __all__ = [
     "FiniteDifferenceScoreMatching",
     "ForceMatching",
     "KernelNorm",
-    "Loss",
     "MaximumLikelihood",
     "Objective",
     "PathKL",

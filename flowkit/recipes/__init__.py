@@ -8,13 +8,12 @@ from flowkit.recipes.box import box_flow
 from flowkit.recipes.flows import autoregressive_flow, coupling_flow, elementwise_flow
 from flowkit.recipes.images import conv_flow, dense_flow, glow_flow
 from flowkit.recipes.kernelised import kernelised_flow
-from flowkit.recipes.parts import RECIPES
+from flowkit.recipes.parts import RECIPES as RECIPES
 from flowkit.recipes.smooth import smooth_flow
 from flowkit.recipes.stochastic import insert_stochastic_layers, stochastic_flow
 from flowkit.recipes.tail_adaptive import tail_adaptive_flow
 
 __all__ = [
-    "RECIPES",
     "autoregressive_flow",
     "box_flow",
     "conv_flow",

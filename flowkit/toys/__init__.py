@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from flowkit import checks
-from flowkit.toys.base import Toy
+from flowkit.toys.base import Toy as Toy
 from flowkit.toys.copula import HeavyCopula
 from flowkit.toys.mixture import GaussianMixture
 from flowkit.toys.multimodal import Multimodal10
@@ -41,7 +41,6 @@ def make_toy(name: str, features: int) -> Toy:
 
 
 __all__ = [
-    "TOYS",
     "Checkerboard",
     "Circles",
     "DoubleWell",
@@ -54,7 +53,6 @@ __all__ = [
     "Sine",
     "Swirl",
     "TorusRings",
-    "Toy",
     "TwoMoons",
     "TwoSpirals",
 ]
