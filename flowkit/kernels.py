@@ -154,15 +154,20 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(apart, torch.where(apart, square, 1).sqrt(), 0)
 
 
+#: Of (1 + t + t^2 / 3) exp(-t), the last summand for nu = 2.5 alone, by the product of the series.
+_EXPONENTIAL = [(-1.0) ** n / math.factorial(n) for n in range(_TERMS)]
+_COEFFICIENTS = {
+    nu: np.convolve(powers, _EXPONENTIAL).tolist()
+    for nu, powers in ((1.5, (1.0, 1.0)), (2.5, (1.0, 1.0, 1 / 3)))
+}
+
+
 def _series(nu: float, square: Tensor) -> Tensor:
     """A Matern kernel of a small :math:`t^2`, twice differentiable also at zero.
 
     Terms with odd powers of t, from the third on, are what limits the derivatives there.
     """
-    # Of (1 + t + t^2 / 3) exp(-t), by the product of the two series.
-    exponential = [(-1.0) ** n / math.factorial(n) for n in range(_TERMS)]
-    powers = (1.0, 1.0) if nu == 1.5 else (1.0, 1.0, 1 / 3)
-    terms = np.convolve(powers, exponential).tolist()
+    terms = _COEFFICIENTS[nu]
     # Rounding may have led below zero, where the odd terms have no root.
     positive = square > torch.finfo(square.dtype).eps ** 2
     t = torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
