@@ -63,7 +63,7 @@ from flowkit.stochastic import (
     OverdampedLangevin,
     UnderdampedLangevin,
 )
-from flowkit.toys import TOYS, DoubleWell, Picture
+from flowkit.toys import TOYS, DoubleWell, Funnel, HeavyCopula, Multimodal10, Picture
 from flowkit.transforms import (
     ActNorm,
     CircularShift,
@@ -621,6 +621,7 @@ def _springs(x: torch.Tensor) -> torch.Tensor:
     return x.square().sum(-1)
 
 
+BY_NUMPY = {"R7": "there are first derivatives only", "R9": "computed by NumPy"}
 # name -> (constructor, arguments of check_energy)
 ENERGIES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "DoubleWell": (DoubleWell, {}),
@@ -633,9 +634,16 @@ ENERGIES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "CallableEnergy": (lambda: CallableEnergy(_springs, 2, kT=2.0), {}),
     "Picture": (lambda: Picture([[1.0, 2.0], [3.0, 4.0]]), {}),
     # Spirals and circles take minutes, torch.func has no rule for the checkerboard's log_ndtr,
-    # the funnel's slopes overflow far out, the copula is computed by NumPy, Multimodal10 takes
-    # float64 alone, and the mass of a torus is that of one period.
+    # and the mass of a torus is that of one period.
     **{name: (TOYS[name], {}) for name in ("eight_gaussians", "ring", "sine", "two_moons")},
+    "Funnel": (Funnel, {}),
+    "Funnel-2": (lambda: Funnel(2), {}),
+    "HeavyCopula": (HeavyCopula, {"skip": BY_NUMPY}),
+    "HeavyCopula-2": (lambda: HeavyCopula(2), {"skip": BY_NUMPY}),
+    "Multimodal10": (
+        Multimodal10,
+        {"dtypes": (torch.float64,), "skip": {"R3": "nearness to a wall needs all digits"}},
+    ),
 }
 
 

@@ -17,6 +17,7 @@ from flowkit.toys import (
     Circles,
     Funnel,
     GaussianMixture,
+    HeavyCopula,
     Multimodal10,
     Picture,
     Ring,
@@ -177,6 +178,22 @@ def test_multimodal_has_512_modes_and_no_mass_beyond_the_walls():
     assert toy.log_prob(beyond).item() == -math.inf
     with pytest.raises(DataError, match=r"double\(\).sample"):
         toy.log_prob(toy.float().sample(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slopes_of_the_funnel_are_finite_far_out(dtype):
+    funnel = Funnel(3)
+    x = torch.tensor([[-1e3, 0.0, 0.0], [-1e3, 1.0, 2.0], [1e3, 1.0, 2.0]], dtype=dtype)
+    energy, force = funnel.energy_and_force(x)
+    neck = 0.5 * (1e3 / 3) ** 2 - 1e3 + math.log(3) + 1.5 * math.log(2 * math.pi)
+    assert energy[0].item() == pytest.approx(neck, rel=1e-6)
+    assert energy.isfinite().all()
+    assert force.isfinite().all()
+
+
+def test_energies_without_numbers_have_a_shape():
+    for toy in (HeavyCopula(), Funnel()):
+        assert toy.to("meta")(torch.empty(4, 2, toy.features, device="meta")).shape == (4, 2)
 
 
 def test_score_is_the_finite_difference_of_log_prob(planar):

@@ -149,7 +149,9 @@ class Funnel(Toy):
         """Return minus the log-density."""
         first, rest = x[..., 0], x[..., 1:]
         n = self.features - 1
-        narrow = 0.5 * torch.exp(-first) * (rest * rest).sum(-1) + 0.5 * n * first
+        # Short of infinity, which times 0 is NaN; by 1, for exp rounds its argument.
+        precision = (-first).clamp(max=math.log(torch.finfo(x.dtype).max) - 1).exp()
+        narrow = 0.5 * precision * (rest * rest).sum(-1) + 0.5 * n * first
         constant = math.log(self.scale) + 0.5 * (n + 1) * LOG_2PI
         return 0.5 * (first / self.scale).square() + narrow + constant
 
