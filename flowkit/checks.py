@@ -192,7 +192,7 @@ def choice(owner: str, name: str, value: Any, known: Collection[str]) -> Any:
 got 'norml'; remedy: did you mean 'normal'?
     """
     if not isinstance(value, str) or value not in known:
-        close = difflib.get_close_matches(str(value), known, n=1)
+        close = difflib.get_close_matches(str(value).lower(), known, n=1)
         remedy = f"did you mean {close[0]!r}?" if close else ""
         names = ", ".join(repr(known_name) for known_name in sorted(known))
         raise fail(owner, name, f"one of {names}", value, remedy)

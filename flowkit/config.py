@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from flowkit.arrays import read_array, write_array
-from flowkit.checks import is_plain
+from flowkit.checks import fail, is_plain
 from flowkit.errors import DescriptionError, FlowkitError
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -49,6 +49,7 @@ def register(part: T) -> T:
             such as one that makes a network or computes an energy. It is returned as it is.
 
     Raises:
+        ArgumentError: If it is neither a class nor a function.
         DescriptionError: If it is defined within a function, where no name leads to it.
 
     Example:
@@ -64,6 +65,8 @@ def register(part: T) -> T:
         >>> build(describe(Double(3))).event_shape
         (3,)
     """
+    if not callable(part) or not hasattr(part, "__qualname__"):
+        raise fail("register", "part", "a class or a function", part, "the class of the object")
     name = name_of(part)
     if "<locals>" in name:
         raise DescriptionError(
@@ -218,9 +221,13 @@ class _Writer:
         name = name_of(part) if hasattr(part, "__qualname__") else type(part).__qualname__
         if _KNOWN.get(name) is not part:
             place = f" (argument {where})" if where else ""
+            remedy = "put @flowkit.register above its definition, at the top of a module"
+            if "<lambda>" in name:
+                remedy = "a registered function, or functools.partial for the options of one"
+            elif name.startswith("torch."):
+                remedy = "a registered class of your own that makes it"
             raise DescriptionError(
-                f"{name}{place} is not registered, so no description can name it; remedy: put "
-                "@flowkit.register above its definition, at the top of a module"
+                f"{name}{place} is not registered, so no description can name it; remedy: {remedy}"
             )
         return name
 
@@ -370,8 +377,10 @@ def _find(name: Any) -> Callable[..., Any]:
             if error.name != module:
                 raise
     if name not in _KNOWN:
+        remedy = f"import {module or name} first, or define the class"
+        if module == "__main__":  # of another script or notebook
+            remedy = "define the class here, under the same name"
         raise DescriptionError(
-            f"{name} is not registered; remedy: import {module or name} first, or define the "
-            "class, with @flowkit.register above it"
+            f"{name} is not registered; remedy: {remedy}, with @flowkit.register above it"
         )
     return _KNOWN[name]

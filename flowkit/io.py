@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flowkit import checks
 from flowkit.config import describe
 from flowkit.content import Content, build_from, read_content, weights_fault, write_content
 from flowkit.errors import DataError, DescriptionError, FlowFileError
@@ -50,6 +51,7 @@ def save(
         >>> torch.equal(flow.log_prob(x), again.log_prob(x))
         True
     """
+    checks.instance("save", "flow", flow, Flow, "save(flow, path)")
     try:
         part = describe(flow)
     except DescriptionError as error:

@@ -43,8 +43,9 @@ class Pushforward(nn.Module):
         self, transform: Transform, base: Base, *, embedding: nn.Module | None = None
     ) -> None:
         super().__init__()
-        checks.instance("Flow", "transform", transform, Transform)
-        checks.instance("Flow", "base", base, Base)
+        remedy = "Flow(transform, base), with Compose(*layers) for several layers"
+        checks.instance("Flow", "transform", transform, Transform, remedy)
+        checks.instance("Flow", "base", base, Base, "one of flowkit.bases")
         if embedding is not None:
             checks.instance("Flow", "embedding", embedding, nn.Module)
         if len(transform.noise_shape) != len(base.event_shape) or any(

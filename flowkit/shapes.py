@@ -78,9 +78,10 @@ def check_tensor(name: str, x: Any, dtype: torch.dtype | None, device: torch.dev
         ShapeError: With the conversion that helps.
     """
     if not isinstance(x, Tensor):
+        values = f"{name}.to_numpy()" if hasattr(x, "to_numpy") else name
         raise ShapeError(
             f"Flow expected {name} as a torch.Tensor, got {type(x).__name__}; remedy: "
-            f"torch.as_tensor({name}, dtype={dtype})"
+            f"torch.as_tensor({values}, dtype={dtype})"
         )
     if dtype is not None and (x.is_floating_point() or x.is_complex()) and x.dtype != dtype:
         raise ShapeError(

@@ -363,14 +363,22 @@ def test_a_replaced_child_is_refused():
 def test_what_is_not_registered_is_refused_with_the_remedy():
     with pytest.raises(DescriptionError, match=r"Unregistered .*remedy: put @flowkit.register"):
         describe(Flow(Unregistered(2), StandardNormal(2)))
-    with pytest.raises(DescriptionError, match="not registered"):
+    with pytest.raises(DescriptionError, match="not registered.*remedy: .*functools.partial"):
         describe(Coupling(MASK, Affine(), conditioner=lambda i, o, context=0: Net(i, o)))
+
+    with pytest.raises(DescriptionError, match="Dropout .*remedy: a registered class of your own"):
+        describe(Flow(Elementwise(1, context=2), StandardNormal(1), embedding=nn.Dropout()))
 
     def local():
         return None
 
     with pytest.raises(DescriptionError, match="define it at the top of a module"):
         flowkit.register(local)
+    for part in ("abc", StandardNormal(2)):
+        with pytest.raises(FlowkitError, match="register expected part as a class or a function"):
+            flowkit.register(part)
+    with pytest.raises(DescriptionError, match="remedy: define the class here"):
+        build({"class": "__main__.Bend", "arguments": {}})
 
 
 def test_a_file_of_an_unknown_class_says_which_import_is_missing(tmp_path):

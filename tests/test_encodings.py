@@ -378,6 +378,7 @@ def test_every_conditioner_gets_a_kernel_of_its_own():
         (lambda: MLP(2.5, 2), "in_features as an integer >= 0, got 2.5"),
         (lambda: MLP(2, 2, hidden=()), "hidden as one width or more"),
         (lambda: MLP(2, 2, activation="sulu"), "did you mean 'silu'"),
+        (lambda: MLP(2, 2, activation="Relu6"), "did you mean 'relu'"),
         (lambda: ResidualMLP(2, 2, hidden=(3, 4)), "one width for all blocks"),
         (lambda: MaskedMLP(6, 2, block=4), "block as a divisor of the 6 features"),
         (lambda: MaskedMLP(10**6, 10**6), "MaskedMLP would hold a tensor"),

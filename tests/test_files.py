@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import flowkit
 from flowkit.config import describe
 from flowkit.content import seal
-from flowkit.errors import DataError, FlowFileError
+from flowkit.errors import ArgumentError, DataError, FlowFileError
 from flowkit.files import check_writable, replacing, same_file
 from flowkit.stochastic import UnderdampedLangevin
 from flowkit.toys import DoubleWell
@@ -367,6 +367,8 @@ def test_an_order_that_is_no_permutation_is_refused(path):
 
 
 def test_what_cannot_be_loaded_is_not_saved(tmp_path):
+    with pytest.raises(ArgumentError, match=r"flow as a Flow, .*remedy: save\(flow, path\)"):
+        flowkit.save(tmp_path / "f", flowkit.coupling_flow(2, layers=1))
     flow = flowkit.coupling_flow(2, layers=1)
     with torch.no_grad():
         flow.transform[0].scale[1] = -1

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -230,6 +231,7 @@ def test_without_stochastic_layers_the_bound_is_the_density():
         (lambda f: f.log_prob(torch.zeros(5, 4)), r"expected x \(\.\.\., 3\), got \(5, 4\)"),
         (lambda f: f.log_prob(torch.zeros(())), r"expected x \(\.\.\., 3\), got \(\)"),
         (lambda f: f.log_prob([[1.0]]), r"torch.as_tensor\(x, dtype=torch.float32\)"),
+        (lambda f: f.log_prob(pd.DataFrame([[1.0]])), r"torch.as_tensor\(x.to_numpy\(\), dtype="),
         (lambda f: f.log_prob(torch.zeros(5, 3).double()), r"remedy: x.to\(torch.float32\)"),
         (lambda f: f.log_prob(torch.zeros(5, 3)), r"expected context \(\.\.\., 2\), got None"),
         (

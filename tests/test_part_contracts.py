@@ -17,7 +17,7 @@ from flowkit import elementwise_flow
 from flowkit.bases import Base, DiagonalNormal, StandardNormal
 from flowkit.conditioners import MLP, AutoregressiveConditioner, Conditioner, MaskedMLP
 from flowkit.energies import Energy
-from flowkit.errors import ContractError, ConvergenceError
+from flowkit.errors import ArgumentError, ContractError, ConvergenceError
 from flowkit.objectives import Loss, MaximumLikelihood, Objective
 from flowkit.scalar import Affine, ScalarMap
 from flowkit.stochastic import StochasticTransform
@@ -502,6 +502,17 @@ def test_every_rule_has_an_example_that_breaks_it():
     ]  # fmt: skip
     for report, broken in pairs:
         assert {result.rule for result in report.results} == {rule for _, rule, _ in broken}
+
+
+@pytest.mark.parametrize(
+    "check", [check_base, check_conditioner, check_energy, check_scalar, check_transform]
+)
+def test_a_part_of_another_kind_is_no_broken_contract(check):
+    kind = check.__name__.removeprefix("check_")
+    with pytest.raises(ArgumentError, match=f"check_{kind} expected {kind} as an? "):
+        check(LULinear)
+    with pytest.raises(ArgumentError, match="check_objective expected objective as an Objective"):
+        check_objective(LULinear(2), elementwise_flow(2), {})
 
 
 class Nameless(StandardNormal):

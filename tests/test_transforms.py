@@ -410,6 +410,20 @@ def test_the_mean_path_weight_is_the_mass_of_the_cell():
             lambda: Compose(LULinear(2), LULinear(3)),
             "LULinear(features=3) cannot follow layers with events (2,)",
         ),
+        (
+            lambda: Compose([]),
+            "Compose expected transforms as a Transform, got []; remedy: Compose(*layers)",
+        ),
+        (
+            lambda: Flow([], StandardNormal(2)),
+            "Flow expected transform as a Transform, got []; remedy: Flow(transform, base), with "
+            "Compose(*layers) for several layers",
+        ),
+        (
+            lambda: Coupling([False, True], "spline"),
+            "Coupling expected scalar as a ScalarMap, got 'spline'; remedy: an object, such as "
+            "RationalQuadraticSpline()",
+        ),
     ],
 )
 def test_errors_say_what_was_expected_and_what_came(call, message):

@@ -94,7 +94,8 @@ def _array_to_tensor(values: Any, name: str) -> Tensor:
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(
             f"{name}: no array can be made of this {type(values).__name__}; rows may have "
-            f"different lengths ({error}); remedy: one array or tensor of numbers"
+            f"different lengths ({error}); remedy: one array or tensor of numbers, or a dict of "
+            "several, such as x and context"
         ) from None
     _check_numeric(array.dtype, name)
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))

@@ -120,6 +120,7 @@ def check_transform(
          'R15': 'an event of 3 numbers is too large for a grid'}
     """
     name = "check_transform"
+    checks.instance(name, "transform", transform, Transform)
     seed = checks.integer(name, "seed", seed, least=0, most=None)
     noise = checks.number(name, "noise", noise, least=0)
     far = checks.numbers(name, "far", far, least=0)

@@ -54,6 +54,7 @@ def check_objective(
         >>> check_objective(MaximumLikelihood(), elementwise_flow(2), batch).skipped
         {}
     """
+    checks.instance("check_objective", "objective", objective, Objective)
     seed = checks.integer("check_objective", "seed", seed, least=0, most=None)
 
     def prepare(dtype: torch.dtype) -> _Evaluated:

@@ -61,6 +61,7 @@ def check_base(
         >>> check_base(Logistic(1)).skipped
         {'R13': 'there are no parameters to learn'}
     """
+    checks.instance("check_base", "base", base, Base)
     seed = checks.integer("check_base", "seed", seed, least=0, most=None)
     generator = torch.Generator().manual_seed(seed)
     x = transform_to(base.support)(noise_of(ROWS, *base.event_shape, generator=generator))
@@ -100,6 +101,7 @@ def check_conditioner(
         >>> check_conditioner(MaskedMLP(3, 2, hidden=(8,))).skipped
         {}
     """
+    checks.instance("check_conditioner", "conditioner", conditioner, Conditioner)
     seed = checks.integer("check_conditioner", "seed", seed, least=0, most=None)
     rules, net = _OF_CONDITIONERS, conditioner
     if x is None:
@@ -143,6 +145,7 @@ def check_energy(
         >>> check_energy(DoubleWell()).skipped
         {'R13': 'there are no parameters to learn'}
     """
+    checks.instance("check_energy", "energy", energy, Energy)
     seed = checks.integer("check_energy", "seed", seed, least=0, most=None)
     x = noise_of(ROWS, *energy.event_shape, generator=torch.Generator().manual_seed(seed))
     probe = Probe.of(energy, x, energy.context_size, seed)

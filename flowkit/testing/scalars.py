@@ -78,6 +78,7 @@ def check_scalar(
         >>> check_scalar(RationalQuadraticSpline(bins=4)).skipped
         {}
     """
+    checks.instance("check_scalar", "scalar", scalar, ScalarMap)
     seed = checks.integer("check_scalar", "seed", seed, least=0, most=None)
     reach = checks.number("check_scalar", "reach", reach, above=1e-3)
     scales = checks.numbers("check_scalar", "scales", scales, least=0)

@@ -66,7 +66,7 @@ class Compose(Container):
         if not transforms:
             raise checks.fail("Compose", "transforms", "one Transform or more", ())
         for t in transforms:
-            checks.instance("Compose", "transforms", t, Transform)
+            checks.instance("Compose", "transforms", t, Transform, "Compose(*layers)")
         super().__init__(transforms, *_joined_shapes(transforms))
         self.transforms = nn.ModuleList(transforms)
         self.keeps_intervals = all(t.keeps_intervals for t in transforms)

@@ -48,7 +48,9 @@ class ScalarStructure(Transform):
         super().__init__((features, *(None,) * (event_ndim - 1)), context=context)
         if scalar is None:
             scalar = RationalQuadraticSpline()
-        self.scalar = checks.instance(name, "scalar", scalar, ScalarMap).take(places, features)
+        remedy = "an object, such as RationalQuadraticSpline()"
+        checks.instance(name, "scalar", scalar, ScalarMap, remedy)
+        self.scalar = scalar.take(places, features)
         self.keeps_intervals = self.scalar.keeps_interval
         self.transformed = len(places)
         self.elementwise = self.elementwise or self.event_shape == (1,)
