@@ -304,6 +304,7 @@ TABLES = {
     "thousands.csv": (b'height,weight\n"1,234.5",2\n', "thousands separator"),
     "comma.csv": (b"height;weight\n1,5;2,5\n", "a decimal comma"),
     "underscore.csv": (b"height,weight\n1_000,2\n", "holds text ('1_000')"),
+    "carriage_returns.csv": (b"\r\rheight,weight\n1_000,2\n", "holds text ('1_000')"),
     "digits.csv": ("height,weight\n١,2\n".encode(), "holds text"),
     "hex.csv": (b"height,weight\n0x10,2\n", "holds text ('0x10')"),
     "inf.csv": (b"height,weight\n1,2\ninf,3\n", "missing (NaN) or infinite values in 1 of 2 rows"),

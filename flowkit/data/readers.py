@@ -30,14 +30,13 @@ def read_csv(path: Path, columns: Sequence[str] | None) -> Table:
     text = _text(path)
     head = next(line for line in io.StringIO(text) if line.strip())
     delimiter = max(",;\t", key=head.count)
-    rows = csv.reader(
-        io.StringIO(text.rstrip("\r\n"), newline=""), delimiter=delimiter, strict=True
-    )
+    source = io.StringIO(text.rstrip("\r\n"), newline="")
+    rows = csv.reader(source, delimiter=delimiter, strict=True)
     first = [cell.strip() for cell in next(filter(None, rows))]
     width, named = len(first), not _is_data(first)
     chosen, names = choose(first if named else width, columns, path)
     # Only what follows the names decides whether Python's float reads too much.
-    body = text.split("\n", rows.line_num)[-1] if named else text
+    body = text[source.tell() :] if named else text
     plain = body.isascii() and "_" not in body and _LONG_INTEGER.search(body) is None
     values = array("d")
     for row in rows if named else chain([first], rows):
