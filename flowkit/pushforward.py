@@ -213,6 +213,9 @@ class Pushforward(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return samples, base log-density of their noise, and the inverse's log-determinant."""
         size = as_shape(shape)
+        if generator is not None:
+            remedy = "torch.Generator().manual_seed(0)"
+            checks.instance("Flow", "generator", generator, torch.Generator, remedy)
         context = self.embed(context)
         noise = self.base.sample(size, context, generator)
         z, x, log_det = self._inside(noise, context, generator)

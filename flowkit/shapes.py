@@ -27,7 +27,7 @@ def as_shape(shape: Any) -> tuple[int, ...]:
     except (TypeError, RuntimeError):
         size = (-1,)
     if isinstance(shape, bool) or any(n < 0 for n in size):
-        raise ShapeError(f"expected shape as a number or sizes >= 0, got {shown(shape)}")
+        raise ShapeError(f"expected shape as an integer or sizes >= 0, got {shown(shape)}")
     elements("the shape of samples", *size)
     return size
 

@@ -11,9 +11,10 @@ from scipy import stats
 
 from flowkit import Flow, autoregressive_flow, coupling_flow, elementwise_flow
 from flowkit.bases import Base, Logistic, NormalMixture, StandardNormal, Uniform
-from flowkit.errors import NotInvertibleError, ShapeError, StochasticFlowError
+from flowkit.errors import ArgumentError, NotInvertibleError, ShapeError, StochasticFlowError
 from flowkit.scalar import RationalQuadraticSpline
 from flowkit.stochastic import Dequantize
+from flowkit.toys import Sine
 from flowkit.transforms import (
     Compose,
     DenseLinear,
@@ -243,12 +244,20 @@ def test_without_stochastic_layers_the_bound_is_the_density():
             r"batch \(5,\) of the data does not broadcast with the batch \(4,\)",
         ),
         (lambda f: f.sample(3), r"expected context \(\.\.\., 2\), got None"),
-        (lambda f: f.sample(-3, torch.zeros(2)), "sizes >= 0"),
+        (lambda f: f.sample(-3, torch.zeros(2)), "an integer or sizes >= 0"),
     ],
 )
 def test_wrong_input_is_named(call, message):
     with pytest.raises(ShapeError, match=message):
         call(coupling_flow(3, context=2, layers=1))
+
+
+@pytest.mark.parametrize("part", [coupling_flow(2, layers=1), Sine()])
+def test_a_seed_is_no_generator(part):
+    with pytest.raises(
+        ArgumentError, match=r"generator as a Generator, got 1; remedy: torch\.Gen"
+    ):
+        part.sample(3, generator=1)
 
 
 @pytest.mark.parametrize(

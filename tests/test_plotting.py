@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -122,6 +123,8 @@ def test_density_refuses_what_it_cannot_draw():
     square = ((-1.0, 1.0), (-1.0, 1.0))
     with pytest.raises(ArgumentError, match="smaller limit first"):
         density_2d(lambda x: x[:, 0], ((1.0, -1.0), (-1.0, 1.0)))
+    with pytest.raises(DataError, match=r"a torch\.Tensor, got ndarray; remedy: lambda x: torch"):
+        density_2d(lambda x: x.sum(-1).numpy(), ((-1, 1), (-1, 1)))
     with pytest.raises(DataError, match="sum over the event dimension"):
         density_2d(lambda x: x, square)
     with pytest.raises(DataError, match="got NaN at 400 of 400 grid points"):
@@ -163,6 +166,8 @@ def test_corner_accepts_tensors_arrays_and_lists():
     splits = wine()
     for table in (splits.train[:, :2], splits.train[:, :2].numpy(), splits.train[:, :2].tolist()):
         assert len(corner(table).axes) == 4
+    frame = pd.DataFrame(normals(30, 2).numpy(), columns=["age", "income"])
+    assert corner(frame).axes[-1].get_xlabel() == "income"
 
 
 def test_corner_refuses_what_it_cannot_draw():

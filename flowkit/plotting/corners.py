@@ -42,7 +42,7 @@ def corner(
     Args:
         data: Points (n, d), drawn in grey, d from 2 to 16.
         samples: Points (m, d), drawn in blue lines, or None.
-        names: d column names; put units here.
+        names: d column names; put units here. By default those of a frame.
         bins: Number of bins of the histograms, 5 or more; None chooses it by the size of the
             smaller table.
         labels: Names of the two tables in the legend.
@@ -67,7 +67,9 @@ def corner(
     d = tables[0].shape[1]
     if samples is not None:
         tables.append(as_points(samples, d, "corner samples"))
-    names = tuple(f"$x_{{{i + 1}}}$" for i in range(d)) if names is None else tuple(names)
+    if names is None:
+        names = getattr(data, "columns", [f"$x_{{{i + 1}}}$" for i in range(d)])
+    names = tuple(map(str, names))
     if bins is None:
         bins = int(np.clip(2 * min(len(table) for table in tables) ** (1 / 3), 8, 40))
     checks.integer("corner", "bins", bins, least=5)

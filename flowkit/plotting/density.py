@@ -120,6 +120,12 @@ def _on_grid(
     for part in grid.split(_BLOCK):
         with torch.no_grad():
             blocks.append(log_prob(part))
+        if not isinstance(blocks[-1], Tensor):
+            got = type(blocks[-1]).__name__
+            raise DataError(
+                f"density_2d expected log_prob to return a torch.Tensor, got {got}; remedy: "
+                "lambda x: torch.as_tensor(log_prob(x))"
+            )
         if blocks[-1].shape != part.shape[:1]:
             raise DataError(
                 f"density_2d expected log_prob to return ({len(part)},) for {len(part)} points, "

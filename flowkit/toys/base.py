@@ -100,6 +100,9 @@ class Toy(Energy):
     def sample(self, shape: int | tuple[int, ...] = (), generator: Generator = None) -> Tensor:
         """Draw exact samples ``(*shape, features)``."""
         shape = as_shape(shape)
+        if generator is not None:
+            remedy = "torch.Generator().manual_seed(0)"
+            checks.instance(type(self).__name__, "generator", generator, torch.Generator, remedy)
         points = self._draw(math.prod(shape), Draws(generator, self.like.device))
         return points.reshape(*shape, self.features).to(self.like.dtype)
 
