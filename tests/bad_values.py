@@ -3,11 +3,12 @@
 Each numeric argument of each public constructor and function gets every value of :data:`BAD`. The
 call either works or raises a ``FlowkitError`` that names the argument. Base calls come from
 :data:`GIVEN`, by the names of required arguments, and from the cases of ``tests/options``. Prints
-one line of JSON: how many values were tried, and what escaped.
+one line of JSON: how many values were tried, what escaped, and which arguments have no base call.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import json
@@ -30,7 +31,7 @@ from flowkit.bases import StandardNormal
 from flowkit.errors import FlowkitError
 from flowkit.scalar import Affine
 from flowkit.toys import DoubleWell
-from flowkit.transforms import LULinear
+from flowkit.transforms import ActNorm, LULinear
 
 BAD = (0, -1, 2.5, math.nan, math.inf, -math.inf, 10**12, True, "text", None)
 # Seconds for one call, and bytes above what the program holds at its start.
@@ -74,12 +75,24 @@ GIVEN: dict[str, Any] = {
 }
 #: What one callable needs in other values.
 OWN: dict[str, dict[str, Any]] = {
-    "FactorOut": {"event_shape": (2, 2, 2)},
+    "CallableEnergy": {"function": torch.sum},
+    "FactorOut": {"event_shape": (2, 2, 2), "transform": ActNorm(1, event_ndim=3)},
+    "GaussianMixture": {"means": [[0.0, 1.0]]},
     "Permutation": {"order": [1, 0]},
+    "ProductBase": {"parts": ((StandardNormal(1), [0]), (StandardNormal(1), [1]))},
     "PathKL": {"energy": DoubleWell()},
     "ReverseKL": {"energy": DoubleWell()},
     "Squeeze": {"event_shape": (1, 2, 2)},
+    "WeightedSum": {"terms": ((1.0, flowkit.MaximumLikelihood()),)},
     "box_flow": {"features": 2, "lower": [-1.0, -1.0], "upper": [1.0, 1.0]},
+    "check_transform": {"skip": {f"R{n}": "takes long" for n in range(1, 17)}},
+    "conv_flow": {"event_shape": (1, 4, 4)},
+    "density_2d": {
+        "log_prob": StandardNormal(2).log_prob,
+        "limits": ((-1.0, 1.0), (-1.0, 1.0)),
+        "resolution": 10,
+    },
+    "glow_flow": {"event_shape": (1, 4, 4)},
     "independence_chain": {"energy": DoubleWell(), "steps": 4},
     "neutra_chain": {"energy": DoubleWell(), "steps": 4, "chains": 1},
     "tail_estimate": {"x": torch.rand(500)},
@@ -123,6 +136,17 @@ def is_numeric(parameter: inspect.Parameter) -> bool:
 Call = Callable[[Any], Any]
 
 
+def made(thing: Any, given: dict[str, Any]) -> Any:
+    """The result of a call with arguments by their names, those of a ``*args`` too."""
+    args: list[Any] = []
+    for parameter in inspect.signature(thing).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL and parameter.name in given:
+            given = dict(given)
+            many = given.pop(parameter.name)
+            args += many if isinstance(many, tuple) else [many]
+    return thing(*args, **given)
+
+
 def constructor_calls() -> Iterator[tuple[str, str, Call]]:
     """Calls with required arguments by their names; what these do not make is left out."""
     for thing in public():
@@ -135,16 +159,16 @@ def constructor_calls() -> Iterator[tuple[str, str, Call]]:
             for p in parameters.values()
             if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         ]
-        if not set(required) <= GIVEN.keys():
-            continue
         own = {k: v for k, v in OWN.get(thing.__name__, {}).items() if k in parameters}
-        given = {name: GIVEN[name] for name in required} | own
-        if thing.__name__ in ("fit", "repeated_splits") or not attempt(lambda _: thing(**given)):  # noqa: B023
+        if not set(required) <= GIVEN.keys() | own.keys():
             continue
-        for parameter in parameters.values():
-            if is_numeric(parameter) and parameter.kind is not parameter.VAR_POSITIONAL:
-                call = lambda v, t=thing, g=given, n=parameter.name: t(**{**g, n: v})  # noqa: E731
-                yield f"{thing.__module__}.{thing.__name__}", parameter.name, call
+        given = {name: GIVEN.get(name) for name in required} | own
+        works = functools.partial(made, thing, given)
+        if thing.__name__ in ("fit", "repeated_splits") or not attempt(lambda _: works()):  # noqa: B023
+            continue
+        for parameter in filter(is_numeric, parameters.values()):
+            call = lambda v, t=thing, g=given, n=parameter.name: made(t, {**g, n: v})  # noqa: E731
+            yield f"{thing.__module__}.{thing.__name__}", parameter.name, call
 
 
 def option_calls() -> Iterator[tuple[str, str, Call]]:
@@ -225,17 +249,25 @@ def main() -> None:
         calls.setdefault((name, argument), call)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    escaped = []
+    tried, escaped = 0, []
     for (name, argument), call in calls.items():
         for value in BAD:
             if value == 10**12 and (name.rpartition(".")[2], argument) in ENDLESS:
                 continue
             if value is None and (name.rpartition(".")[2], argument) in LONG:
                 continue
+            tried += 1
             fault = outcome(call, value, argument)
             if fault is not None:
                 escaped.append([name, argument, repr(value), fault])
-    print(json.dumps({"tried": len(calls) * len(BAD), "escaped": escaped}))
+    called = {(name.rpartition(".")[2], argument) for name, argument in calls}
+    missed = [
+        f"{thing.__name__}({parameter.name})"
+        for thing in public()
+        for parameter in inspect.signature(thing).parameters.values()
+        if is_numeric(parameter) and (thing.__name__, parameter.name) not in called
+    ]
+    print(json.dumps({"tried": tried, "escaped": escaped, "missed": missed}))
 
 
 if __name__ == "__main__":

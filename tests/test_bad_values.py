@@ -18,6 +18,7 @@ def test_every_bad_value_works_or_is_refused_by_name():
     result = json.loads(done.stdout.splitlines()[-1])
     print(f"{result['tried']} values tried")
     assert result["tried"] >= 3000, f"only {result['tried']} values were tried"
+    assert not result["missed"], "numeric arguments without a base call in tests/bad_values.py"
     lines = [
         f"{name}({argument}={value}): {why}" for name, argument, value, why in result["escaped"]
     ]

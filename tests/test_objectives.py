@@ -333,10 +333,10 @@ def test_wrong_forces_are_named(energy, batch, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: WeightedSum(), "pairs"),
+        (lambda: WeightedSum(), r"terms as one pair .*, got \(\)"),
         (lambda: WeightedSum((math.inf, MaximumLikelihood())), "finite weight"),
-        (lambda: WeightedSum(MaximumLikelihood()), r"pairs.*remedy: .*\(1.0, MaximumLikelihood"),
-        (lambda: WeightedSum((1.0, MaximumLikelihood)), "pairs"),
+        (lambda: WeightedSum(MaximumLikelihood()), r"pair.*remedy: .*\(1.0, MaximumLikelihood"),
+        (lambda: WeightedSum((1.0, MaximumLikelihood)), "terms as one pair"),
         (lambda: ReverseKL(None), "energy as a function, got None; remedy"),
         (lambda: ReverseKL(standard_energy, samples=2.5), "an integer >= 1, got 2.5"),
         (

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from flowkit import checks
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.numerics.noise import drawing_from
@@ -128,7 +129,7 @@ class WeightedSum(Objective):
         *terms: Pairs ``(weight, objective)``.
 
     Raises:
-        DataError: If there is no term or a weight is not a finite number.
+        ArgumentError: If there is no term or a weight is not a finite number.
 
     Example:
         >>> import torch
@@ -143,10 +144,9 @@ class WeightedSum(Objective):
     def __init__(self, *terms: tuple[float, Objective]) -> None:
         super().__init__()
         if not terms or not all(_is_pair(term) for term in terms):
-            raise DataError(
-                "WeightedSum expected pairs (finite weight, objective), got "
-                f"{', '.join(map(repr, terms)) or 'nothing'}; remedy: for example "
-                "WeightedSum((1.0, MaximumLikelihood()))"
+            expected = "one pair (finite weight, objective) or more"
+            raise checks.fail(
+                "WeightedSum", "terms", expected, terms, "WeightedSum((1.0, MaximumLikelihood()))"
             )
         self.weights = [float(weight) for weight, _ in terms]
         self.objectives = nn.ModuleList(objective for _, objective in terms)
