@@ -506,6 +506,25 @@ def test_fits_learn_the_correlation_with_the_flow():
     assert np.corrcoef(rest[:, 0].detach(), x[some][:, 0])[0, 1] > 0.4
 
 
+def test_given_observations_that_do_not_fit_are_refused():
+    families, flow = EquicorrelatedBlocks([0, 0, 1]), coupling_flow(2, layers=1, context=1)
+    x, context = torch.ones(1, 2), torch.ones(3, 1)
+    for given, theirs, error, words in (
+        (x, context, DataError, "different indices from 0 to 2"),
+        (x, context[:1], ShapeError, r"context \(3, C\), got \(1, 1\)"),
+        ([[1.0, 2.0]], context, ArgumentError, "x as a Tensor"),
+    ):
+        observed = [3] if error is DataError else [1]
+        with pytest.raises(error, match=words):
+            sample_jointly(flow, families, x=given, observed=observed, context=theirs)
+
+
+def test_the_root_of_blocks_is_that_of_their_matrix_in_double_precision():
+    families = EquicorrelatedBlocks([0, 0, 0, 1, 1, 2], rho=0.4)
+    root = families.correlate(torch.eye(6, dtype=torch.float64))
+    torch.testing.assert_close(root @ root.mT, families.matrix().double(), atol=1e-14, rtol=0)
+
+
 def test_what_has_no_joint_likelihood_is_named():
     blocks = EquicorrelatedBlocks([0, 0, 1])
     flow, x = coupling_flow(2, layers=1), torch.zeros(3, 2)

@@ -77,17 +77,15 @@ class EquicorrelatedBlocks(RowCovariance):
         sums = u.new_zeros(len(size), u.shape[1]).index_add(0, block, u)
         return sums / size.to(u.dtype).clamp(min=1).unsqueeze(-1)
 
-    def _eigenvalues(self, size: Tensor) -> tuple[Tensor, Tensor]:
+    def _eigenvalues(self, size: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Of a block of m, ``(blocks,)``: of its m - 1 differences, and of its mean."""
-        rho = self.rho.expand(len(size))
+        rho, size = self.rho.to(like).expand(len(size)), size.to(like)
         return 1 - rho, 1 + (size - 1).clamp(min=0) * rho
 
     def _power(self, u: Tensor, exponent: float) -> Tensor:
         """By the eigenvalues of C; of the exponent 1/2, its symmetric root."""
         means = self._means(u, self.block, self.size)
-        inner, outer = (
-            v.pow(exponent).to(u.dtype).unsqueeze(-1) for v in self._eigenvalues(self.size)
-        )
+        inner, outer = (v.pow(exponent).unsqueeze(-1) for v in self._eigenvalues(self.size, u))
         return inner[self.block] * (u - means[self.block]) + (outer * means)[self.block]
 
     def log_det(self) -> Tensor:
@@ -109,7 +107,7 @@ class EquicorrelatedBlocks(RowCovariance):
     def _of_blocks(self, u: Tensor, block: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """From sums of blocks."""
         size = size.to(self.size)
-        inner, outer = (v.to(u.dtype) for v in self._eigenvalues(size))
+        inner, outer = self._eigenvalues(size, u)
         squares = u.new_zeros(len(size)).index_add(0, block, u.square().sum(-1))
         means = size.to(u.dtype) * self._means(u, block, size).square().sum(-1)
         return self._log_det(size), ((squares - means) / inner + means / outer).sum()

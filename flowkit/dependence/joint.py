@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from flowkit import checks
 from flowkit.bases import StandardNormal
 from flowkit.dependence.base import RowCovariance
-from flowkit.errors import ArgumentError, DataError
+from flowkit.errors import ArgumentError, DataError, ShapeError
 from flowkit.flow import Flow
 from flowkit.numerics.noise import may_draw, redirected, repeatable
 
@@ -216,7 +216,12 @@ def sample_jointly(
     if x is None:
         u = covariance.sample(flow.event_shape[0], generator)
         return flow.to_data(u.to(flow.dtype or u.dtype), context)
+    x = checks.instance("sample_jointly", "x", x, Tensor, "torch.as_tensor(x)")
     rows = torch.as_tensor(observed, dtype=torch.long, device=x.device)
+    covariance.check_rows(rows)
+    if context is not None and context.shape[:-1] != (covariance.rows,):
+        got = tuple(context.shape)
+        raise ShapeError(f"sample_jointly expected context ({covariance.rows}, C), got {got}")
     theirs = None if context is None else context[rows]
     u = covariance.sample_given(flow.to_noise(x, theirs), rows, generator)
     return flow.to_data(u.to(x.dtype), context).index_copy(0, rows, x)
