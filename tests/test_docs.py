@@ -1,9 +1,12 @@
 """Every Python block of the documentation runs as printed, and a block that does not is named."""
 
+import inspect
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from options.walk import public_objects
 
 DOCS = Path(__file__).parent.parent / "docs"
 sys.path.insert(0, str(DOCS))
@@ -25,6 +28,21 @@ def test_all_kinds_of_blocks_are_found():
         text = page.read_text()
         fences = text.count("```python\n") + text.count("```{code-cell} python\n")
         assert len(list(run_snippets.blocks(page))) == fences, page.name
+
+
+def test_options_that_the_text_names_exist():
+    known = {"dynamic", "fullgraph", "precision"}  # of torch.compile and Fabric
+    for part in public_objects(everything=True):
+        if inspect.isclass(part) and issubclass(part, Exception):
+            continue
+        methods = vars(part).values() if inspect.isclass(part) else ()
+        for function in (part, *filter(inspect.isfunction, methods)):
+            known |= inspect.signature(function).parameters.keys()
+    for page in (*DOCS.rglob("*.md"), DOCS.parent / "README.md"):
+        text = re.sub("```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for code in re.findall("`([^`\n]+)`", text):
+            unknown = set(re.findall(r"\b([a-z_]+)=(?!=)", code)) - known
+            assert not unknown, f"{page.name}: `{code}`"
 
 
 PAGE = """# A page
