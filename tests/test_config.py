@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from registry import BASES, CASES
+from registry import BASES, CASES, OBJECTIVES
 from torch import nn
 
 import flowkit
@@ -317,6 +317,21 @@ def test_every_base_of_the_registry_is_built_from_its_description(name):
     draws = [b.sample((4,), context, torch.Generator().manual_seed(1)) for b in (base, again)]
     assert torch.equal(*draws)
     assert torch.equal(base.log_prob(draws[0], context), again.log_prob(draws[0], context))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_of_the_registry_is_built_from_its_description(name):
+    torch.manual_seed(0)
+    make, flow, batch, _ = OBJECTIVES[name]
+    objective, present, samples = make(), flow(), batch()
+    again = build(json.loads(json.dumps(describe(objective))))
+    again.load_state_dict(objective.state_dict())
+    generators = (torch.Generator().manual_seed(1) for _ in range(2))
+    losses = [
+        part(present, dict(samples), generator=generator, progress=0.5).value
+        for part, generator in zip((objective, again), generators, strict=True)
+    ]
+    assert torch.equal(*losses)
 
 
 def test_there_are_twenty_compositions_of_every_kind():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from flowkit import checks
+from flowkit.config import register
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.numerics.noise import drawing_from
@@ -122,6 +123,7 @@ def _with_generator(method: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+@register
 class WeightedSum(Objective):
     r"""A weighted sum of objectives, :math:`\sum_i w_i L_i`.
 

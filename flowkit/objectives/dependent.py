@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkit import checks
+from flowkit.config import register
 from flowkit.dependence import RowCovariance
 from flowkit.dependence.joint import check_flow, noise_and_log_det
 from flowkit.errors import DataError
@@ -19,6 +20,7 @@ from flowkit.objectives.base import Batch, Loss, Objective, weighted_mean
 _MODES = ("exact", "blocks", "pairs")
 
 
+@register
 class DependentLikelihood(Objective):
     r"""Negative joint log-density of dependent samples, per sample, in nats.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from flowkit import checks
+from flowkit.config import register
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
@@ -48,6 +49,7 @@ class _Divergence(Objective):
             )
 
 
+@register
 class ReverseKL(_Divergence):
     r"""Minimise the reverse divergence from an energy, KL(q || p), by samples of the flow.
 
@@ -129,6 +131,7 @@ class ReverseKL(_Divergence):
         return self.target.fault(flow, flow.sample(self.samples, context), context)
 
 
+@register
 class PathKL(_Divergence):
     r"""Minimise the Kullback-Leibler divergence of paths, for flows with stochastic layers.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from flowkit.config import register
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.flow import Flow
@@ -14,6 +15,7 @@ from flowkit.numerics.types import Generator
 from flowkit.objectives.base import Batch, Loss, Objective, weighted_mean
 
 
+@register
 class ForceMatching(Objective):
     r"""Minimise the squared difference of the flow's score and dimensionless forces.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from flowkit.config import register
 from flowkit.flow import Flow
 from flowkit.numerics.types import Generator
 from flowkit.objectives.base import Batch, Loss, Objective, weighted_mean
 
 
+@register
 class MaximumLikelihood(Objective):
     r"""Mean negative log-density, :math:`-\frac1n \sum_i w_i \log p(x_i | c_i)`, in nats.
 
@@ -39,6 +41,7 @@ class MaximumLikelihood(Objective):
         return Loss(nll, {"nll": nll.detach()})
 
 
+@register
 class StochasticMaximumLikelihood(Objective):
     r"""Maximum likelihood by contrasting the energies of data and of samples: no determinant.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowkit.config import register
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.numerics.types import Generator
 from flowkit.objectives.base import Batch, Loss, Objective
 
 
+@register
 class KernelNorm(Objective):
     r"""The squared norm of all kernel expansions of a flow, :math:`\sum_l \mathrm{tr}\, A^TKA`.
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from flowkit import checks
+from flowkit.config import register
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.numerics.types import Generator
@@ -13,6 +14,7 @@ from flowkit.objectives.base import Batch, Loss, Objective
 from flowkit.transforms import Compose
 
 
+@register
 class AfterPreprocessing(Objective):
     r"""Apply an objective behind the first layers of a flow, its parameter-free preprocessing.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowkit import checks
+from flowkit.config import register
 from flowkit.errors import DataError
 from flowkit.flow import Flow
 from flowkit.numerics.compiling import eager
@@ -48,6 +49,7 @@ class _ScoreMatching(Objective):
         raise NotImplementedError
 
 
+@register
 class SlicedScoreMatching(_ScoreMatching):
     r"""Sliced score matching: second derivatives of the log-density in random directions.
 
@@ -115,6 +117,7 @@ class SlicedScoreMatching(_ScoreMatching):
         return _sum(2 * scaled + x.square() * slope + 0.5 * scaled.square(), flow)
 
 
+@register
 class DenoisingScoreMatching(_ScoreMatching):
     r"""Denoising score matching: fit the score of data with Gaussian noise, by first derivatives.
 
@@ -179,6 +182,7 @@ class DenoisingScoreMatching(_ScoreMatching):
         return 0.5 * _sum(error.square(), flow).mean(0)
 
 
+@register
 class FiniteDifferenceScoreMatching(_ScoreMatching):
     r"""Sliced score matching by finite differences of energies, without a derivative in x.
 
