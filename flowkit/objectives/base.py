@@ -68,6 +68,9 @@ class Objective(nn.Module):
     reads: frozenset[str] | None = None
     diverges_at_ties: bool = False
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "forward" in cls.__dict__ and "reads" not in cls.__dict__:
