@@ -194,7 +194,7 @@ def as_source(data: Any, expected: Expected, of: str = "data") -> tuple[Source, 
         raise DataError(f"expected arrays of one length, got lengths {lengths}")
     some = {name: _some(values) for name, values in (numbers | mapped).items()}
     labels = _labels(some, expected)
-    tensors = {k: as_dtype(v, dtype, k in labels) for k, v in numbers.items()}
+    tensors = {k: as_dtype(v, dtype, labels=k in labels) for k, v in numbers.items()}
     columns = {name: columns_of(named[name]) for name in numbers}
     for name, value in tensors.items():
         check_finite(value, name, columns[name])
@@ -271,7 +271,7 @@ def _open(path: str | os.PathLike[str], of: str) -> np.ndarray:
 
 
 def _check_shapes(
-    shapes: dict[str, tuple[int, ...]], expected: Expected, mapped: bool = False
+    shapes: dict[str, tuple[int, ...]], expected: Expected, *, mapped: bool = False
 ) -> None:
     event_shape, context = expected.event_shape, expected.context
     if "x" in shapes:

@@ -49,7 +49,7 @@ class Source:
         return {name: self._cast(name, value) for name, value in self.items(index).items()}
 
     def _cast(self, name: str, values: Tensor) -> Tensor:
-        return as_dtype(values, self.dtype, name in self.labels).to(self.device)
+        return as_dtype(values, self.dtype, labels=name in self.labels).to(self.device)
 
     def column(self, name: str, index: Tensor) -> Tensor | None:
         """Return one array at ``index`` in float64; ``None`` if there is none of this name."""
@@ -121,7 +121,7 @@ def dense_and_real(values: Tensor, name: str) -> Tensor:
     return values
 
 
-def as_dtype(values: Tensor, dtype: torch.dtype, labels: bool) -> Tensor:
+def as_dtype(values: Tensor, dtype: torch.dtype, *, labels: bool) -> Tensor:
     """Numbers of a dtype; labels that are integers or booleans stay so."""
     if not labels or values.is_floating_point():
         return values.to(dtype)
