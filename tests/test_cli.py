@@ -1,7 +1,9 @@
 """The command line: every command on real files, every error in one line with exit code 2."""
 
+import itertools
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from safetensors.torch import save_file
 
 import flowkit
 from flowkit.cli import main
+from flowkit.cli.demo import train_flow, verdict
 from flowkit.data.tables import read_table, write_table
+from flowkit.datasets.photos import PhotographColors
 from flowkit.estimators import FlowDensity
 from flowkit.io import read_extra
 
@@ -473,12 +477,45 @@ def test_the_module_is_the_command():
     assert done.stderr == "flowkit describe: no flow file at none.st\n"
 
 
+def test_a_busy_machine_trains_the_flow_of_the_demo_to_the_same_bits(monkeypatch, capsys):
+    points = torch.stack(torch.meshgrid(*[torch.arange(3) * 80] * 5, indexing="ij"), -1)
+    photo = PhotographColors(points.reshape(-1, 5), 161, 161)
+    train, validation = photo.dequantized(seed=0).split([200, 43])
+    flow, history = train_flow(photo, train, validation, 3, 0)
+    clock = itertools.count(0, 1000)
+    for name in ("perf_counter", "monotonic", "time", "process_time"):
+        monkeypatch.setattr(time, name, lambda: float(next(clock)))
+    other, slow = train_flow(photo, train, validation, 3, 0)
+    assert sum(slow.seconds) >= 1000 > sum(history.seconds)
+    assert history.steps[-1] == slow.steps[-1] == 3
+    assert torch.equal(flow.log_prob(train), other.log_prob(train))
+
+
+def test_the_demo_says_which_of_its_leads_are_negative():
+    assert "ahead of all" in verdict({"Gaussian mixture": 0.4, "Gaussian": 5.0})
+    one = verdict({"Gaussian mixture": -0.352, "Gaussian": 5.0})
+    assert "loses" in one
+    assert "the Gaussian mixture (lead -0.352)" in one
+    assert "the Gaussian (" not in one
+    both = verdict({"Gaussian mixture": -0.1, "kernel estimate": float("nan")})
+    assert "the Gaussian mixture (lead -0.100) and the kernel estimate (lead nan)" in both
+
+
 @pytest.mark.slow
 def test_the_demo_writes_all_it_promises(run, tmp_path):
-    code, out, _ = run("demo", "--small", "--steps", 20, "--output", "demo")
+    code, out, _ = run("demo", "--small", "--steps", 60, "--output", "demo")
     assert code == 0
-    for name in ("spline flow", "Gaussian mixture", "kernel estimate", "Gaussian  "):
-        assert name in out
+    leads = {}
+    for name in ("Gaussian mixture", "kernel estimate", "Gaussian"):
+        (line,) = [line for line in out.splitlines() if line.startswith(f"  {name}  ")]
+        leads[name] = float(line.split()[-3])
+    # Two steps are too few.
+    assert "spline flow (flowkit)" in out
+    assert "   2 steps" in out
+    assert leads["Gaussian mixture"] < 0
+    assert "The flow loses on this run" in out
+    for name, lead in leads.items():
+        assert (f"the {name} (lead {lead:.3f})" in out) == (lead < 0)
     files = {path.name for path in (tmp_path / "demo").iterdir()}
     assert files == {
         "corner.png", "history.png", "model.safetensors", "pointillist.png", "samples.csv"

@@ -169,10 +169,7 @@ def demo(options: argparse.Namespace) -> None:
     """Fit the pixels of a photograph, and compare with three others."""
     from flowkit.cli.demo import demo as run
 
-    run(
-        Path(options.output),
-        seconds=options.seconds, steps=options.steps, seed=options.seed, small=options.small,
-    )  # fmt: skip
+    run(Path(options.output), steps=options.steps, seed=options.seed, small=options.small)
 
 
 COMMANDS = (fit, sample, score, describe, demo)

@@ -106,11 +106,12 @@ def _describe(command: argparse.ArgumentParser) -> None:
 def _demo(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("-o", "--output", default="demo", help="folder for what it writes")
-    length = command.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=_ABOVE_ZERO, default=150.0, help="time for training")
-    length.add_argument("--steps", type=_POSITIVE, help="optimiser steps, instead of seconds")
+    add("--steps", type=_POSITIVE, default=3000, help="optimiser steps")
     add("--seed", type=_SEED, default=0, help="seed of everything random")
-    add("--small", action="store_true", help="a thirtieth of the pixels, to see that all works")
+    add(
+        "--small", action="store_true",
+        help="a thirtieth of the pixels and of the steps, to see that all works",
+    )  # fmt: skip
 
 
 def _checked(check: Callable[..., Any], **limits: Any) -> Callable[[str], Any]:

@@ -200,11 +200,10 @@ def training(call: Any) -> Any:
     return len(points), points[:5], len(held), rest
 
 
-LENGTHS: dict[str, Any] = {"seconds": 9.0, "steps": None, "seed": 0, "small": False}
+LENGTHS: dict[str, Any] = {"steps": 90, "seed": 0, "small": False}
 of(
     demo,
     lambda **o: training(lambda folder: demo(folder, **{**LENGTHS, **o})),
-    seconds=differs(5.0),
     steps=differs(3),
     seed=differs(1),
     small=differs(True),
@@ -221,7 +220,6 @@ of_command(
     demonstrated,
     {
         "--threads": same(THREADS, "2"),
-        "--seconds": differs("5.0"),
         "--steps": differs("3"),
         "--seed": differs("1"),
         "--small": differs(True),
