@@ -586,6 +586,7 @@ BASES: dict[str, Callable[[], Base]] = {
     "DiagonalNormal": lambda: DiagonalNormal(2),
     "DiagonalNormal-context": lambda: DiagonalNormal(2, context=3),
     "NormalMixture": lambda: NormalMixture(2, components=3),
+    "NormalMixture-full": lambda: NormalMixture(2, components=3, covariance="full"),
     "Logistic": lambda: Logistic(2),
     "StudentT": lambda: StudentT(2, df=[1.5, 30.0]),
     "StudentT-shared": lambda: StudentT(2, df=3.0, shared=True),

@@ -21,7 +21,7 @@ from flowkit.bases import (
     StudentT,
     Uniform,
 )
-from flowkit.errors import NotInvertibleError
+from flowkit.errors import DataError, NotInvertibleError, ShapeError
 
 P_VALUE = 1e-5
 
@@ -305,3 +305,58 @@ def test_uniform_density_of_nan_is_nan():
     value = Uniform(2).log_prob(torch.tensor([[0.5, math.nan], [0.5, 0.5], [2.0, math.inf]]))
     assert value[0].isnan()
     assert value[1:].tolist() == [0.0, -math.inf]
+
+
+def full_mixture(*, float64=True):
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(3, 4, 4))
+    weights, means = np.array([0.2, 0.5, 0.3]), 2 * rng.normal(size=(3, 4))
+    covariances = factors @ factors.swapaxes(1, 2) + 0.1 * np.eye(4)
+    base = NormalMixture(4, components=3, covariance="full")
+    base = base.double() if float64 else base
+    base.assign(*map(torch.from_numpy, (weights, means, covariances)))
+    return base, weights, means, covariances
+
+
+def test_a_mixture_of_full_covariances_is_that_of_scipy():
+    base, weights, means, covariances = full_mixture()
+    x = np.random.default_rng(1).normal(scale=3, size=(50, 4))
+    terms = [
+        np.log(w) + stats.multivariate_normal(m, c).logpdf(x)
+        for w, m, c in zip(weights, means, covariances, strict=True)
+    ]
+    found = base.log_prob(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(found, np.logaddexp.reduce(terms), rtol=1e-10)
+
+
+def test_samples_of_full_covariances_have_their_moments():
+    base, weights, means, covariances = full_mixture()
+    n = 200_000
+    x = base.sample((n,), generator=torch.Generator().manual_seed(0)).detach().numpy()
+    mean = weights @ means
+    centred = means - mean
+    within = np.einsum("k,kij->ij", weights, covariances)
+    covariance = within + np.einsum("k,ki,kj->ij", weights, centred, centred)
+    error = np.sqrt(np.diag(covariance) / n)
+    assert (np.abs(x.mean(0) - mean) < 5 * error).all()
+    # The error of a covariance, at most that of products whose fourth moments are normal ones.
+    spread = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)) * 3 / n)
+    assert (np.abs(np.cov(x.T) - covariance) < 5 * spread).all()
+
+
+def test_assigned_to_a_diagonal_mixture_the_variances_count():
+    _, *parts = full_mixture()
+    base = NormalMixture(4, components=3).double()
+    base.assign(*map(torch.from_numpy, parts))
+    variances = torch.from_numpy(parts[2]).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(2 * base.log_scales, variances.log())
+
+
+def test_what_cannot_be_assigned_is_refused():
+    base, *parts = full_mixture()
+    weights, means, covariances = map(torch.from_numpy, parts)
+    with pytest.raises(ShapeError, match=r"means of shape \(3, 4\), got \(3, 3\)"):
+        base.assign(weights, means[:, :3], covariances)
+    covariances[1] = -covariances[1]
+    with pytest.raises(DataError, match=r"component\(s\) \[1\]"):
+        base.assign(weights, means, covariances)

@@ -12,6 +12,7 @@ from flowkit import checks
 from flowkit.bases.base import Base, Symmetric
 from flowkit.bases.special import LOG_SQRT_2PI, log_normal_survival, normal_quantile, smaller_tail
 from flowkit.config import register
+from flowkit.errors import DataError, ShapeError
 from flowkit.numerics.clips import soft_clip
 from flowkit.numerics.roots import attach_newton, find_root_by_newton
 from flowkit.numerics.types import Context, Generator
@@ -113,15 +114,18 @@ class DiagonalNormal(_Normal):
 
 @register
 class NormalMixture(Base):
-    r"""A learned mixture of K diagonal normals: :math:`p(z) = \sum_k w_k N(z; \mu_k, \sigma_k)`.
+    r"""A learned mixture of K normals: :math:`p(z) = \sum_k w_k N(z; \mu_k, \Sigma_k)`.
 
-    The means start spread over a standard normal. Samples carry gradients to
-    means and scales, not to the weights. Distribution function and quantiles exist for one
-    feature.
+    The means start spread over a standard normal, or where :meth:`assign` puts them. Samples carry
+    gradients to means and covariances, not to the weights. Distribution function and quantiles
+    exist for one feature.
 
     Args:
         features: Number of features D.
         components: Number of components K.
+        covariance: ``"diagonal"``, or ``"full"``, with :math:`\Sigma_k^{-1} = P_k^T P_k` and
+            :math:`P_k = (I + N_k)\, \mathrm{diag}(e^{-s_k})`, where :math:`N_k` is strictly lower
+            triangular.
         seed: Seed of the starting means; torch's global random state by default.
 
     Example:
@@ -133,11 +137,20 @@ class NormalMixture(Base):
 
     reparameterized = False
 
-    def __init__(self, features: int, *, components: int = 8, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        features: int,
+        *,
+        components: int = 8,
+        covariance: str = "diagonal",
+        seed: int | None = None,
+    ) -> None:
         name = "NormalMixture"
         super().__init__(checks.integer(name, "features", features, least=1))
         checks.integer(name, "components", components, least=1)
-        checks.elements(name, components, features)
+        self.covariance = checks.choice(name, "covariance", covariance, ("diagonal", "full"))
+        full = covariance == "full"
+        checks.elements(name, components * features, features if full else 1)
         generator = None
         if seed is not None:
             seed = checks.integer(name, "seed", seed, least=0, most=2**63 - 1)
@@ -145,9 +158,56 @@ class NormalMixture(Base):
         self.logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(torch.randn(components, features, generator=generator))
         self.log_scales = nn.Parameter(torch.zeros(components, features))
+        lower = torch.zeros(components, features, features) if full else None
+        self.lower = None if lower is None else nn.Parameter(lower)
+
+    @torch.no_grad()
+    def assign(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        """Set the components, such as those that scikit-learn's ``GaussianMixture`` has found.
+
+        Args:
+            weights: ``(K,)``, positive.
+            means: ``(K, D)``.
+            covariances: ``(K, D, D)``; without full covariances their diagonals count.
+
+        Raises:
+            ShapeError: If a shape is another one.
+            DataError: If a covariance is not positive definite.
+        """
+        count, features = self.means.shape
+        shapes = {"weights": (count,), "means": (count, features)}
+        shapes["covariances"] = (count, features, features)
+        for (name, shape), given in zip(
+            shapes.items(), (weights, means, covariances), strict=True
+        ):
+            if tuple(given.shape) != shape:
+                raise ShapeError(
+                    f"NormalMixture expected {name} of shape {shape}, got {tuple(given.shape)}"
+                )
+        kept = covariances.double()
+        if self.lower is None:
+            kept = torch.diag_embed(kept.diagonal(dim1=-2, dim2=-1))
+        factor, failed = torch.linalg.cholesky_ex(kept)
+        if bool(failed.any()):
+            raise DataError(
+                f"NormalMixture expected positive definite covariances, got component(s) "
+                f"{failed.nonzero().flatten().tolist()} that are not; remedy: add a small number "
+                "to their diagonals"
+            )
+        eye = torch.eye(features, dtype=factor.dtype, device=factor.device).expand_as(factor)
+        precision = torch.linalg.solve_triangular(factor, eye, upper=False)
+        diagonal = precision.diagonal(dim1=-2, dim2=-1)
+        self.logits.copy_(weights.log())
+        self.means.copy_(means)
+        self.log_scales.copy_(-diagonal.log())
+        if self.lower is not None:
+            self.lower.copy_((precision / diagonal.unsqueeze(-2)).tril(-1))
 
     def _standardize(self, z: Tensor) -> Tensor:
-        return (z.unsqueeze(-2) - self.means) * torch.exp(-self.log_scales)
+        u = (z.unsqueeze(-2) - self.means) * torch.exp(-self.log_scales)
+        if self.lower is None:
+            return u
+        return u + torch.einsum("kij,...kj->...ki", self.lower.tril(-1), u)
 
     def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
         """Return the log-density."""
@@ -172,6 +232,13 @@ class NormalMixture(Base):
         # Up to a constant, the logits are the logarithms of the weights.
         which = (self.logits.detach() + gumbel).argmax(-1)
         eps = self._draw(torch.randn, size, generator)
+        if self.lower is not None:
+            # Solves do not exist in half precision.
+            dtype = torch.promote_types(eps.dtype, torch.float32)
+            unit, columns = self.lower.tril(-1)[which].to(dtype), eps.unsqueeze(-1).to(dtype)
+            solve = torch.linalg.solve_triangular
+            solved = solve(unit, columns, upper=False, unitriangular=True)
+            eps = solved.squeeze(-1).to(eps.dtype)
         return self.means[which] + self.log_scales[which].exp() * eps
 
     def _tail(self, z: Tensor, sign: Tensor) -> Tensor:

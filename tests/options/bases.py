@@ -97,6 +97,7 @@ of(
     NormalMixture,
     lambda **o: number_of_parameters(NormalMixture(2, **o)),
     components=rises(9),
+    covariance=rises("full"),
     seed=differs(1, 2, see=lambda **o: NormalMixture(2, **o).means),
 )
 of(
