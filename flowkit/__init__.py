@@ -9,6 +9,7 @@ from types import ModuleType
 from flowkit.config import register
 from flowkit.flow import Flow
 from flowkit.io import load, save
+from flowkit.mixture import FlowMixture
 from flowkit.objectives import (
     AfterPreprocessing,
     DenoisingScoreMatching,
@@ -47,6 +48,7 @@ __all__ = [
     "DependentLikelihood",
     "FiniteDifferenceScoreMatching",
     "Flow",
+    "FlowMixture",
     "ForceMatching",
     "KernelNorm",
     "MaximumLikelihood",

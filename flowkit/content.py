@@ -34,7 +34,7 @@ _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'\\"digest\\": \\"([0-9a-f]{64})\\"')
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Integers of a description that are no sizes, so that nothing grows with them.
-_NO_SIZES = {"bounds", "lower", "max_frequency", "order", "seed", "steps", "upper"}
+_NO_SIZES = {"bounds", "lower", "max_frequency", "order", "seed", "steps", "upper", "weights"}
 # What any file may ask for, however few its weights: some arguments leave no weights behind.
 _LEAST_SIZE = 2**10
 _LEAST_WEIGHTS = 2**20
@@ -140,7 +140,7 @@ def weights_fault(flow: nn.Module, state: dict[str, Tensor]) -> str | None:
         if hasattr(part, "stored_fault"):
             fault = part.stored_fault()
             if fault is not None:
-                return f"{name}.{fault}"
+                return f"{name}.{fault}".lstrip(".")
     return None
 
 

@@ -60,9 +60,7 @@ class FlowDistribution(Distribution):
     def __init__(
         self, flow: Density, context: Context = None, batch_shape: Sizes | None = None
     ) -> None:
-        with torch.no_grad():
-            embedded = flow.embed(context)
-        own = () if embedded is None else tuple(embedded.shape[:-1])
+        own = flow.context_batch(context)
         batch = _expanded(own, own if batch_shape is None else batch_shape)
         self.flow = flow
         self.context = context
@@ -89,7 +87,7 @@ class FlowDistribution(Distribution):
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether samples carry gradients to every parameter."""
-        return self.flow.base.reparameterized and not self.flow.stochastic
+        return self.flow.reparameterized
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
         """Return the same distribution with a larger batch.
@@ -103,8 +101,8 @@ class FlowDistribution(Distribution):
         """Draw ``(*sample_shape, *batch, *event)`` with gradients."""
         if not self.has_rsample:
             raise NotInvertibleError(
-                f"samples of a flow with the base {type(self.flow.base).__name__} carry no "
-                "gradient to some of its parameters; remedy: sample(), or another base"
+                "samples of this flow carry no gradient to some of its parameters, as those of "
+                "a mixture as base or of a stochastic layer; remedy: sample(), or another base"
             )
         return self.flow.rsample((*sample_shape, *self._extra), self.context)
 

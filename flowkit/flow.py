@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowkit.change_of_variables import ChangeOfVariables
 from flowkit.config import register
-from flowkit.density import Density
 from flowkit.distribution import FlowDistribution, flow_distribution
 from flowkit.energies.target import Target
 from flowkit.numerics.compiling import can_compile
 from flowkit.numerics.types import Context, Generator, Mapped, Sizes
 from flowkit.stochastic.paths import sample_paths
-from flowkit.summary import as_html, as_table, as_text
+from flowkit.summary import as_html, as_table, as_text, layer_sizes
 from flowkit.support import Support
 from flowkit.transforms import MaskedAutoregressive
 from flowkit.transforms.base import broadcast_context
 
 
 @register
-class Flow(Density):
+class Flow(ChangeOfVariables):
     r"""A density by change of variables: :math:`\log p(x) = \log p_Z(T(x)) + \log|\det T'(x)|`.
 
     Args:
@@ -187,5 +187,6 @@ class Flow(Density):
         """
         return as_table(self)
 
+    _layer_sizes = layer_sizes
     __repr__ = as_text
     _repr_html_ = as_html

@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 
-from flowkit import checks
 from flowkit.config import describe
 from flowkit.content import Content, build_from, read_content, weights_fault, write_content
+from flowkit.density import Density, check_density
 from flowkit.errors import DataError, DescriptionError, FlowFileError
 from flowkit.files import existing, replacing
-from flowkit.flow import Flow
 
 
 def save(
-    flow: Flow, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None
+    flow: Density, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None
 ) -> None:
     """Write a flow to a safetensors file: its weights, and in the header how to build it again.
 
@@ -29,7 +28,7 @@ def save(
     the old one; see :func:`flowkit.files.replacing`.
 
     Args:
-        flow: A flow.
+        flow: A flow, or a :class:`flowkit.FlowMixture`.
         path: Where to write, usually ``*.safetensors``.
         extra: What else to keep in the header, as JSON values: column names, say. Flowkit's
             functions ignore it; :func:`read_extra` returns it.
@@ -51,7 +50,7 @@ def save(
         >>> torch.equal(flow.log_prob(x), again.log_prob(x))
         True
     """
-    checks.instance("save", "flow", flow, Flow, "save(flow, path)")
+    check_density("save", flow, "save(flow, path)")
     try:
         part = describe(flow)
     except DescriptionError as error:
@@ -73,8 +72,8 @@ def save(
         file.write(content)
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Flow:
-    """Read a flow from a file written by :func:`save`.
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Any:
+    """Read a flow or a mixture of flows from a file written by :func:`save`.
 
     The header is checked against the weights before anything of their size is built: time and
     memory follow the size of the file. No code of the file is run.
@@ -82,6 +81,9 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Fl
     Args:
         path: The file.
         device: Where to put the flow.
+
+    Returns:
+        The :class:`flowkit.Flow` or :class:`flowkit.FlowMixture`, in evaluation mode.
 
     Raises:
         DataError: If there is no such device.

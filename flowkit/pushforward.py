@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flowkit import checks
 from flowkit.bases import Base
 from flowkit.conditioners import StandardizeContext
+from flowkit.density import Density
 from flowkit.ends import may_leave, require_noise_everywhere
 from flowkit.errors import ShapeError
 from flowkit.numerics.roots import all_known
@@ -24,7 +25,7 @@ from flowkit.transforms.region import Region, region_of
 _MOVES = 24
 
 
-class Pushforward(nn.Module):
+class Pushforward(Density):
     r"""The distribution of :math:`x = T^{-1}(z)`, for noise z of a base and a transform T.
 
     Args:
@@ -94,21 +95,9 @@ class Pushforward(nn.Module):
         return self.transform.stochastic
 
     @property
-    def dtype(self) -> torch.dtype | None:
-        """The floating-point dtype that the flow computes in; ``None`` if it holds no tensor."""
-        for tensor in self.parameters():
-            return tensor.dtype
-        return next((b.dtype for b in self.buffers() if b.is_floating_point()), None)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the flow is."""
-        return next(self.parameters(), self.initialized).device
-
-    def _like(self) -> Tensor:
-        """An empty tensor of the dtype and on the device of the flow."""
-        dtype = self.dtype or torch.get_default_dtype()
-        return torch.empty(0, dtype=dtype, device=self.device)
+    def reparameterized(self) -> bool:
+        """Whether samples of ``rsample`` carry gradients to every parameter."""
+        return self.base.reparameterized and not self.stochastic
 
     def embed(self, context: Context) -> Context:
         """Check the context ``(*b, C)`` and embed it, as transform and base read it.
@@ -147,6 +136,12 @@ class Pushforward(nn.Module):
         if size:
             check_event("Flow", "context", context, (size,))
         return context if self.embedding is None else self.embedding(context)
+
+    def context_batch(self, context: Context) -> tuple[int, ...]:
+        """Check a context ``(*b, C)``, and return its batch ``b``; empty without one."""
+        with torch.no_grad():
+            embedded = self.embed(context)
+        return () if embedded is None else tuple(embedded.shape[:-1])
 
     def _prepare(
         self, x: Tensor, context: Context, name: str = "x"
@@ -257,25 +252,6 @@ class Pushforward(nn.Module):
         self, shape: int | Sizes = (), context: Context = None, generator: Generator = None
     ) -> Tensor:
         """Draw samples that carry gradients to the parameters. See :meth:`sample`."""
-        return self._draw(shape, context, generator)[0]
-
-    @torch.no_grad()
-    def sample(
-        self, shape: int | Sizes = (), context: Context = None, generator: Generator = None
-    ) -> Tensor:
-        """Draw samples, without gradients.
-
-        Args:
-            shape: A number, or a shape.
-            context: ``(*b, C)``: each context gets ``shape`` samples.
-            generator: Source of randomness; the global one by default.
-
-        Returns:
-            ``(*shape, *b, *event)``.
-
-        Raises:
-            NotInvertibleError: If the transform has no inverse.
-        """
         return self._draw(shape, context, generator)[0]
 
     def to_noise(self, x: Tensor, context: Context = None, generator: Generator = None) -> Tensor:

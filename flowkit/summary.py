@@ -7,6 +7,7 @@ import html
 from torch import nn
 
 from flowkit.density import Density
+from flowkit.pushforward import Pushforward
 from flowkit.transforms import Transform
 from flowkit.transforms.compose import layers_in_order
 
@@ -24,7 +25,7 @@ def layer_name(module: nn.Module) -> str:
     return name if scalar is None else f"{name} of {type(scalar).__name__}"
 
 
-def layer_sizes(flow: Density) -> list[tuple[str, int]]:
+def layer_sizes(flow: Pushforward) -> list[tuple[str, int]]:
     """Names and numbers of parameters of the embedding, all layers and the base."""
     rows = [] if flow.embedding is None else [(layer_name(flow.embedding), flow.embedding)]
     for layer, inverted in layers_in_order(flow.transform):
@@ -35,7 +36,7 @@ def layer_sizes(flow: Density) -> list[tuple[str, int]]:
 
 def as_table(flow: Density) -> str:
     """One line per layer with its number of parameters."""
-    rows = layer_sizes(flow)
+    rows = flow._layer_sizes()
     rows.append(("total parameters", sum(p.numel() for p in flow.parameters())))
     width = max(28, *(len(name) for name, _ in rows))
     return "\n".join(f"{name:<{width}}{count:>8,}" for name, count in rows)
@@ -43,7 +44,7 @@ def as_table(flow: Density) -> str:
 
 def as_text(flow: Density) -> str:
     """Event, context and number of parameters, then the layers; those that repeat only once."""
-    lines = _repeats([name for name, _ in layer_sizes(flow)])
+    lines = _repeats([name for name, _ in flow._layer_sizes()])
     return "\n  ".join([f"{type(flow).__name__}: {_facts(flow)}", *lines])
 
 
@@ -51,7 +52,7 @@ def as_html(flow: Density) -> str:
     """The same as a table."""
     body = "".join(
         f"<tr><td style='text-align:left'>{html.escape(name)}</td><td>{count:,}</td></tr>"
-        for name, count in layer_sizes(flow)
+        for name, count in flow._layer_sizes()
     )
     head = f"<b>{type(flow).__name__}</b>: {html.escape(_facts(flow))}"
     return f"{head}<table><tr><th>layer</th><th>parameters</th></tr>{body}</table>"

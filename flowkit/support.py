@@ -7,6 +7,7 @@ import itertools
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to, transforms
 
+from flowkit.change_of_variables import ChangeOfVariables
 from flowkit.density import Density
 from flowkit.errors import NotInvertibleError
 from flowkit.numerics.types import Context
@@ -94,23 +95,22 @@ class _ThroughFlow(transforms.Transform):
 
     bijective = True
 
-    def __init__(self, support: Support) -> None:
+    def __init__(self, support: Support, flow: ChangeOfVariables) -> None:
         super().__init__()
         self.support = self.codomain = support
-        self.domain = support.flow.base.support
+        self.flow, self.domain = flow, flow.base.support
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _ThroughFlow) and other.support is self.support
 
     def _call(self, x: Tensor) -> Tensor:
-        return self.support.flow.to_data(x, self.support.context)
+        return self.flow.to_data(x, self.support.context)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return self.support.flow.to_noise(y, self.support.context)
+        return self.flow.to_noise(y, self.support.context)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        flow = self.support.flow
-        return flow.transform.inverse(x, flow.embed(self.support.context))[1]
+        return self.flow.transform.inverse(x, self.flow.embed(self.support.context))[1]
 
 
 @biject_to.register(Support)
@@ -119,11 +119,15 @@ def _from_line(support: Support) -> transforms.Transform:
     """The bijection of the whole space with a support."""
     if support.known:
         return biject_to(constraints.independent(support.base_constraint, support.event_dim))
-    if support.flow.stochastic:
+    flow = support.flow
+    if not isinstance(flow, ChangeOfVariables):
+        raise NotInvertibleError(
+            "the support of this mixture is no box, and no flow maps noise to it; remedy: a "
+            "mixture of flows on one box, or without ends"
+        )
+    if flow.stochastic:
         raise NotInvertibleError(
             "the support of this flow is not known: it has a stochastic layer; remedy: a flow "
             "without, or whose base is the whole space"
         )
-    return transforms.ComposeTransform(
-        [biject_to(support.flow.base.support), _ThroughFlow(support)]
-    )
+    return transforms.ComposeTransform([biject_to(flow.base.support), _ThroughFlow(support, flow)])

@@ -287,7 +287,11 @@ def counts():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: FlowPotential(None), ArgumentError, "flow as a Flow, got None; remedy"),
+        (
+            lambda: FlowPotential(None),
+            ArgumentError,
+            "flow as a Flow or .*, got None; remedy",
+        ),
         (lambda: FlowPotential(counts()), StochasticFlowError, "stochastic layer; remedy"),
         (lambda: FlowPotential(images()), ShapeError, r"events \(D,\), got \(2, 3, 3\); remedy"),
         (lambda: springs([0.0], [1.0], kT=-1), ArgumentError, "kT as a finite number > 0"),

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from flowkit import checks
 from flowkit.bases.base import Base, Symmetric
-from flowkit.bases.special import LOG_SQRT_2PI, log_normal_survival, normal_quantile, smaller_tail
+from flowkit.bases.special import (
+    LOG_SQRT_2PI,
+    keep_digits,
+    log_normal_survival,
+    normal_quantile,
+    smaller_tail,
+)
 from flowkit.config import register
 from flowkit.errors import DataError, ShapeError
 from flowkit.numerics.clips import soft_clip
@@ -250,10 +256,7 @@ class NormalMixture(Base):
             return self._each("log_cdf", z, None)
         u = sign.unsqueeze(-2) * self._standardize(z)
         sides = (log_normal_survival(side).squeeze(-1) for side in (u, -u))
-        tail, other = (self._mix(side).unsqueeze(-1) for side in sides)
-        near_one = other < -math.log(2)
-        safe = torch.where(near_one, other, torch.full_like(other, -1.0))
-        return torch.where(near_one, torch.log1p(-safe.exp()), tail)
+        return keep_digits(*(self._mix(side).unsqueeze(-1) for side in sides))
 
     def log_cdf(self, z: Tensor, context: Context = None) -> Tensor:
         """Distribution function, for one feature."""

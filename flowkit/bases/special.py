@@ -69,6 +69,19 @@ def smaller_tail(q: Tensor) -> tuple[Tensor, Tensor]:
     return inside, torch.where(inside, tail, torch.full_like(q, 0.5))
 
 
+def keep_digits(tail: Tensor, other: Tensor) -> Tensor:
+    """A log-probability, from that of the opposite event where this has the more digits.
+
+    Example:
+        >>> import torch
+        >>> keep_digits(torch.tensor(0.0), torch.tensor(-50.0))
+        tensor(-1.9287e-22)
+    """
+    near_one = other < -math.log(2)
+    safe = torch.where(near_one, other, torch.full_like(other, -1.0))
+    return torch.where(near_one, torch.log1p(-safe.exp()), tail)
+
+
 def log_one_plus_square(z: Tensor, df: Tensor) -> Tensor:
     r""":math:`\log(1 + z^2 / \nu)` without overflow of the square, for ``z >= 0``."""
     scaled = z / df.sqrt()

@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from flowkit import checks
 from flowkit.data.precision import choose_dtype
 from flowkit.datasets.lattice import Lattice
+from flowkit.density import Density, check_density
 from flowkit.errors import ArgumentError, DataError, FlowFileError
 from flowkit.estimators.rounded import DequantizedLikelihood
 from flowkit.flow import Flow
@@ -136,11 +137,12 @@ class FlowEstimator(BaseEstimator):
         return model._set_flow(load(path), lattice)
 
     @classmethod
-    def from_flow(cls, flow: Flow, width: float | Sequence[float] = 0.0) -> Self:
+    def from_flow(cls, flow: Density, width: float | Sequence[float] = 0.0) -> Self:
         """Make a fitted estimator of a flow that was trained elsewhere.
 
         Args:
-            flow: A flow of columns, without context; taken over, and cast to float64.
+            flow: A flow of columns, or a mixture of such flows, without context; taken over,
+                and cast to float64.
             width: Widths of the cells of columns that hold multiples of them; 0 for others.
 
         Raises:
@@ -153,11 +155,11 @@ class FlowEstimator(BaseEstimator):
             >>> FlowDensity.from_flow(flowkit.elementwise_flow(3)).sample(5).shape
             (5, 3)
         """
-        check_exact(cls.__name__, checks.instance(cls.__name__, "flow", flow, Flow))
+        check_exact(cls.__name__, check_density(cls.__name__, flow))
         widths = checks.numbers(cls.__name__, "width", width, flow.event_shape[0], least=0)
         return cls()._set_flow(flow, Lattice(np.array(widths), np.zeros(len(widths))))
 
-    def _set_flow(self, flow: Flow, lattice: Lattice) -> Self:
+    def _set_flow(self, flow: Density, lattice: Lattice) -> Self:
         self.dtype_ = flow.dtype or torch.float32
         self.flow_, self.lattice_ = flow.eval().double(), lattice
         self.n_features_in_ = flow.event_shape[0]
@@ -219,7 +221,7 @@ class FlowEstimator(BaseEstimator):
         return flow
 
 
-def check_exact(owner: str, flow: Flow) -> None:
+def check_exact(owner: str, flow: Density) -> None:
     """Refuse a flow that has no exact density of columns alone.
 
     Raises:

@@ -140,7 +140,7 @@ class FlowDensity(DensityMixin, FlowEstimator):
             (4,)
         """
         X = self._read(X, "score_samples")
-        device = self.flow_.initialized.device
+        device = self.flow_.device
         parts = [
             cell_log_prob(self.flow_, torch.tensor(part, device=device), self.lattice_.width).cpu()
             for part in np.split(X, range(_SAMPLES_AT_ONCE, len(X), _SAMPLES_AT_ONCE))
@@ -197,7 +197,7 @@ class FlowDensity(DensityMixin, FlowEstimator):
         """
         check_is_fitted(self, "flow_")
         n = checks.integer("sample", "n_samples", n_samples, least=1)
-        generator = torch.Generator(self.flow_.initialized.device)
+        generator = torch.Generator(self.flow_.device)
         generator.manual_seed(seed_from("sample", random_state))
         sizes = (min(_SAMPLES_AT_ONCE, n - done) for done in range(0, n, _SAMPLES_AT_ONCE))
         drawn = torch.cat([self.flow_.sample(m, generator=generator).cpu() for m in sizes])

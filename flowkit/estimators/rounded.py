@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowkit.density import Density
 from flowkit.flow import Flow
 from flowkit.objectives import Loss, MaximumLikelihood
 from flowkit.objectives.base import Batch
@@ -49,7 +50,7 @@ class DequantizedLikelihood(MaximumLikelihood):
 
 
 @torch.no_grad()
-def cell_log_prob(flow: Flow, x: Tensor, width: np.ndarray) -> Tensor:
+def cell_log_prob(flow: Density, x: Tensor, width: np.ndarray) -> Tensor:
     r"""Compute the logarithm of the average density over the cell of each sample.
 
     .. math:: \log \frac1K \sum_{k=1}^K p(x + w \odot u_k)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from flowkit import checks
+from flowkit.density import Density, check_density
 from flowkit.errors import NonFiniteEnergyError, ShapeError, StochasticFlowError
-from flowkit.flow import Flow
 from flowkit.numerics.gradients import require_ordinary, value_and_gradient
 from flowkit.numerics.noise import normal_like
 from flowkit.numerics.types import Context, Generator
@@ -83,10 +83,10 @@ class FlowPotential:
     """
 
     def __init__(
-        self, flow: Flow, *, context: Context = None, kT: float = 1.0, mass: Any = 1.0
+        self, flow: Density, *, context: Context = None, kT: float = 1.0, mass: Any = 1.0
     ) -> None:
         owner, remedy = "FlowPotential", "coupling_flow(2), or Flow(transform, base)"
-        checks.instance(owner, "flow", flow, Flow, remedy)
+        check_density(owner, flow, remedy)
         if flow.stochastic:
             raise StochasticFlowError(
                 "FlowPotential expected a flow with an exact density, got one with a stochastic "

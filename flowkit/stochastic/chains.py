@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowkit import checks
-from flowkit.density import Density
+from flowkit.change_of_variables import ChangeOfVariables
 from flowkit.energies.target import Target
 from flowkit.errors import NonFiniteEnergyError, StochasticFlowError
 from flowkit.numerics.gradients import ordinary
@@ -34,7 +34,7 @@ class Chains(NamedTuple):
 
 
 def independence_chain(
-    flow: Density,
+    flow: ChangeOfVariables,
     energy: Callable[..., Tensor] | None = None,
     *,
     log_prob: Callable[..., Tensor] | None = None,
@@ -113,7 +113,7 @@ def independence_chain(
 
 
 def neutra_chain(
-    flow: Density,
+    flow: ChangeOfVariables,
     energy: Callable[..., Tensor] | None = None,
     *,
     log_prob: Callable[..., Tensor] | None = None,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowkit import checks
-from flowkit.density import Density
+from flowkit.change_of_variables import ChangeOfVariables
 from flowkit.energies.target import Target
 from flowkit.errors import DataError
 from flowkit.numerics.noise import choose
@@ -87,7 +87,7 @@ class Paths:
 
 
 def sample_paths(
-    flow: Density,
+    flow: ChangeOfVariables,
     shape: int | tuple[int, ...],
     energy: Target | Callable[..., Tensor] | None = None,
     *,
@@ -193,7 +193,7 @@ def sample_paths(
 
 
 def adapt_step_sizes(
-    flow: Density,
+    flow: ChangeOfVariables,
     samples: int = 1024,
     *,
     context: Context = None,
@@ -277,7 +277,7 @@ class AdaptStepSizes:
         self.every = checks.integer("AdaptStepSizes", "every", every, least=1)
         self.options = options
 
-    def __call__(self, flow: Density, history: Any) -> bool:
+    def __call__(self, flow: ChangeOfVariables, history: Any) -> bool:
         """Adapt where the epoch is a multiple of ``every``; never stop the fit."""
         if len(history.train) % self.every == 0:
             adapt_step_sizes(flow, **self.options)

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from flowkit import checks
 from flowkit.errors import ArgumentError
 from flowkit.flow import Flow
+from flowkit.mixture import FlowMixture
 from flowkit.objectives import Objective
 from flowkit.training.history import History
 
@@ -96,6 +97,8 @@ def check_parts(flow: Any, objective: Any, fabric: Any) -> None:
 
     recipe = "a recipe such as coupling_flow(2), or Flow(transform, base)"
     own = "an instance such as MaximumLikelihood(), or a subclass of Objective for your own loss"
+    if isinstance(flow, FlowMixture):
+        recipe = "fit its flows one by one, then FlowMixture(flows, weights)"
     checks.instance("fit", "flow", flow, Flow, recipe)
     checks.instance("fit", "objective", objective, Objective, own)
     checks.instance("fit", "fabric", fabric, Fabric, "Fabric(accelerator='cpu', devices=1)")

@@ -21,6 +21,7 @@ TABLES = (
     "estimators",
     "flow",
     "interop",
+    "mixture",
     "objectives",
     "plotting",
     "recipes",
