@@ -74,6 +74,7 @@ from flowkit.transforms import (
     DenseLinear,
     Elementwise,
     FactorOut,
+    Gaussianize,
     Log,
     Logit,
     LULinear,
@@ -186,6 +187,23 @@ def _whiten(features: int) -> Whiten:
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(features, features, generator=generator)
     transform.initialize(3 + torch.randn(50, features, generator=generator) @ mixing)
+    return transform
+
+
+def _whiten_given(context: int) -> Whiten:
+    transform, generator = Whiten(2, context=context), torch.Generator().manual_seed(0)
+    read = torch.randn(50, context, generator=generator)
+    mixing = torch.randn(context, 2, generator=generator)
+    transform.initialize(3 + read @ mixing + torch.randn(50, 2, generator=generator), read)
+    return transform
+
+
+def _gaussianize() -> Gaussianize:
+    """Three knots or more in all features, a heavy tail in the second, a line in the last."""
+    transform, generator = Gaussianize(3, knots=6), torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 3, generator=generator)
+    skewed, heavy = x[:, :1].exp(), x[:, 1:2].sinh() * x[:, 1:2].cosh() ** 2
+    transform.initialize(torch.cat([skewed, heavy, x[:, 2:]], -1))
     return transform
 
 
@@ -315,6 +333,9 @@ CASES: list[Case] = [
     Case("ActNorm-image", lambda: ActNorm(3, event_ndim=3)),
     Case("Standardize-2", lambda: _standardize(2), MOVED),
     Case("Whiten-3", lambda: _whiten(3), MOVED),
+    Case("Whiten-2-context", lambda: _whiten_given(2), MOVED),
+    Case("Gaussianize-3", _gaussianize, MOVED),
+    Case("Gaussianize-1-new", lambda: Gaussianize(1)),
     Case("Standardize-1-new", lambda: Standardize(1)),
     Case("Standardize-2-robust", lambda: _standardize(2, robust=True), MOVED),
     Case(

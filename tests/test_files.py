@@ -23,7 +23,7 @@ from flowkit.errors import ArgumentError, DataError, FlowFileError
 from flowkit.files import check_writable, replacing, same_file
 from flowkit.stochastic import UnderdampedLangevin
 from flowkit.toys import DoubleWell
-from flowkit.transforms import Standardize, Whiten
+from flowkit.transforms import Gaussianize, Standardize, Whiten
 
 posix = pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
 unprivileged = pytest.mark.skipif(
@@ -428,6 +428,10 @@ def test_layers_say_what_their_stored_numbers_may_be():
     layers = [
         (Standardize(2), "scale"),
         (Whiten(2), "whitener"),
+        (Gaussianize(2), "slopes"),
+        (Gaussianize(2), "tails"),
+        (Gaussianize(2), "count"),
+        (Gaussianize(2), "knots_x"),
         (UnderdampedLangevin(DoubleWell()), "mass"),
         (flowkit.smooth_flow(2).transform[0], "scale"),
         (flowkit.coupling_flow(2, context=1).embedding, "scale"),

@@ -39,7 +39,7 @@ def _snap(value: Tensor, excess: Tensor, lower: float, upper: float) -> Tensor:
     return value + (pushed.clamp(lower, upper) - value).detach()
 
 
-def _inverse_in_bin(eta: Tensor, first: Tensor, last: Tensor) -> Tensor:
+def inverse_in_bin(eta: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """The ``theta`` whose height is ``eta``: the quadratic's root, without cancellation."""
     rest = 1 - eta
     q = first * rest - last * eta
@@ -50,7 +50,7 @@ def _inverse_in_bin(eta: Tensor, first: Tensor, last: Tensor) -> Tensor:
     return numerator / (numerator + torch.where(rising, root + q, 2 * rest))
 
 
-def _forward_in_bin(theta: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+def forward_in_bin(theta: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
     """Height in the unit square at ``theta`` and slope, for slopes relative to the diagonal."""
     rest = 1 - theta
     mixed, low, high = theta * rest, theta * theta, rest * rest
@@ -225,12 +225,12 @@ class _Spline(ScalarMap):
         excess = value - value.clamp(_inner_end(lower, 1, dtype), _inner_end(upper, -1, dtype))
         if inverse:
             eta = _snap((share - y0) / height, excess, 0.0, 1.0)
-            theta = _inverse_in_bin(eta, first, last)
-            slope = diagonal * _forward_in_bin(theta, first, last)[1]
+            theta = inverse_in_bin(eta, first, last)
+            slope = diagonal * forward_in_bin(theta, first, last)[1]
             out, log_slope = x0 + width * theta, -slope.log()
         else:
             theta = _snap((share - x0) / width, excess, 0.0, 1.0)
-            eta, slope = _forward_in_bin(theta, first, last)
+            eta, slope = forward_in_bin(theta, first, last)
             out, log_slope = y0 + height * eta, (diagonal * slope).log()
         out = span * out + middle if middle else span * out
         if self.keeps_interval:  # no rounding may lead out of it, where a base may have no mass

@@ -7,6 +7,7 @@ from flowkit.transforms.convolution import Conv1x1, Conv2d
 from flowkit.transforms.coupling import Coupling
 from flowkit.transforms.domain import CircularShift, Rescale
 from flowkit.transforms.elementwise import Elementwise
+from flowkit.transforms.gaussianize import Gaussianize
 from flowkit.transforms.linear import DenseLinear, LULinear, OrthogonalLinear, TriangularLinear
 from flowkit.transforms.normalize import ActNorm, Standardize, Whiten
 from flowkit.transforms.permute import Permutation
@@ -23,6 +24,7 @@ __all__ = [
     "DenseLinear",
     "Elementwise",
     "FactorOut",
+    "Gaussianize",
     "LULinear",
     "Log",
     "Logit",

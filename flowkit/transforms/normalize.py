@@ -12,8 +12,14 @@ from flowkit import checks
 from flowkit.arrays import not_positive
 from flowkit.config import register
 from flowkit.errors import DataError
-from flowkit.numerics.types import Context, Mapped
-from flowkit.transforms.volume import ConstantVolume, at_least_single, solve_events
+from flowkit.numerics.types import Context, Generator, Mapped
+from flowkit.transforms.covariance import choose_gaussian, ridge_regression, shrinkages
+from flowkit.transforms.volume import (
+    ConstantVolume,
+    at_least_single,
+    full_precision,
+    solve_events,
+)
 
 # From the interquartile range of a normal to its standard deviation.
 _NORMAL_RANGE = 1.3489795003921634
@@ -98,16 +104,18 @@ class Standardize(ConstantVolume):
 
 @register
 class Whiten(ConstantVolume):
-    r"""Whiten features, :math:`z = L^{-1} (x - \mu)`, by the covariance :math:`L L^T` of the data.
+    r"""Whiten features, :math:`z = L^{-1} (x - \mu - B c)`, by the covariance of the data.
 
-    A flow that begins with it starts as the normal distribution of the data. That helps where
-    columns are strongly correlated, such as pixels; it hurts where structure follows the axes. The
-    constants are set once by ``initialize``; until then the layer is the identity. The correlation
-    matrix R is shrunk to :math:`(1 - \rho) R + \rho I` with the oracle-approximating
-    :math:`\rho`, and at least 1e-4, so that few rows or dependent columns do no harm.
+    A flow that begins with it starts as the normal distribution of the data, with context c as a
+    linear regression with normal residuals. :math:`L L^T` is the covariance of the data or of the
+    residuals: as it is, with correlations shrunk, :math:`(1 - \rho) R + \rho I` with the
+    oracle-approximating :math:`\rho`, or diagonal, whichever has the highest log-likelihood in
+    five-fold cross-validation; so is the ridge of the regression chosen. The constants are set
+    once by ``initialize``; until then the layer is the identity.
 
     Args:
         features: Number of features D.
+        context: Number of context features.
 
     Raises:
         DataError: From ``initialize``, if a column is constant or there are fewer than two rows.
@@ -128,29 +136,43 @@ class Whiten(ConstantVolume):
 
     mean: Tensor
     whitener: Tensor
+    coefficients: Tensor
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, *, context: int = 0) -> None:
         features = checks.integer("Whiten", "features", features, least=1)
         checks.elements("Whiten", features, features)
-        super().__init__((features,))
+        super().__init__((features,), context=context)
         self.elementwise = features == 1
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("whitener", torch.eye(features))
+        self.register_buffer("coefficients", torch.zeros(features, self.context_size))
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
-        """Take mean and covariance from data."""
+        """Take mean, regression on the context and covariance from data."""
         mean, scale = moments(x, 1, self.label)
+        if self.needs_context:
+            x, context = self._prepare(x, context, "x")
         rows = (x.reshape(-1, x.shape[-1]).double() - mean) / scale
-        count, features = rows.shape
-        correlation = rows.mT @ rows / count
-        squares, trace = correlation.square().sum(), float(features)
-        rho = ((1 - 2 / features) * squares + trace**2) / (
-            (count + 1 - 2 / features) * (squares - trace**2 / features).clamp_min(1e-12)
-        )
-        rho = rho.clamp(1e-4, 1.0)
-        eye = torch.eye(features, dtype=rows.dtype, device=rows.device)
-        lower = torch.linalg.cholesky((1 - rho) * correlation + rho * eye)
+        read = context.reshape(-1, self.context_size).double() if self.needs_context else None  # type: ignore[union-attr]
+        # Below it, rounding of the data would decide.
+        least = max(1e-14, 1e3 * torch.finfo(self.mean.dtype).eps ** 2)
+        ridge, place = choose_gaussian(rows, read, least)
+        if read is not None:
+            slopes = scale.unsqueeze(-1) * ridge_regression(read, rows, ridge)
+            self.coefficients.copy_(slopes)
+            rows = rows - read @ (slopes / scale.unsqueeze(-1)).mT
+            mean = mean + scale * rows.mean(0)
+            rows = rows - rows.mean(0)
+            left = rows.square().mean(0).sqrt().clamp_min(least**0.5)
+            rows, scale = rows / left, scale * left
+        correlation = rows.mT @ rows / len(rows)
+        rho = shrinkages(correlation, len(rows), least)[place]
+        eye = torch.eye(len(scale), dtype=rows.dtype, device=rows.device)
+        lower, failed = torch.linalg.cholesky_ex((1 - rho) * correlation + rho * eye)
+        while int(failed):
+            rho = min(1.0, 10 * rho)
+            lower, failed = torch.linalg.cholesky_ex((1 - rho) * correlation + rho * eye)
         factor = scale.unsqueeze(-1) * lower
         self.mean.copy_(mean)
         self.whitener.copy_(torch.linalg.solve_triangular(factor, eye, upper=False))
@@ -160,6 +182,28 @@ class Whiten(ConstantVolume):
         if bool(self.whitener.triu(1).any()):
             return "whitener is not lower triangular"
         return not_positive("whitener's diagonal", self.whitener.diagonal())
+
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
+        """Map data to noise."""
+        return super().forward(x - self._regression(x, context), _fits=True)  # type: ignore[call-arg]
+
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
+        """Map noise to data."""
+        x, log_det = super().inverse(z, _fits=True)  # type: ignore[call-arg]
+        return x + self._regression(x, context), log_det
+
+    def unnormalized(
+        self, x: Tensor, context: Context = None, generator: Generator = None
+    ) -> Mapped:
+        """Map data to noise; the log-determinant is not computed."""
+        return super().unnormalized(x - self._regression(x, context), _fits=True)  # type: ignore[call-arg]
+
+    def _regression(self, x: Tensor, context: Context) -> Tensor | float:
+        """What the context adds to the mean."""
+        if not self.needs_context or context is None:
+            return 0.0
+        with full_precision(x):
+            return F.linear(context.to(x.dtype), self.coefficients)
 
     def _log_det(self, x: Tensor) -> Tensor:
         return self.whitener.diagonal().log().sum()

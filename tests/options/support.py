@@ -28,6 +28,7 @@ from flowkit.transforms import (
     DenseLinear,
     Elementwise,
     FactorOut,
+    Gaussianize,
     MaskedAutoregressive,
     Permutation,
     Rescale,
@@ -42,7 +43,7 @@ from flowkit.transforms.base import Inverse
 from flowkit.transforms.region import Region, map_ends
 
 from .harness import Expectation, also, differs, of, same, shows
-from .parts import C, D, X, ignores_context, small, stirred
+from .parts import C, D, X, ignores_context, rows, small, stirred
 
 # Layers -------------------------------------------------------------------------------------
 
@@ -87,12 +88,15 @@ class Raised(Transform):
 
 started = Standardize(1)
 started.initialize(5 + 3 * X[:, :1])
+shaped = Gaussianize(1)
+shaped.initialize(torch.exp(rows(100, 1)))
 whitened = Whiten(1)
 whitened.initialize(5 + 3 * X[:, :1])
 moving = stirred(Elementwise(2, Affine(), context=1, conditioner=small))
 masked = partial(MaskedMLP, hidden=(8,))
 carries(started, box(1), None)
 carries(whitened, box(1), None)
+carries(shaped, box(1), None)
 carries(stirred(DenseLinear(1)), box(1), None)
 carries(moving, box(2))
 carries(stirred(MaskedAutoregressive(1, Affine(), conditioner=masked, context=1)), box(1))

@@ -32,6 +32,7 @@ from flowkit.transforms import (
     DenseLinear,
     Elementwise,
     FactorOut,
+    Gaussianize,
     Log,
     Logit,
     LULinear,
@@ -113,7 +114,10 @@ reads_context(composed, X, *WAYS, "unnormalized", "states", "initialize")
 reads_context(factored, IMAGE, "forward", "unnormalized")
 reads_context(factored, factored(IMAGE, C)[0].detach(), "inverse")
 reads_context(Shear((2,), context=1), X, "unnormalized")
+given = Whiten(2, context=C.shape[-1])
+given.coefficients.fill_(0.5)
 springy = OverdampedLangevin(SPRINGS, steps=3, step_size=0.1)
+reads_context(given, X, *WAYS, "unnormalized", "initialize")
 reads_context(springy, X, *WAYS, "walk")
 of(
     OverdampedLangevin.step,
@@ -146,12 +150,13 @@ for layer in (
     Reshape(2),
     Standardize(2),
     Whiten(2),
+    Gaussianize(2),
     DenseLinear(2),
 ):
     ignores_context(layer, X, *WAYS)
 for layer in (ActNorm(2), Rescale([-9.0, -torch.inf], [9.0, torch.inf], circular=[True, False])):
     ignores_context(layer, X, "initialize")
-for layer in (Standardize(2), Whiten(2)):
+for layer in (Standardize(2), Whiten(2), Gaussianize(2)):
     ignores_context(layer, X, "initialize")
 reads_context(FactorOut((2, 4, 4), Reader()), IMAGE, "initialize")
 for layer in (Conv1x1(2), Conv2d(2)):
@@ -228,6 +233,9 @@ of(
     circular=differs([True, False], [True, True]),
 )
 of(ActNorm, lambda **o: ActNorm(2, **o).event_shape, event_ndim=differs(3))
+of(Whiten, lambda **o: Whiten(2, **o).context_size, context=differs(1))
+LOGNORMAL = torch.exp(rows(500, 1))
+of(Gaussianize, lambda **o: _started(Gaussianize(1, **o), LOGNORMAL), knots=differs(6))
 of(Standardize, lambda **o: _started(Standardize(2, **o), HEAVY), robust=differs(True))
 of(
     CircularShift,
