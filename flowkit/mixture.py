@@ -63,7 +63,9 @@ class FlowMixture(Density):
 
     weights: Tensor
 
-    def __init__(self, flows: Sequence[Density], weights: Any = None) -> None:
+    def __init__(
+        self, flows: Sequence[Density], weights: Sequence[float] | Tensor | None = None
+    ) -> None:
         super().__init__()
         owner = type(self).__name__
         listed = checks.as_list(flows)
@@ -179,20 +181,14 @@ class FlowMixture(Density):
         # Above zero, where no flow without weight is chosen.
         which = choose(self.weights, 1 - at)
         places = [(which == k).nonzero().squeeze(-1) for k in range(len(self.flows))]
-        if context is None:
-            sizes = [len(place) for place in places]
-            drawn = [
-                flow.rsample(n, None, generator)
-                for flow, n in zip(self._parts, sizes, strict=True)
-            ]
-        else:
-            batch = self.context_batch(context)
-            event = context.shape[len(batch) :]
+        given: list[tuple[Any, Context]] = [(len(place), None) for place in places]
+        if context is not None:
+            event = context.shape[len(self.context_batch(context)) :]
             rows = context.expand(*full, *event).reshape(-1, *event)
-            drawn = [
-                flow.rsample((), rows[place], generator)
-                for flow, place in zip(self._parts, places, strict=True)
-            ]
+            given = [((), rows[place]) for place in places]
+        drawn = [
+            flow.rsample(*each, generator) for flow, each in zip(self._parts, given, strict=True)
+        ]
         x = torch.cat(drawn)[torch.cat(places).argsort()]
         return x.reshape(*full, *self.event_shape)
 
