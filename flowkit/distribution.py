@@ -101,8 +101,8 @@ class FlowDistribution(Distribution):
         """Draw ``(*sample_shape, *batch, *event)`` with gradients."""
         if not self.has_rsample:
             raise NotInvertibleError(
-                "samples of this flow carry no gradient to some of its parameters, as those of "
-                "a mixture as base or of a stochastic layer; remedy: sample(), or another base"
+                "samples of this flow carry no gradient to some of its parameters, as with a "
+                "NormalMixture as base or a stochastic layer; remedy: sample(), or another base"
             )
         return self.flow.rsample((*sample_shape, *self._extra), self.context)
 
