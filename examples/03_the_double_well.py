@@ -91,7 +91,7 @@ mixture = WeightedSum((0.5, MaximumLikelihood()), (0.5, PathKL(well, samples=128
 def couplings():
     torch.manual_seed(0)
     return flowkit.coupling_flow(
-        2, layers=6, scalar="affine", hidden=(64, 64), linear=None, standardize=False
+        2, layers=6, scalar="affine", hidden=(64, 64), linear=None, start=None
     )
 
 

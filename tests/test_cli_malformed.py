@@ -249,7 +249,7 @@ SETTINGS = {
     "base": "base=cauchy",
     "context": "context=1",
     "seed": "seed=x",
-    "standardize": "standardize=maybe",
+    "start": "start=maybe",
     "empty value": "layers=",
 }
 

@@ -260,7 +260,7 @@ def test_what_is_no_covariance_is_named(call, error, message):
 
 def flow_of(features=2, seed=3, **options):
     torch.manual_seed(seed)
-    flow = coupling_flow(features, layers=2, hidden=(8,), standardize=False, **options).double()
+    flow = coupling_flow(features, layers=2, hidden=(8,), start=None, **options).double()
     for parameter in flow.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     return flow

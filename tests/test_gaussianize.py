@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 import torch
 
-from flowkit import Flow
+import flowkit
+from flowkit import Flow, autoregressive_flow, coupling_flow, elementwise_flow, kernelised_flow
 from flowkit.bases import StandardNormal
 from flowkit.transforms import Compose, Gaussianize, Standardize, Whiten
 from flowkit.transforms.margins import tail
@@ -164,6 +165,13 @@ def test_nearly_collinear_columns_are_left_to_the_covariance():
     assert abs(flow.log_prob(y).double().mean().item() - gaussian_score(x, y)) < 0.1
 
 
+def test_a_skewed_feature_beside_collinear_ones_keeps_its_map():
+    x = normals(2000, 4)
+    x = torch.stack([x[:, 0], x[:, 0] + 1e-4 * x[:, 1], x[:, 2].exp(), x[:, 3].exp()], -1)
+    flow = initialized(copula(4), x)
+    assert (flow.transform[1].count > 2).tolist() == [False, False, True, True]
+
+
 @pytest.mark.parametrize("n", [100, 300])
 def test_correlated_normals_get_their_gaussian(n):
     mixing = normals(6, 6, 7)
@@ -253,7 +261,7 @@ def test_whitening_given_a_context_is_linear_regression():
     torch.testing.assert_close(layer.coefficients, torch.tensor(exact[1:].T))
     torch.testing.assert_close(layer.mean, torch.tensor(exact[0]))
     z, log_det = layer(x, context)
-    torch.testing.assert_close(z.T.cov(correction=0), torch.eye(3).double(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(z.T.cov(correction=0), torch.eye(3).double(), atol=2e-2, rtol=0)
     back, inverse_det = layer.inverse(z, context)
     torch.testing.assert_close(back, x)
     torch.testing.assert_close(inverse_det, -log_det)
@@ -267,3 +275,67 @@ def test_a_context_of_noise_is_not_regressed_on():
     flow.initialize(x, context)
     score = flow.log_prob(y, other).mean().item()
     assert score > StandardNormal(1).log_prob(y).mean().item() - 0.1
+
+
+STARTS = {
+    "copula": (Standardize, Gaussianize, Whiten),
+    "gaussian": (Standardize, Whiten),
+    "margins": (Standardize, Gaussianize),
+    "standardize": (Standardize,),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("recipe", [coupling_flow, autoregressive_flow, kernelised_flow])
+def test_untrained_recipes_have_the_density_of_their_start(recipe, start):
+    x = (normals(500, 3) @ normals(3, 3, 1)).exp()
+    flow = initialized(recipe(3, layers=2, start=start), x)
+    alone = initialized(flow_of(*(kind(3) for kind in STARTS[start])), x)
+    torch.testing.assert_close(flow.log_prob(x), alone.log_prob(x), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("start", ["margins", "standardize"])
+def test_an_untrained_elementwise_flow_has_independent_margins(start):
+    x = (normals(500, 2) @ normals(2, 2, 1)).exp()
+    flow = initialized(elementwise_flow(2, start=start), x)
+    alone = initialized(flow_of(*(kind(2) for kind in STARTS[start])), x)
+    torch.testing.assert_close(flow.log_prob(x), alone.log_prob(x), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("recipe", [coupling_flow, autoregressive_flow])
+@pytest.mark.parametrize("features", [1, 3])
+def test_untrained_conditional_flows_are_a_linear_regression(recipe, features):
+    def draw(n, seed):
+        context = 1e3 + 5 * normals(n, 2, seed)
+        noise = normals(n, features, seed + 1) @ normals(features, features, 11)
+        return 2 + 0.3 * context @ normals(2, features, 12) + noise, context
+
+    (x, context), (y, other) = draw(2000, 0), draw(20_000, 5)
+    flow = recipe(features, context=2, layers=2, start="gaussian")
+    flow.initialize(x, context)
+    mixing = normals(features, features, 11).double()
+    residuals = y.double() - 2 - 0.3 * other.double() @ normals(2, features, 12).double()
+    exact = torch.distributions.MultivariateNormal(
+        torch.zeros(features).double(), mixing.T @ mixing
+    ).log_prob(residuals)
+    assert abs((exact - flow.log_prob(y, other)).mean().item()) < 0.03
+
+
+def test_positive_data_have_positive_samples_from_any_start():
+    x = normals(2000, 2).abs()
+    flow = initialized(coupling_flow(2, lower=0, layers=2), x)
+    sample = flow.sample(10_000)
+    assert sample.isfinite().all()
+    assert (sample > 0).all()
+    assert flow.support.lower.tolist() == [0, 0]
+    assert flow.log_prob(-x).max() == -math.inf
+
+
+def test_a_started_flow_is_stored_to_the_bit(tmp_path):
+    x = normals(2000, 2).exp()
+    flow = coupling_flow(2, context=1, layers=1)
+    flow.initialize(x, x[:, :1])
+    flowkit.save(flow, tmp_path / "flow.safetensors")
+    again = flowkit.load(tmp_path / "flow.safetensors")
+    assert (again.transform[1].count > 2).all()
+    assert torch.equal(again.log_prob(x, x[:, :1]), flow.log_prob(x, x[:, :1]))

@@ -129,7 +129,7 @@ def test_parameters_are_counted_by_the_formula(features, layers, points):
 
 
 def test_a_new_flow_is_its_base():
-    flow = kernelised_flow(4, standardize=False).double()
+    flow = kernelised_flow(4, start=None).double()
     x = normal(10, 4)
     z, log_det = flow.transform(x)
     base = StandardNormal(4).double()
@@ -301,12 +301,14 @@ def test_little_data_of_breast_cancer():
     rows = torch.cat([parts.train, parts.validation, parts.test])
     train, test = rows[:300], rows[300:]
     torch.manual_seed(0)
-    kernel = kernelised_flow(30)
+    kernel = kernelised_flow(30, start="standardize")
     count = sum(p.numel() for p in kernel.parameters())
     scores = {"kernel": nll(kernel, train, 3e-3, 0, test)}
     for name, width in (("equal", 62), ("ten times", 253)):
         torch.manual_seed(0)
-        flow = coupling_flow(30, layers=8, scalar="affine", hidden=(width, width))
+        flow = coupling_flow(
+            30, layers=8, scalar="affine", hidden=(width, width), start="standardize"
+        )
         scores[name] = nll(flow, train, 3e-3, 0, test)
     assert sum(p.numel() for p in flow.parameters()) == pytest.approx(10 * count, rel=0.1)
     assert scores["kernel"] + 1 < min(scores["equal"], scores["ten times"])

@@ -41,7 +41,7 @@ def smooth_flow(context=0):
         scalar="mixture",
         hidden=(16,),
         linear=None,
-        standardize=False,
+        start=None,
     ).double()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():

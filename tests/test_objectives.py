@@ -153,7 +153,7 @@ def smooth_flow(features=2, hidden=(8,), seed=1, **arguments):
         layers=2,
         scalar=LogisticMixture(components=3),
         hidden=hidden,
-        standardize=False,
+        start=None,
         **arguments,
     ).double()
     draw = torch.Generator().manual_seed(seed)

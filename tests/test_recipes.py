@@ -36,7 +36,9 @@ VARIANTS = [
     ("autoregressive_flow", 2, {"hidden": (512, 1, 512), "layers": 1}),
     ("elementwise_flow", 3, {"base": "mixture"}),
     ("elementwise_flow", 2, {"context": 3, "layers": 2, "base": "logistic"}),
-    ("elementwise_flow", 2, {"standardize": False}),
+    ("elementwise_flow", 2, {"start": None}),
+    ("coupling_flow", 2, {"start": "gaussian", "context": 1}),
+    ("coupling_flow", 2, {"start": "margins"}),
     ("box_flow", 3, {"lower": -9, "upper": [9, 8, 9.5], "layers": 2, "order": [2, 0, 1]}),
     ("box_flow", 1, {"lower": [-9], "upper": [9], "context": 2, "bins": 4}),
     ("box_flow", 2, {"lower": [-9, -8], "upper": 9, "n_frequencies": 3, "max_frequency": 5.0}),
@@ -160,7 +162,7 @@ def test_a_seed_governs_all_that_a_recipe_draws(name):
 def test_two_layers_transform_every_feature(features, linear):
     make = functools.partial(flowkit.coupling_flow, features, scalar="affine", linear=linear)
     for seed in range(20):
-        flow = make(layers=6, hidden=(4,), standardize=False, seed=seed)
+        flow = make(layers=6, hidden=(4,), start=None, seed=seed)
         present = list(range(features))
         transformed = []
         for layer in flow.transform:
@@ -267,7 +269,8 @@ WRONG = [
     ("coupling_flow", 2, {"activation": "swish"}, "activation as one of .* got 'swish'"),
     ("coupling_flow", 2, {"conditioner": "residual", "hidden": (8, 9)}, "ResidualMLP"),
     ("coupling_flow", 2, {"seed": -1}, "seed as an integer >= 0, got -1"),
-    ("coupling_flow", 2, {"standardize": "no"}, "True or False, got 'no'"),
+    ("coupling_flow", 2, {"start": "copola"}, "start as one of .* did you mean 'copula'"),
+    ("elementwise_flow", 2, {"start": "copula"}, "start as one of .* got 'copula'"),
     ("elementwise_flow", 2, {"context": -1}, "context as an integer >= 0"),
     ("elementwise_flow", 1, {"hidden": (8, 0.5)}, "got \\(8, 0.5\\)"),
     ("elementwise_flow", 1, {"hidden": (8,)}, "without context has no networks, got hidden"),

@@ -80,7 +80,7 @@ def annealing(layer, count=40, among=()):
 
 def untrained():
     torch.manual_seed(3)
-    flow = coupling_flow(2, layers=2, scalar="affine", hidden=(8,), standardize=False)
+    flow = coupling_flow(2, layers=2, scalar="affine", hidden=(8,), start=None)
     with torch.no_grad():
         for p in flow.parameters():
             p.add_(0.1 * torch.randn_like(p))

@@ -342,9 +342,10 @@ def test_nuts_with_a_compiled_program_draws_what_nuts_draws():
 
 
 LABELS = [
-    (name, {"standardize": flag} if "standardize" in inspect.signature(f).parameters else {})
+    (name, {} if start == "default" else {"start": start})
     for name, f in RECIPES.items()
-    for flag in (True, False)
+    for start in ("default", None)
+    if start == "default" or "start" in inspect.signature(f).parameters
     if "context" in inspect.signature(f).parameters and name != "stochastic_flow"
 ]
 

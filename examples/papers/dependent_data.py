@@ -138,7 +138,7 @@ def score(
     torch.manual_seed(seed)
     scalar = RationalQuadraticSpline(bins=16, bound=bound)
     flow = coupling_flow(
-        2, layers=3, scalar=scalar, hidden=(64, 64), linear="permutation", standardize=False
+        2, layers=3, scalar=scalar, hidden=(64, 64), linear="permutation", start=None
     )
     objective: flowkit.objectives.Objective = MaximumLikelihood()
     data, callbacks = {"x": x}, []

@@ -102,7 +102,7 @@ def coupling_blocks(scalar: str, blocks: int, seed: int) -> flowkit.Flow:
         hidden=(64, 64) if affine else (64, 64, 64),
         activation="relu",
         linear=None,
-        standardize=False,
+        start=None,
         seed=seed,
     )
 

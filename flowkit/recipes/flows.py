@@ -26,7 +26,7 @@ def coupling_flow(
     base: str = "normal",
     lower: float | Sequence[float | None] | None = None,
     upper: float | Sequence[float | None] | None = None,
-    standardize: bool = True,
+    start: str | None = "copula",
     seed: int | None = None,
 ) -> Flow:
     r"""Stack coupling layers: fast in both directions. With splines, a neural spline flow.
@@ -56,8 +56,14 @@ def coupling_flow(
             open side. ``lower=0`` is for positive data. The flow then starts with
             :class:`flowkit.transforms.Unconstrain`.
         upper: Upper ends of the data, likewise.
-        standardize: Whether the flow starts with a :class:`flowkit.transforms.Standardize`, behind
-            an ``Unconstrain``, and standardises the context; both are set from data by ``fit``.
+        start: What ``fit`` starts the flow from, by first layers whose constants it takes from the
+            training data. ``"copula"``: a Gaussian copula with spline margins
+            (:class:`flowkit.transforms.Standardize`, :class:`flowkit.transforms.Gaussianize`,
+            :class:`flowkit.transforms.Whiten`); ``"gaussian"``: the normal distribution of the
+            data, without the splines; ``"margins"``: independent features with spline margins,
+            without the whitening; ``"standardize"``: mean 0 and variance 1; ``None``: nothing, and
+            the context is not standardised. They come behind an ``Unconstrain``; the whitening
+            includes a linear regression on the context.
         seed: Seed of the permutations and initial weights; torch's global state by default.
 
     Raises:
@@ -79,7 +85,7 @@ def coupling_flow(
     for i in range(layers):
         stack += parts.mixing(name, linear, features, i)
         stack.append(parts.coupling(parts.half(features, linear, i), chosen, net, context))
-    return parts.assemble(name, stack, base, features, context, lower, upper, standardize)
+    return parts.assemble(name, stack, base, features, context, lower, upper, start)
 
 
 @parts.recipe
@@ -96,7 +102,7 @@ def autoregressive_flow(
     base: str = "normal",
     lower: float | Sequence[float | None] | None = None,
     upper: float | Sequence[float | None] | None = None,
-    standardize: bool = True,
+    start: str | None = "copula",
     seed: int | None = None,
 ) -> Flow:
     r"""Stack masked autoregressive layers: the closest fit per layer, but slower to sample.
@@ -119,7 +125,7 @@ def autoregressive_flow(
         base: See :func:`coupling_flow`.
         lower: See :func:`coupling_flow`.
         upper: See :func:`coupling_flow`.
-        standardize: See :func:`coupling_flow`.
+        start: See :func:`coupling_flow`.
         seed: See :func:`coupling_flow`.
 
     Raises:
@@ -142,7 +148,7 @@ def autoregressive_flow(
         stack += parts.mixing(name, linear, features, i)
         order = range(features)[::-1] if linear is None and i % 2 == 1 else None
         stack.append(parts.autoregressive(features, chosen, net, context, order))
-    return parts.assemble(name, stack, base, features, context, lower, upper, standardize)
+    return parts.assemble(name, stack, base, features, context, lower, upper, start)
 
 
 @parts.recipe
@@ -158,7 +164,7 @@ def elementwise_flow(
     base: str = "normal",
     lower: float | Sequence[float | None] | None = None,
     upper: float | Sequence[float | None] | None = None,
-    standardize: bool = True,
+    start: str | None = "margins",
     seed: int | None = None,
 ) -> Flow:
     r"""Model independent features, each by a monotone map of its own: margins, no dependence.
@@ -179,7 +185,7 @@ def elementwise_flow(
         base: See :func:`coupling_flow`.
         lower: See :func:`coupling_flow`.
         upper: See :func:`coupling_flow`.
-        standardize: See :func:`coupling_flow`.
+        start: ``"margins"``, ``"standardize"`` or ``None``, as in :func:`coupling_flow`.
         seed: Seed of the initial weights of the networks; torch's global state by default.
 
     Raises:
@@ -201,4 +207,5 @@ def elementwise_flow(
         Elementwise(features, scalar_of_layer, conditioner=net, context=context)
         for scalar_of_layer in (Affine(), chosen) * layers
     ]
-    return parts.assemble(name, stack, base, features, context, lower, upper, standardize)
+    starts = {kind: parts.STARTS[kind] for kind in ("margins", "standardize")}
+    return parts.assemble(name, stack, base, features, context, lower, upper, start, starts=starts)

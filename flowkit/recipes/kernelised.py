@@ -41,7 +41,7 @@ def kernelised_flow(
     n_frequencies: int | None = None,
     linear_term: bool = False,
     elementwise: str | ScalarMap | None = None,
-    standardize: bool = True,
+    start: str | None = "copula",
     seed: int | None = None,
 ) -> Flow:
     r"""Stack coupling layers whose functions are kernel expansions, not networks.
@@ -74,7 +74,7 @@ def kernelised_flow(
         elementwise: A scalar map, named as ``scalar`` is, of each feature by itself before each
             coupling layer: ``"spline"`` shapes marginal distributions for some twenty parameters
             per feature, which kernels of many features learn badly.
-        standardize: Whether the flow starts with a :class:`flowkit.transforms.Standardize`.
+        start: What ``fit`` starts the flow from, as in :func:`coupling_flow`.
         seed: Seed of permutations, points and frequencies; torch's global state by default.
 
     Raises:
@@ -102,7 +102,7 @@ def kernelised_flow(
         stack += parts.mixing(name, linear, features, i)
         stack += [Elementwise(features, each) for each in own]
         stack.append(parts.coupling(parts.half(features, linear, i), chosen, net, context))
-    return parts.assemble(name, stack, "normal", features, context, lower, upper, standardize)
+    return parts.assemble(name, stack, "normal", features, context, lower, upper, start)
 
 
 def _network(

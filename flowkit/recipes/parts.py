@@ -51,6 +51,18 @@ LINEARS: dict[str, Callable[[int], ft.Transform] | None] = {
     "orthogonal": ft.OrthogonalLinear,
     "permutation": None,
 }
+_FROM_DATA: dict[str, Callable[[int, int], ft.Transform]] = {
+    "standardize": lambda features, context: ft.Standardize(features),
+    "gaussianize": lambda features, context: ft.Gaussianize(features),
+    "whiten": lambda features, context: ft.Whiten(features, context=context),
+}
+#: How flows start from data; those of independent features are of the first two kinds.
+STARTS: dict[str, Sequence[str]] = {
+    "standardize": ("standardize",),
+    "margins": ("standardize", "gaussianize"),
+    "gaussian": ("standardize", "whiten"),
+    "copula": ("standardize", "gaussianize", "whiten"),
+}
 #: Every recipe by its name; a function of one's own may be added.
 RECIPES: dict[str, Callable[..., Flow]] = {}
 
@@ -253,14 +265,16 @@ def assemble(
     context: int,
     lower: Any,
     upper: Any,
-    standardize: Any,
+    start: Any,
+    *,
+    starts: Mapping[str, Sequence[str]] = STARTS,
 ) -> Flow:
-    """Make a flow: unconstrain, standardise, the layers, the base of this name, the context."""
+    """Make a flow: unconstrain, start from data, the layers, the base of this name."""
     first = unconstrained(owner, features, lower, upper)
-    if checks.flag(owner, "standardize", standardize):
-        first.append(ft.Standardize(features))
+    for layer in () if start is None else checks.choice(owner, "start", start, starts):
+        first.append(_FROM_DATA[layer](features, context))
     made = checks.choice(owner, "base", base, BASES)(features)
-    return finish([*first, *layers], made, context if standardize else 0)
+    return finish([*first, *layers], made, 0 if start is None else context)
 
 
 def product(*groups: tuple[Callable[[int], Base], Sequence[int]]) -> Base:

@@ -182,7 +182,7 @@ def insert_stochastic_layers(
     if target.context_size and flow.embedding is not None:
         raise ArgumentError(
             f"{name} cannot give a context to the energy of a flow that embeds its context; "
-            "remedy: an energy without context, or a flow with standardize=False"
+            "remedy: an energy without context, or a flow with start=None"
         )
     chain = _chains(name, (start, target), layer, steps, step_size, learn_fractions)
     stack: list[Transform] = []

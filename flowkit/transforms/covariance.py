@@ -11,6 +11,7 @@ FOLDS = 5
 # Samples that a choice is made with.
 _ROWS = 10_000
 # Penalties of a regression on context, relative to its variance; the last leaves the context out.
+_SHRINKAGES = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _RIDGES = (1e-9, 1e-2, 1e-1, math.inf)
 
 
@@ -52,39 +53,25 @@ def oracle_shrinkage(correlation: Tensor, count: int) -> float:
     return min(max(rho, 0.0), 1.0)
 
 
-def shrinkages(correlation: Tensor, count: int, least: float) -> list[float]:
-    """Candidate weights of the identity: (almost) none, the oracle-approximating one, one."""
-    return [least, max(least, oracle_shrinkage(correlation, count)), 1.0]
-
-
-def _correlation(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    mean = rows.mean(0)
-    centred = rows - mean
-    scale = centred.square().mean(0).sqrt()
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    centred = centred / scale
-    return mean, scale, centred.mT @ centred / len(rows)
+def shrinkages(correlation: Tensor, count: int, least: float) -> Tensor:
+    """Candidate weights of the identity: from (almost) none to one, the oracle's the first."""
+    grid = (*_SHRINKAGES, 1.0)
+    weights = [oracle_shrinkage(correlation, count), least, *(max(least, rho) for rho in grid)]
+    return correlation.new_tensor(weights).clamp_min(least)
 
 
 def held_out(train: Tensor, held: Tensor, least: float) -> Tensor:
-    """Sums of the log-densities of held-out samples, one per candidate shrinkage.
-
-    A covariance that is not positive definite has ``-inf``.
-    """
-    mean, scale, correlation = _correlation(train)
-    eye = torch.eye(len(scale), dtype=train.dtype, device=train.device)
-    centred = (held - mean) / scale
-    constant = 0.5 * math.log(2 * math.pi) * len(scale) + float(scale.log().sum())
-    sums = []
-    for rho in shrinkages(correlation, len(train), least):
-        lower, failed = torch.linalg.cholesky_ex((1 - rho) * correlation + rho * eye)
-        if int(failed):
-            sums.append(-math.inf)
-            continue
-        noise = torch.linalg.solve_triangular(lower, centred.mT, upper=False)
-        log_det = float(lower.diagonal().log().sum()) + constant
-        sums.append(-0.5 * float(noise.square().sum()) - len(held) * log_det)
-    return torch.tensor(sums, dtype=torch.float64)
+    """Log-densities of held-out samples, one column per candidate shrinkage."""
+    mean, scale = train.mean(0), train.std(0, correction=0)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    rows = (train - mean) / scale
+    correlation = rows.mT @ rows / len(rows)
+    values, vectors = torch.linalg.eigh(correlation)
+    rho = shrinkages(correlation, len(rows), least).unsqueeze(-1)
+    variance = (1 - rho) * values.clamp_min(0) + rho
+    squares = ((held - mean) / scale @ vectors).square()
+    constant = 0.5 * math.log(2 * math.pi) * len(scale) + scale.log().sum()
+    return -0.5 * (squares @ (1 / variance).mT + variance.log().sum(-1)) - constant
 
 
 def ridge_regression(context: Tensor, rows: Tensor, ridge: float) -> Tensor:
@@ -109,7 +96,7 @@ def choose_gaussian(rows: Tensor, context: Tensor | None, least: float) -> tuple
         least: The least shrinkage, which stands for the exact covariance.
 
     Returns:
-        The ridge of the regression (infinite without one), and the place of the shrinkage among
+        The ridge of the regression (infinite without one), and the place of the shrinkage in
         :func:`shrinkages`.
     """
     places = torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS), device=rows.device).long()
@@ -119,14 +106,16 @@ def choose_gaussian(rows: Tensor, context: Tensor | None, least: float) -> tuple
     ridges = (math.inf,) if context is None else _RIDGES
     sizes = torch.bincount(fold, minlength=FOLDS)
     if len(rows) < 20 or int(sizes.min()) < 1:
-        return ridges[min(2, len(ridges) - 1)], 1
-    scores = torch.zeros(len(ridges), 3, dtype=torch.float64)
-    for j in range(FOLDS):
-        held, train = fold == j, fold != j
-        for i, ridge in enumerate(ridges):
+        return ridges[min(2, len(ridges) - 1)], 0
+    scores = []
+    for ridge in ridges:
+        total = torch.zeros((), dtype=rows.dtype, device=rows.device)
+        for j in range(FOLDS):
+            held, train = fold == j, fold != j
             left = rows
             if context is not None:
                 left = rows - context @ ridge_regression(context[train], rows[train], ridge).mT
-            scores[i] += held_out(left[train], left[held], least)
-    best = int(scores.argmax())
-    return ridges[best // 3], best % 3
+            total = total + held_out(left[train], left[held], least).sum(0)
+        scores.append(total)
+    best = int(torch.stack(scores).argmax())
+    return ridges[best // len(scores[0])], best % len(scores[0])

@@ -34,9 +34,9 @@ class Gaussianize(Transform):
 
     which is the line a + s d, a normal tail, for :math:`\xi = 0`. Where held-out samples clearly
     prefer it, :math:`\xi > 0` makes a power law of tail index :math:`2 / \xi`. If a Gaussian of
-    all features fits held-out samples better without these maps, as it does for nearly collinear
-    features, all are affine. The constants are set once by ``initialize``; until then the layer is
-    the identity.
+    all features fits held-out samples clearly better without the maps of features that are nearly
+    linear functions of others, or without any, these are affine. The constants are set once by
+    ``initialize``; until then the layer is the identity.
 
     Args:
         features: Number of features.
@@ -73,7 +73,8 @@ class Gaussianize(Transform):
         self.register_buffer("knots_x", line)
         self.register_buffer("knots_z", line.clone())
         self.register_buffer("slopes", torch.ones_like(line))
-        self.register_buffer("count", torch.zeros(features, dtype=torch.long))
+        # Of 64 bits are constants, which files may not change.
+        self.register_buffer("count", torch.zeros(features, dtype=torch.int32))
         self.register_buffer("tails", torch.zeros(features, 2))
         self.register_buffer("places", torch.arange(features), persistent=False)
 
@@ -116,7 +117,7 @@ class Gaussianize(Transform):
     def _margins(self, like: Tensor) -> Margins:
         parts = (self.knots_x, self.knots_z, self.slopes)
         knots, z, slopes = (part.to(like.dtype) for part in parts)
-        return Margins(knots, z, slopes, self.count, self.tails.to(like.dtype))
+        return Margins(knots, z, slopes, self.count.long(), self.tails.to(like.dtype))
 
     def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
         """Map data to noise."""

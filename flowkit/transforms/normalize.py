@@ -108,10 +108,11 @@ class Whiten(ConstantVolume):
 
     A flow that begins with it starts as the normal distribution of the data, with context c as a
     linear regression with normal residuals. :math:`L L^T` is the covariance of the data or of the
-    residuals: as it is, with correlations shrunk, :math:`(1 - \rho) R + \rho I` with the
-    oracle-approximating :math:`\rho`, or diagonal, whichever has the highest log-likelihood in
-    five-fold cross-validation; so is the ridge of the regression chosen. The constants are set
-    once by ``initialize``; until then the layer is the identity.
+    residuals with correlations :math:`(1 - \rho) R + \rho I`. Of :math:`\rho = 0` (the data's
+    own), the oracle-approximating one, 1 (a diagonal) and some in between, the one with the
+    highest log-likelihood in five-fold cross-validation is taken; so is the ridge of the
+    regression. The constants are set once by ``initialize``; until then the layer is the
+    identity.
 
     Args:
         features: Number of features D.
@@ -167,7 +168,7 @@ class Whiten(ConstantVolume):
             left = rows.square().mean(0).sqrt().clamp_min(least**0.5)
             rows, scale = rows / left, scale * left
         correlation = rows.mT @ rows / len(rows)
-        rho = shrinkages(correlation, len(rows), least)[place]
+        rho = float(shrinkages(correlation, len(rows), least)[place])
         eye = torch.eye(len(scale), dtype=rows.dtype, device=rows.device)
         lower, failed = torch.linalg.cholesky_ex((1 - rho) * correlation + rho * eye)
         while int(failed):

@@ -88,7 +88,7 @@ class Flowkit(Model):
             hidden=HIDDEN,
             activation="relu",
             linear=None,
-            standardize=False,
+            start=None,
         )
         _wake(self.module)
 

@@ -83,6 +83,9 @@ def shared(make: Callable[..., Flow]) -> dict[str, Any]:
     # Without context there are no networks in elementwise flows.
     fixed = {"layers": 2} if make is elementwise_flow else tiny
     see = density(make, 3, x=three, **fixed)
+    starts = ["standardize", None]
+    if make is not elementwise_flow:
+        starts += ["gaussian", "margins"]
     return {
         **network(make, 3, **fixed) | {"activation": differs("relu", "tanh", see=see)},
         "scalar": differs("affine", "mixture", "smooth", Affine(1.0), see=see),
@@ -90,7 +93,7 @@ def shared(make: Callable[..., Flow]) -> dict[str, Any]:
         "conditioner": differs(
             conditioner(make), see=density(make, 3, x=three, layers=2, context=1)
         ),
-        "standardize": differs(False, see=layers(make, 3, **fixed)),
+        "start": differs(*starts, see=layers(make, 3, **fixed)),
     }
 
 
@@ -161,7 +164,7 @@ of(
     learn_points=falls(False),
     n_frequencies=differs(3, 4, using={"points": None}),
     elementwise=rises("affine", "spline"),
-    standardize=differs(False, see=layers(kernels, 3)),
+    start=differs("gaussian", "margins", "standardize", None, see=layers(kernels, 3)),
     seed=differs(1, 2, see=partial(see_permutations, kernels)),
 )
 
