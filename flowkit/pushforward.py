@@ -153,13 +153,24 @@ class Pushforward(Density):
         context = self.embed(context)
         return (x, context) if context is None else broadcast_context(x, context, len(shape))
 
-    def initialize(self, x: Context, context: Context = None) -> None:
-        """Start the embedding from ``context`` and the transform from ``x``; ``fit`` calls it."""
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """Names of the ways to start from data, if there are several; ``fit`` tries each."""
+        return tuple(getattr(self.transform, "starts", ()))
+
+    def initialize(self, x: Context, context: Context = None, start: str | None = None) -> None:
+        """Start the embedding from ``context`` and the transform from ``x``; ``fit`` calls it.
+
+        Args:
+            x: ``(samples, *event)``; ``None`` if the transform shall not start from data.
+            context: ``(samples, C)``.
+            start: One of :attr:`starts`; the first by default.
+        """
         if context is not None and hasattr(self.embedding, "initialize"):
             self.embedding.initialize(context)  # type: ignore[union-attr, operator]
         if x is not None:
             x, embedded = self._prepare(x, context)
-            self.transform.initialize(x, embedded)
+            self.transform.initialize(x, embedded, *(() if start is None else (start,)))
         self.initialized.fill_(value=True)
 
     def region(self, context: Context = None) -> Region | None:

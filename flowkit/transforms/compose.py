@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,8 +42,13 @@ class Compose(Container):
         transforms: At least one transform; each takes the events that the one before it gives, and
             all share one context size.
         reversible: Whether the backward pass computes the states between layers anew.
+        starts: Ways to start from data, the usual one first: a name, and the numbers of the layers
+            that :meth:`initialize` starts. A layer that is in some of them only is left as it is
+            in the others; one that is in none always starts. ``fit`` tries each, and goes on with
+            the one that validates best.
 
     Raises:
+        ArgumentError: If a number in ``starts`` is not that of a layer that starts from data.
         ShapeError: If there is none, or they do not fit together.
         NotInvertibleError: If it shall be reversible, and a layer is stochastic, lacks one
             direction, or holds an active dropout when it runs.
@@ -62,7 +67,12 @@ class Compose(Container):
 
     _reversible = False
 
-    def __init__(self, *transforms: Transform, reversible: bool = False) -> None:
+    def __init__(
+        self,
+        *transforms: Transform,
+        reversible: bool = False,
+        starts: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         if not transforms:
             raise checks.fail("Compose", "transforms", "one Transform or more", ())
         for t in transforms:
@@ -72,6 +82,14 @@ class Compose(Container):
         self.keeps_intervals = all(t.keeps_intervals for t in transforms)
         self.accepts_integers = transforms[0].accepts_integers
         self.reversible = checks.flag("Compose", "reversible", reversible)
+        self.starts = {name: list(layers) for name, layers in (starts or {}).items()}
+        for name, layers in self.starts.items():
+            for i in layers:
+                most = len(transforms) - 1
+                checks.integer("Compose", f"starts[{name!r}]", i, least=0, most=most)
+                if not transforms[i].starts_from_data:
+                    expected = "layers that start from data"
+                    raise checks.fail("Compose", f"starts[{name!r}]", expected, transforms[i].label)
 
     @property
     def reversible(self) -> bool:
@@ -162,11 +180,24 @@ class Compose(Container):
         """Whether any transform starts from data."""
         return any(t.starts_from_data for t in self.transforms)
 
-    def initialize(self, x: Tensor, context: Context = None) -> None:
-        """Start each transform from the data as they reach it, as far as any starts from data."""
-        starting = [i for i, t in enumerate(self.transforms) if t.starts_from_data]
+    def initialize(self, x: Tensor, context: Context = None, start: str | None = None) -> None:
+        """Start each transform from the data as they reach it, as far as any starts from data.
+
+        Args:
+            x: The data.
+            context: Their context.
+            start: A name of :attr:`starts`; the first one by default.
+        """
+        left = {i for layers in self.starts.values() for i in layers}
+        if self.starts:
+            name = next(iter(self.starts)) if start is None else start
+            left -= {*checks.choice("initialize", "start", name, self.starts)}
+        elif start is not None:
+            raise checks.fail("initialize", "start", "None, for there is one start alone", start)
+        starting = [i for i, t in enumerate(self.transforms) if t.starts_from_data and i not in left]
         for i, t in enumerate(self.transforms[: max(starting, default=-1) + 1]):
-            t.initialize(x, context)  # type: ignore[operator]
+            if i in starting:
+                t.initialize(x, context)  # type: ignore[operator]
             if i < starting[-1]:
                 with torch.no_grad():
                     x = t(x, context)[0]

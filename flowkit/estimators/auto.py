@@ -1,0 +1,175 @@
+"""Choose a density for a table: candidates are compared on held-out samples, and averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowkit.arrays import codes
+from flowkit.density import Density
+from flowkit.errors import DataError
+from flowkit.estimators.candidates import Candidate, Samples, Setting, candidates
+from flowkit.estimators.stacking import stack
+from flowkit.flow import Flow
+from flowkit.mixture import FlowMixture
+from flowkit.training import History
+
+#: Splits, by the number of samples up to which there are so many; one beyond.
+_SPLITS = ((500, 5), (2_000, 3))
+
+
+@dataclass(repr=False)
+class Comparison:
+    """How candidates compare on samples that were held out to choose among them.
+
+    The scores chose the weights: as an estimate of what new samples will score they are too high.
+
+    Attributes:
+        names: Names of the candidates.
+        scores: Mean log-density of the held-out samples, in nats.
+        errors: Standard error of the difference to the best one.
+        weights: Weights in the mixture that was chosen; 0 for those left out.
+        splits: Number of splits.
+        samples: Number of held-out samples, in all splits together.
+    """
+
+    names: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    splits: int = 0
+    samples: int = 0
+
+    def __repr__(self) -> str:
+        best = max(self.scores, default=0.0)
+        lines = [
+            f"Comparison on {self.samples:,} held-out samples, {self.splits} split(s)",
+            f"  {'candidate':<20} {'log-density':>11} {'behind':>16} {'weight':>7}",
+        ]
+        order = sorted(range(len(self.names)), key=lambda k: -self.scores[k])
+        for k in order:
+            behind = f"{best - self.scores[k]:.3f} +- {self.errors[k]:.3f}"
+            lines.append(
+                f"  {self.names[k]:<20} {self.scores[k]:>11.3f} {behind:>16} "
+                f"{self.weights[k]:>7.2f}"
+            )
+        return "\n".join(lines)
+
+
+@dataclass
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        flow: The density.
+        comparison: How the candidates compared.
+        history: Of the heaviest flow that was trained; empty if none is in the mixture.
+    """
+
+    flow: Density
+    comparison: Comparison
+    history: History
+
+
+def choose(
+    samples: Samples, group: Any, setting: Setting, validation: float, *, verbose: bool = False
+) -> Choice:
+    """Fit all candidates to parts of the samples, and mix those that the other parts prefer.
+
+    Args:
+        samples: All samples.
+        group: Samples of the same group are held out together; ``None`` for no groups.
+        setting: What the fits need.
+        validation: Fraction held out in each split.
+        verbose: Whether to print each candidate's score.
+    """
+    kinds = candidates(samples.x.shape[1])
+    held_out, fitted = [], [[] for _ in kinds]  # type: ignore[var-annotated]
+    weights, histories = [], [[] for _ in kinds]  # type: ignore[var-annotated]
+    splits = list(_splits(samples, group, setting.seed, validation))
+    for train_index, held_index in splits:
+        train, held = samples.at(train_index), samples.at(held_index)
+        columns = []
+        for k, kind in enumerate(kinds):
+            flow, history = kind.fit(train, held, setting)
+            fitted[k].append(flow)
+            histories[k].append(history)
+            with torch.no_grad():
+                columns.append(flow.log_prob(held.x).double().cpu().numpy())
+            if verbose:
+                print(f"{kind.name}: {columns[-1].mean():.4f}", flush=True)
+        held_out.append(np.stack(columns, 1))
+        weights.append(np.ones(len(held.x)) if held.weight is None else held.weight.numpy())
+    table, weight = np.concatenate(held_out), np.concatenate(weights)
+    chosen = stack(table, weight)
+    comparison = _compare(kinds, table, weight, chosen, len(splits))
+    flow = _mix(kinds, fitted, chosen, samples, setting)
+    trained = [k for k in np.argsort(-chosen) if chosen[k] > 0 and histories[k][0] is not None]
+    history = histories[trained[0]][0] if trained else History()
+    return Choice(flow, comparison, history)
+
+
+def _mix(
+    kinds: list[Candidate],
+    fitted: list[list[Flow]],
+    chosen: np.ndarray,
+    samples: Samples,
+    setting: Setting,
+) -> Density:
+    """The mixture; what is cheap is fitted to all samples, what is not is averaged over splits."""
+    flows: list[Density] = []
+    shares: list[float] = []
+    for kind, made, share in zip(kinds, fitted, chosen, strict=True):
+        if share == 0:
+            continue
+        each = [kind.refit(made[0], samples, setting)] if kind.refit else made
+        flows += each
+        shares += [share / len(each)] * len(each)
+    return flows[0] if len(flows) == 1 else FlowMixture(flows, weights=shares)
+
+
+def _compare(
+    kinds: list[Candidate], table: np.ndarray, weight: np.ndarray, chosen: np.ndarray, splits: int
+) -> Comparison:
+    v = weight / weight.sum()
+    scores = v @ table
+    behind = table[:, [int(scores.argmax())]] - table
+    with np.errstate(invalid="ignore"):
+        spread = np.sqrt((v * v) @ (behind - v @ behind) ** 2)
+    return Comparison(
+        [kind.name for kind in kinds], scores.tolist(), np.nan_to_num(spread).tolist(),
+        chosen.tolist(), splits, len(table),
+    )  # fmt: skip
+
+
+def _splits(
+    samples: Samples, group: Any, seed: int, validation: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Samples to train and to hold out; equal samples and groups stay together."""
+    n = len(samples.x)
+    unit = _units(samples, group)
+    count = int(unit.max()) + 1
+    if count < 2:
+        raise DataError(
+            "FlowDensity with recipe='auto' expected at least 2 groups of different samples, got "
+            "1; remedy: a recipe, and validation=None"
+        )
+    wanted = next((splits for most, splits in _SPLITS if n <= most), 1)
+    held = min(max(1, round(validation * count)), count - 1)
+    order = np.random.default_rng(seed).permutation(count)
+    for k in range(max(1, min(wanted, count // held))):
+        outside = np.zeros(count, dtype=bool)
+        outside[order[k * held : (k + 1) * held]] = True
+        yield np.flatnonzero(~outside[unit]), np.flatnonzero(outside[unit])
+
+
+def _units(samples: Samples, group: Any) -> np.ndarray:
+    """Numbers from 0: the same for samples that must not be separated."""
+    if group is not None:
+        return codes(torch.as_tensor(group), "group")
+    _, inverse = np.unique(samples.x.numpy(), axis=0, return_inverse=True)
+    return inverse.reshape(-1)

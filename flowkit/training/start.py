@@ -1,0 +1,60 @@
+"""Choose how a flow starts from data: by short fits from each start."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+from flowkit.data.batches import DataSplit
+from flowkit.training.arguments import Options
+from flowkit.training.history import Progress
+from flowkit.training.loop import run
+from flowkit.training.output import Output
+from flowkit.training.setup import Plan
+from flowkit.training.step import Step
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+# Steps of each trial, and their share of the fit at most.
+_STEPS, _SHARE = 150, 0.05
+
+
+def choose_start(
+    step: Step,
+    fabric: Fabric,
+    options: Options,
+    train: DataSplit | None,
+    held: DataSplit | None,
+    usual: int,
+) -> str | None:
+    """The start whose trial has the lowest validation loss; ``None`` if there is no choice.
+
+    Args:
+        step: Flow and objective; left as they are.
+        fabric: Devices, precision, strategy.
+        options: The options of the fit.
+        train: Training samples.
+        held: Validation samples.
+        usual: Steps that the fit is likely to take.
+    """
+    flow = step.flow
+    if bool(flow.initialized) or len(flow.starts) < 2 or train is None or held is None:
+        return None
+    steps = max(1, min(_STEPS, round(_SHARE * usual)))
+    trial_options = dataclasses.replace(
+        options, epochs=None, steps=steps, patience=None, checkpoint=None, callbacks=(),
+        compile=False,
+    )  # fmt: skip
+    best, loss = flow.starts[0], math.inf
+    for start in flow.starts:
+        trial = copy.deepcopy(step)
+        plan = Plan(
+            trial, fabric, trial_options, train=train, held=held, start=start, output=Output()
+        )
+        history = run(plan, Progress(steps, averaged=plan.average is not None), Output())
+        if history.best is not None and history.best < loss:
+            best, loss = start, history.best
+    return best
