@@ -221,6 +221,23 @@ def test_scores_of_a_gaussian_and_of_cells_are_right():
         assert low <= part.min() < low + 0.01 < high - 0.01 < part.max() <= high
 
 
+def test_known_densities_integrate_to_one_and_have_their_samples(tmp_path):
+    script = load("known_entropies")
+    call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
+    results = script.main(call)
+    assert script.main(call) == results
+    assert "| rings |" in (tmp_path / "known_entropies.md").read_text()
+    rng = np.random.default_rng(0)
+    for name, make in script.DENSITIES.items():
+        sample, log_density = make()
+        x = sample(rng, 20_000)
+        # Under the samples' own density p, E[q / p] = 1 for any density q: here that of p moved.
+        shifted = np.exp(log_density(x + 0.05) - log_density(x))
+        error = shifted.std() / len(x) ** 0.5
+        assert error < 0.1, name
+        assert abs(shifted.mean() - 1) < 5 * error, name
+
+
 def test_libraries_build_architectures_of_the_same_size():
     pytest.importorskip("zuko")
     script = load("tabular_density")

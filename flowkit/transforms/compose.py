@@ -89,7 +89,9 @@ class Compose(Container):
                 checks.integer("Compose", f"starts[{name!r}]", i, least=0, most=most)
                 if not transforms[i].starts_from_data:
                     expected = "layers that start from data"
-                    raise checks.fail("Compose", f"starts[{name!r}]", expected, transforms[i].label)
+                    raise checks.fail(
+                        "Compose", f"starts[{name!r}]", expected, transforms[i].label
+                    )
 
     @property
     def reversible(self) -> bool:
@@ -194,7 +196,9 @@ class Compose(Container):
             left -= {*checks.choice("initialize", "start", name, self.starts)}
         elif start is not None:
             raise checks.fail("initialize", "start", "None, for there is one start alone", start)
-        starting = [i for i, t in enumerate(self.transforms) if t.starts_from_data and i not in left]
+        starting = [
+            i for i, t in enumerate(self.transforms) if t.starts_from_data and i not in left
+        ]
         for i, t in enumerate(self.transforms[: max(starting, default=-1) + 1]):
             if i in starting:
                 t.initialize(x, context)  # type: ignore[operator]
