@@ -12,14 +12,13 @@ import torch
 from flowkit.arrays import codes
 from flowkit.density import Density
 from flowkit.errors import DataError
-from flowkit.estimators.candidates import Candidate, Samples, Setting, candidates
+from flowkit.estimators.candidates import Candidate, Fitted, Samples, Setting, candidates
 from flowkit.estimators.stacking import stack
-from flowkit.flow import Flow
 from flowkit.mixture import FlowMixture
 from flowkit.training import History
 
 #: Splits, by the number of samples up to which there are so many; one beyond.
-_SPLITS = ((500, 5), (2_000, 3))
+_SPLITS = ((500, 3), (2_000, 2))
 
 
 @dataclass(repr=False)
@@ -88,47 +87,43 @@ def choose(
         verbose: Whether to print each candidate's score.
     """
     kinds = candidates(samples.x.shape[1])
-    held_out, fitted = [], [[] for _ in kinds]  # type: ignore[var-annotated]
-    weights, histories = [], [[] for _ in kinds]  # type: ignore[var-annotated]
+    fitted: list[list[Fitted]] = [[] for _ in kinds]
+    tables, weights = [], []
     splits = list(_splits(samples, group, setting.seed, validation))
     for train_index, held_index in splits:
         train, held = samples.at(train_index), samples.at(held_index)
         columns = []
-        for k, kind in enumerate(kinds):
-            flow, history = kind.fit(train, held, setting)
-            fitted[k].append(flow)
-            histories[k].append(history)
-            with torch.no_grad():
-                columns.append(flow.log_prob(held.x).double().cpu().numpy())
-            if verbose:
-                print(f"{kind.name}: {columns[-1].mean():.4f}", flush=True)
-        held_out.append(np.stack(columns, 1))
+        for kind, made in zip(kinds, fitted, strict=True):
+            made.append(kind.fit(train, held, setting, made[0] if made else None))
+            columns.append(held.log_density(made[-1].flow))
+        tables.append(np.stack(columns, 1))
         weights.append(np.ones(len(held.x)) if held.weight is None else held.weight.numpy())
-    table, weight = np.concatenate(held_out), np.concatenate(weights)
+    table, weight = np.concatenate(tables), np.concatenate(weights)
     chosen = stack(table, weight)
     comparison = _compare(kinds, table, weight, chosen, len(splits))
+    if verbose:
+        print(comparison, flush=True)
+    trained = [k for k in np.argsort(-chosen) if chosen[k] > 0 and fitted[k][0].history]
+    history = fitted[trained[0]][0].history if trained else None
     flow = _mix(kinds, fitted, chosen, samples, setting)
-    trained = [k for k in np.argsort(-chosen) if chosen[k] > 0 and histories[k][0] is not None]
-    history = histories[trained[0]][0] if trained else History()
-    return Choice(flow, comparison, history)
+    return Choice(flow, comparison, history or History())
 
 
 def _mix(
     kinds: list[Candidate],
-    fitted: list[list[Flow]],
+    fitted: list[list[Fitted]],
     chosen: np.ndarray,
     samples: Samples,
     setting: Setting,
 ) -> Density:
-    """The mixture; what is cheap is fitted to all samples, what is not is averaged over splits."""
+    """The mixture of what was chosen."""
     flows: list[Density] = []
     shares: list[float] = []
     for kind, made, share in zip(kinds, fitted, chosen, strict=True):
-        if share == 0:
-            continue
-        each = [kind.refit(made[0], samples, setting)] if kind.refit else made
-        flows += each
-        shares += [share / len(each)] * len(each)
+        if share > 0:
+            each = [kind.fit(samples, samples, setting, made[0])] if kind.refits else made
+            flows += [one.flow for one in each]
+            shares += [share / len(each)] * len(each)
     return flows[0] if len(flows) == 1 else FlowMixture(flows, weights=shares)
 
 

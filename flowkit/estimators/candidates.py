@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from flowkit.bases import NormalMixture, StandardNormal
+from flowkit.density import Density
 from flowkit.flow import Flow
 from flowkit.recipes import parts
 from flowkit.training import History, fit
@@ -21,6 +23,7 @@ from flowkit.transforms import Compose, Gaussianize, Standardize, Transform, Whi
 #: Numbers of components of the normal mixture that are compared, and samples per component.
 _COMPONENTS, _SAMPLES_PER_COMPONENT = (2, 4, 8, 16, 32, 64), 5
 _REGULARIZATION = 1e-6
+_AT_ONCE = 8192
 
 
 class Samples(NamedTuple):
@@ -48,6 +51,17 @@ class Samples(NamedTuple):
         unit = torch.maximum(weight.min(), weight.mean() / 16)
         return self.x[kept].repeat_interleave((weight / unit).round().long().clamp_min(1), 0)
 
+    def log_density(self, flow: Density) -> np.ndarray:
+        """Log-densities of the samples, in float64."""
+        with torch.no_grad():
+            parts = [flow.log_prob(x) for x in self.x.split(_AT_ONCE)]
+        return torch.cat(parts).double().cpu().numpy()
+
+    def mean_log_density(self, flow: Density) -> float:
+        """Their weighted mean."""
+        weight = None if self.weight is None else self.weight.numpy()
+        return float(np.average(self.log_density(flow), weights=weight))
+
 
 class Setting(NamedTuple):
     """What the fit of a candidate needs beside the samples.
@@ -65,8 +79,16 @@ class Setting(NamedTuple):
     options: dict[str, Any]
 
 
-#: From training samples, held-out samples and a setting to a density and the history of its fit.
-Fit = Callable[[Samples, Samples, Setting], tuple[Flow, History | None]]
+class Fitted(NamedTuple):
+    """A fitted candidate.
+
+    Attributes:
+        flow: The density.
+        history: Of its training, if it was trained.
+    """
+
+    flow: Flow
+    history: History | None = None
 
 
 class Candidate(NamedTuple):
@@ -74,24 +96,29 @@ class Candidate(NamedTuple):
 
     Attributes:
         name: Its name.
-        fit: Fits it.
-        refit: Fits it to all samples, like one that was chosen; ``None`` where that is not cheap.
+        fit: From training samples, held-out samples, a setting and its fit to another split, whose
+            choices it makes again, to the density.
+        refits: Whether one that was chosen is fitted again to all samples, which is cheap; what is
+            not is averaged over the splits.
     """
 
     name: str
-    fit: Fit
-    refit: Callable[[Flow, Samples, Setting], Flow] | None
+    fit: Callable[[Samples, Samples, Setting, Fitted | None], Fitted]
+    refits: bool = True
 
 
 def candidates(columns: int) -> list[Candidate]:
     """The candidates for a table of so many columns."""
-    chosen = [
-        Candidate("normal", _closed(copula=False), _again(_closed(copula=False))),
-        Candidate("copula", _closed(copula=True), _again(_closed(copula=True))),
-        Candidate("normal mixture", _mixture, _mixture_again),
+    closed = [
+        Candidate("normal", partial(_closed, copula=False)),
+        Candidate("copula", partial(_closed, copula=True)),
+        Candidate("normal mixture", _mixture),
     ]
-    flows = ("coupling_flow", "autoregressive_flow") if columns > 1 else ("elementwise_flow",)
-    return [*chosen, *(Candidate(name, _recipe(name), None) for name in flows)]
+    if columns == 1:
+        # A copula of one column is a flow of its margin.
+        return closed
+    flows = ("autoregressive_flow", "coupling_flow")
+    return [*closed, *(Candidate(name, partial(_recipe, name), refits=False) for name in flows)]
 
 
 def _start(samples: Samples, setting: Setting, *more: Transform) -> Compose:
@@ -101,51 +128,31 @@ def _start(samples: Samples, setting: Setting, *more: Transform) -> Compose:
     return Compose(*ends, Standardize(columns), *more)
 
 
-def _closed(*, copula: bool) -> Fit:
+def _closed(
+    train: Samples, held: Samples, setting: Setting, like: Fitted | None, *, copula: bool
+) -> Fitted:
     """A normal, or a Gaussian copula with spline margins."""
-
-    def fitted(train: Samples, held: Samples, setting: Setting) -> tuple[Flow, None]:
-        columns = train.x.shape[1]
-        margins = [Gaussianize(columns)] if copula else []
-        transform = _start(train, setting, *margins, Whiten(columns))
-        flow = Flow(transform, StandardNormal(columns)).to(train.x.dtype)
-        flow.initialize(train.repeated())
-        return flow, None
-
-    return fitted
+    columns = train.x.shape[1]
+    margins = [Gaussianize(columns)] if copula else []
+    transform = _start(train, setting, *margins, Whiten(columns))
+    flow = Flow(transform, StandardNormal(columns)).to(train.x.dtype)
+    flow.initialize(train.repeated())
+    return Fitted(flow)
 
 
-def _again(fitted: Fit) -> Callable[[Flow, Samples, Setting], Flow]:
-    return lambda flow, samples, setting: fitted(samples, samples, setting)[0]
-
-
-def _mixture(train: Samples, held: Samples, setting: Setting) -> tuple[Flow, None]:
+def _mixture(train: Samples, held: Samples, setting: Setting, like: Fitted | None) -> Fitted:
     """A mixture of normals, with as many components as held-out samples prefer."""
-    best, score = None, -np.inf
-    most = len(train.x) / _SAMPLES_PER_COMPONENT
-    for count in (k for k in _COMPONENTS if k <= max(most, 2)):
-        flow = _of_components(train, setting, count)
-        with torch.no_grad():
-            found = flow.log_prob(held.x).double()
-        weight = torch.ones_like(found) if held.weight is None else held.weight.double()
-        value = float((weight * found).sum())
-        if value > score:
-            best, score = flow, value
-        elif count > 4 * len(best.base.logits):  # type: ignore[union-attr]
-            break
-    return best, None  # type: ignore[return-value]
+    if like is not None:
+        return _of_components(train, setting, len(like.flow.base.logits))  # type: ignore[arg-type]
+    most = max(len(train.x) // _SAMPLES_PER_COMPONENT, _COMPONENTS[0])
+    made = [_of_components(train, setting, k) for k in _COMPONENTS if k <= most]
+    return max(made, key=lambda fitted: held.mean_log_density(fitted.flow))
 
 
-def _mixture_again(flow: Flow, samples: Samples, setting: Setting) -> Flow:
-    return _of_components(samples, setting, len(flow.base.logits))  # type: ignore[arg-type]
-
-
-def _of_components(samples: Samples, setting: Setting, count: int) -> Flow:
-    transform = _start(samples, setting)
-    columns = samples.x.shape[1]
+def _of_components(samples: Samples, setting: Setting, count: int) -> Fitted:
+    columns, rows = samples.x.shape[1], samples.repeated()
     base = NormalMixture(columns, components=count, covariance="full")
-    flow = Flow(transform, base).to(samples.x.dtype)
-    rows = samples.repeated()
+    flow = Flow(_start(samples, setting), base).to(samples.x.dtype)
     flow.initialize(rows)
     with torch.no_grad():
         z = flow.transform(rows)[0].double().numpy()
@@ -154,22 +161,22 @@ def _of_components(samples: Samples, setting: Setting, count: int) -> Flow:
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(z)
     base.assign(*map(torch.from_numpy, (model.weights_, model.means_, model.covariances_)))
-    return flow
+    return Fitted(flow)
 
 
-def _recipe(name: str) -> Fit:
-    """A flow of a recipe, trained with early stopping."""
-
-    def fitted(train: Samples, held: Samples, setting: Setting) -> tuple[Flow, History]:
-        flow = parts.build_for_columns(
-            name, train.x.shape[1], lower=setting.lower, upper=setting.upper, seed=setting.seed
-        ).to(train.x.dtype)
-        data, validation = (
-            {k: v for k, v in part._asdict().items() if v is not None} for part in (train, held)
-        )
-        history = fit(
-            flow, data, validation=validation, seed=setting.seed, progress=False, **setting.options
-        )
-        return flow, history
-
-    return fitted
+def _recipe(
+    name: str, train: Samples, held: Samples, setting: Setting, like: Fitted | None
+) -> Fitted:
+    """A flow of a recipe, trained until held-out samples gain no more."""
+    flow = parts.build_for_columns(
+        name, train.x.shape[1], lower=setting.lower, upper=setting.upper, seed=setting.seed
+    ).to(train.x.dtype)
+    if like is not None and like.history is not None and like.history.started:
+        flow.initialize(train.repeated(), start=like.history.started)
+    data, validation = (
+        {k: v for k, v in part._asdict().items() if v is not None} for part in (train, held)
+    )
+    history = fit(
+        flow, data, validation=validation, seed=setting.seed, progress=False, **setting.options
+    )
+    return Fitted(flow, history)
