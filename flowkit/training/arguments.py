@@ -20,8 +20,9 @@ from flowkit.mixture import FlowMixture
 from flowkit.objectives import Objective
 from flowkit.training.history import History
 
-DEFAULT_LR = 1e-3
+DEFAULT_LR = 2e-3
 OPTIMIZER = "lambda p: torch.optim.AdamW(p, lr=1e-3)"
+DEFAULT_EMA = 0.99
 SCHEDULER = "lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)"
 
 Callback = Callable[[Flow, History], Any]
@@ -39,13 +40,13 @@ class Options:
 
     epochs: int | None
     steps: int | None
-    batch_size: int
+    batch_size: int | None
     lr: float
     optimizer: Optimize | None
     scheduler: str | Schedule | None
     clip: float | None
     patience: int | None
-    ema: float | None
+    ema: float | str | None
     compile: bool | str
     checkpoint: Any
     seed: int
@@ -54,7 +55,7 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "batch_size", "patience", "seed"):
             value, least = getattr(self, name), int(name != "seed")
-            if value is not None or name in ("batch_size", "seed"):
+            if value is not None or name == "seed":
                 value = checks.integer("fit", name, value, least=least, most=2**63 - 1)
                 setattr(self, name, value)
         if None not in (self.epochs, self.steps):
@@ -64,7 +65,8 @@ class Options:
             )
         self.lr = checks.number("fit", "lr", self.lr, above=0)
         for name, below in (("clip", None), ("ema", 1)):
-            if (value := getattr(self, name)) is not None:
+            value = getattr(self, name)
+            if value is not None and (name, value) != ("ema", "auto"):
                 setattr(self, name, checks.number("fit", name, value, above=0, below=below))
         make = self.optimizer
         if make is not None and (isinstance(make, Optimizer) or not callable(make)):
