@@ -23,6 +23,8 @@ from flowkit.data.precision import choose_dtype
 from flowkit.datasets.lattice import Lattice
 from flowkit.density import Density, check_density
 from flowkit.errors import ArgumentError, DataError, FlowFileError
+from flowkit.estimators.auto import Comparison, choose
+from flowkit.estimators.candidates import Samples, Setting
 from flowkit.estimators.rounded import DequantizedLikelihood
 from flowkit.flow import Flow
 from flowkit.io import load, read_extra, save
@@ -52,14 +54,14 @@ class FlowEstimator(BaseEstimator):
         feature_names_in_: Names of the columns, if ``fit`` was given a frame with text names.
     """
 
-    recipe: str = "coupling_flow"
+    recipe: str = "auto"
     options: Mapping[str, Any] | None = None
     _: KW_ONLY
     epochs: int | None = None
     steps: int | None = None
     batch_size: int | None = None
     lr: float = 2e-3
-    validation: float | None = 0.1
+    validation: float | None = 0.15
     patience: int | None = 16
     dequantize: float | Sequence[float] | None = None
     random_state: int | np.random.RandomState | None = None
@@ -176,7 +178,11 @@ class FlowEstimator(BaseEstimator):
         return getattr(self, "feature_names_in_", np.arange(columns)).tolist()
 
     def _fit_flow(self, X: Any, sample_weight: Any = None) -> Self:
-        """Check the data, build the flow of the recipe for their columns, and train it."""
+        """Check the data, build the flow of the recipe for their columns, and train it.
+
+        With ``recipe="auto"`` several densities are fitted, and those that held-out samples prefer
+        are averaged.
+        """
         owner = type(self).__name__
         X = validate_data(self, unmasked(X), dtype=np.float64, ensure_min_samples=2)
         if self.validation is not None:
@@ -193,6 +199,8 @@ class FlowEstimator(BaseEstimator):
         dtype = choose_dtype(X, width, names)
         fabric = fabric_on(owner, self.device)
         seed = seed_from(owner, self.random_state)
+        if self.recipe == "auto":
+            return self._choose(X, weight, lattice, dtype, fabric, seed)
         with drawing_from(torch.Generator().manual_seed(seed)):
             flow = self._build_flow(X.shape[1]).to(dtype)
         self.history_ = fit(
@@ -205,6 +213,37 @@ class FlowEstimator(BaseEstimator):
             **{name: getattr(self, name) for name in _OF_FIT},
         )
         return self._set_flow(flow, lattice)
+
+    def _choose(
+        self,
+        X: np.ndarray,
+        weight: np.ndarray | None,
+        lattice: Lattice,
+        dtype: torch.dtype,
+        fabric: Any,
+        seed: int,
+    ) -> Self:
+        """Compare candidates, and keep the mixture that held-out samples prefer."""
+        owner, ends = type(self).__name__, {} if self.options is None else dict(self.options)
+        for name in ends:
+            checks.choice(f"{owner} with recipe='auto'", "an option", name, ("lower", "upper"))
+        if not self.validation:
+            raise ArgumentError(
+                f"{owner} with recipe='auto' compares densities on held-out samples, got "
+                f"validation={self.validation!r}; remedy: validation=0.15, or a recipe by name"
+            )
+        # Noise that fills the cells of rounded columns, the same for all candidates.
+        noise = np.random.default_rng(seed).random(X.shape) - 0.5
+        x = torch.from_numpy(X + lattice.width * noise).to(dtype)
+        samples = Samples(x, None if weight is None else torch.from_numpy(weight).to(dtype))
+        options = {name: getattr(self, name) for name in ("epochs", *_OF_FIT)}
+        del options["validation"]
+        setting = Setting(
+            ends.get("lower"), ends.get("upper"), seed, {**options, "fabric": fabric}
+        )
+        choice = choose(samples, None, setting, self.validation, verbose=bool(self.verbose))
+        self.comparison_, self.history_ = choice.comparison, choice.history
+        return self._set_flow(choice.flow, lattice)
 
     def _build_flow(self, columns: int) -> Flow:
         owner, options = type(self).__name__, {} if self.options is None else self.options

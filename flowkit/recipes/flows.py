@@ -11,13 +11,15 @@ from flowkit.recipes import parts
 from flowkit.scalar import Affine, ScalarMap
 from flowkit.transforms import Elementwise, Transform
 
+_HIDDEN = (64, 64)
+
 
 @parts.recipe
 def coupling_flow(
     features: int,
     *,
     context: int = 0,
-    layers: int = 8,
+    layers: int = 6,
     hidden: Sequence[int] | None = None,
     activation: str | None = None,
     scalar: str | ScalarMap = "spline",
@@ -26,7 +28,7 @@ def coupling_flow(
     base: str = "normal",
     lower: float | Sequence[float | None] | None = None,
     upper: float | Sequence[float | None] | None = None,
-    start: str | None = "copula",
+    start: str | None = "auto",
     seed: int | None = None,
 ) -> Flow:
     r"""Stack coupling layers: fast in both directions. With splines, a neural spline flow.
@@ -40,7 +42,7 @@ def coupling_flow(
         features: Number of features D; events have shape ``(D,)``.
         context: Number of context features; 0 for an unconditional density.
         layers: Number of coupling layers.
-        hidden: Widths of the hidden layers of each network; (128, 128) by default.
+        hidden: Widths of the hidden layers of each network; (64, 64) by default.
         activation: Activation of each network, ``"silu"`` by default; see
             :class:`flowkit.conditioners.MLP`.
         scalar: ``"spline"`` (rational-quadratic), ``"affine"`` (Real NVP), ``"mixture"``,
@@ -56,11 +58,13 @@ def coupling_flow(
             open side. ``lower=0`` is for positive data. The flow then starts with
             :class:`flowkit.transforms.Unconstrain`.
         upper: Upper ends of the data, likewise.
-        start: What ``fit`` starts the flow from, by first layers whose constants it takes from the
-            training data. ``"copula"``: a Gaussian copula with spline margins
+        start: What ``fit`` starts the flow from, by layers whose constants it takes from the
+            training data. ``"auto"``: the one of the next three whose short fit validates best;
+            without validation the first. ``"copula"``: a Gaussian copula with spline margins
             (:class:`flowkit.transforms.Standardize`, :class:`flowkit.transforms.Gaussianize`,
             :class:`flowkit.transforms.Whiten`); ``"gaussian"``: the normal distribution of the
-            data, without the splines; ``"margins"``: independent features with spline margins,
+            data, without the splines; ``"latent"``: the same, with the whitening behind all other
+            layers, which then read the data as they are; ``"margins"``: independent features with spline margins,
             without the whitening; ``"standardize"``: mean 0 and variance 1; ``None``: nothing, and
             the context is not standardised. They come behind an ``Unconstrain``; the whitening
             includes a linear regression on the context.
@@ -80,7 +84,7 @@ def coupling_flow(
     """
     name = "coupling_flow"
     chosen = parts.scalar_map(name, scalar)
-    net = parts.network(name, conditioner, parts.CONDITIONERS, hidden, activation)
+    net = parts.network(name, conditioner, parts.CONDITIONERS, hidden, activation, default=_HIDDEN)
     stack: list[Transform] = []
     for i in range(layers):
         stack += parts.mixing(name, linear, features, i)
@@ -93,7 +97,7 @@ def autoregressive_flow(
     features: int,
     *,
     context: int = 0,
-    layers: int = 5,
+    layers: int = 3,
     hidden: Sequence[int] | None = None,
     activation: str | None = None,
     scalar: str | ScalarMap = "spline",
@@ -102,7 +106,7 @@ def autoregressive_flow(
     base: str = "normal",
     lower: float | Sequence[float | None] | None = None,
     upper: float | Sequence[float | None] | None = None,
-    start: str | None = "copula",
+    start: str | None = "auto",
     seed: int | None = None,
 ) -> Flow:
     r"""Stack masked autoregressive layers: the closest fit per layer, but slower to sample.
@@ -116,7 +120,7 @@ def autoregressive_flow(
         features: Number of features.
         context: Number of context features.
         layers: Number of autoregressive layers.
-        hidden: Widths of the hidden layers of each network; (128, 128) by default.
+        hidden: Widths of the hidden layers of each network; (64, 64) by default.
         activation: Activation of each network, ``"silu"`` by default.
         scalar: See :func:`coupling_flow`.
         conditioner: The network: ``"mlp"``, or a factory of causal networks,
@@ -142,7 +146,9 @@ def autoregressive_flow(
     """
     name = "autoregressive_flow"
     chosen = parts.scalar_map(name, scalar)
-    net = parts.network(name, conditioner, parts.MASKED_CONDITIONERS, hidden, activation)
+    net = parts.network(
+        name, conditioner, parts.MASKED_CONDITIONERS, hidden, activation, default=_HIDDEN
+    )
     stack: list[Transform] = []
     for i in range(layers):
         stack += parts.mixing(name, linear, features, i)
@@ -177,7 +183,7 @@ def elementwise_flow(
         features: Number of features.
         context: Number of context features.
         layers: Number of layers.
-        hidden: Widths of the hidden layers of each network, (128, 128) by default; with context
+        hidden: Widths of the hidden layers of each network, (64, 64) by default; with context
             alone, for without it there are no networks.
         activation: Activation of each network, ``"silu"`` by default; with context alone.
         scalar: See :func:`coupling_flow`.
@@ -200,7 +206,7 @@ def elementwise_flow(
     """
     name = "elementwise_flow"
     chosen = parts.scalar_map(name, scalar)
-    net = parts.network(name, conditioner, parts.CONDITIONERS, hidden, activation)
+    net = parts.network(name, conditioner, parts.CONDITIONERS, hidden, activation, default=_HIDDEN)
     if not context:
         parts.refuse_unread(name, "context", hidden, activation, conditioner)
     stack: list[Transform] = [

@@ -41,7 +41,7 @@ def kernelised_flow(
     n_frequencies: int | None = None,
     linear_term: bool = False,
     elementwise: str | ScalarMap | None = None,
-    start: str | None = "copula",
+    start: str | None = "auto",
     seed: int | None = None,
 ) -> Flow:
     r"""Stack coupling layers whose functions are kernel expansions, not networks.

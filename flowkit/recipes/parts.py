@@ -56,12 +56,15 @@ _FROM_DATA: dict[str, Callable[[int, int], ft.Transform]] = {
     "gaussianize": lambda features, context: ft.Gaussianize(features),
     "whiten": lambda features, context: ft.Whiten(features, context=context),
 }
-#: How flows start from data; those of independent features are of the first two kinds.
-STARTS: dict[str, Sequence[str]] = {
-    "standardize": ("standardize",),
-    "margins": ("standardize", "gaussianize"),
-    "gaussian": ("standardize", "whiten"),
-    "copula": ("standardize", "gaussianize", "whiten"),
+#: How flows start from data: layers before the others and after them. Those of independent
+#: features are of the first two kinds.
+STARTS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "standardize": (("standardize",), ()),
+    "margins": (("standardize", "gaussianize"), ()),
+    "gaussian": (("standardize", "whiten"), ()),
+    "latent": (("standardize",), ("whiten",)),
+    "copula": (("standardize", "gaussianize", "whiten"), ()),
+    "auto": (("standardize", "gaussianize", "whiten"), ("whiten",)),
 }
 #: Every recipe by its name; a function of one's own may be added.
 RECIPES: dict[str, Callable[..., Flow]] = {}
@@ -267,14 +270,21 @@ def assemble(
     upper: Any,
     start: Any,
     *,
-    starts: Mapping[str, Sequence[str]] = STARTS,
+    starts: Mapping[str, tuple[Sequence[str], Sequence[str]]] = STARTS,
 ) -> Flow:
     """Make a flow: unconstrain, start from data, the layers, the base of this name."""
     first = unconstrained(owner, features, lower, upper)
-    for layer in () if start is None else checks.choice(owner, "start", start, starts):
-        first.append(_FROM_DATA[layer](features, context))
     made = checks.choice(owner, "base", base, BASES)(features)
-    return finish([*first, *layers], made, 0 if start is None else context)
+    if start is None:
+        return finish([*first, *layers], made, 0)
+    before, after = checks.choice(owner, "start", start, starts)
+    stack = [*first, *(_FROM_DATA[layer](features, context) for layer in before), *layers]
+    stack += [_FROM_DATA[layer](features, context) for layer in after]
+    if start != "auto":
+        return finish(stack, made, context)
+    gaussianize, whiten, last = len(first) + 1, len(first) + 2, len(stack) - 1
+    choice = {"copula": [gaussianize, whiten], "gaussian": [whiten], "latent": [last]}
+    return finish(stack, made, context, starts=choice)
 
 
 def product(*groups: tuple[Callable[[int], Base], Sequence[int]]) -> Base:
@@ -283,7 +293,12 @@ def product(*groups: tuple[Callable[[int], Base], Sequence[int]]) -> Base:
     return ProductBase(*made) if len(made) > 1 else made[0][0]
 
 
-def finish(layers: Sequence[ft.Transform], base: Base, context: int) -> Flow:
+def finish(
+    layers: Sequence[ft.Transform],
+    base: Base,
+    context: int,
+    starts: Mapping[str, Sequence[int]] | None = None,
+) -> Flow:
     """Make a flow of layers and a base, with its context standardised."""
     embedding = StandardizeContext(context) if context else None
-    return Flow(ft.Compose(*layers), base, embedding=embedding)
+    return Flow(ft.Compose(*layers, starts=starts), base, embedding=embedding)

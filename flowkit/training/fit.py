@@ -25,7 +25,8 @@ from flowkit.training.history import History
 from flowkit.training.loop import run
 from flowkit.training.output import output
 from flowkit.training.processes import released
-from flowkit.training.setup import Plan
+from flowkit.training.setup import Plan, read_data
+from flowkit.training.start import choose_start
 from flowkit.training.step import Step
 from flowkit.training.weights import StateBefore
 
@@ -171,10 +172,15 @@ def fit(
     before, made = StateBefore(step), None
     try:
         with torch.inference_mode(mode=False), torch.enable_grad(), _on_device(step, fabric):
-            plan = Plan(step, fabric, options, data=data, validation=validation, output=shown)
+            train, held = read_data(
+                step, data, validation, seed=options.seed, device=fabric.device
+            )
+            start = choose_start(step, fabric, options, train, held)
+            plan = Plan(step, fabric, options, train=train, held=held, start=start, output=shown)
             with released(plan.model):
                 made = resume(plan, shown)
                 made.history.plan = plan.describe()
+                made.history.started = made.history.started or start or ""
                 shown.say(made.history.plan)
                 return run(plan, made, shown)
     except BaseException:

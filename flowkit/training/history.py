@@ -33,6 +33,8 @@ class History:
         seconds: Wall-clock time since the record before, validation included.
         start: Validation loss before the first step; ``None`` without validation, or where it is
             not finite.
+        started: Name of the start that was chosen, of those in ``flow.starts``; empty if there was
+            no choice.
         best_step: Step with the lowest validation loss, whose weights were restored; 0 if nothing
             was better than the start.
         annealed: Step at which the rate began to fall because validation had stopped improving;
@@ -64,6 +66,7 @@ class History:
     learning_rate: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     start: float | None = None
+    started: str = ""
     best_step: int | None = None
     annealed: int | None = None
     plan: str = ""

@@ -51,13 +51,12 @@ class Plan:
         step: Flow and objective.
         fabric: Devices, precision, strategy.
         options: The options of the fit.
-        data: The data.
-        validation: Fraction of the samples held out, or validation data.
-        output: What shows the fit.
-
-    Attributes:
         train: Training samples; ``None`` if the objective needs none.
         held: Validation samples.
+        output: What shows the fit.
+        start: How a flow that has not seen data starts from them.
+
+    Attributes:
         model: The step as Fabric and the compiler run it.
         optimizer: The optimiser as Fabric runs it.
         by_closure: Whether the optimiser evaluates the loss itself.
@@ -81,17 +80,17 @@ class Plan:
         fabric: Fabric,
         options: Options,
         *,
-        data: Any,
-        validation: Any,
+        train: DataSplit | None,
+        held: DataSplit | None,
         output: Output,
+        start: str | None = None,
     ) -> None:
         self.step, self.fabric, self.options = step, fabric, options
         self.processes, seed = Processes(fabric), options.seed
         generator = torch.Generator(fabric.device).manual_seed(seed_of(seed))
-        # The same in all processes; Datasets and layers that start from data may draw.
+        # The same in all processes; layers that start from data may draw.
         with drawing_from(generator):
-            train, held = read_data(step, data, validation, seed=seed, device=fabric.device)
-            start_from_data(step, train, generator)
+            start_from_data(step, train, generator, start)
         self.train, self.held = train, held
         self.batch_size, self.per_epoch = options.batch_size or 256, STEPS_WITHOUT_DATA
         if train is not None:
@@ -270,10 +269,19 @@ def read_data(
 ) -> tuple[DataSplit | None, DataSplit | None]:
     """Read training and validation samples; ``None`` where there are none.
 
+    Datasets may draw, from a generator of the seed.
+
     Raises:
         ArgumentError: If a fraction is not in [0, 1).
         DataError: If the data cannot be used.
     """
+    with drawing_from(torch.Generator(device).manual_seed(seed_of(seed))):
+        return _read_data(step, data, validation, seed, device)
+
+
+def _read_data(
+    step: Step, data: Any, validation: Any, seed: int, device: torch.device
+) -> tuple[DataSplit | None, DataSplit | None]:
     flow, objective = step.flow, step.objective
     fraction = validation is None or isinstance(validation, Real)
     if fraction:
@@ -318,8 +326,10 @@ def read_data(
     return split(source, held, seed)
 
 
-def start_from_data(step: Step, train: DataSplit | None, generator: torch.Generator) -> None:
-    """Initialise a flow that has not seen data yet."""
+def start_from_data(
+    step: Step, train: DataSplit | None, generator: torch.Generator, start: str | None = None
+) -> None:
+    """Initialise a flow that has not seen data yet, in the way of this name."""
     flow, objective = step.flow, step.objective
     if bool(flow.initialized):
         return
@@ -333,7 +343,7 @@ def start_from_data(step: Step, train: DataSplit | None, generator: torch.Genera
         check_finite(value, name, numbers=index)
     sample = objective.start({**given}, generator=generator) if "x" in given else given
     try:
-        flow.initialize(sample.get("x"), sample.get("context"))
+        flow.initialize(sample.get("x"), sample.get("context"), start)
     except OutsideError as error:
         error = error.renumbered(index.tolist())
         if not torch.equal(given["x"], sample["x"]):

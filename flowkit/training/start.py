@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from flowkit.data.batches import DataSplit
 from flowkit.training.arguments import Options
 from flowkit.training.history import Progress
+from flowkit.training.length import length, samples_per_step
 from flowkit.training.loop import run
 from flowkit.training.output import Output
+from flowkit.training.processes import released
 from flowkit.training.setup import Plan
 from flowkit.training.step import Step
 
@@ -28,7 +30,6 @@ def choose_start(
     options: Options,
     train: DataSplit | None,
     held: DataSplit | None,
-    usual: int,
 ) -> str | None:
     """The start whose trial has the lowest validation loss; ``None`` if there is no choice.
 
@@ -38,11 +39,15 @@ def choose_start(
         options: The options of the fit.
         train: Training samples.
         held: Validation samples.
-        usual: Steps that the fit is likely to take.
     """
     flow = step.flow
-    if bool(flow.initialized) or len(flow.starts) < 2 or train is None or held is None:
+    if bool(flow.initialized) or len(flow.starts) < 2 or train is None:
         return None
+    # A fit that goes on has its start in the checkpoint.
+    if held is None or (options.checkpoint is not None and options.checkpoint.exists()):
+        return flow.starts[0]
+    size = min(options.batch_size or samples_per_step(len(train)), len(train))
+    usual = length(options, train.steps(size), size, len(held)).usual
     steps = max(1, min(_STEPS, round(_SHARE * usual)))
     trial_options = dataclasses.replace(
         options, epochs=None, steps=steps, patience=None, checkpoint=None, callbacks=(),
@@ -54,7 +59,8 @@ def choose_start(
         plan = Plan(
             trial, fabric, trial_options, train=train, held=held, start=start, output=Output()
         )
-        history = run(plan, Progress(steps, averaged=plan.average is not None), Output())
+        with released(plan.model):
+            history = run(plan, Progress(steps, averaged=plan.average is not None), Output())
         if history.best is not None and history.best < loss:
             best, loss = start, history.best
     return best
