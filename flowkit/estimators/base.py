@@ -23,7 +23,7 @@ from flowkit.data.precision import choose_dtype
 from flowkit.datasets.lattice import Lattice
 from flowkit.density import Density, check_density
 from flowkit.errors import ArgumentError, DataError, FlowFileError
-from flowkit.estimators.auto import Comparison, choose
+from flowkit.estimators.auto import choose
 from flowkit.estimators.candidates import Samples, Setting
 from flowkit.estimators.rounded import DequantizedLikelihood
 from flowkit.flow import Flow
