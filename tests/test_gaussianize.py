@@ -321,6 +321,18 @@ def test_untrained_conditional_flows_are_a_linear_regression(recipe, features):
     assert abs((exact - flow.log_prob(y, other)).mean().item()) < 0.03
 
 
+def test_what_is_linear_in_the_context_stays_linear():
+    def draw(n, seed):
+        context = 3 * normals(n, 1, seed).sign() + 0.3 * normals(n, 1, seed + 1)
+        return context + 0.1 * normals(n, 1, seed + 2), context
+
+    flow = coupling_flow(1, context=1, layers=1)
+    flow.initialize(*draw(2000, 0))
+    y, context = draw(20_000, 5)
+    exact = torch.distributions.Normal(context, 0.1).log_prob(y).mean()
+    assert abs((flow.log_prob(y, context).mean() - exact).item()) < 0.02
+
+
 def test_positive_data_have_positive_samples_from_any_start():
     x = normals(2000, 2).abs()
     flow = initialized(coupling_flow(2, lower=0, layers=2), x)
@@ -334,7 +346,7 @@ def test_positive_data_have_positive_samples_from_any_start():
 def test_a_started_flow_is_stored_to_the_bit(tmp_path):
     x = normals(2000, 2).exp()
     flow = coupling_flow(2, context=1, layers=1)
-    flow.initialize(x, x[:, :1])
+    flow.initialize(x, normals(2000, 1, 1))
     flowkit.save(flow, tmp_path / "flow.safetensors")
     again = flowkit.load(tmp_path / "flow.safetensors")
     assert (again.transform[1].count > 2).all()
