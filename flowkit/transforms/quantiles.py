@@ -33,6 +33,8 @@ GAP_KNOTS = 8
 _ROWS, _ROWS_JOINT = 10_000, 5_000
 _FEWEST = 50
 _PER_KNOT = 10
+# Share of the samples from which on a value is an atom.
+_ATOM = 0.02
 # Standard errors by which fewer maps have to be better than all of them, and shares of a feature's
 # variance, as a residual of the others, below which it has none.
 _ERRORS = 2.0
@@ -75,7 +77,7 @@ def fit_margins(
     form = _Form(knots + GAP_KNOTS, rounding, offset)
     some = _spaced(rows, _ROWS)
     values = some.mT.sort().values
-    fold = folds_by_value(values)
+    fold = torch.where(_atoms(values), -1, folds_by_value(values))
     each = torch.arange(FOLDS, device=rows.device).view(-1, 1, 1)
     folds = Sorted.of(values, fold != each)
     distinct = 1 + (values.diff() > 0).sum(-1)
@@ -97,6 +99,17 @@ def _spaced(rows: Tensor, most: int) -> Tensor:
     """At most so many rows, evenly spaced."""
     count = min(len(rows), most)
     return rows[torch.linspace(0, len(rows) - 1, count, device=rows.device).long()]
+
+
+def _atoms(values: Tensor) -> Tensor:
+    """Which sorted values are so frequent that they say nothing about a density.
+
+    All subsets have them, and a spline may lose by them, but not win.
+    """
+    values = values.contiguous()
+    ends = (torch.searchsorted(values, values, side=side) for side in ("left", "right"))
+    first, behind = ends
+    return behind - first > max(_ATOM * values.shape[-1], 10)
 
 
 def numbers_of_knots(most: int) -> list[int]:
@@ -124,31 +137,33 @@ def _choose_knots(
 ) -> Tensor:
     """The number of knots of each feature, 0 for none, by the likelihood of held-out samples."""
     values, features = folds.values, len(folds.values)
-    row = fold * features + torch.arange(features, device=fold.device).unsqueeze(-1)
-    best, chosen = _affine_score(folds, fold) + CLEARLY, torch.zeros_like(distinct)
+    row = fold.clamp_min(0) * features + torch.arange(features, device=fold.device).unsqueeze(-1)
+    affine = _affine_density(folds, fold)
+    best, chosen = affine.sum(-1) + CLEARLY, torch.zeros_like(distinct)
     for number in numbers_of_knots(knots):
         allowed = distinct >= number * _PER_KNOT
         if not bool(allowed.any()):
             break
         margins = _fit(folds, number, shapes, form)
         z, log_slope = to_normal(margins, values, row)
-        score = (log_slope - 0.5 * z.square() - _LOG_NORMAL).sum(-1)
+        density = log_slope - 0.5 * z.square() - _LOG_NORMAL
+        score = torch.where(fold < 0, torch.minimum(density, affine), density).sum(-1)
         better = allowed & (score > best)
         best = torch.where(better, score, best)
         chosen = torch.where(better, number, chosen)
     return chosen
 
 
-def _affine_score(folds: Sorted, fold: Tensor) -> Tensor:
-    """The log-likelihood of held-out samples under normals fitted to the others."""
+def _affine_density(folds: Sorted, fold: Tensor) -> Tensor:
+    """The log-densities of held-out samples under normals fitted to the others."""
     each = torch.arange(FOLDS, device=fold.device).view(-1, 1, 1)
     taken = (fold != each).double()
     mean = (taken * folds.values).sum(-1) / folds.size
     square = (taken * (folds.values - mean.unsqueeze(-1)).square()).sum(-1) / folds.size
     scale = square.sqrt().clamp_min(1e-300)
-    mean, scale = (v.mT.gather(1, fold) for v in (mean, scale))
+    mean, scale = (v.mT.gather(1, fold.clamp_min(0)) for v in (mean, scale))
     z = (folds.values - mean) / scale
-    return (-0.5 * z.square() - scale.log() - _LOG_NORMAL).sum(-1)
+    return -0.5 * z.square() - scale.log() - _LOG_NORMAL
 
 
 def _which_maps(
