@@ -17,7 +17,7 @@ _SHAPES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0)
 # Nats over all samples by which a power-law tail, or a spline, has to be better.
 CLEARLY = 3.0
 # The largest slope in units of the features.
-STEEPEST = 1e4
+STEEPEST = 1e5
 
 
 class Sorted(NamedTuple):

@@ -9,7 +9,7 @@ from flowkit import checks
 from flowkit.arrays import not_positive
 from flowkit.config import register
 from flowkit.numerics.types import Context, Generator, Mapped
-from flowkit.transforms.base import Transform
+from flowkit.transforms.base import Transform, broadcast_context
 from flowkit.transforms.margins import Margins, from_normal, to_normal
 from flowkit.transforms.normalize import moments
 from flowkit.transforms.quantiles import GAP_KNOTS, fit_margins
@@ -35,8 +35,8 @@ class Gaussianize(Transform):
     which is the line a + s d, a normal tail, for :math:`\xi = 0`. Where held-out samples clearly
     prefer it, :math:`\xi > 0` makes a power law of tail index :math:`2 / \xi`. If a Gaussian of
     all features fits held-out samples clearly better without the maps of features that are nearly
-    linear functions of others, or without any, these are affine. The constants are set once by
-    ``initialize``; until then the layer is the identity.
+    linear functions of others or of the context, or without any, these are affine. The constants
+    are set once by ``initialize``; until then the layer is the identity.
 
     Args:
         features: Number of features.
@@ -85,7 +85,9 @@ class Gaussianize(Transform):
         rows = x.reshape(-1, x.shape[-1]).double()
         centre, scale = _middle(rows, deviation)
         eps = torch.finfo(self.slopes.dtype).eps
-        fitted = fit_margins((rows - centre) / scale, self.knots, 8 * eps, (centre / scale).abs())
+        rows, offset = (rows - centre) / scale, (centre / scale).abs()
+        read = None if context is None else _read(x, context)
+        fitted = fit_margins(rows, self.knots, 8 * eps, offset, read)
         # Without knots, a line; none where a layer before it has standardised.
         affine = fitted.number == 0
         standard = (mean.abs() < 1e-5) & ((deviation - 1).abs() < 1e-5)
@@ -132,6 +134,11 @@ class Gaussianize(Transform):
             value = at_least_single(z)
             x, log_slope = from_normal(self._margins(value), value, self.places)
             return x.to(z.dtype), -log_slope.sum(-1).to(z.dtype)
+
+
+def _read(x: Tensor, context: Tensor) -> Tensor:
+    """One row of context per sample."""
+    return broadcast_context(x, context, 1)[1].reshape(-1, context.shape[-1]).double()
 
 
 def _middle(rows: Tensor, deviation: Tensor) -> Mapped:

@@ -8,7 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowkit.transforms.covariance import FOLDS, folds_by_row, folds_by_value, held_out
+from flowkit.numerics.types import Context
+from flowkit.transforms.covariance import (
+    FOLDS,
+    folds_by_row,
+    folds_by_value,
+    held_out,
+    ridge_regression,
+)
 from flowkit.transforms.extremes import (
     BEYOND,
     CLEARLY,
@@ -26,10 +33,14 @@ GAP_KNOTS = 8
 _ROWS, _ROWS_JOINT = 10_000, 5_000
 _FEWEST = 50
 _PER_KNOT = 10
+# Share of the samples from which on a value is an atom.
+_ATOM = 0.02
 # Standard errors by which fewer maps have to be better than all of them, and shares of a feature's
 # variance, as a residual of the others, below which it has none.
 _ERRORS = 2.0
 _OWN = (1e-4, 1e-2)
+# Penalty of the regression on context, relative to its variance.
+_RIDGE = 1e-3
 _LOG_NORMAL = 0.5 * math.log(2 * math.pi)
 
 
@@ -47,7 +58,9 @@ class _Form(NamedTuple):
     offset: Tensor
 
 
-def fit_margins(rows: Tensor, knots: int, rounding: float, offset: Tensor) -> Margins:
+def fit_margins(
+    rows: Tensor, knots: int, rounding: float, offset: Tensor, context: Context = None
+) -> Margins:
     """Fit one spline per feature.
 
     Args:
@@ -55,15 +68,16 @@ def fit_margins(rows: Tensor, knots: int, rounding: float, offset: Tensor) -> Ma
         knots: Largest number of knots, besides those at gaps.
         rounding: Least distance of two knots relative to where they are.
         offset: Distance of each feature from its own zero ``(D,)``, to be added to this.
+        context: Context ``(n, C)`` of the samples, on which they may depend linearly.
 
     Returns:
         Splines of ``knots`` + 8 knots.
     """
     count, features = rows.shape
     form = _Form(knots + GAP_KNOTS, rounding, offset)
-    some = rows[torch.linspace(0, count - 1, min(count, _ROWS), device=rows.device).long()]
+    some = _spaced(rows, _ROWS)
     values = some.mT.sort().values
-    fold = folds_by_value(values)
+    fold = torch.where(_atoms(values), -1, folds_by_value(values))
     each = torch.arange(FOLDS, device=rows.device).view(-1, 1, 1)
     folds = Sorted.of(values, fold != each)
     distinct = 1 + (values.diff() > 0).sum(-1)
@@ -73,11 +87,29 @@ def fit_margins(rows: Tensor, knots: int, rounding: float, offset: Tensor) -> Ma
     if bool(enough.any()):
         shapes = choose_shapes(folds, fold)
         chosen = _choose_knots(folds, fold, shapes, knots, form, distinct) * enough
-    if bool((chosen > 0).any()) and features > 1:
-        chosen = chosen * _which_maps(some, chosen, shapes, form)
+    if bool((chosen > 0).any()) and (features > 1 or context is not None):
+        read = None if context is None else _spaced(_spaced(context, _ROWS), _ROWS_JOINT)
+        chosen = chosen * _which_maps(_spaced(some, _ROWS_JOINT), read, chosen, shapes, form)
     everything = rows.mT.sort().values
     whole = Sorted.of(everything, torch.ones_like(everything, dtype=torch.bool).unsqueeze(0))
     return _fit_each(whole, chosen, shapes, form)
+
+
+def _spaced(rows: Tensor, most: int) -> Tensor:
+    """At most so many rows, evenly spaced."""
+    count = min(len(rows), most)
+    return rows[torch.linspace(0, len(rows) - 1, count, device=rows.device).long()]
+
+
+def _atoms(values: Tensor) -> Tensor:
+    """Which sorted values are so frequent that they say nothing about a density.
+
+    All subsets have them, and a spline may lose by them, but not win.
+    """
+    values = values.contiguous()
+    ends = (torch.searchsorted(values, values, side=side) for side in ("left", "right"))
+    first, behind = ends
+    return behind - first > max(_ATOM * values.shape[-1], 10)
 
 
 def numbers_of_knots(most: int) -> list[int]:
@@ -105,45 +137,49 @@ def _choose_knots(
 ) -> Tensor:
     """The number of knots of each feature, 0 for none, by the likelihood of held-out samples."""
     values, features = folds.values, len(folds.values)
-    row = fold * features + torch.arange(features, device=fold.device).unsqueeze(-1)
-    best, chosen = _affine_score(folds, fold) + CLEARLY, torch.zeros_like(distinct)
+    row = fold.clamp_min(0) * features + torch.arange(features, device=fold.device).unsqueeze(-1)
+    affine = _affine_density(folds, fold)
+    best, chosen = affine.sum(-1) + CLEARLY, torch.zeros_like(distinct)
     for number in numbers_of_knots(knots):
         allowed = distinct >= number * _PER_KNOT
         if not bool(allowed.any()):
             break
         margins = _fit(folds, number, shapes, form)
         z, log_slope = to_normal(margins, values, row)
-        score = (log_slope - 0.5 * z.square() - _LOG_NORMAL).sum(-1)
+        density = log_slope - 0.5 * z.square() - _LOG_NORMAL
+        score = torch.where(fold < 0, torch.minimum(density, affine), density).sum(-1)
         better = allowed & (score > best)
         best = torch.where(better, score, best)
         chosen = torch.where(better, number, chosen)
     return chosen
 
 
-def _affine_score(folds: Sorted, fold: Tensor) -> Tensor:
-    """The log-likelihood of held-out samples under normals fitted to the others."""
+def _affine_density(folds: Sorted, fold: Tensor) -> Tensor:
+    """The log-densities of held-out samples under normals fitted to the others."""
     each = torch.arange(FOLDS, device=fold.device).view(-1, 1, 1)
     taken = (fold != each).double()
     mean = (taken * folds.values).sum(-1) / folds.size
     square = (taken * (folds.values - mean.unsqueeze(-1)).square()).sum(-1) / folds.size
     scale = square.sqrt().clamp_min(1e-300)
-    mean, scale = (v.mT.gather(1, fold) for v in (mean, scale))
+    mean, scale = (v.mT.gather(1, fold.clamp_min(0)) for v in (mean, scale))
     z = (folds.values - mean) / scale
-    return (-0.5 * z.square() - scale.log() - _LOG_NORMAL).sum(-1)
+    return -0.5 * z.square() - scale.log() - _LOG_NORMAL
 
 
-def _which_maps(rows: Tensor, chosen: Tensor, shapes: Tensor, form: _Form) -> Tensor:
+def _which_maps(
+    rows: Tensor, context: Context, chosen: Tensor, shapes: Tensor, form: _Form
+) -> Tensor:
     """Of which features maps remain ``(D,)``, by the density of held-out samples.
 
     Candidates are all, none, and those of features that are not nearly a linear function of the
-    others: what is linear between these, maps of single features would bend.
+    others and the context: what is linear there, maps of single features would bend.
     """
-    rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS_JOINT)).long()]
-    fold = folds_by_row(rows)
+    beside = rows if context is None else torch.cat([rows, context], -1)
+    fold = folds_by_row(beside)
     values, order = rows.mT.sort()
     each = torch.arange(FOLDS, device=rows.device).view(-1, 1, 1)
     folds = Sorted.of(values, fold[order] != each)
-    own = _own_share(rows).unsqueeze(0)
+    own = _own_share(beside)[: rows.shape[1]]
     kept = own > own.new_tensor((-1.0, *_OWN, math.inf)).unsqueeze(-1)
     if int(folds.size.min()) < 2 or int((fold == each.view(-1, 1)).sum(-1).min()) < 1:
         return kept[0]
@@ -156,6 +192,9 @@ def _which_maps(rows: Tensor, chosen: Tensor, shapes: Tensor, form: _Form) -> Te
         z, log_slope = to_normal(margins, rows, j * rows.shape[1] + places)
         for part, at in zip(parts, kept, strict=True):
             mixed = torch.where(at, z, rows)
+            if context is not None:
+                slopes = ridge_regression(context[~held], mixed[~held], _RIDGE)
+                mixed = mixed - context @ slopes.mT
             density = held_out(mixed[~held], mixed[held], least)
             part.append(density + (log_slope * at)[held].sum(-1, keepdim=True))
     scores = torch.stack([_best_column(torch.cat(part)) for part in parts])
@@ -167,9 +206,10 @@ def _which_maps(rows: Tensor, chosen: Tensor, shapes: Tensor, form: _Form) -> Te
 
 def _own_share(rows: Tensor) -> Tensor:
     """The share of each feature's variance that is no linear function of the others."""
-    centred = (rows - rows.mean(0)) / rows.std(0, correction=0)
+    centred = (rows - rows.mean(0)) / rows.std(0, correction=0).clamp_min(1e-300)
     correlation = centred.mT @ centred / len(rows)
     values, vectors = torch.linalg.eigh(correlation)
+    # A constant context has a correlation of zero with itself, too.
     return 1 / (vectors.square() / values.clamp_min(1e-14)).sum(-1)
 
 

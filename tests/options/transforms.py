@@ -156,7 +156,7 @@ for layer in (
     ignores_context(layer, X, *WAYS)
 for layer in (ActNorm(2), Rescale([-9.0, -torch.inf], [9.0, torch.inf], circular=[True, False])):
     ignores_context(layer, X, "initialize")
-for layer in (Standardize(2), Whiten(2), Gaussianize(2)):
+for layer in (Standardize(2), Whiten(2)):
     ignores_context(layer, X, "initialize")
 reads_context(FactorOut((2, 4, 4), Reader()), IMAGE, "initialize")
 for layer in (Conv1x1(2), Conv2d(2)):
@@ -175,8 +175,8 @@ also(
 HEAVY = torch.cat([rows(20, 2), 100 + rows(2, 2)])
 
 
-def _started(layer: Transform, x: Tensor) -> Any:
-    layer.initialize(x)
+def _started(layer: Transform, x: Tensor, **options: Any) -> Any:
+    layer.initialize(x, **options)
     return state(layer)
 
 
@@ -235,6 +235,11 @@ of(
 of(ActNorm, lambda **o: ActNorm(2, **o).event_shape, event_ndim=differs(3))
 of(Whiten, lambda **o: Whiten(2, **o).context_size, context=differs(1))
 LOGNORMAL = torch.exp(rows(500, 1))
+of(
+    Gaussianize.initialize,
+    lambda **o: _started(Gaussianize(1), LOGNORMAL, **o),
+    context=differs(LOGNORMAL),
+)
 of(Gaussianize, lambda **o: _started(Gaussianize(1, **o), LOGNORMAL), knots=differs(6))
 of(Standardize, lambda **o: _started(Standardize(2, **o), HEAVY), robust=differs(True))
 of(
