@@ -86,7 +86,7 @@ def choose(
         validation: Fraction held out in each split.
         verbose: Whether to print each candidate's score.
     """
-    kinds = candidates(samples.x.shape[1])
+    kinds = candidates(*samples.x.shape)
     fitted: list[list[Fitted]] = [[] for _ in kinds]
     tables, weights = [], []
     splits = list(_splits(samples, group, setting.seed, validation))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 # Steps of each trial, and their share of the fit at most.
-_STEPS, _SHARE = 150, 0.05
+_STEPS, _SHARE = 100, 0.05
 
 
 def choose_start(
