@@ -88,7 +88,7 @@ class DataSplit:
         yield from (some.long() for some in self.numbers.split(sizes))
 
     def batches(
-        self, seed: int, size: int, *, rank: int = 0, processes: int = 1
+        self, seed: int, size: int, *, rank: int = 0, processes: int = 1, start: int = 0
     ) -> Iterator[tuple[Tensor, Batch]]:
         """Sample numbers and samples of every full batch, in random order.
 
@@ -99,6 +99,7 @@ class DataSplit:
             size: Samples per batch, over all processes.
             rank: Number of this process.
             processes: Number of processes, which share each batch.
+            start: Number of batches to leave out.
 
         Raises:
             DataError: If several processes would share batches of groups.
@@ -128,7 +129,7 @@ class DataSplit:
                 for i, index in enumerate(each)
             ]
 
-        blocks: Iterator[list[tuple[Tensor, Batch]]] = map(read, range(0, count, ahead))
+        blocks: Iterator[list[tuple[Tensor, Batch]]] = map(read, range(start, count, ahead))
         for block in _ahead(blocks) if mapped else blocks:
             yield from block
 

@@ -15,11 +15,12 @@ from flowkit.plotting.figure import curves
 
 
 def plot_history(history: Any, *, label: str = "loss", title: str = "training") -> Figure:
-    """Draw the training and validation loss of every epoch, and mark the epoch that is restored.
+    """Draw training and validation losses over steps, and mark the step that is restored.
 
     Args:
-        history: What :func:`flowkit.fit` returned, or a dict or object with ``epochs``, ``train``,
-            ``validation`` (one number per epoch, or empty) and ``best_epoch`` (or None).
+        history: What :func:`flowkit.fit` returned, or a dict or object with ``steps``, ``train``,
+            ``validation`` (one number per step listed, or empty) and ``best_step`` (or None; 0 is
+            the start, which is not drawn).
         label: Label of the vertical axis; put the unit here, such as
             ``"negative log-likelihood [nats]"``.
         title: Title of the figure.
@@ -28,52 +29,53 @@ def plot_history(history: Any, *, label: str = "loss", title: str = "training") 
         The figure.
 
     Raises:
-        DataError: If this is no such history, there is no epoch, the lists differ in length, or
-            the best epoch is not among the epochs.
+        DataError: If this is no such history, it is empty, the lists differ in length, or the
+            best step is not among the steps.
 
     Example:
         >>> from flowkit.plotting import plot_history
-        >>> run = {"epochs": [1, 2], "train": [3.0, 2.0], "validation": [], "best_epoch": 2}
+        >>> run = {"steps": [25, 50], "train": [3.0, 2.0], "validation": [], "best_step": 50}
         >>> plot_history(run).axes[0].get_xlabel()
-        'epoch'
+        'step'
     """
-    epochs, train, validation, best = _read(history)
+    steps, train, validation, best = _read(history)
     # A line through one point is invisible, so short runs get markers.
-    marker = "o" if len(epochs) < 25 else ""
-    with curves(title, "epoch", label) as (figure, axis):
-        axis.plot(epochs, train, DATA_COLOR, marker=marker, ms=3, label="training")
+    marker = "o" if len(steps) < 25 else ""
+    with curves(title, "step", label) as (figure, axis):
+        axis.plot(steps, train, DATA_COLOR, marker=marker, ms=3, label="training")
         if validation:
-            axis.plot(epochs, validation, MODEL_COLOR, marker=marker, ms=3, label="validation")
-        if best is not None:
-            value = (validation or train)[epochs.index(best)]
+            axis.plot(steps, validation, MODEL_COLOR, marker=marker, ms=3, label="validation")
+        if best:
+            value = (validation or train)[steps.index(best)]
             axis.axvline(best, color="0.75", linestyle="--", linewidth=1, zorder=0)
             ring: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": "#c0392b"}
-            name = f"restored: epoch {best}, {value:.4g}"
+            name = f"restored: step {best}, {value:.4g}"
             axis.plot([best], [value], "o", ms=7, markeredgewidth=1.8, label=name, **ring)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     return figure
 
 
 def _read(history: Any) -> tuple[list[int], list[float], list[float], int | None]:
-    """Check the parts of a history: epochs, losses of training and validation, the best epoch."""
-    names = ("epochs", "train", "validation", "best_epoch")
+    """Check the parts of a history: steps, losses of training and validation, the best step."""
+    names = ("steps", "train", "validation", "best_step")
     read = history.get if isinstance(history, Mapping) else partial(getattr, history)
     *losses, best = (read(name, None) for name in names)
     try:
-        epochs, train, validation = map(list, losses)
+        steps, train, validation = map(list, losses)
     except TypeError:
         raise DataError(
             f"plot_history expected what fit returned, got {type(history).__name__}; remedy: a "
-            "History, or a dict with epochs, train, validation and best_epoch"
+            "History, or a dict with steps, train, validation and best_step"
         ) from None
-    if not epochs or len(train) != len(epochs) or len(validation) not in (0, len(epochs)):
+    if not steps or len(train) != len(steps) or len(validation) not in (0, len(steps)):
         raise DataError(
-            "plot_history expected one training loss per epoch and one or no validation loss, got "
-            f"{len(epochs)} epochs, {len(train)} training and {len(validation)} validation losses"
+            "plot_history expected one training loss per step listed and one or no validation "
+            f"loss, got {len(steps)} steps, {len(train)} training and {len(validation)} "
+            "validation losses"
         )
-    if best is not None and best not in epochs:
+    if best is not None and best not in [0, *steps]:
         raise DataError(
-            f"plot_history expected best_epoch to be among its epochs {epochs[0]}..{epochs[-1]}, "
+            f"plot_history expected best_step to be among its steps {steps[0]}..{steps[-1]}, "
             f"got {best}"
         )
-    return epochs, train, validation, best
+    return steps, train, validation, best

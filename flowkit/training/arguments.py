@@ -20,7 +20,7 @@ from flowkit.mixture import FlowMixture
 from flowkit.objectives import Objective
 from flowkit.training.history import History
 
-DEFAULT_LR = 1e-3
+DEFAULT_LR = 2e-3
 OPTIMIZER = "lambda p: torch.optim.AdamW(p, lr=1e-3)"
 SCHEDULER = "lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)"
 
@@ -39,7 +39,7 @@ class Options:
 
     epochs: int | None
     steps: int | None
-    batch_size: int
+    batch_size: int | None
     lr: float
     optimizer: Optimize | None
     scheduler: str | Schedule | None
@@ -54,7 +54,7 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "batch_size", "patience", "seed"):
             value, least = getattr(self, name), int(name != "seed")
-            if value is not None or name in ("batch_size", "seed"):
+            if value is not None or name == "seed":
                 value = checks.integer("fit", name, value, least=least, most=2**63 - 1)
                 setattr(self, name, value)
         if None not in (self.epochs, self.steps):

@@ -28,9 +28,9 @@ _OTHER = {
     "data": "is of other data",
     "validation": "is of other validation data",
 }
-_COLUMNS = ("epochs", "steps", "train", "learning_rate", "seconds")
+_COLUMNS = ("steps", "epochs", "train", "learning_rate", "seconds")
 # What is stored of the progress, beside the history and the weights.
-_COUNTS = ("epoch", "done", "waited")
+_COUNTS = ("done", "waited", "total")
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
@@ -135,26 +135,26 @@ def _read(path: Path) -> dict[str, Any]:
     settings = content.get("settings") if isinstance(content, dict) else None
     if not isinstance(settings, dict) or type(settings.get("total_steps")) is not int:
         raise damaged("no valid settings in it")
-    if not _is_record(content.get("history"), content.get("epoch"), content.get("done")):
+    if not _is_record(content.get("history"), content.get("done")):
         raise damaged("no valid history in it")
     return content
 
 
-def _is_record(record: Any, epoch: Any, done: Any) -> bool:
-    """Whether a record is that of so many epochs and steps."""
+def _is_record(record: Any, done: Any) -> bool:
+    """Whether a record is that of so many steps."""
     names = {field.name for field in fields(History)}
     if not isinstance(record, dict) or record.keys() != names:
         return False
-    terms, best = record["terms"], record["best_epoch"]
-    if not isinstance(terms, dict):
+    terms, steps, best = record["terms"], record["steps"], record["best_step"]
+    if not isinstance(terms, dict) or not isinstance(steps, list):
         return False
     lists = [*map(record.get, _COLUMNS), *terms.values(), record["validation"] or record["train"]]
     return (
-        all(isinstance(values, list) and len(values) == epoch for values in lists)
+        all(isinstance(values, list) and len(values) == len(steps) for values in lists)
         and all(type(value) in (int, float) for values in lists for value in values)
-        and (record["steps"] or [0])[-1] == done
+        and (steps or [0])[-1] == done
         and isinstance(record["stopped"], str)
-        and (best is None or (type(best) is int and 1 <= best <= epoch))
+        and (best is None or best in [0, *steps])
     )
 
 
@@ -186,6 +186,8 @@ def resume(plan: Plan, output: Output) -> Progress:
         progress.history = History(**content["history"])
         for name in _COUNTS:
             setattr(progress, name, content[name])
+        if content["settings"]["total_steps"] != plan.total:
+            progress.total, progress.history.annealed = plan.total, None
         progress.weights = plan.weights() if plan.held is None else weights
         progress.history.stopped = plan.reason_to_stop(progress)
     except Exception as error:
@@ -193,7 +195,7 @@ def resume(plan: Plan, output: Output) -> Progress:
             f"the state in {path} does not fit this fit ({error}); remedy: continue with "
             "the settings that wrote it, or choose another path"
         ) from None
-    output.say(f"goes on from {path}, after epoch {progress.epoch} (step {progress.done})")
+    output.say(f"goes on from {path}, after step {progress.done}")
     if progress.done > plan.total:
         warn(
             f"the checkpoint {path} is of a fit that has done {progress.done} steps already, more "

@@ -41,13 +41,13 @@ def fit(
     validation: Any = 0.1,
     epochs: int | None = None,
     steps: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     lr: float = DEFAULT_LR,
     optimizer: Optimize | None = None,
-    scheduler: str | Schedule | None = "cosine",
+    scheduler: str | Schedule | None = "plateau",
     clip: float | None = 10.0,
-    patience: int | None = 20,
-    ema: float | None = None,
+    patience: int | None = 16,
+    ema: float | None = 0.99,
     compile: bool | str = "auto",
     fabric: Fabric | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -57,11 +57,13 @@ def fit(
 ) -> History:
     """Train a flow in place, and return the history of its losses.
 
-    The first fit of a flow starts it from the data (``flow.initialize``). With validation the
-    weights of the best epoch are restored at the end, and the flow goes back to the device that it
-    came from, also after an error or Ctrl-C; without validation those of the last finished epoch.
-    A fit that ends before any leaves the flow as it was. The global random state is neither read
-    nor changed, so that fits in threads with the same seed agree.
+    The first fit of a flow starts it from the data (``flow.initialize``). The rate rises over the
+    first 50 steps and stays; when validation has stopped improving, the fit goes back to the best
+    weights, lowers the rate to zero from there, and ends. With validation the best weights are
+    restored at the end, those of the start among them, and the flow goes back to the device that
+    it came from, also after an error or Ctrl-C; without validation those of the last record. A
+    fit that ends before any leaves the flow as it was. The global random state is neither read nor
+    changed, so that fits in threads with the same seed agree.
 
     Args:
         flow: The flow; trained in place.
@@ -82,25 +84,34 @@ def fit(
         objective: What to minimise; maximum likelihood by default.
         validation: Fraction of the samples held out, or separate validation data, or ``None``. A
             validation loss that is not finite is an error, as one of training is.
-        epochs: Maximum number of epochs, 100 by default. The last incomplete batch of an epoch is
-            left out; samples are shuffled anew for each.
-        steps: Number of optimiser steps, in place of ``epochs``.
-        batch_size: Samples per step, over all processes together; not read without data.
+        epochs: Maximum number of passes through the data. The last incomplete batch of each is
+            left out; samples are shuffled anew for each. Without data an epoch is 100 steps.
+            Validated and recorded is after every epoch, and without this argument every 25 steps,
+            or less often where that would take more than a tenth of the time.
+        steps: Maximum number of optimiser steps, in place of ``epochs``. Without either at most
+            20,000 where validation ends the fit; else 100 epochs, but at least 2,000 steps and at
+            most 20,000.
+        batch_size: Samples per step, over all processes together; by default a power of two near
+            a twelfth of the training samples, between 64 and 1,024. Not read without data.
         lr: Learning rate of the default optimiser, Adam.
         optimizer: Callable from parameters to an optimiser, instead of Adam. One whose step needs
             a closure, such as ``torch.optim.LBFGS``, evaluates the loss of a batch several times
             per step, with the same noise: it needs large batches, and a line search.
-        scheduler: ``"cosine"`` (to zero over the whole fit), ``"plateau"`` (tenfold down after
-            ``patience // 2`` epochs without improvement), ``None``, or a callable from optimiser
-            and total number of steps to a scheduler that is stepped every step, or, if it wants a
-            metric as ``ReduceLROnPlateau`` does, every epoch with the validation loss, or without
-            validation with the training loss.
+        scheduler: ``"plateau"`` (as above: up over 50 steps, constant, and down to zero along a
+            line, over 0.4 times the steps to the best weights but at least 100 after a plateau of
+            validation, else over the last two sevenths of the fit), ``"cosine"`` (to zero over the
+            whole fit), ``None``, or a callable from optimiser and total number of steps to a
+            scheduler that is stepped every step, or, if it wants a metric as ``ReduceLROnPlateau``
+            does, at every record with the validation loss, or without validation with the training
+            loss.
         clip: Maximum norm of the gradient, above 0; ``None`` for no limit.
-        patience: Epochs without a better validation loss before stopping; ``None`` for no limit.
+        patience: Validations without a better loss before the rate falls, or with another schedule
+            before the fit stops; ``None`` for no limit.
         ema: Decay of an exponential moving average of the weights, which is then what is validated
             and restored; ``history.train`` is the loss of the weights themselves. It begins with
             the weights after the first step, and keeps ``min(ema, (1 + n) / (10 + n))`` of itself
             at step ``n + 1``. Buffers and parameters that are not trained are not averaged.
+            ``None`` for none.
         compile: Whether to compile the step with ``torch.compile``: ``True``, ``False``, or
             ``"auto"``, which compiles long fits by maximum likelihood in one process, where it
             pays (:func:`flowkit.numerics.compiling.worth_compiling`: tens of thousands of steps).
@@ -108,14 +119,15 @@ def fit(
         fabric: A ``lightning_fabric.Fabric``: devices, precision, strategy. One device by default.
             Mixed precision lowers the inner layers; data stay as they are. ``"64-true"`` leaves
             the flow in float64. Pure half precision is refused.
-        checkpoint: File written after every epoch. If it exists, the fit resumes from it, to the
+        checkpoint: File written at every record. If it exists, the fit resumes from it, to the
             same bits as if it had not been interrupted; also if a callback had stopped it. A
             finished fit goes on when only ``epochs`` or ``steps`` are more, with the schedule of
             the new length from there on.
         seed: Seed of the split, the shuffling and the objective's own randomness.
         progress: Whether to show a progress bar, or where standard error is neither a terminal nor
-            a notebook some lines; the last says why the fit stopped and which weights it leaves.
-        callbacks: Called as ``callback(flow, history)`` after every epoch; a true result stops.
+            a notebook some lines; the first says what was chosen, the last why the fit stopped and
+            which weights it leaves.
+        callbacks: Called as ``callback(flow, history)`` at every record; a true result stops.
 
     Returns:
         The :class:`History`.
@@ -161,9 +173,11 @@ def fit(
             plan = Plan(step, fabric, options, data=data, validation=validation, output=shown)
             with released(plan.model):
                 made = resume(plan, shown)
+                made.history.plan = plan.describe()
+                shown.say(made.history.plan)
                 return run(plan, made, shown)
     except BaseException:
-        if made is None or made.weights is None:
+        if made is None or not made.history.steps:
             before.restore()
         raise
 

@@ -1,12 +1,12 @@
-"""Run the epochs of a fit: steps, validation, stopping, checkpoints, restoring the best."""
+"""Run a fit: steps, validation, annealing, stopping, checkpoints, restoring the best."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from itertools import islice, repeat
+from itertools import count, islice, repeat
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from flowkit.training.warn import warn
 
 
 def run(plan: Plan, progress: Progress, output: Output) -> History:
-    """Run epochs until the fit stops, and leave the weights of the progress, however it ends.
+    """Run until the fit stops, and leave the weights of the progress, however it ends.
 
     Args:
         plan: The fit.
@@ -36,9 +36,13 @@ def run(plan: Plan, progress: Progress, output: Output) -> History:
     updates = Updates(plan, progress)
     try:
         output.begin(progress)
-        while not progress.history.stopped:
-            _epoch(plan, progress, updates, output)
-            _end_epoch(plan, progress, updates, output)
+        if plan.held is not None and progress.weights is None:
+            _validate_start(plan, progress, plan.held, updates.reading)
+        # Closed also on Ctrl-C: no thread goes on reading.
+        with closing(_batches(plan, progress.done)) as batches:
+            while not progress.history.stopped:
+                _advance(plan, progress, updates, output, batches)
+                _end_record(plan, progress, updates, output)
     except BaseException:
         output.end()
         raise
@@ -52,10 +56,10 @@ def run(plan: Plan, progress: Progress, output: Output) -> History:
     return progress.history
 
 
-def _end_epoch(plan: Plan, progress: Progress, updates: Updates, output: Output) -> None:
-    """Call the callbacks, decide whether to stop, and store the progress."""
+def _end_record(plan: Plan, progress: Progress, updates: Updates, output: Output) -> None:
+    """Call the callbacks, decide whether to anneal or to stop, and store the progress."""
     history, processes = progress.history, plan.processes
-    if progress.epoch == 1 and (unread := updates.reading.close()):
+    if len(history.steps) == 1 and (unread := updates.reading.close()):
         warn(unread)
     with processes.together(progress.done), plan.random.anywhere():
         stop = [bool(callback(plan.step.flow, history)) for callback in plan.options.callbacks]
@@ -63,65 +67,96 @@ def _end_epoch(plan: Plan, progress: Progress, updates: Updates, output: Output)
     history.stopped = "callback" if by_callback else plan.reason_to_stop(progress)
     if plan.held is None:
         progress.weights = plan.weights()
-    output.epoch(progress)
+    if not history.stopped and plan.anneals(progress):
+        plan.anneal(progress)
+    output.record(progress)
     with processes.together(progress.done):
         store(plan, progress)
 
 
-def _batches(plan: Plan, epoch: int) -> Generator[Numbered, None, None]:
-    """This process's samples of every batch of an epoch, with their numbers."""
+def _batches(plan: Plan, done: int) -> Generator[Numbered, None, None]:
+    """This process's samples of every batch after so many, with their numbers, without end."""
     if plan.train is None:
         yield from repeat((None, {}))
         return
-    seed, processes = seed_of(plan.options.seed, epoch), plan.processes
-    yield from plan.train.batches(
-        seed, plan.batch_size, rank=processes.rank, processes=processes.count
-    )
+    processes = plan.processes
+    first, start = divmod(done, plan.per_epoch)
+    for epoch in count(first):
+        yield from plan.train.batches(
+            seed_of(plan.options.seed, epoch), plan.batch_size,
+            rank=processes.rank, processes=processes.count, start=start if epoch == first else 0,
+        )  # fmt: skip
 
 
-def _epoch(plan: Plan, progress: Progress, updates: Updates, output: Output) -> None:
-    """Do the steps of one epoch, validate, and record what happened."""
+def _advance(
+    plan: Plan, progress: Progress, updates: Updates, output: Output, batches: Iterator[Numbered]
+) -> None:
+    """Do the steps to the next record, validate, and record what happened."""
     begun = time.perf_counter()
-    plan.random.begin_epoch(progress.epoch)
-    steps = min(plan.per_epoch, plan.total - progress.done)
+    history = progress.history
+    plan.random.begin_record(len(history.steps))
+    steps = min(plan.interval, progress.total - progress.done)
     sums: dict[str, Any] = {}
     plan.step.train()
-    # Closed also on Ctrl-C: no thread goes on reading.
-    with closing(_batches(plan, progress.epoch)) as batches:
-        for _ in range(steps):
-            loss = updates.step(batches)
-            for name, value in (("", loss.value.detach()), *loss.terms.items()):
-                sums[name] = sums.get(name, 0.0) + value
-            output.step(progress, loss)
+    for _ in range(steps):
+        loss = updates.step(batches)
+        for name, value in (("", loss.value.detach()), *loss.terms.items()):
+            sums[name] = sums.get(name, 0.0) + value
+        output.step(progress, loss)
     updates.finish()
     if error := weights_error(plan.step, progress.done):
         raise error
-    progress.epoch += 1
     like = sums[""]
     total = torch.stack([torch.as_tensor(v).detach().to(like) for v in sums.values()])
     means = (plan.processes.mean(total) / steps).tolist()
-    history = progress.history
-    history.epochs.append(progress.epoch)
     history.steps.append(progress.done)
+    history.epochs.append(progress.done / plan.per_epoch)
     history.train.append(means[0])
     for name, mean in zip(list(sums)[1:], means[1:], strict=True):
         history.terms.setdefault(name, []).append(mean)
     history.learning_rate.append(plan.optimizer.param_groups[0]["lr"])
     if plan.held is not None:
-        _validate(plan, progress, plan.held, updates.reading)
+        _validate_record(plan, progress, plan.held, updates.reading)
     if plan.by_loss:
         plan.scheduler.step((history.validation or history.train)[-1])
     history.seconds.append(time.perf_counter() - begun)
 
 
-def _validate(plan: Plan, progress: Progress, held: DataSplit, reading: Reading) -> None:
-    """Record the validation loss after an epoch, and copy the weights if it is the best.
+def _validate_start(plan: Plan, progress: Progress, held: DataSplit, reading: Reading) -> None:
+    """Validate before the first step; where that is not finite, anything is better."""
+    value, _ = _validate(plan, progress, held, reading)
+    progress.weights = plan.weights()
+    if math.isfinite(value):
+        progress.history.start, progress.history.best_step = value, 0
+
+
+def _validate_record(plan: Plan, progress: Progress, held: DataSplit, reading: Reading) -> None:
+    """Record the validation loss, and copy the weights if it is the best.
 
     Raises:
         NonFiniteLossError: If it is not finite.
     """
+    value, bad = _validate(plan, progress, held, reading)
+    if not math.isfinite(value):
+        numbers = next(islice(held.runs(), bad[0] if bad else 0, None))
+        suspects = Suspects(plan.judged, held.batch(numbers), numbers, held.of)
+        with plan.random.anywhere():
+            head = f"the validation loss became {value} after step {progress.done}"
+            raise suspects.loss_error(head)
+    history = progress.history
+    better = value < (math.inf if history.best is None else history.best)
+    history.validation.append(value)
+    progress.waited = 0 if better else progress.waited + 1
+    if better:
+        history.best_step, progress.weights = progress.done, plan.weights()
+
+
+def _validate(
+    plan: Plan, progress: Progress, held: DataSplit, reading: Reading
+) -> tuple[float, list[int]]:
+    """The validation loss, and the numbers of the runs of samples where it is not finite."""
     random, model = plan.random, plan.judged
-    random.begin_validation(progress.epoch)
+    random.begin_validation(len(progress.history.steps))
     model.eval()
     losses: list[float] = []
 
@@ -135,17 +170,5 @@ def _validate(plan: Plan, progress: Progress, held: DataSplit, reading: Reading)
 
     with plan.processes.together(progress.done), random.of_reading(held):
         here = held.mean(evaluate)
-    value = float(plan.processes.mean(here))
-    if not math.isfinite(value):
-        bad = [k for k, loss in enumerate(losses) if not math.isfinite(loss)]
-        numbers = next(islice(held.runs(), bad[0] if bad else 0, None))
-        suspects = Suspects(model, held.batch(numbers), numbers, held.of)
-        with random.anywhere():
-            head = f"the validation loss became {value} after epoch {progress.epoch}"
-            raise suspects.loss_error(head)
-    history = progress.history
-    better = value < (math.inf if history.best is None else history.best)
-    history.validation.append(value)
-    progress.waited = 0 if better else progress.waited + 1
-    if better:
-        history.best_epoch, progress.weights = progress.epoch, plan.weights()
+    bad = [k for k, loss in enumerate(losses) if not math.isfinite(loss)]
+    return float(plan.processes.mean(here)), bad

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from flowkit import checks
 from flowkit.errors import ArgumentError
@@ -17,6 +17,9 @@ from flowkit.training.warn import warn
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+# Steps over which the rate rises, and share of the steps over which it falls.
+_WARMUP, _DECAY = 50, 2 / 7
 
 
 def choose_optimizer(step: nn.Module, options: Options, fabric: Fabric) -> Optimizer:
@@ -84,8 +87,52 @@ def required_arguments(stepped: Any) -> set[str]:
     }
 
 
+class WarmupStableDecay(LRScheduler):
+    """A rate that rises over the first steps, stays, and falls to zero along a line.
+
+    It falls over the last two sevenths of the fit, or from where :meth:`anneal` is called.
+
+    Args:
+        optimizer: The optimiser.
+        steps: Number of steps of the fit.
+
+    Attributes:
+        begin: Step from which the rate falls.
+        length: Number of steps over which it falls.
+
+    References:
+        Hu et al. 2024, MiniCPM, arXiv 2404.06395, section 4, for the three phases.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> schedule = WarmupStableDecay(optimizer, 70)
+        >>> [round(schedule.factor(t), 2) for t in (0, 6, 7, 50, 60, 70)]
+        [0.14, 1.0, 1.0, 1.0, 0.5, 0.0]
+    """
+
+    def __init__(self, optimizer: Optimizer, steps: int) -> None:
+        self.warmup = min(_WARMUP, steps // 10)
+        self.length = max(1, round(steps * _DECAY))
+        self.begin = steps - self.length
+        super().__init__(optimizer)
+
+    def anneal(self, length: int) -> None:
+        """Fall to zero over so many steps, from now on."""
+        self.begin, self.length = self.last_epoch, length
+
+    def factor(self, step: int) -> float:
+        """Share of the rate after so many steps."""
+        rising = (step + 1) / (self.warmup + 1) if step < self.warmup else 1.0
+        return min(rising, max(0.0, 1 - max(0, step - self.begin) / self.length))
+
+    def get_lr(self) -> list[Any]:
+        """The rate of every group of parameters."""
+        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+
+
 def choose_scheduler(optimizer: Optimizer, options: Options, steps: int) -> LRScheduler | None:
-    """Make the schedule of the learning rate, which is stepped by steps or by losses of epochs.
+    """Make the schedule of the learning rate, which is stepped by steps, or by losses.
 
     Args:
         optimizer: The optimiser.
@@ -95,10 +142,9 @@ def choose_scheduler(optimizer: Optimizer, options: Options, steps: int) -> LRSc
     Raises:
         ArgumentError: If the function makes no scheduler.
     """
-    scheduler, patience = options.scheduler, options.patience
+    scheduler = options.scheduler
     if scheduler == "plateau":
-        epochs = max(1, (patience or 20) // 2)
-        return ReduceLROnPlateau(optimizer, factor=0.1, patience=epochs)
+        return WarmupStableDecay(optimizer, steps)
     if scheduler == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)
     if not callable(scheduler):

@@ -36,8 +36,8 @@ class Output:
     def step(self, progress: Progress, loss: Loss) -> None:
         """Show a step; the loss is only read where it is shown, for that waits for the device."""
 
-    def epoch(self, progress: Progress) -> None:
-        """Show the end of an epoch."""
+    def record(self, progress: Progress) -> None:
+        """Show a record."""
 
     def end(self, progress: Progress | None = None) -> None:
         """Show why the fit stopped and which weights it leaves; without a fit only tidy up."""
@@ -67,11 +67,11 @@ class Lines(Output):
         if self._due():
             self._write(progress, f"loss {_number(loss.value.detach())}")
 
-    def epoch(self, progress: Progress) -> None:
+    def record(self, progress: Progress) -> None:
         """Write a line where a tenth is done."""
         if self._tenth(progress) > self.tenth or self._due():
             history = progress.history
-            text = f"epoch {progress.epoch}: loss {_number(history.train[-1])}"
+            text = f"loss {_number(history.train[-1])}"
             if history.validation:
                 text += f", validation {_number(history.validation[-1])}"
             self._write(progress, text)
@@ -101,6 +101,8 @@ class Bar(Output):
 
     def step(self, progress: Progress, loss: Loss) -> None:
         """Move the bar."""
+        if self.bar.total != progress.total:
+            self.bar.total = progress.total
         if self.bar.update(1):
             shown = {"loss": _number(loss.value.detach())}
             if progress.history.validation:
@@ -144,20 +146,24 @@ def outcome(progress: Progress) -> str:
     """Why a fit stopped and which weights it leaves, in one line."""
     history = progress.history
     why = {
-        "epochs": f"all {progress.epoch} epochs are done",
+        "epochs": f"all {_number(progress.done and history.epochs[-1])} epochs are done",
         "steps": f"all {progress.total} steps are done",
-        "patience": f"no better validation loss for {progress.waited} epochs",
+        "patience": f"no better validation loss for {progress.waited} validations",
         "callback": "a callback returned true",
     }[history.stopped]
+    if history.annealed is not None and history.stopped == "patience":
+        why = f"validation stopped improving, and the rate fell to zero from {history.annealed} on"
     if progress.done > progress.total:
         why = f"the checkpoint has done more than the {progress.total} steps of this fit"
-    if history.best_epoch is not None:
-        left = f"epoch {history.best_epoch}, with validation {_number(history.best)}"
+    if history.best_step is not None:
+        left = f"step {history.best_step}, with validation {_number(history.best)}"
+        if history.start is not None:
+            left += f" ({_number(history.start)} at the start)"
     else:
-        left = "the last epoch" + (", averaged" if progress.averaged else "")
+        left = "the last step" + (", averaged" if progress.averaged else "")
         if history.train:
             left += f", with loss {_number(history.train[-1])}"
-    return f"stopped after epoch {progress.epoch} (step {progress.done}): {why}; weights of {left}"
+    return f"stopped after step {progress.done}: {why}; weights of {left}"
 
 
 def _number(value: Any) -> str:

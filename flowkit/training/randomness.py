@@ -1,4 +1,4 @@
-"""Random numbers of a fit: generators of its own, seeded anew for every epoch."""
+"""Random numbers of a fit: generators of its own, seeded anew for every record."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ class Randomness:
         self.generator.manual_seed(seed)
         self.reading.manual_seed(seed)
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Seed for an epoch, which is the same whether or not the fit was resumed before it."""
-        self._seed(seed_of(self.seed, epoch, 1 + self.rank))
+    def begin_record(self, record: int) -> None:
+        """Seed for the steps to a record, the same whether or not the fit was resumed before."""
+        self._seed(seed_of(self.seed, record, 1 + self.rank))
 
-    def begin_step(self, epoch: int, step: int) -> None:
+    def begin_step(self, record: int, step: int) -> None:
         """Seed for a step evaluated several times: a line search needs the same noise."""
-        self.generator.manual_seed(seed_of(self.seed, epoch, 1 + self.rank, step))
+        self.generator.manual_seed(seed_of(self.seed, record, 1 + self.rank, step))
 
-    def begin_validation(self, epoch: int) -> None:
+    def begin_validation(self, record: int) -> None:
         """Seed for validation: the same noise in every process, so that all decide the same."""
-        self._seed(seed_of(self.seed, epoch, 0))
+        self._seed(seed_of(self.seed, record, 0))
 
     def of_step(self) -> AbstractContextManager[Any]:
         """Around the loss of a batch that may be compiled."""

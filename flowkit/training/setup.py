@@ -21,7 +21,13 @@ from flowkit.numerics.compiling import can_compile, seconds_to_compile, worth_co
 from flowkit.numerics.noise import drawing_from
 from flowkit.training.arguments import Options
 from flowkit.training.history import Progress
-from flowkit.training.optimizers import choose_optimizer, choose_scheduler, required_arguments
+from flowkit.training.length import STEPS_WITHOUT_DATA, length, samples_per_step
+from flowkit.training.optimizers import (
+    WarmupStableDecay,
+    choose_optimizer,
+    choose_scheduler,
+    required_arguments,
+)
 from flowkit.training.output import Output
 from flowkit.training.processes import Processes
 from flowkit.training.randomness import Randomness, seed_of
@@ -34,8 +40,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _START_SAMPLES = 100_000
-_EPOCHS = 100
-_EPOCH_WITHOUT_DATA = 100
+# Steps in which the rate falls after a plateau: a share of those to the best one, and the fewest.
+_ANNEALED, _FEWEST_ANNEALED = 0.4, 100
 
 
 class Plan:
@@ -56,13 +62,15 @@ class Plan:
         optimizer: The optimiser as Fabric runs it.
         by_closure: Whether the optimiser evaluates the loss itself.
         scheduler: What sets the learning rate.
-        by_loss: Whether it does so after every epoch, by a loss, and not after every step.
+        by_loss: Whether it does so at every record, by a loss, and not after every step.
         average: The moving average of the weights.
         processes: The processes.
         random: Their random numbers.
         batch_size: Samples per step, no more than there are.
-        per_epoch: Steps per epoch.
-        total: Steps of the fit.
+        per_epoch: Steps per pass through the data.
+        interval: Steps from record to record.
+        total: Steps of the fit, at most.
+        usual: Steps that it is likely to take.
         settings: What must agree for a checkpoint to be continued.
     """
 
@@ -84,16 +92,19 @@ class Plan:
             train, held = read_data(step, data, validation, seed=seed, device=fabric.device)
             start_from_data(step, train, generator)
         self.train, self.held = train, held
-        self.batch_size, self.per_epoch = options.batch_size, _EPOCH_WITHOUT_DATA
+        self.batch_size, self.per_epoch = options.batch_size or 256, STEPS_WITHOUT_DATA
         if train is not None:
-            self.batch_size = min(options.batch_size, len(train))
+            self.batch_size = min(options.batch_size or samples_per_step(len(train)), len(train))
             self.per_epoch = train.steps(self.batch_size)
             if self.batch_size < fabric.world_size:
                 raise ArgumentError(
                     f"a batch of {self.batch_size} samples cannot be shared by "
                     f"{fabric.world_size} processes; remedy: a larger batch_size"
                 )
-        self.total = options.steps or (options.epochs or _EPOCHS) * self.per_epoch
+        samples = None if held is None else len(held)
+        self.interval, self.total, self.usual = length(
+            options, self.per_epoch, self.batch_size, samples
+        )
         chosen = choose_optimizer(step, options, fabric)
         compiled = self._compiles()
         if compiled:
@@ -117,12 +128,35 @@ class Plan:
 
     def reason_to_stop(self, progress: Progress) -> str:
         """Why a fit with this progress ends; empty if it goes on."""
-        patience = self.options.patience
-        if patience is not None and progress.waited >= patience:
+        patience, annealed = self.options.patience, progress.history.annealed is not None
+        if progress.done >= progress.total:
+            return "patience" if annealed else "steps" if self.options.epochs is None else "epochs"
+        falls = isinstance(self.scheduler, WarmupStableDecay)
+        if patience is not None and progress.waited >= patience and not falls:
             return "patience"
-        if progress.done >= self.total:
-            return "epochs" if self.options.steps is None else "steps"
         return ""
+
+    def anneals(self, progress: Progress) -> bool:
+        """Whether validation has stopped improving while the rate was constant."""
+        patience = self.options.patience
+        return (
+            isinstance(self.scheduler, WarmupStableDecay)
+            and patience is not None
+            and progress.waited >= patience
+            and progress.history.annealed is None
+            and progress.done < self.scheduler.begin
+        )
+
+    def anneal(self, progress: Progress) -> None:
+        """Go back to the best weights, and let the rate fall to zero from there."""
+        history, best = progress.history, progress.weights
+        length = max(_FEWEST_ANNEALED, round(_ANNEALED * (history.best_step or 0)))
+        length = min(length, progress.total - progress.done)
+        for module in {self.step, self.judged}:
+            module.load_state_dict(best)
+        self.scheduler.anneal(length)
+        history.annealed, progress.waited = progress.done, 0
+        progress.total = progress.done + length
 
     @property
     def judged(self) -> Any:
@@ -157,9 +191,25 @@ class Plan:
                 and not flow.stochastic
                 and not saving
                 and self.fabric.world_size == 1
-                and worth_compiling(_layers(step), parameters, self.batch_size, self.total)
+                and worth_compiling(_layers(step), parameters, self.batch_size, self.usual)
             )
         return bool(compile) and can_compile(self.fabric.device)
+
+    def describe(self) -> str:
+        """What was chosen, in one line."""
+        parts = ["no data"] if self.train is None else [f"{len(self.train):,} training samples"]
+        if self.held is not None:
+            parts.append(f"{len(self.held):,} to validate on every {self.interval} steps")
+        trained = sum(p.numel() for p in self.step.parameters() if p.requires_grad)
+        parts += [f"{trained:,} parameters", f"batches of {self.batch_size}"]
+        name = type(self.optimizer.optimizer).__name__
+        parts.append(
+            f"{name} at {self.optimizer.param_groups[0]['initial_lr']:g}"
+            if self.scheduler is not None
+            else name
+        )
+        parts.append(f"at most {self.total:,} steps")
+        return ", ".join(parts)
 
     def _settings(self, chosen: Optimizer) -> dict[str, Any]:
         """What must agree for a checkpoint to be continued; it reads all samples."""

@@ -46,12 +46,9 @@ class SplitScores:
         return statistics.stdev(self.scores) / math.sqrt(len(self.scores))
 
     @property
-    def epochs(self) -> int:
-        """Median of the best epochs: about how long to train on all samples, without validation.
-
-        The rate of a fit falls to zero over its epochs, unless ``scheduler=None``.
-        """
-        return round(statistics.median(h.best_epoch or 1 for h in self.histories))
+    def steps(self) -> int:
+        """Median of the best steps: about how long to train on all samples, without validation."""
+        return max(1, round(statistics.median(h.best_step or 0 for h in self.histories)))
 
 
 def repeated_splits(
@@ -91,7 +88,7 @@ def repeated_splits(
         >>> result = repeated_splits(
         ...     lambda: elementwise_flow(1), x, splits=2, epochs=3, progress=False
         ... )
-        >>> len(result.scores), 1 <= result.epochs <= 3
+        >>> len(result.scores), result.steps >= 1
         (2, True)
     """
     splits = checks.integer("repeated_splits", "splits", splits, least=2)

@@ -125,7 +125,7 @@ class Watched(dict[str, Tensor]):
 
 
 class Reading:
-    """Record which names an objective reads in the first epoch, if it does not state them.
+    """Record which names an objective reads before the first record, if it does not state them.
 
     Args:
         objective: The objective.
@@ -140,7 +140,7 @@ class Reading:
         >>> reading = Reading(Own(), weighted=False, off=False)
         >>> batch = reading.watched({"x": 1, "years": 2})
         >>> batch["x"], reading.close()
-        (1, "nothing has read 'years' of the data in the first epoch; remedy: leave it out, \
+        (1, "nothing has read 'years' of the data so far; remedy: leave it out, \
 or read it in the objective")
     """
 
@@ -167,9 +167,7 @@ or read it in the objective")
             if name not in self.read | self.ignored:
                 near = _nearest(name, {*_OWN, *self.read} - {*self.given})
                 remedy = near or "leave it out, or read it in the objective"
-                return (
-                    f"nothing has read {name!r} of the data in the first epoch; remedy: {remedy}"
-                )
+                return f"nothing has read {name!r} of the data so far; remedy: {remedy}"
         return ""
 
 

@@ -39,7 +39,7 @@ class Updates:
         self.reading = Reading(
             plan.step.objective,
             weighted=plan.train is not None and plan.train.weighted,
-            off=plan.random.compiled or progress.epoch > 0,
+            off=plan.random.compiled or progress.done > 0,
         )
         self.waits = True
         self.unchecked: list[tuple[int, Tensor, Tensor | None]] = []
@@ -71,7 +71,7 @@ class Updates:
             if random.compiled:
                 given = StepInput(batch, None, torch.tensor(part, dtype=torch.float64))
             if plan.by_closure:
-                random.begin_step(progress.epoch, progress.done)
+                random.begin_step(len(progress.history.steps), progress.done)
             with self._together():
                 with random.of_step():
                     loss = plan.model(given)
