@@ -50,7 +50,7 @@ print(flow.summary())
 # %%
 epochs = 5 if SMALL else 30
 record = flowkit.fit(flow, data, epochs=epochs, batch_size=512, lr=3e-3, progress=False)
-print(f"{record.steps[-1]} steps, stopped by {record.stopped}, best epoch {record.best_epoch}")
+print(f"{record.steps[-1]} steps, stopped by {record.stopped}, best step {record.best_step}")
 
 # %% [markdown]
 # The loss is the negative log-density in nats. On fresh data its mean cannot fall below the

@@ -132,13 +132,13 @@ for name, candidates in (("mixture", mixtures), ("KDE", kernels)):
 # One split of 200 rows says little: `repeated_splits` fits a new flow to each of several, and
 # compares settings on the same ones. Here it weighs a penalty on the norm of the functions in
 # their space, `KernelNorm`, which is part of the training loss only: scores are likelihoods of
-# held-out rows. The median of the best epochs says about how long to train on all rows in the end.
+# held-out rows. The median of the best steps says about how long to train on all rows in the end.
 
 # %%
 for weight in (0.0, 1e-3, 1e-2):
     loss = WeightedSum((1.0, MaximumLikelihood()), (weight, KernelNorm()))
     found = repeated_splits(makers["kernelised"], train, loss, splits=SPLITS, **options)
-    print(f"penalty {weight:g}: {found.mean:.2f} nats over {SPLITS} splits, {found.epochs} epochs")
+    print(f"penalty {weight:g}: {found.mean:.2f} nats over {SPLITS} splits, {found.steps} steps")
 
 # %% [markdown]
 # The kernelised flow has its place where data are few and not normal. With many rows perceptrons

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,9 +79,10 @@ class TestDamage:
     @pytest.mark.parametrize(
         "change",
         [
-            {"epoch": -1},
-            {"epoch": 2},
+            {"done": -1},
             {"done": True},
+            {"total": -1},
+            {"total": "3"},
             {"waited": "3"},
             {"weights": [1]},
             {"weights": {"weight": 1.0}},
@@ -118,7 +120,10 @@ class TestDamage:
             ("terms", {"nll": [1.0, 2.0]}),
             ("terms", []),
             ("steps", [7]),
-            ("best_epoch", 9),
+            ("best_step", 9),
+            ("annealed", 9),
+            ("start", "2"),
+            ("plan", None),
             ("stopped", None),
         ],
     )
@@ -223,23 +228,43 @@ class TestLonger:
 
     def test_the_rate_is_that_of_the_new_length_from_the_first_new_step(self, tmp_path):
         path, steps = tmp_path / "c", 3
-        fit(small(), rows(), epochs=4, lr=0.01, checkpoint=path, **QUIET)
-        rates = fit(small(), rows(), epochs=10, lr=0.01, checkpoint=path, **QUIET).learning_rate
+        options = {"lr": 0.01, "scheduler": "cosine", "checkpoint": path, **QUIET}
+        fit(small(), rows(), epochs=4, **options)
+        rates = fit(small(), rows(), epochs=10, **options).learning_rate
         for epoch, rate in enumerate(rates, 1):
             length = 4 if epoch <= 4 else 10
             part = epoch * steps / (length * steps)
             assert rate == pytest.approx(0.005 * (1 + math.cos(math.pi * part)), abs=1e-12)
 
+    def test_the_default_rate_is_constant_again_until_the_end_of_the_new_length(self, tmp_path):
+        options = {"lr": 0.01, "checkpoint": tmp_path / "c", **QUIET}
+        fit(small(), rows(), epochs=7, patience=None, **options)
+        rates = fit(small(), rows(), epochs=14, patience=None, **options).learning_rate
+        falling = [0.01, 0.005, 0.0]
+        # Of 21 steps the last six fall, of 42 the last twelve.
+        expected = [0.01] * 4 + falling + [0.01] * 3 + [0.0075, 0.005, 0.0025, 0.0]
+        assert rates == pytest.approx(expected, abs=1e-12)
+
+    def test_a_fit_that_a_plateau_ended_goes_on_at_the_full_rate(self, tmp_path):
+        options = {"lr": 0.05, "patience": 2, "checkpoint": tmp_path / "c", **QUIET}
+        first = fit(small(), rows(), epochs=100, **options)
+        assert (first.stopped, first.learning_rate[-1]) == ("patience", 0.0)
+        more = fit(small(), rows(), epochs=200, **options)
+        assert more.steps[: len(first.steps)] == first.steps
+        assert more.learning_rate[len(first.steps)] == 0.05
+        assert more.annealed is None or more.annealed > first.steps[-1]
+        assert more.best <= first.best
+
     def test_without_a_schedule_the_longer_fit_is_the_one_asked_for_at_once(self, tmp_path):
-        for i, scheduler in enumerate((None, "plateau")):
-            path, whole, flow = tmp_path / str(i), small(), small()
-            options = {"scheduler": scheduler, "lr": 0.05, "patience": 8, **QUIET}
-            expected = fit(whole, rows(), epochs=7, **options)
-            fit(flow, rows(), epochs=3, checkpoint=path, **options)
-            history = fit(flow, rows(), epochs=7, checkpoint=path, **options)
-            assert history.train == expected.train
-            assert history.learning_rate == expected.learning_rate
-            assert torch.equal(weights(flow), weights(whole))
+        path, whole, flow, x = tmp_path / "c", small(), small(), rows().exp()
+        options = {"scheduler": None, "lr": 0.05, "patience": 8, **QUIET}
+        expected = fit(whole, x, epochs=7, **options)
+        fit(flow, x, epochs=3, checkpoint=path, **options)
+        history = fit(flow, x, epochs=7, checkpoint=path, **options)
+        assert history.train == expected.train
+        assert history.learning_rate == expected.learning_rate
+        assert expected.best_step > 0
+        assert torch.equal(weights(flow), weights(whole))
 
     def test_schedules_of_ones_own_are_planned_over_the_new_length(self, tmp_path):
         def one_cycle(optimizer, total):
@@ -274,7 +299,7 @@ class TestLonger:
         content = path.read_bytes()
         with pytest.warns(UserWarning, match="has done 12 steps already, more than the 6"):
             history = fit(again, rows(), epochs=2, checkpoint=path, **QUIET)
-        assert history == first
+        assert replace(history, plan=first.plan) == first
         assert torch.equal(weights(again), weights(flow))
         assert path.read_bytes() == content
 
@@ -282,12 +307,12 @@ class TestLonger:
         path = tmp_path / "c"
         options = {"lr": 1e-9, "scheduler": None, "checkpoint": path, **QUIET}
         same = {"validation": torch.zeros(9, 2), **options}
-        # Weights that do not move never validate better than at first.
+        # Weights that do not move never validate better than at the start.
         fit(small(), rows(), epochs=9, patience=2, **{**same, "clip": 1e-30})
         stopped = fit(small(), rows(), epochs=12, patience=2, **{**same, "clip": 1e-30})
-        assert (stopped.stopped, stopped.epochs[-1]) == ("patience", 3)
+        assert (stopped.stopped, stopped.epochs[-1]) == ("patience", 2)
         more = fit(small(), rows(), epochs=12, patience=4, **{**same, "clip": 1e-30})
-        assert (more.stopped, more.epochs[-1]) == ("patience", 5)
+        assert (more.stopped, more.epochs[-1]) == ("patience", 4)
 
 
 class TestWriting:

@@ -436,6 +436,34 @@ def test_fits_by_whole_blocks_hold_out_whole_blocks():
     assert structure.rho.item() > 0.4
 
 
+@pytest.mark.parametrize(("length", "at"), [("steps", [50, 100]), ("epochs", [2, 4])])
+def test_a_covariance_is_updated_at_every_so_many_records(length, at):
+    """Records are 25 steps apart, and with ``epochs`` an epoch, here of one step."""
+    blocks = np.repeat(np.arange(30), 3)
+    truth = EquicorrelatedBlocks(blocks, rho=0.7)
+    x = truth.sample(2, torch.Generator().manual_seed(1)).detach()
+    structure = EquicorrelatedBlocks(blocks, rho=0.05, learn=False)
+    changed, values = [], [structure.rho.item()]
+
+    def watch(flow, history):
+        if structure.rho.item() != values[-1]:
+            changed.append(history.steps[-1])
+            values.append(structure.rho.item())
+
+    torch.manual_seed(0)
+    fit(
+        coupling_flow(2, layers=1, scalar="affine", hidden=(4,)),
+        {"x": x, "row": torch.arange(len(x))},
+        DependentLikelihood(structure),
+        validation=None,
+        batch_size=len(x),
+        progress=False,
+        callbacks=[UpdateCovariance(structure, x, every=2), watch],
+        **{length: 100 if length == "steps" else 5},
+    )
+    assert changed == at
+
+
 def test_flows_start_from_blocks_not_from_the_largest():
     blocks = np.repeat(np.arange(201), [1000] + [1] * 200)
     structure = EquicorrelatedBlocks(blocks, rho=0.99)

@@ -77,7 +77,8 @@ def test_reverse_kl_learns_without_data():
     assert samples.mean().item() == pytest.approx(2.0, abs=0.05)
     assert samples.std().item() == pytest.approx(0.5, abs=0.05)
     assert history.stopped == "steps"
-    assert history.steps == [100, 200, 300, 400]
+    assert history.steps == list(range(25, 401, 25))
+    assert history.epochs[-1] == 4  # of 100 steps
 
 
 def test_the_history_has_one_entry_an_epoch():
@@ -87,32 +88,36 @@ def test_the_history_has_one_entry_an_epoch():
     assert len(history.train) == len(history.validation) == len(history.seconds) == 3
     assert history.terms["nll"] == pytest.approx(history.train)
     assert history.learning_rate[-1] == pytest.approx(0.0, abs=1e-12)
-    assert history.best == min(history.validation)
+    assert history.best == min(history.start, *history.validation)
+    values = dict(zip([0, *history.steps], [history.start, *history.validation], strict=True))
+    assert values[history.best_step] == history.best
     assert history.stopped == "epochs"
-    assert json.loads(json.dumps(history.to_dict()))["best_epoch"] == history.best_epoch
+    assert json.loads(json.dumps(history.to_dict()))["best_step"] == history.best_step
 
 
 def test_the_best_weights_come_back():
-    flow, x, seen = small(), rows(), {}
-    held = rows(100, seed=9)
+    flow, x, seen = small(), rows().exp(), {}
+    held = rows(100, seed=9).exp()
 
     def remember(flow, history):
-        seen[history.epochs[-1]] = weights(flow)
+        seen[history.steps[-1]] = weights(flow)
 
-    history = fit(
-        flow, x, validation=held, epochs=30, lr=0.05, scheduler=None, callbacks=[remember], **QUIET
-    )
-    assert history.best_epoch < 30  # this learning rate overfits 200 rows
-    assert torch.equal(weights(flow), seen[history.best_epoch])
+    options = {"lr": 0.05, "scheduler": None, "ema": None, "callbacks": [remember], **QUIET}
+    history = fit(flow, x, validation=held, epochs=30, **options)
+    # This learning rate overfits 200 rows.
+    assert 0 < history.best_step < history.steps[-1]
+    assert torch.equal(weights(flow), seen[history.best_step])
     loss = -flow.log_prob(held).mean().item()
     assert loss == pytest.approx(history.best, abs=1e-5)
     assert not flow.training
 
 
 def test_patience_stops():
-    history = fit(small(), rows(), epochs=200, lr=0.05, patience=3, **QUIET)
+    options = {"scheduler": "cosine", "ema": None, "patience": 3, **QUIET}
+    history = fit(small(), rows().exp(), epochs=200, lr=0.05, **options)
     assert history.stopped == "patience"
-    assert history.epochs[-1] == history.best_epoch + 3
+    assert history.best_step > 0
+    assert history.steps[-1] == history.best_step + 3 * 3  # of three steps an epoch
 
 
 def test_a_callback_can_stop():
@@ -123,14 +128,14 @@ def test_a_callback_can_stop():
 
 def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_state_alone():
     first, second = small(), small()
-    before = torch.get_rng_state()
-    fit(first, rows(), epochs=2, seed=5, **QUIET)
+    before, x, options = torch.get_rng_state(), rows().exp(), {"epochs": 8, "lr": 1e-2, **QUIET}
+    assert fit(first, x, seed=5, **options).best_step > 0
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(7)
-    fit(second, rows(), epochs=2, seed=5, **QUIET)
+    fit(second, x, seed=5, **options)
     assert torch.equal(weights(first), weights(second))
     third = small()
-    fit(third, rows(), epochs=2, seed=6, **QUIET)
+    fit(third, x, seed=6, **options)
     assert not torch.equal(weights(first), weights(third))
 
 
@@ -139,14 +144,18 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_state_alone():
     [
         {},
         {"ema": 0.9},
-        {"scheduler": "plateau", "patience": 50},
+        {"scheduler": "cosine", "ema": None},
         {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9)},
     ],
-    ids=["plain", "ema", "plateau", "sgd"],
+    ids=["plain", "ema", "cosine", "sgd"],
 )
 def test_a_resumed_fit_ends_with_the_same_bits(tmp_path, options):
-    whole = small()
-    expected = fit(whole, rows(), epochs=6, **options, **QUIET)
+    whole, x = small(), rows().exp()
+    options = {"epochs": 6, **QUIET, **options}
+    if "optimizer" not in options:
+        options["lr"] = 1e-2
+    expected = fit(whole, x, **options)
+    assert expected.best_step > 0
 
     class Interrupt(Exception):
         pass
@@ -157,9 +166,9 @@ def test_a_resumed_fit_ends_with_the_same_bits(tmp_path, options):
 
     broken, path = small(), tmp_path / "run.ckpt"
     with pytest.raises(Interrupt):
-        fit(broken, rows(), epochs=6, checkpoint=path, callbacks=[interrupt], **options, **QUIET)
+        fit(broken, x, checkpoint=path, callbacks=[interrupt], **options)
     resumed = small()
-    history = fit(resumed, rows(), epochs=6, checkpoint=path, **options, **QUIET)
+    history = fit(resumed, x, checkpoint=path, **options)
     assert torch.equal(weights(resumed), weights(whole))
     assert history.validation == expected.validation
     assert history.train == expected.train
@@ -182,7 +191,7 @@ def test_a_finished_checkpoint_gives_the_result_again(tmp_path):
         ({"batch_size": 20}, "batch_size=50"),
         ({"data": 100}, "rows=180"),
         ({"content": b"junk"}, "damaged"),
-        ({"lr": 1e-2}, "lr=0.001, this fit has lr=0.01"),
+        ({"lr": 1e-2}, "lr=0.002, this fit has lr=0.01"),
         ({"clip": None}, "clip=10.0, this fit has clip=None"),
         ({"optimizer": torch.optim.SGD}, "optimizer='Adam', this fit has optimizer='SGD'"),
         ({"fabric": Fabric(accelerator="cpu", precision="bf16-mixed")}, "precision='32-true'"),
@@ -960,9 +969,11 @@ class TestNonFiniteLoss:
         with pytest.raises(NonFiniteLossError, match="at step 7"):
             fit(
                 flow,
-                rows(),
+                rows().exp(),
                 Fails(),
                 epochs=9,
+                ema=None,
+                lr=1e-2,
                 callbacks=[lambda f, h: kept.append(weights(f)) and None],
                 **QUIET,
             )
@@ -997,11 +1008,15 @@ def test_two_processes_reach_the_optimum_of_one(tmp_path):
             flow = coupling_flow(2, layers=2, hidden=(16,)).double()
             h = fit(flow, x, epochs=4, batch_size=100, fabric=fabric, progress=False,
                     checkpoint=sys.argv[2] + ".ckpt")
-            # Without validation the plateau follows the training loss, here of noisy rows.
+            # Both go back to the same weights, and lower the rate from the same step on.
+            falling = coupling_flow(2, layers=1, hidden=(8,), scalar="affine").double()
+            f = fit(falling, x, steps=1000, batch_size=100, lr=0.05, patience=1, fabric=fabric,
+                    progress=False)
+            # The loss of noisy rows decides alike in both.
             noisy = Flow(Compose(Dequantize(2), LULinear(2)), StandardNormal(2))
             stop = [lambda f, h: fabric.global_rank == world - 1 and len(h.epochs) == 3]
             n = fit(noisy, x.round(), epochs=9, batch_size=100, fabric=fabric, progress=False,
-                    scheduler="plateau", callbacks=stop)
+                    callbacks=stop)
             x = x.double()
             x[1234] = -1e300
             try:
@@ -1027,6 +1042,7 @@ def test_two_processes_reach_the_optimum_of_one(tmp_path):
             torch.save(
                 {"w": flow.state_dict(), "v": h.validation, "t": h.train, "terms": h.terms,
                  "noisy": [n.train, n.validation, n.stopped], "error": error,
+                 "fallen": [f.annealed, f.steps[-1], f.best_step], "loss": f.validation,
                  "kinds": kinds},
                 sys.argv[2] + str(fabric.global_rank),
             )
@@ -1046,7 +1062,11 @@ def test_two_processes_reach_the_optimum_of_one(tmp_path):
     assert two["v"] == pytest.approx(one["v"], abs=1e-8)
     assert two["t"] == pytest.approx(one["t"], abs=1e-8)
     # Both processes record the same, stop together, and raise together.
-    assert all(two[name] == other[name] for name in ("v", "t", "terms", "noisy"))
+    names = ("v", "t", "terms", "noisy", "fallen", "loss")
+    assert all(two[name] == other[name] for name in names)
+    assert two["fallen"] == one["fallen"]
+    assert two["fallen"][0] is not None
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
     assert two["noisy"][-1] == "callback"
     assert len(two["noisy"][0]) == 3
     errors = sorted([two["error"], other["error"]], key=len)
@@ -1080,7 +1100,7 @@ def test_repeated_splits_are_fits_of_new_flows_to_random_parts():
         assert history.best == score
     assert found.mean == pytest.approx(sum(found.scores) / 3)
     assert found.error > 0
-    assert found.epochs == sorted(h.best_epoch for h in found.histories)[1]
+    assert found.steps == max(1, sorted(h.best_step for h in found.histories)[1])
     for wrong, message in (
         ({"splits": 1}, "splits as an integer >= 2, got 1"),
         ({"validation": 1.0}, "validation as a finite number > 0 and < 1, got 1.0"),

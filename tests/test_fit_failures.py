@@ -106,7 +106,7 @@ class TestWhatIsLeft:
         do, kind = FAILURES[how]
         options = {"lr": 1e-2, "epochs": 9, **QUIET, **options}
         with pytest.raises(kind):
-            fit(flow, rows(), Fails(after, do), validation=validation, **options)
+            fit(flow, rows().exp(), Fails(after, do), validation=validation, **options)
 
     @pytest.mark.parametrize("after", [0, 2])
     def test_before_an_epoch_is_finished_the_flow_is_as_it_was(self, how, validation, after):
@@ -130,16 +130,18 @@ class TestWhatIsLeft:
         """Ten steps: the third epoch of four (of three with validation) steps is unfinished."""
         flow, expected, kept = small(), small(), []
         each = 4 if validation is None else 3
-        options = {"validation": validation, "lr": 1e-2, "scheduler": None, **QUIET}
+        plain = {"scheduler": None, "ema": None}
+        options = {"validation": validation, "lr": 1e-2, **plain, **QUIET}
         history = fit(
             expected,
-            rows(),
+            rows().exp(),
             epochs=2,
             callbacks=[lambda f, h: kept.append(copy.deepcopy(f.state_dict())) and None],
             **options,
         )
-        self.fail(flow, how, validation, 2 * each + 1, scheduler=None)
-        best = history.best_epoch if validation else 2
+        self.fail(flow, how, validation, 2 * each + 1, **plain)
+        best = history.best_step // each if validation else 2
+        assert best > 0
         assert same(kept[best - 1], flow)
         assert not flow.training
 
@@ -147,7 +149,8 @@ class TestWhatIsLeft:
         flow, expected = small(), small()
         each = 4 if validation is None else 3
         options = {"validation": validation, "lr": 1e-2, "scheduler": None, "ema": 0.9, **QUIET}
-        fit(expected, rows(), epochs=1, **options)
+        history = fit(expected, rows().exp(), epochs=1, **options)
+        assert history.best_step != 0
         self.fail(flow, how, validation, each, scheduler=None, ema=0.9)
         assert same(expected.state_dict(), flow)
 

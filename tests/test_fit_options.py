@@ -71,10 +71,10 @@ class TestMovingAverage:
                 assert (average_of(seen, other) - average_of(seen, decay)).abs().max() > 1e-3
 
     def test_it_is_the_average_that_is_validated_and_restored(self):
-        flow, seen, held = small(), [], rows(100, seed=9)
+        flow, seen, held = small(), [], rows(100, seed=9).exp()
         history = fit(
             flow,
-            rows(),
+            rows().exp(),
             validation=held,
             epochs=5,
             scheduler=None,
@@ -83,19 +83,20 @@ class TestMovingAverage:
             **QUIET,
         )
         other = copy.deepcopy(flow)
-        for epoch, (step, value) in enumerate(zip(history.steps, history.validation, strict=True)):
+        assert history.best_step > 0
+        for step, value in zip(history.steps, history.validation, strict=True):
             nn.utils.vector_to_parameters(average_of(seen[:step], 0.9).float(), other.parameters())
             loss = -other.log_prob(held).mean().item()
-            assert value == pytest.approx(loss, rel=1e-5), epoch
-            if epoch + 1 == history.best_epoch:
+            assert value == pytest.approx(loss, rel=1e-5), step
+            if step == history.best_step:
                 torch.testing.assert_close(weights(flow), weights(other), rtol=1e-6, atol=1e-7)
 
     @pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
     def test_history_and_weights_differ_from_those_without(self, decay):
         options = {"epochs": 4, "lr": 3e-2, "scheduler": None, **QUIET}
-        flow, plain = small(), small()
-        with_average = fit(flow, rows(), ema=decay, **options)
-        without = fit(plain, rows(), **options)
+        flow, plain, x = small(), small(), rows().exp()
+        with_average = fit(flow, x, ema=decay, **options)
+        without = fit(plain, x, ema=None, **options)
         assert with_average.train == without.train  # the steps are those without an average
         difference = np.subtract(with_average.validation, without.validation)
         assert np.abs(difference).max() > 1e-3
@@ -144,13 +145,23 @@ class TestMovingAverage:
             objective.shift.double(), average_of(seen, 0.9), rtol=1e-6, atol=1e-7
         )
 
+    def test_it_is_on_by_default(self):
+        found = {}
+        for ema in ({}, {"ema": "auto"}, {"ema": 0.99}, {"ema": None}):
+            flow = found[str(ema)] = small()
+            fit(flow, rows().exp(), steps=20, validation=None, **ema, **QUIET)
+        default, auto, stated, none = map(weights, found.values())
+        assert torch.equal(default, auto)
+        assert torch.equal(default, stated)
+        assert not torch.equal(default, none)
+
 
 class TestDirections:
     """What each option does, against what it says."""
 
     def fitted(self, **options):
         flow, length = small(), {} if "steps" in options else {"epochs": 2}
-        history = fit(flow, rows() * 3, **{**length, **QUIET, **options})
+        history = fit(flow, 3 * rows().exp(), **{**length, **QUIET, **options})
         return flow, history
 
     def moved(self, **options):
@@ -177,7 +188,10 @@ class TestDirections:
     def test_epochs_steps_and_batch_size_count(self):
         assert self.fitted(epochs=3)[1].steps == [3, 6, 9]
         assert self.fitted(epochs=3, batch_size=30)[1].steps == [6, 12, 18]
-        assert self.fitted(steps=7)[1].steps == [3, 6, 7]
+        # Without epochs it is recorded every 25 steps, and after the last.
+        assert self.fitted(steps=7)[1].steps == [7]
+        assert self.fitted(steps=60)[1].steps == [25, 50, 60]
+        assert self.fitted(steps=60)[1].epochs == pytest.approx([25 / 3, 50 / 3, 20])
         with pytest.raises(ArgumentError, match="epochs=3 and steps=7; remedy: leave one"):
             self.fitted(epochs=3, steps=7)
         seen = []
@@ -188,14 +202,14 @@ class TestDirections:
                 return super().forward(flow, batch)
 
         fit(small(), rows(), Watch(), epochs=1, progress=False, batch_size=30)
-        assert seen == [30] * 6 + [20]  # the last are held out
+        assert seen == [20] + [30] * 6 + [20]  # 20 are held out, and are the start validated on
 
     def test_validation_holds_out_its_fraction_or_is_what_is_given(self):
         for fraction, steps in ((0.5, 2), (0.1, 3), (None, 4), (0, 4)):
             history = self.fitted(validation=fraction, epochs=1)[1]
             assert history.steps == [steps]
             assert len(history.validation) == (1 if fraction else 0)
-        held = rows(40, seed=3) * 3
+        held = 3 * rows(40, seed=3).exp()
         flow, history = self.fitted(validation=held, epochs=1)
         assert history.steps == [4]
         assert history.best == pytest.approx(-flow.log_prob(held).mean().item(), rel=1e-6)
@@ -210,15 +224,20 @@ class TestDirections:
         for clip in (free / 2, free / 20):
             assert self.moved(clip=clip, **options) == pytest.approx(clip, rel=1e-3)
 
-    def test_patience_waits_so_many_epochs(self):
+    def test_patience_waits_so_many_validations(self):
+        options = {"lr": 0.1, "scheduler": None}
         for patience in (1, 4):
-            history = self.fitted(epochs=300, lr=0.1, scheduler=None, patience=patience)[1]
+            history = self.fitted(epochs=300, patience=patience, **options)[1]
             assert history.stopped == "patience"
-            assert history.epochs[-1] == history.best_epoch + patience
-        assert self.fitted(epochs=12, lr=0.1, scheduler=None, patience=None)[1].epochs[-1] == 12
+            assert history.steps[-1] == history.best_step + 3 * patience  # of 3 steps an epoch
+            history = self.fitted(steps=3000, patience=patience, **options)[1]
+            assert history.stopped == "patience"
+            assert history.steps[-1] == history.best_step + 25 * patience
+        assert self.fitted(epochs=12, patience=None, **options)[1].epochs[-1] == 12
 
     def test_the_seed_is_of_the_split_and_the_order(self):
-        first, same, other = (weights(self.fitted(seed=seed)[0]) for seed in (1, 1, 2))
+        options = {"epochs": 8, "lr": 1e-2}
+        first, same, other = (weights(self.fitted(seed=k, **options)[0]) for k in (1, 1, 2))
         assert torch.equal(first, same)
         assert not torch.equal(first, other)
 
@@ -246,12 +265,10 @@ class TestSchedulers:
 
     def test_the_named_schedules_are_what_they_say(self):
         steps = 3 * np.arange(1, 5)
-        assert self.rates("cosine") == pytest.approx(1e-3 * (1 + np.cos(np.pi * steps / 12)) / 2)
-        assert self.rates(None) == [1e-3] * 4
-        held = rows(40) + 100  # a fit to other data makes it worse, epoch after epoch
-        rates = self.rates("plateau", epochs=12, patience=4, validation=held, lr=0.02)
-        assert sorted(rates, reverse=True) == rates
-        assert rates[-1] <= 0.1 * 0.02
+        assert self.rates("cosine") == pytest.approx(2e-3 * (1 + np.cos(np.pi * steps / 12)) / 2)
+        assert self.rates(None) == [2e-3] * 4
+        # Twelve steps: one of them rises, and the last three fall.
+        assert self.rates("plateau") == pytest.approx([2e-3] * 3 + [0.0])
 
     def test_a_schedule_by_metric_follows_the_validation_loss(self):
         seen = []
@@ -265,7 +282,7 @@ class TestSchedulers:
         never = {"patience": 0, "threshold": 9.0}
         history = fit(flow, rows(), epochs=4, scheduler=lambda o, n: Watched(o, **never), **QUIET)
         assert seen == history.validation
-        assert history.learning_rate == pytest.approx([1e-3, 1e-4, 1e-5, 1e-6])
+        assert history.learning_rate == pytest.approx([2e-3, 2e-4, 2e-5, 2e-6])
         seen.clear()
         options = {"epochs": 2, "validation": None, "scheduler": lambda o, n: Watched(o)}
         history = fit(small(), rows(), **options, **QUIET)
@@ -318,8 +335,16 @@ class TestClosures:
         centred = x - x.mean(0)
         exact = math.log(2 * math.pi) + 1 + 0.5 * torch.logdet(centred.T @ centred / 400).item()
         assert -flow.log_prob(x).mean().item() == pytest.approx(exact, abs=1e-6)
-        assert history.steps[-1] == 30
-        assert len(history.train) == 30
+        assert history.steps == [25, 30]
+
+    def test_steps_of_a_closure_are_not_averaged_unless_asked_for(self):
+        found = {}
+        for ema in ("auto", None, 0.99):
+            flow = found[ema] = small()
+            options = {"validation": None, "steps": 3, "ema": ema, **QUIET}
+            fit(flow, rows().exp(), optimizer=self.lbfgs(max_iter=3), **options)
+        assert torch.equal(weights(found["auto"]), weights(found[None]))
+        assert not torch.equal(weights(found["auto"]), weights(found[0.99]))
 
     def test_every_evaluation_of_a_step_sees_the_same_rows_and_noise(self):
         seen = []

@@ -48,11 +48,18 @@ def test_a_log_gets_ten_lines_and_an_end_and_no_carriage_returns(log):
     history = fit(small(), rows(), epochs=60, patience=None, batch_size=50)
     assert "\r" not in log.getvalue()
     assert "\x1b" not in log.getvalue()
-    assert len(lines(log)) == 11
-    assert lines(log)[0].startswith("fit: step 18 of 180, epoch 6: loss ")
-    best = f"weights of epoch {history.best_epoch}, with validation {history.best:.4g}"
+    assert len(lines(log)) == 12
+    # The first says what was chosen, and is kept.
+    assert lines(log)[0] == (
+        "fit: 180 training samples, 20 to validate on every 3 steps, 229 parameters, batches of "
+        "50, Adam at 0.002, weights averaged with decay 0.99, at most 180 steps"
+    )
+    assert lines(log)[0] == f"fit: {history.plan}"
+    assert lines(log)[1].startswith("fit: step 18 of 180, loss ")
+    best = f"weights of step {history.best_step}, with validation {history.best:.4g}"
     assert lines(log)[-1] == (
-        f"fit: stopped after epoch 60 (step 180): all 60 epochs are done; {best}"
+        f"fit: stopped after step 180: all 60 epochs are done; {best} "
+        f"({history.start:.4g} at the start)"
     )
 
 
@@ -60,31 +67,31 @@ def test_a_long_epoch_writes_every_half_minute(log, monkeypatch):
     clock = iter(range(0, 10_000, 4))
     monkeypatch.setattr(outputs, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     fit(small(), rows(4000), epochs=1, batch_size=50, validation=None)
-    inside = [line for line in lines(log) if " epoch " not in line]
+    inside = [line for line in lines(log) if line.startswith("fit: step ")]
     # 80 steps with a look at the clock in each, 4 s apart.
     assert 80 * 4 / 50 < len(inside) < 80 * 4 / 30
-    assert inside[0].startswith("fit: step ")
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"steps": 5}, "stopped after epoch 2 (step 5): all 5 steps are done; weights of epoch "),
+        ({"steps": 5}, "stopped after step 5: all 5 steps are done; weights of step "),
         (
-            {"epochs": 2, "validation": None},
-            "stopped after epoch 2 (step 8): all 2 epochs are done; weights of the last epoch, ",
+            {"epochs": 2, "validation": None, "ema": None},
+            "stopped after step 8: all 2 epochs are done; weights of the last step, with loss ",
         ),
-        (
-            {"epochs": 1, "validation": None, "ema": 0.9},
-            "weights of the last epoch, averaged, with loss ",
-        ),
+        ({"epochs": 1, "validation": None}, "weights of the last step, averaged, with loss "),
         (
             {"epochs": 9, "callbacks": [lambda f, h: True]},
-            "stopped after epoch 1 (step 3): a callback returned true; weights of epoch 1, with ",
+            "stopped after step 3: a callback returned true; weights of step ",
         ),
         (
-            {"epochs": 50, "patience": 2, "lr": 10.0, "clip": 1e-3},
-            ": no better validation loss for 2 epochs; weights of epoch ",
+            {"epochs": 50, "patience": 2, "lr": 10.0, "clip": 1e-3, "scheduler": None},
+            ": no better validation loss for 2 validations; weights of step ",
+        ),
+        (
+            {"epochs": 99, "patience": 2, "lr": 10.0, "clip": 1e-3},
+            "step 106: validation stopped improving, and the rate fell to zero from step 6 on; ",
         ),
     ],
 )
@@ -97,7 +104,7 @@ def test_a_fit_that_goes_on_says_so(log, tmp_path):
     options = {"checkpoint": tmp_path / "c", "batch_size": 50}
     fit(small(), rows(), epochs=1, **options)
     fit(small(), rows(), epochs=2, **options)
-    assert any("goes on from" in line and "after epoch 1 (step 3)" in line for line in lines(log))
+    assert any("goes on from" in line and "after step 3" in line for line in lines(log))
 
 
 def test_compiling_is_announced_before_it_begins(log, monkeypatch):
@@ -124,7 +131,7 @@ def test_a_terminal_gets_a_bar_and_the_end(monkeypatch):
     show(monkeypatch, stream)
     fit(small(), rows(), epochs=2, batch_size=50)
     assert "6/6" in stream.getvalue()
-    assert lines(stream)[-1].startswith("fit: stopped after epoch 2 (step 6)")
+    assert lines(stream)[-1].startswith("fit: stopped after step 6: all 2 epochs are done")
 
 
 def test_a_process_without_standard_error_trains(monkeypatch):
@@ -163,13 +170,13 @@ class TestHistory:
     def history(self, epochs, best=None):
         values = [1 / (i + 1) for i in range(epochs)]
         return History(
-            epochs=list(range(1, epochs + 1)),
+            epochs=[float(i) for i in range(1, epochs + 1)],
             steps=[4 * i for i in range(1, epochs + 1)],
             train=values,
             validation=[abs(i - best + 1) + 0.013 for i in range(epochs)] if best else [],
             learning_rate=values,
             seconds=values,
-            best_epoch=best,
+            best_step=best and 4 * best,
             stopped="patience" if best else "epochs",
         )
 
@@ -177,30 +184,38 @@ class TestHistory:
         text = repr(self.history(500, best=77))
         assert len(text.splitlines()) <= 13
         assert "[" not in text
-        assert "500 epochs, 2000 steps" in text
-        assert "best validation 0.013 in epoch 77; stopped by patience" in text
+        assert "2000 steps (500 epochs)" in text
+        assert "best validation 0.013 at step 308; stopped by patience" in text
         numbers = [line.split()[0] for line in text.splitlines()[2:]]
-        assert numbers == ["1", "2", "3", "4", "...", "77", "...", "497", "498", "499", "500"]
+        last = ["1988", "1992", "1996", "2000"]
+        assert numbers == ["4", "8", "12", "16", "...", "308", "...", *last]
+
+    def test_it_says_where_it_annealed_and_when_the_start_was_best(self):
+        history = self.history(9, best=3)
+        history.annealed, history.start, history.best_step = 24, 0.001, 0
+        headline, *_ = repr(history).splitlines()
+        assert "best validation 0.001 at step 0; annealed from step 24; stopped" in headline
+        assert history.best == 0.001
 
     def test_columns_that_are_empty_are_left_out(self):
         text = str(self.history(3))
         assert "validation" not in text
-        assert [line.split()[0] for line in text.splitlines()[2:]] == ["1", "2", "3"]
-        assert repr(History()) == "History: 0 epochs"
+        assert [line.split()[0] for line in text.splitlines()[2:]] == ["4", "8", "12"]
+        assert repr(History()) == "History: 0 steps"
 
     def test_it_prints_for_every_fit(self):
         history = fit(small(), rows(), epochs=2, progress=False)
-        assert repr(history).startswith("History: 2 epochs, ")
+        assert repr(history).startswith("History: 4 steps (2 epochs), ")
         assert len(repr(history).splitlines()) == 4
 
-    def test_as_a_frame_it_has_one_row_per_epoch(self):
+    def test_as_a_frame_it_has_one_row_per_record(self):
         history = self.history(20, best=7)
         history.terms = {"nll": [2.0 * v for v in history.train]}
         frame = history.to_frame()
-        assert frame.index.tolist() == history.epochs
+        assert frame.index.tolist() == history.steps
         assert frame["nll"].tolist() == history.terms["nll"]
-        assert frame["validation"].idxmin() == 7
-        assert set(frame) == {"step", "train", "validation", "learning rate", "nll", "seconds"}
+        assert frame["validation"].idxmin() == 28
+        assert set(frame) == {"epoch", "train", "validation", "learning rate", "nll", "seconds"}
         assert self.history(3).to_frame().shape == (3, 4)
         assert len(History().to_frame()) == 0
 

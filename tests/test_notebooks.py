@@ -79,7 +79,7 @@ def test_pyplot_keeps_no_figure_of_ours(outputs):
 def test_every_function_returns_a_figure_that_shows_itself():
     x, toy = torch.randn(60, 2), TwoMoons()
     history = History()
-    history.epochs, history.train, history.validation = [1, 2], [2.0, 1.0], [2.0, 1.5]
+    history.steps, history.train, history.validation = [1, 2], [2.0, 1.0], [2.0, 1.5]
     calls = {
         "corner": lambda f: f(x),
         "density_2d": lambda f: f(toy.log_prob, toy.limits, resolution=10),

@@ -33,8 +33,8 @@ def normals(n, d, seed=0):
 
 
 def run(**changes):
-    values = {"epochs": [1, 2, 3], "train": [3.0, 2.0, 1.0], "validation": [3.5, 2.5, 2.7]}
-    return SimpleNamespace(**{**values, "best_epoch": 2, **changes})
+    values = {"steps": [25, 50, 75], "train": [3.0, 2.0, 1.0], "validation": [3.5, 2.5, 2.7]}
+    return SimpleNamespace(**{**values, "best_step": 50, **changes})
 
 
 @pytest.fixture
@@ -181,19 +181,23 @@ def test_corner_refuses_what_it_cannot_draw():
         corner(normals(20, 2) * torch.tensor([1.0, 0.0]), names=("a", "b"))
 
 
-def test_history_draws_both_curves_and_marks_the_restored_epoch():
+def test_history_draws_both_curves_and_marks_the_restored_step():
     axis = plot_history(run(), label="nats").axes[0]
     train, validation = axis.lines[0], axis.lines[1]
     assert list(train.get_ydata()) == [3.0, 2.0, 1.0]
     assert list(validation.get_ydata()) == [3.5, 2.5, 2.7]
     assert axis.get_ylabel() == "nats"
-    assert "restored: epoch 2, 2.5" in [text.get_text() for text in axis.get_legend().get_texts()]
+    assert "restored: step 50, 2.5" in [text.get_text() for text in axis.get_legend().get_texts()]
 
 
 def test_history_without_validation_marks_the_training_loss():
-    axis = plot_history(run(validation=[], best_epoch=3)).axes[0]
+    axis = plot_history(run(validation=[], best_step=75)).axes[0]
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert labels == ["training", "restored: epoch 3, 1"]
+    assert labels == ["training", "restored: step 75, 1"]
+    # The start was validated before the first step that is drawn.
+    axis = plot_history(run(best_step=0)).axes[0]
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels == ["training", "validation"]
 
 
 def test_a_history_may_be_a_dict_or_what_fit_returned():
@@ -210,10 +214,10 @@ def test_a_history_may_be_a_dict_or_what_fit_returned():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": [1.0]}, "3 epochs, 1 training"),
+        ({"train": [1.0]}, "3 steps, 1 training"),
         ({"validation": [1.0]}, "1 validation"),
-        ({"epochs": [], "train": [], "validation": []}, "0 epochs"),
-        ({"best_epoch": 9}, r"epochs 1\.\.3, got 9"),
+        ({"steps": [], "train": [], "validation": []}, "0 steps"),
+        ({"best_step": 9}, r"steps 25\.\.75, got 9"),
     ],
 )
 def test_history_refuses_lists_that_do_not_fit(changes, message):

@@ -158,6 +158,8 @@ def trained(
         batch_size=len(rows),
         epochs=epochs,
         lr=RATE,
+        scheduler="cosine",
+        ema=None,
         patience=None,
         compile=False,
         progress=False,

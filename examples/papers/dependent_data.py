@@ -159,6 +159,8 @@ def score(
         epochs=steps,
         batch_size=len(x),
         optimizer=lambda p: torch.optim.Adamax(p, lr=rate, weight_decay=decay),
+        scheduler="cosine",
+        ema=None,
         compile=False,
         progress=False,
         callbacks=callbacks,

@@ -147,6 +147,7 @@ def train(
         epochs=options.epochs or EPOCHS[architecture][loss],
         batch_size=100,
         lr=rate(architecture, loss),
+        scheduler="cosine",
         ema=0.999,
         compile=False,
         seed=options.seed,

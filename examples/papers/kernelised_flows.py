@@ -133,13 +133,16 @@ def fit(
             epochs=options.epochs,
             batch_size=100,
             lr=rate,
+            scheduler="cosine",
+            ema=None,
             patience=30,
             compile=False,
             seed=seed,
             progress=False,
         )
         if history.best is not None and history.best < best:
-            best, kept, chosen = history.best, flow, f"lr {rate:g}, epoch {history.best_epoch}"
+            epoch = (history.best_step or 0) * len(history.steps) // history.steps[-1]
+            best, kept, chosen = history.best, flow, f"lr {rate:g}, epoch {epoch}"
     assert kept is not None
     return kept, chosen
 
@@ -221,6 +224,8 @@ def full(model: str, table: str, options: argparse.Namespace) -> Result:
         steps=options.steps,
         batch_size=256,
         lr=rate,
+        scheduler="cosine",
+        ema=None,
         patience=None,
         compile=False,
         progress=False,

@@ -62,6 +62,7 @@ def train(loss: str, after: bool, averaged: bool, seed: int, steps: int) -> Resu
         steps=steps,
         batch_size=100,
         lr=1e-3,
+        scheduler="cosine",
         ema=0.999 if averaged else None,
         patience=None,
         compile=False,

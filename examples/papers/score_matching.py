@@ -88,6 +88,7 @@ def train(name: str, objective: str, seed: int, options: argparse.Namespace) -> 
         steps=options.steps,
         batch_size=options.batch_size,
         lr=2e-3,
+        scheduler="cosine",
         ema=0.999,
         compile=False,
         seed=seed,

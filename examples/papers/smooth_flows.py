@@ -80,6 +80,8 @@ def train(scalar: str, matched: bool, seed: int, options: argparse.Namespace) ->
         steps=options.steps,
         batch_size=options.batch_size,
         lr=5e-4,
+        scheduler="cosine",
+        ema=None,
         patience=None,
         compile=False,
         seed=seed,

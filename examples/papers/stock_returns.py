@@ -109,6 +109,8 @@ def train(name: str, date: str, seed: int, options: argparse.Namespace) -> Resul
             epochs=options.epochs,
             batch_size=256,
             lr=1e-3,
+            scheduler="cosine",
+            ema=None,
             patience=10,
             compile=False,
             seed=seed,

@@ -114,6 +114,8 @@ def fit(
         steps=options.steps,
         batch_size=512,
         lr=1e-3,
+        scheduler="cosine",
+        ema=None,
         patience=None,
         compile=False,
         seed=seed,

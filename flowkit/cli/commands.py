@@ -64,7 +64,7 @@ def fit(options: argparse.Namespace) -> None:
     _check_buildable(options.recipe, len(table.columns), settings)
     model = FlowDensity(
         options.recipe, settings,
-        epochs=options.epochs or 100, steps=options.steps, batch_size=options.batch_size,
+        epochs=options.epochs, steps=options.steps, batch_size=options.batch_size,
         lr=options.lr, validation=options.validation, patience=options.patience,
         dequantize=width.tolist(), random_state=_random_state(options.seed),
         verbose=not options.quiet,

@@ -72,11 +72,16 @@ def _fit(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--validation", type=_FRACTION, default=0.1, help="held-out fraction, in [0, 1)")
     length = command.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=_POSITIVE, help="maximum number of epochs (100)")
-    length.add_argument("--steps", type=_POSITIVE, help="optimiser steps, in place of epochs")
-    add("--batch-size", type=_POSITIVE, default=256, help="samples per step")
-    add("--lr", type=_ABOVE_ZERO, default=1e-3, help="learning rate")
-    add("--patience", type=_POSITIVE, default=20, help="epochs without gain before stopping")
+    length.add_argument("--epochs", type=_POSITIVE, help="maximum number of epochs")
+    length.add_argument(
+        "--steps", type=_POSITIVE, help="maximum number of steps, in place of epochs"
+    )
+    add("--batch-size", type=_POSITIVE, help="samples per step (by default chosen by the rows)")
+    add("--lr", type=_ABOVE_ZERO, default=2e-3, help="learning rate")
+    add(
+        "--patience", type=_POSITIVE, default=16,
+        help="validations without gain before the learning rate falls to zero",
+    )  # fmt: skip
     add("--seed", type=_SEED, default=0, help="seed of everything random")
     add("--quiet", action="store_true", help="no progress bar")
 

@@ -110,7 +110,7 @@ def joint_log_prob(
 class UpdateCovariance:
     r"""A callback of ``fit`` that sets the parameters of a covariance by maximum likelihood.
 
-    After every so many epochs the parameters of the covariance, such as :math:`\rho` or
+    At every so many records of the fit the parameters of the covariance, such as :math:`\rho` or
     :math:`\lambda`, are set to the maximum of the exact likelihood of all observations at the
     current flow; alternating with the steps of the flow this is coordinate ascent. Give the
     covariance ``learn=False``, so that gradient steps leave them alone.
@@ -119,7 +119,8 @@ class UpdateCovariance:
         covariance: The covariance of the objective.
         x: ``(n, p)``, all observations in the order of the covariance.
         context: ``(n, C)``.
-        every: Number of epochs between updates.
+        every: Number of records between updates: of epochs where ``fit`` is given ``epochs``, and
+            of 25 steps or so where it is not.
 
     Raises:
         ArgumentError: If ``every`` is no integer above 0.
@@ -161,9 +162,9 @@ class UpdateCovariance:
         self.context = None if context is None else torch.as_tensor(context).detach()
 
     def __call__(self, flow: Flow, history: Any) -> None:
-        """Update the covariance after every so many epochs."""
+        """Update the covariance at every so many records."""
         check_flow(flow, "UpdateCovariance")
-        if history.epochs[-1] % self.every == 0:
+        if len(history.steps) % self.every == 0:
             training, like = flow.training, flow.initialized
             x = self.x.to(like.device, flow.dtype or self.x.dtype)
             context = None if self.context is None else self.context.to(x)

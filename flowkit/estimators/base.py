@@ -33,7 +33,7 @@ from flowkit.training import History, fit
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_OF_FIT = ("steps", "batch_size", "lr", "validation", "patience", "compile")
+_OF_FIT = ("epochs", "steps", "batch_size", "lr", "validation", "patience", "compile")
 
 
 @dataclass(eq=False, repr=False)
@@ -55,12 +55,12 @@ class FlowEstimator(BaseEstimator):
     recipe: str = "coupling_flow"
     options: Mapping[str, Any] | None = None
     _: KW_ONLY
-    epochs: int = 100
+    epochs: int | None = None
     steps: int | None = None
-    batch_size: int = 256
-    lr: float = 1e-3
+    batch_size: int | None = None
+    lr: float = 2e-3
     validation: float | None = 0.1
-    patience: int | None = 20
+    patience: int | None = 16
     dequantize: float | Sequence[float] | None = None
     random_state: int | np.random.RandomState | None = None
     verbose: bool = False
@@ -199,7 +199,6 @@ class FlowEstimator(BaseEstimator):
             flow,
             {"x": X} if weight is None else {"x": X, "weight": weight},
             DequantizedLikelihood(torch.from_numpy(width).to(dtype)) if width.any() else None,
-            epochs=self.epochs if self.steps is None else None,
             fabric=fabric,
             seed=seed,
             progress=bool(self.verbose),

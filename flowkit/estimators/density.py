@@ -31,14 +31,18 @@ class FlowDensity(DensityMixin, FlowEstimator):
         options: Arguments of the recipe other than ``features``, such as
             ``{"layers": 4, "hidden": (64, 64)}``; ``None`` for its defaults. A grid search runs
             over a list of such dicts.
-        epochs: Maximum number of epochs.
+        epochs: Maximum number of epochs, validated after each. With neither
+            ``epochs`` nor ``steps``, at most 20,000 steps, validated every 25 or so.
         steps: Maximum number of optimizer steps, in place of ``epochs``.
-        batch_size: Samples per step.
-        lr: Learning rate of Adam, lowered to zero along a cosine over the fit.
-        validation: Fraction of the samples held out to choose the best epoch, in [0, 1); ``0`` or
-            ``None`` trains on all samples for all epochs.
-        patience: Epochs without a better validation likelihood before stopping; ``None`` for no
-            limit.
+        batch_size: Samples per step; ``None`` for a power of two near a twelfth of the samples,
+            between 64 and 1,024.
+        lr: Learning rate of Adam, constant at first, and lowered to zero at the end of the fit or
+            when the validation likelihood has stopped improving.
+        validation: Fraction of the samples held out to choose the best weights, in [0, 1); ``0``
+            or ``None`` trains on all samples for all steps, where neither number is given 100
+            epochs but between 2,000 and 20,000 steps.
+        patience: Validations without a better likelihood before the rate is lowered; ``None`` for
+            no limit.
         dequantize: Width w of the cells to which the data were rounded, in the units of the data:
             one number, or one per column with 0 for columns that were not rounded. ``1`` suits
             integers. A value stands for the cell :math:`[x - w/2, x + w/2)` around it (see

@@ -46,7 +46,7 @@ class Objective(nn.Module):
             ``fit(compile="auto")`` may.
         reads: Names of what it reads from a batch, so that ``fit`` refuses data of other names.
             ``None`` if that is not stated, as in a subclass with a ``forward`` of its own that
-            does not: ``fit`` then warns of what the first epoch did not read.
+            does not: ``fit`` then warns of what the first steps did not read.
         diverges_at_ties: Whether a flow without noise lowers it without bound where values repeat.
 
     Example:

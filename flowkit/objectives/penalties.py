@@ -18,7 +18,7 @@ class KernelNorm(Objective):
 
     A small multiple of it beside the likelihood keeps functions smooth where data are few:
     ``WeightedSum((1.0, MaximumLikelihood()), (1e-3, KernelNorm()))``. In evaluation mode, as in
-    validation, it is zero: epochs and settings are compared by what the penalty is for.
+    validation, it is zero: weights and settings are compared by what the penalty is for.
 
     Raises:
         DataError: From a call, if the flow holds no kernel conditioner.

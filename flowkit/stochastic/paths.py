@@ -257,10 +257,11 @@ def adapt_step_sizes(
 
 
 class AdaptStepSizes:
-    """A callback of :func:`flowkit.fit` that calls :func:`adapt_step_sizes` every few epochs.
+    """A callback of :func:`flowkit.fit` that adapts step sizes every few records.
 
     Args:
-        every: Number of epochs between calls.
+        every: Number of records between calls of :func:`adapt_step_sizes`: of epochs where ``fit``
+            is given ``epochs``, and of 25 steps or so where it is not.
         **options: Passed on.
 
     Example:
@@ -278,8 +279,8 @@ class AdaptStepSizes:
         self.options = options
 
     def __call__(self, flow: ChangeOfVariables, history: Any) -> bool:
-        """Adapt where the epoch is a multiple of ``every``; never stop the fit."""
-        if len(history.train) % self.every == 0:
+        """Adapt where the number of records is a multiple of ``every``; never stop the fit."""
+        if len(history.steps) % self.every == 0:
             adapt_step_sizes(flow, **self.options)
         return False
 

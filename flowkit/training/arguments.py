@@ -22,6 +22,7 @@ from flowkit.training.history import History
 
 DEFAULT_LR = 2e-3
 OPTIMIZER = "lambda p: torch.optim.AdamW(p, lr=1e-3)"
+DEFAULT_EMA = 0.99
 SCHEDULER = "lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)"
 
 Callback = Callable[[Flow, History], Any]
@@ -45,7 +46,7 @@ class Options:
     scheduler: str | Schedule | None
     clip: float | None
     patience: int | None
-    ema: float | None
+    ema: float | str | None
     compile: bool | str
     checkpoint: Any
     seed: int
@@ -64,7 +65,8 @@ class Options:
             )
         self.lr = checks.number("fit", "lr", self.lr, above=0)
         for name, below in (("clip", None), ("ema", 1)):
-            if (value := getattr(self, name)) is not None:
+            value = getattr(self, name)
+            if value is not None and (name, value) != ("ema", "auto"):
                 setattr(self, name, checks.number("fit", name, value, above=0, below=below))
         make = self.optimizer
         if make is not None and (isinstance(make, Optimizer) or not callable(make)):

@@ -135,7 +135,9 @@ def _read(path: Path) -> dict[str, Any]:
     settings = content.get("settings") if isinstance(content, dict) else None
     if not isinstance(settings, dict) or type(settings.get("total_steps")) is not int:
         raise damaged("no valid settings in it")
-    if not _is_record(content.get("history"), content.get("done")):
+    if any(type(content.get(name)) is not int or content[name] < 0 for name in _COUNTS):
+        raise damaged("no valid numbers of steps in it")
+    if not _is_record(content.get("history"), content["done"]):
         raise damaged("no valid history in it")
     return content
 
@@ -155,6 +157,9 @@ def _is_record(record: Any, done: Any) -> bool:
         and (steps or [0])[-1] == done
         and isinstance(record["stopped"], str)
         and (best is None or best in [0, *steps])
+        and (record["annealed"] is None or record["annealed"] in steps)
+        and type(record["start"]) in (float, type(None))
+        and isinstance(record["plan"], str)
     )
 
 
@@ -187,7 +192,10 @@ def resume(plan: Plan, output: Output) -> Progress:
         for name in _COUNTS:
             setattr(progress, name, content[name])
         if content["settings"]["total_steps"] != plan.total:
-            progress.total, progress.history.annealed = plan.total, None
+            # A new length begins with the constant rate, and has its own plateau.
+            if progress.history.annealed is not None:
+                progress.history.annealed, progress.waited = None, 0
+            progress.total = plan.total
         progress.weights = plan.weights() if plan.held is None else weights
         progress.history.stopped = plan.reason_to_stop(progress)
     except Exception as error:

@@ -47,7 +47,7 @@ def fit(
     scheduler: str | Schedule | None = "plateau",
     clip: float | None = 10.0,
     patience: int | None = 16,
-    ema: float | None = 0.99,
+    ema: float | str | None = "auto",
     compile: bool | str = "auto",
     fabric: Fabric | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -89,8 +89,8 @@ def fit(
             Validated and recorded is after every epoch, and without this argument every 25 steps,
             or less often where that would take more than a tenth of the time.
         steps: Maximum number of optimiser steps, in place of ``epochs``. Without either at most
-            20,000 where validation ends the fit; else 100 epochs, but at least 2,000 steps and at
-            most 20,000.
+            20,000 where a plateau of validation ends the fit; else 100 epochs, but at least 2,000
+            steps and at most 20,000.
         batch_size: Samples per step, over all processes together; by default a power of two near
             a twelfth of the training samples, between 64 and 1,024. Not read without data.
         lr: Learning rate of the default optimiser, Adam.
@@ -106,12 +106,13 @@ def fit(
             loss.
         clip: Maximum norm of the gradient, above 0; ``None`` for no limit.
         patience: Validations without a better loss before the rate falls, or with another schedule
-            before the fit stops; ``None`` for no limit.
+            before the fit stops; ``None`` for no limit. The start counts as one, by which to beat.
         ema: Decay of an exponential moving average of the weights, which is then what is validated
             and restored; ``history.train`` is the loss of the weights themselves. It begins with
             the weights after the first step, and keeps ``min(ema, (1 + n) / (10 + n))`` of itself
             at step ``n + 1``. Buffers and parameters that are not trained are not averaged.
-            ``None`` for none.
+            ``None`` for none; ``"auto"`` is 0.99, but none where the optimiser needs a closure,
+            whose few long steps an average would undo.
         compile: Whether to compile the step with ``torch.compile``: ``True``, ``False``, or
             ``"auto"``, which compiles long fits by maximum likelihood in one process, where it
             pays (:func:`flowkit.numerics.compiling.worth_compiling`: tens of thousands of steps).
@@ -177,7 +178,7 @@ def fit(
                 shown.say(made.history.plan)
                 return run(plan, made, shown)
     except BaseException:
-        if made is None or not made.history.steps:
+        if made is None or made.weights is None or not made.history.seconds:
             before.restore()
         raise
 

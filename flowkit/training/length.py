@@ -47,7 +47,7 @@ def length(options: Options, per_epoch: int, batch_size: int, held: int | None) 
     interval = max(_INTERVAL, math.ceil(validation / _VALIDATION_SHARE))
     if options.steps is not None:
         return Length(interval, options.steps, options.steps)
-    if held is not None and options.scheduler == "plateau":
+    if held is not None and options.scheduler == "plateau" and options.patience is not None:
         return Length(interval, _MOST_STEPS, _USUAL_STEPS)
     total = min(max(_EPOCHS * per_epoch, _FEWEST_STEPS), _MOST_STEPS)
     return Length(interval, total, total)

@@ -41,6 +41,9 @@ def run(plan: Plan, progress: Progress, output: Output) -> History:
         # Closed also on Ctrl-C: no thread goes on reading.
         with closing(_batches(plan, progress.done)) as batches:
             while not progress.history.stopped:
+                # Here, so that a fit that goes on from this record does so too.
+                if plan.anneals(progress):
+                    plan.anneal(progress)
                 _advance(plan, progress, updates, output, batches)
                 _end_record(plan, progress, updates, output)
     except BaseException:
@@ -57,7 +60,7 @@ def run(plan: Plan, progress: Progress, output: Output) -> History:
 
 
 def _end_record(plan: Plan, progress: Progress, updates: Updates, output: Output) -> None:
-    """Call the callbacks, decide whether to anneal or to stop, and store the progress."""
+    """Call the callbacks, decide whether to stop, and store the progress."""
     history, processes = progress.history, plan.processes
     if len(history.steps) == 1 and (unread := updates.reading.close()):
         warn(unread)
@@ -67,8 +70,6 @@ def _end_record(plan: Plan, progress: Progress, updates: Updates, output: Output
     history.stopped = "callback" if by_callback else plan.reason_to_stop(progress)
     if plan.held is None:
         progress.weights = plan.weights()
-    if not history.stopped and plan.anneals(progress):
-        plan.anneal(progress)
     output.record(progress)
     with processes.together(progress.done):
         store(plan, progress)

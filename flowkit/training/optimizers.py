@@ -108,7 +108,7 @@ class WarmupStableDecay(LRScheduler):
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         >>> schedule = WarmupStableDecay(optimizer, 70)
         >>> [round(schedule.factor(t), 2) for t in (0, 6, 7, 50, 60, 70)]
-        [0.14, 1.0, 1.0, 1.0, 0.5, 0.0]
+        [0.12, 0.88, 1.0, 1.0, 0.5, 0.0]
     """
 
     def __init__(self, optimizer: Optimizer, steps: int) -> None:

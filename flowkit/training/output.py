@@ -152,7 +152,8 @@ def outcome(progress: Progress) -> str:
         "callback": "a callback returned true",
     }[history.stopped]
     if history.annealed is not None and history.stopped == "patience":
-        why = f"validation stopped improving, and the rate fell to zero from {history.annealed} on"
+        since = history.annealed
+        why = f"validation stopped improving, and the rate fell to zero from step {since} on"
     if progress.done > progress.total:
         why = f"the checkpoint has done more than the {progress.total} steps of this fit"
     if history.best_step is not None:

@@ -19,7 +19,7 @@ from flowkit.data.convert import Expected, as_source, check_finite
 from flowkit.errors import ArgumentError, DataError, DescriptionError, OutsideError
 from flowkit.numerics.compiling import can_compile, seconds_to_compile, worth_compiling
 from flowkit.numerics.noise import drawing_from
-from flowkit.training.arguments import Options
+from flowkit.training.arguments import DEFAULT_EMA, Options
 from flowkit.training.history import Progress
 from flowkit.training.length import STEPS_WITHOUT_DATA, length, samples_per_step
 from flowkit.training.optimizers import (
@@ -63,6 +63,7 @@ class Plan:
         by_closure: Whether the optimiser evaluates the loss itself.
         scheduler: What sets the learning rate.
         by_loss: Whether it does so at every record, by a loss, and not after every step.
+        decay: Decay of the moving average of the weights; ``None`` without one.
         average: The moving average of the weights.
         processes: The processes.
         random: Their random numbers.
@@ -112,16 +113,19 @@ class Plan:
             output.say(
                 f"compiles the training step, which takes about {seconds} before the first one"
             )
+        self.by_closure = "closure" in required_arguments(chosen)
+        self.decay: Any = options.ema
+        if options.ema == "auto":
+            self.decay = None if self.by_closure else DEFAULT_EMA
         self.settings = self._settings(chosen)
         rank = fabric.global_rank
         self.random = Randomness(seed, rank, generator, step, chosen, compiled=compiled)
-        self.by_closure = "closure" in required_arguments(chosen)
         self.scheduler: Any = choose_scheduler(chosen, options, self.total)
         self.by_loss = self.scheduler is not None and bool(required_arguments(self.scheduler))
         if self.scheduler is not None and not self.by_loss:
             # A hook: steps that the loss scaling of 16-mixed leaves out are not counted.
             chosen.register_step_post_hook(lambda *_, by_step=self.scheduler.step: by_step())
-        self.average = None if options.ema is None else MovingAverage(step, options.ema)
+        self.average = None if self.decay is None else MovingAverage(step, self.decay)
         # Last: from here on the processes share gradients.
         model: Any = torch.compile(step) if compiled else step
         self.model, self.optimizer = fabric.setup(model, chosen)
@@ -202,12 +206,11 @@ class Plan:
             parts.append(f"{len(self.held):,} to validate on every {self.interval} steps")
         trained = sum(p.numel() for p in self.step.parameters() if p.requires_grad)
         parts += [f"{trained:,} parameters", f"batches of {self.batch_size}"]
-        name = type(self.optimizer.optimizer).__name__
-        parts.append(
-            f"{name} at {self.optimizer.param_groups[0]['initial_lr']:g}"
-            if self.scheduler is not None
-            else name
-        )
+        group = self.optimizer.param_groups[0]
+        rate = group.get("initial_lr", group["lr"])
+        parts.append(f"{type(self.optimizer.optimizer).__name__} at {float(rate):g}")
+        if self.decay is not None:
+            parts.append(f"weights averaged with decay {self.decay:g}")
         parts.append(f"at most {self.total:,} steps")
         return ", ".join(parts)
 
@@ -230,7 +233,7 @@ class Plan:
             "optimizer": type(chosen).__name__,
             "lr": options.lr if options.optimizer is None else None,
             "clip": options.clip,
-            "ema": options.ema,
+            "ema": self.decay,
             "scheduler": scheduler if isinstance(scheduler, str) else scheduler is not None,
             "precision": self.fabric.strategy.precision.precision,
             "rows": 0 if self.train is None else len(self.train),

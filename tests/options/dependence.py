@@ -107,12 +107,12 @@ of(
 )
 
 
-def correlation(epoch: int, **options: Any) -> Tensor:
-    """The correlation that a callback sets after some epochs."""
+def correlation(records: int, **options: Any) -> Tensor:
+    """The correlation that a callback sets after some records."""
     own = EquicorrelatedBlocks(BLOCKS, rho=0.1)
     flow = conditional() if "context" in options else NORMAL
     alike = X[[0, 0, 1, 1, 2, 2]] + 0.3 * rows(6, 2, 1)
-    UpdateCovariance(own, alike, **options)(flow, SimpleNamespace(epochs=[epoch]))
+    UpdateCovariance(own, alike, **options)(flow, SimpleNamespace(steps=[1] * records))
     return own.rho.detach()
 
 

@@ -16,13 +16,13 @@ from flowkit.estimators.rounded import DequantizedLikelihood
 from .harness import differs, draws, falls, of, rises, same, shows
 from .parts import message, plain, quietly, rows
 
-TABLE = rows(64, 2).double().numpy()
+TABLE = rows(64, 2).double().exp().numpy()
 ROUNDED = np.round(2 * TABLE)
 QUICK: dict[str, Any] = {
     "options": {"layers": 1, "hidden": (8,)},
-    "epochs": 2,
+    "epochs": 4,
     "batch_size": 16,
-    "lr": 1e-2,
+    "lr": 3e-2,
     "random_state": 0,
 }
 
@@ -47,7 +47,7 @@ def steps(**options: Any) -> float:
     return float(fitted(**options).history_.steps[-1])
 
 
-def epochs(**options: Any) -> float:
+def records(**options: Any) -> float:
     return float(len(fitted(**options).history_.train))
 
 
@@ -78,15 +78,17 @@ of(
     FlowDensity,
     scored,
     recipe=differs(
-        "autoregressive_flow", "elementwise_flow", using={"options": None, "epochs": 1}
+        "autoregressive_flow",
+        "elementwise_flow",
+        using={"options": None, "epochs": 1, "validation": None},
     ),
     options=differs({"layers": 2}, {"layers": 2, "hidden": (8,)}),
-    epochs=rises(3, 4, base=2, see=epochs),
-    steps=rises(6, 7, base=5, see=steps),
+    epochs=rises(3, 4, base=2, see=records),
+    steps=rises(6, 7, base=5, using={"epochs": None}, see=steps),
     batch_size=falls(20, 30, base=8, see=steps),
     lr=rises(1e-2, 1e-1, base=1e-4, see=gain),
     validation=differs(0.3, 0.5, see=losses),
-    patience=rises(2, 4, base=1, using={"epochs": 30, "lr": 0.5, "validation": 0.5}, see=epochs),
+    patience=rises(2, 4, base=1, using={"epochs": 99, "lr": 0.5, "validation": 0.5}, see=steps),
     dequantize=differs(1.0, (1.0, 0.0), see=quietly(lambda **o: losses(x=ROUNDED, **o))),
     random_state=differs(1, 2, base=0),
     verbose=(same("it shows in what is written", True), shows(bool, True, see=written)),

@@ -263,11 +263,11 @@ of(
 )
 
 
-def called(epoch: int, **options: Any) -> Any:
-    """Step sizes after a callback of one epoch."""
+def called(record: int, **options: Any) -> Any:
+    """Step sizes after a callback at one record."""
     flow = copy.deepcopy(annealing)
     AdaptStepSizes(**{"samples": 32, **options} if "rounds" not in options else options)(
-        flow, flowkit.History(train=[0.0] * epoch)
+        flow, flowkit.History(steps=list(range(25, 25 * record + 1, 25)))
     )
     return [t.step_size for t in flow.transform.transforms]
 

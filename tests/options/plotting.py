@@ -24,7 +24,7 @@ from .harness import differs, of, rises
 from .parts import rows
 
 DATA, SAMPLES = rows(60, 2).numpy(), rows(50, 2, 1).numpy() + 1
-RUN = SimpleNamespace(epochs=[1, 2], train=[2.0, 1.0], validation=[2.1, 1.2], best_epoch=2)
+RUN = SimpleNamespace(steps=[1, 2], train=[2.0, 1.0], validation=[2.1, 1.2], best_step=2)
 
 
 def ink(figure: Any) -> Any:

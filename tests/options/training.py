@@ -36,7 +36,8 @@ from flowkit.training.step import Step
 from .harness import differs, falls, of, rises, same, seeds, shows
 from .parts import folder, message, plain, rows, state
 
-DATA, OTHER = rows(64, 2), 2 * rows(64, 2, 1)
+# Skewed, so that a few steps are better than the start.
+DATA, OTHER = rows(64, 2).exp(), 2 * rows(64, 2, 1)
 SHORT: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 16,
@@ -72,9 +73,19 @@ def moved(**options: Any) -> float:
     return float(sum((p - q).detach().square().sum() for p, q in pairs) ** 0.5)
 
 
-def epochs(**options: Any) -> float:
-    """How many epochs were done."""
+def records(**options: Any) -> float:
+    """How many records were made."""
     return float(len(run(**options)[1].train))
+
+
+def rate(**options: Any) -> float:
+    """The learning rate at the end."""
+    return run(**options)[1].learning_rate[-1]
+
+
+def fallen(**options: Any) -> float:
+    """The step from which the rate fell."""
+    return float(run(**options)[1].annealed or 0)
 
 
 def steps(**options: Any) -> float:
@@ -85,6 +96,11 @@ def steps(**options: Any) -> float:
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     """Plain gradient descent, whose steps are as long as the gradient."""
     return torch.optim.SGD(parameters, lr=1e-2)
+
+
+def lbfgs(parameters: Any) -> torch.optim.Optimizer:
+    """An optimiser whose steps need a closure."""
+    return torch.optim.LBFGS(parameters, lr=0.1, max_iter=2)
 
 
 def halving(optimizer: Any, total: int) -> Any:
@@ -146,26 +162,44 @@ of(
         differs(0.5, OTHER, base=0.1, see=record),
         shows(lambda losses: not losses, None, see=lambda **o: run(**o)[1].validation),
     ),
-    epochs=rises(4, 6, base=2, see=epochs),
+    epochs=rises(4, 6, base=2, see=records),
     steps=rises(5, 9, base=2, using={"epochs": None}, see=steps),
-    batch_size=falls(16, 32, base=8, see=steps),
+    batch_size=(
+        falls(16, 32, base=8, see=steps),
+        same("64 is chosen where all samples are fewer", None, base=64),
+    ),
     lr=rises(1e-2, 3e-2, base=1e-3, see=moved),
     optimizer=differs(sgd, torch.optim.AdamW),
     scheduler=(
-        differs("cosine", halving, base=None, see=record),
-        falls("cosine", base=None, see=lambda **o: run(**o)[1].learning_rate[-1]),
-        falls(
+        differs("cosine", "plateau", halving, base=None, see=record),
+        falls("cosine", base=None, see=rate),
+        falls("plateau", base=None, see=rate),
+        # Where validation cannot become better, the rate falls before the end.
+        rises(
             "plateau",
             base=None,
-            using={"patience": 2, "epochs": 8, "lr": 1e-6},
-            see=lambda **o: run(**o)[1].learning_rate[-1],
+            using={"patience": 2, "epochs": 80, "lr": 1e-9, "validation": OTHER},
+            see=steps,
         ),
     ),
     clip=falls(1e-2, 1e-3, base=None, using={"optimizer": sgd}, see=moved),
-    patience=rises(3, 6, base=1, using={"epochs": 30, "validation": OTHER, "lr": 0.3}, see=epochs),
+    patience=(
+        rises(3, 6, base=1, using={"epochs": 30, "validation": OTHER, "lr": 0.3}, see=records),
+        rises(
+            3,
+            6,
+            base=1,
+            using={"epochs": 90, "validation": OTHER, "lr": 0.3, "scheduler": "plateau"},
+            see=fallen,
+        ),
+    ),
     ema=(
-        falls(0.2, 0.4, using={"validation": None}, see=moved),
-        differs(0.2, 0.4, see=record),
+        falls(0.2, 0.4, base=None, using={"validation": None}, see=moved),
+        differs(0.2, 0.4, base=None, see=record),
+        same("it is on", 0.99, base="auto", see=record),
+        same(
+            "an optimiser with a closure has none", None, base="auto", using={"optimizer": lbfgs}
+        ),
     ),
     compile=(
         same("a short fit does not pay", False, "auto", base=False, see=compiled),
@@ -185,20 +219,23 @@ of(
         same("it shows in what is written", True),
         shows(lambda written: not written, False, see=shown),
     ),
-    callbacks=falls((stop_at_once,), see=epochs),
+    callbacks=falls((stop_at_once,), see=records),
 )
 
 of(
     History,
     lambda **o: History(**o),
-    epochs=differs([1]),
+    epochs=differs([1.0]),
     steps=differs([1]),
     train=differs([1.0]),
     validation=differs([1.0]),
     terms=differs({"nll": [1.0]}),
     learning_rate=differs([1.0]),
     seconds=differs([1.0]),
-    best_epoch=differs(1),
+    start=differs(1.0, see=lambda **o: History(**o).best),
+    best_step=differs(1),
+    annealed=differs(1),
+    plan=differs("100 samples", see=lambda **o: History(**o).plan),
     stopped=differs("epochs"),
 )
 
@@ -311,6 +348,7 @@ of(
     lambda **o: [index for index, _ in halves.batches(0, 16, **o)],
     rank=differs(1, using={"processes": 2}),
     processes=differs(2),
+    start=differs(2),
 )
 
 
@@ -325,13 +363,12 @@ of(
 # What a fit shows ---------------------------------------------------------------------------
 
 done = Progress(4, history=History(epochs=[1], steps=[4], train=[1.0], stopped="epochs"))
-done.done, done.epoch = 4, 1
+done.done = 4
 of(
     Progress,
     lambda **o: Progress(4, **o),
     averaged=differs(True),
     history=differs(done.history),
-    epoch=differs(1),
     done=differs(1),
     waited=differs(1),
     weights=differs({}),
