@@ -1197,7 +1197,8 @@ def test_groups_may_be_named_by_large_numbers_or_texts():
     assert sizes == [20, 20]
 
 
-def test_averages_follow_what_callbacks_set_at_once():
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_averages_follow_what_callbacks_set_at_once(epochs):
     flow = elementwise_flow(1, start=None)
     objective = MaximumLikelihood()
     objective.strength = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
@@ -1206,5 +1207,6 @@ def test_averages_follow_what_callbacks_set_at_once():
         objective.strength.fill_(1.0)
 
     x = np.random.default_rng(0).normal(size=(40, 1))
-    fit(flow, x, objective, validation=None, epochs=5, batch_size=40, ema=0.99, callbacks=[set_it])
+    options = {"epochs": epochs, "batch_size": 40, "ema": 0.99, "callbacks": [set_it]}
+    fit(flow, x, objective, validation=None, **options)
     assert objective.strength.item() == 1.0

@@ -66,6 +66,8 @@ def _end_record(plan: Plan, progress: Progress, updates: Updates, output: Output
         warn(unread)
     with processes.together(progress.done), plan.random.anywhere():
         stop = [bool(callback(plan.step.flow, history)) for callback in plan.options.callbacks]
+    if plan.average is not None:
+        plan.average.copy_untrained(plan.step)
     (by_callback,) = processes.any(any(stop))
     history.stopped = "callback" if by_callback else plan.reason_to_stop(progress)
     if plan.held is None:

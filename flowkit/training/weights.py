@@ -40,11 +40,16 @@ class MovingAverage:
     def update(self, module: nn.Module, steps: int) -> None:
         """Add the weights of the module, after ``steps`` earlier updates."""
         keep = min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0
-        pairs = list(zip(self.module.parameters(), module.parameters(), strict=True))
+        pairs = zip(self.module.parameters(), module.parameters(), strict=True)
         trained = [(old, new) for old, new in pairs if new.requires_grad]
         if trained:
             torch._foreach_lerp_([a for a, _ in trained], [w for _, w in trained], 1 - keep)
-        # What no step moves is set by a callback, at once.
+        self.copy_untrained(module)
+
+    @torch.no_grad()
+    def copy_untrained(self, module: nn.Module) -> None:
+        """Copy what no step moves: forward passes and callbacks set it, at once."""
+        pairs = zip(self.module.parameters(), module.parameters(), strict=True)
         fixed = [(old, new) for old, new in pairs if not new.requires_grad]
         for old, new in (*fixed, *zip(self.module.buffers(), module.buffers(), strict=True)):
             old.copy_(new)
