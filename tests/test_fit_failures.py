@@ -126,7 +126,7 @@ class TestWhatIsLeft:
         assert same(before, flow)
         assert bool(flow.initialized)
 
-    def test_later_it_has_the_best_epoch_or_without_validation_the_last(self, how, validation):
+    def test_later_it_has_the_best_record_or_without_validation_the_last(self, how, validation):
         """Ten steps: the third epoch of four (of three with validation) steps is unfinished."""
         flow, expected, kept = small(), small(), []
         each = 4 if validation is None else 3
