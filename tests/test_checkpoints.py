@@ -39,7 +39,7 @@ def rows(n=200, seed=0):
 def small():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return coupling_flow(2, layers=1, hidden=(8,))
+        return coupling_flow(2, layers=1, hidden=(8,), start="standardize")
 
 
 def weights(flow):

@@ -25,7 +25,7 @@ def rows(n=200, features=2, seed=0):
 
 def small(features=2, **options):
     torch.manual_seed(0)
-    return coupling_flow(features, layers=2, hidden=(8,), **options)
+    return coupling_flow(features, layers=2, hidden=(8,), start="standardize", **options)
 
 
 def weights(flow):

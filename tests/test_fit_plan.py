@@ -29,7 +29,7 @@ def rows(n=400, seed=0):
 
 def small():
     torch.manual_seed(0)
-    return coupling_flow(2, layers=2, hidden=(8,), scalar="affine")
+    return coupling_flow(2, layers=2, hidden=(8,), scalar="affine", start="standardize")
 
 
 def weights(flow):

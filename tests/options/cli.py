@@ -24,7 +24,7 @@ from .parts import folder, quietly, rows, state
 
 FOLDER = folder()
 DATA, COUNTS = FOLDER / "data.csv", FOLDER / "counts.csv"
-for path, numbers in ((DATA, rows(60, 2)), (COUNTS, (3 * rows(60, 2)).round())):
+for path, numbers in ((DATA, rows(60, 2).exp()), (COUNTS, (3 * rows(60, 2)).round())):
     np.savetxt(path, numbers.numpy(), delimiter=",", header="age,size", comments="")
 
 
@@ -43,7 +43,7 @@ def once(words: tuple[str, ...], defaults: dict[str, Any]) -> list[Any]:
 
 
 FEW = {
-    "--set": ("layers=1", "hidden=[8]"),
+    "--set": ("layers=1", "hidden=[8]", "start=standardize"),
     "--epochs": ("2",),
     "--batch-size": ("16",),
     "--quiet": (),
@@ -98,7 +98,7 @@ def silent(*words: str) -> bool:
 
 
 THREADS = "more threads do the same; that they are set shows in describe"
-PATIENT = ("--epochs", "30", "--lr", "0.5", "--validation", "0.5")
+PATIENT = ("--epochs", "300", "--lr", "0.5", "--validation", "0.5")
 of_command(
     "fit",
     fitted,
@@ -113,7 +113,7 @@ of_command(
         "--epochs": rises("3", "4", see=steps),
         "--steps": rises("9", "12", see=steps),
         "--batch-size": falls("20", "30", see=steps),
-        "--lr": differs("0.01", "0.1"),
+        "--lr": differs("0.01", "0.03"),
         "--patience": rises("2", "4", base="1", using={"words": PATIENT}, see=steps),
         "--seed": differs("1", "2"),
         "--quiet": shows(bool, True, see=silent),

@@ -19,12 +19,14 @@ from .parts import message, plain, quietly, rows
 TABLE = rows(64, 2).double().exp().numpy()
 ROUNDED = np.round(2 * TABLE)
 QUICK: dict[str, Any] = {
-    "options": {"layers": 1, "hidden": (8,)},
+    "options": {"layers": 1, "hidden": (8,), "start": "standardize"},
     "epochs": 4,
     "batch_size": 16,
     "lr": 3e-2,
     "random_state": 0,
 }
+
+CHOICES = {"layers": 2}, {"layers": 2, "hidden": (8,)}, {"start": None}
 
 
 def fitted(x: Any = TABLE, fit: Any = None, **options: Any) -> FlowDensity:
@@ -82,7 +84,7 @@ of(
         "elementwise_flow",
         using={"options": None, "epochs": 1, "validation": None},
     ),
-    options=differs({"layers": 2}, {"layers": 2, "hidden": (8,)}),
+    options=differs(*CHOICES, using={"epochs": 2, "validation": None}),
     epochs=rises(3, 4, base=2, see=records),
     steps=rises(6, 7, base=5, using={"epochs": None}, see=steps),
     batch_size=falls(20, 30, base=8, see=steps),
