@@ -745,4 +745,4 @@ RECIPES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 # Small ones, for the checks of scikit-learn.
-ESTIMATORS: list[Any] = [FlowDensity(options={"layers": 2, "hidden": (16,)}, epochs=2)]
+ESTIMATORS: list[Any] = [FlowDensity("coupling_flow", {"layers": 2, "hidden": (16,)}, epochs=2)]

@@ -218,8 +218,8 @@ def test_the_command_line_scores_and_samples_as_the_estimator(counts, tmp_path, 
     np.save(every, np.arange(-3.0, 10)[:, None])
     assert main(["score", model, str(every), "-o", str(scores)]) == 0
     assert abs(np.exp(np.load(scores)).sum() - 1) < 1e-3
-    flow = flowkit.load(model)
-    x = torch.arange(-3.0, 10).unsqueeze(-1)
+    flow = flowkit.load(model).double()
+    x = torch.arange(-3.0, 10, dtype=torch.float64).unsqueeze(-1)
     own = cell_log_prob(flow, x, np.ones(1)).numpy()
     assert np.abs(np.load(scores)[:, 0] - own).max() < 1e-6
     assert main(["sample", model, "-n", "20000", "-o", str(new)]) == 0

@@ -34,7 +34,9 @@ SMALL = {"layers": 2, "hidden": (16,)}
 
 
 def quick(**settings):
-    return FlowDensity(**{"options": SMALL, "epochs": 2, "random_state": 0, **settings})
+    return FlowDensity(
+        **{"recipe": "coupling_flow", "options": SMALL, "epochs": 2, "random_state": 0, **settings}
+    )
 
 
 def normal_rows(rows=200, columns=2, seed=0):
@@ -106,7 +108,8 @@ def test_scikit_learn_contract_under_array_api_dispatch():
         "from sklearn import config_context\n"
         "from sklearn.utils.estimator_checks import estimator_checks_generator\n"
         "from flowkit.estimators import FlowDensity\n"
-        "settings = {'options': {'layers': 2, 'hidden': (16,)}, 'epochs': 2, 'random_state': 0}\n"
+        "options = {'layers': 2, 'hidden': (16,)}\n"
+        "settings = dict(recipe='coupling_flow', options=options, epochs=2, random_state=0)\n"
         "X = np.random.default_rng(0).normal(size=(50, 2))\n"
         "plain = FlowDensity(**settings).fit(X)\n"
         "with config_context(array_api_dispatch=True):\n"
@@ -149,7 +152,7 @@ def test_default_training_copes_with_ten_rows(recipe, options):
 
 def test_constructor_stores_its_arguments_untouched():
     options = {"layers": 3}
-    model = FlowDensity(options=options, random_state=np.random.RandomState(0))
+    model = FlowDensity("coupling_flow", options, random_state=np.random.RandomState(0))
     assert model.options is options
     assert clone(model).get_params()["options"] == options
 

@@ -200,6 +200,7 @@ class TestTies:
         flow = Flow(Compose(Dequantize(2), LULinear(2)), StandardNormal(2))
         fit(flow, counts, **QUIET)
         options = {"options": {"layers": 2, "hidden": (8,)}, "epochs": 1, "random_state": 0}
+        options["recipe"] = "coupling_flow"
         FlowDensity(dequantize=1, **options).fit(counts.numpy())
         with pytest.warns(UserWarning, match=r"FlowDensity\(dequantize=width\)"):
             FlowDensity(**options).fit(counts.numpy())

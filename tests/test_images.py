@@ -196,7 +196,10 @@ def test_flows_of_images_learn_digits_in_their_own_units(recipe, options):
     flow.initialize(x)
     before = flow.log_prob(x).mean()
     objective = AfterPreprocessing(DenoisingScoreMatching(noise=0.5))
-    fit(flow, x, objective, validation=None, steps=100, batch_size=50, progress=False)
+    fit(
+        flow, x, objective, validation=None, steps=100, batch_size=50, lr=1e-3, ema=None,
+        scheduler="cosine", progress=False,
+    )  # fmt: skip
     after = flow.log_prob(x)
     assert after.mean() > before + 5
     assert flow.sample(20).min() > -0.51

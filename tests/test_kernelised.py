@@ -212,7 +212,7 @@ def test_points_start_from_data_as_they_reach_their_layer():
 
 
 def test_fits_start_points_from_context_too():
-    flow = kernelised_flow(1, context=2, layers=1, points=30)
+    flow = kernelised_flow(1, context=2, layers=1, points=30, start="copula")
     data = {"x": normal(60, 1).float(), "context": 3 + normal(60, 2, seed=1).float()}
     fit(flow, data, epochs=1, progress=False)
     points = flow.transform[-1].conditioner.points

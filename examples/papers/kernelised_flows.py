@@ -111,7 +111,9 @@ def _count(flow: Flow) -> int:
 
 def perceptrons(features: int, width: int) -> Flow:
     """The flow to compare with: the same layers, with networks."""
-    return coupling_flow(features, layers=LAYERS, scalar="affine", hidden=(width, width))
+    return coupling_flow(
+        features, layers=LAYERS, scalar="affine", hidden=(width, width), start="standardize"
+    )
 
 
 def fit(
@@ -214,7 +216,7 @@ def full(model: str, table: str, options: argparse.Namespace) -> Result:
         flow = kernelised_flow(features, layers=8, **options_of[table])
         rate = 3e-3
     else:
-        flow = coupling_flow(features, layers=8)
+        flow = coupling_flow(features, layers=8, hidden=(128, 128), start="standardize")
         rate = 1e-3
     size = 500 if options.small else None
     flowkit.fit(

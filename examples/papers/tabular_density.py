@@ -84,7 +84,10 @@ class Model:
 def flowkit_model(s: Setting, train: Tensor) -> Model:
     build = {"coupling": flowkit.coupling_flow, "autoregressive": flowkit.autoregressive_flow}
     options = {} if s.activation == "default" else {"activation": s.activation}
-    flow = build[s.architecture](train.shape[1], **options)
+    layers = LAYERS[s.architecture]
+    flow = build[s.architecture](
+        train.shape[1], layers=layers, hidden=(128, 128), start="standardize", **options
+    )
     flow.initialize(train)
     return Model(flow, flow.log_prob)
 

@@ -23,7 +23,7 @@ from flowkit.data.precision import choose_dtype
 from flowkit.datasets.lattice import Lattice
 from flowkit.density import Density, check_density
 from flowkit.errors import ArgumentError, DataError, FlowFileError
-from flowkit.estimators.auto import choose
+from flowkit.estimators.auto import Comparison, choose
 from flowkit.estimators.candidates import Samples, Setting
 from flowkit.estimators.rounded import DequantizedLikelihood
 from flowkit.flow import Flow
@@ -48,7 +48,9 @@ class FlowEstimator(BaseEstimator):
     Attributes:
         flow_: The fitted :class:`flowkit.Flow`, in float64 and evaluation mode.
         dtype_: The dtype in which the flow was trained, and is written to files.
-        history_: The :class:`flowkit.History` of the fit.
+        history_: The :class:`flowkit.History` of the fit; with ``recipe="auto"`` that of the
+            flow of most weight, empty if no flow has weight.
+        comparison_: With ``recipe="auto"``, how the candidates compare.
         lattice_: Widths and offsets of the values that rounded columns can take.
         n_features_in_: Number of columns seen by ``fit``.
         feature_names_in_: Names of the columns, if ``fit`` was given a frame with text names.
@@ -107,6 +109,7 @@ class FlowEstimator(BaseEstimator):
             "lattice": [width, offset],
             "names": names,
             "history": asdict(self.history_),
+            "comparison": asdict(self.comparison_) if hasattr(self, "comparison_") else None,
         }
         integers = [c for c, w, o in zip(columns, width, offset, strict=True) if (w, o) == (1, 0)]
         extra = {"columns": columns, "dequantized": integers, "estimator": stored}
@@ -131,6 +134,8 @@ class FlowEstimator(BaseEstimator):
         try:
             model = cls(**stored["parameters"])
             model.history_ = History(**stored["history"])
+            if stored["comparison"] is not None:
+                model.comparison_ = Comparison(**stored["comparison"])
             lattice = Lattice(*map(np.array, stored["lattice"]))
             if stored["names"]:
                 model.feature_names_in_ = np.array(stored["names"], dtype=object)

@@ -153,7 +153,7 @@ def _mixture(train: Samples, held: Samples, setting: Setting, like: Fitted | Non
 
 def _of_components(samples: Samples, setting: Setting, count: int) -> Fitted:
     columns, rows = samples.x.shape[1], samples.repeated()
-    base = NormalMixture(columns, components=count, covariance="full")
+    base = NormalMixture(columns, components=count, covariance="full", seed=setting.seed)
     flow = Flow(_start(samples, setting), base).to(samples.x.dtype)
     flow.initialize(rows)
     with torch.no_grad():

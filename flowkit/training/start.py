@@ -55,7 +55,10 @@ def choose_start(
     )  # fmt: skip
     best, loss = flow.starts[0], math.inf
     for start in flow.starts:
-        trial = copy.deepcopy(step)
+        # An objective without state warns once in all.
+        stateless = not step.objective.state_dict()
+        own = step.objective if stateless else copy.deepcopy(step.objective)
+        trial = Step(copy.deepcopy(step.flow), own)
         plan = Plan(
             trial, fabric, trial_options, train=train, held=held, start=start, output=Output()
         )

@@ -147,7 +147,7 @@ def _bin(
     margins: Margins, knots: Tensor, value: Tensor, row: Tensor
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Place, value and slope at both ends of the bin that each number lies in, by halving."""
-    size = knots.shape[-1]
+    size = int(knots.shape[-1])
     flat, offset, last = knots.flatten(), row * size, (margins.number - 2)[row]
     index = torch.zeros_like(value, dtype=torch.long)
     step = 1 << (size.bit_length() - 1)

@@ -19,6 +19,7 @@ from .parts import message, plain, quietly, rows
 TABLE = rows(64, 2).double().exp().numpy()
 ROUNDED = np.round(2 * TABLE)
 QUICK: dict[str, Any] = {
+    "recipe": "coupling_flow",
     "options": {"layers": 1, "hidden": (8,), "start": "standardize"},
     "epochs": 4,
     "batch_size": 16,

@@ -13,6 +13,7 @@ from torch import nn
 
 import flowkit
 from flowkit import Flow, coupling_flow, stochastic_flow
+from flowkit.bases import StandardNormal
 from flowkit.distribution import FlowDistribution, estimate_kl, flow_distribution
 from flowkit.energies import CallableEnergy
 from flowkit.io import load, save
@@ -28,7 +29,7 @@ from flowkit.stochastic.paths import (
     sample_paths,
 )
 from flowkit.toys import DoubleWell
-from flowkit.transforms import Compose, Log, Standardize
+from flowkit.transforms import Compose, Log, Standardize, Whiten
 from flowkit.transforms.compose import layers_in_order
 
 from .harness import also, differs, draws, falls, of, rises, same, shows
@@ -83,6 +84,12 @@ of(
     Flow.initialize,
     lambda **o: started(Flow(FLOW.transform, FLOW.base, embedding=Fitted()), **o),
     context=differs(C, D, base=5 * C),
+)
+EITHER = Compose(Standardize(2), Whiten(2), starts={"standardized": [0], "whitened": [1]})
+also(
+    Flow.initialize,
+    lambda **o: started(Flow(EITHER, StandardNormal(2)), **o),
+    start=differs("whitened"),
 )
 
 

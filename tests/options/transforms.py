@@ -227,6 +227,18 @@ def saved_bytes(**options: Any) -> float:
 
 layers = [stirred(Coupling([0, 1], Affine(), conditioner=small)) for _ in range(4)]
 of(Compose, saved_bytes, reversible=falls(True))
+
+
+def started(start: str | None = None, starts: Any = None) -> Any:
+    """Where a Compose of two layers that start from data takes the data."""
+    both = Compose(Standardize(2), Whiten(2), starts=starts)
+    both.initialize(5 + 3 * X, start=start)
+    return both(X)[0]
+
+
+EITHER = {"standardized": [0], "whitened": [1]}
+also(Compose, started, starts=differs(EITHER, {"whitened": [1], "standardized": [0]}))
+also(Compose.initialize, started, start=differs("whitened", using={"starts": EITHER}))
 of(
     Rescale,
     lambda **o: Rescale([0.0, 0.0], [1.0, 1.0], **o)(5 * X)[0],

@@ -1,0 +1,163 @@
+"""Starts that fit tries, and the densities that FlowDensity compares by default."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import flowkit
+from flowkit import FlowMixture, fit
+from flowkit.errors import ArgumentError
+from flowkit.estimators import FlowDensity
+from flowkit.estimators.auto import _splits
+from flowkit.estimators.candidates import Samples
+from flowkit.estimators.stacking import stack
+from flowkit.transforms import Compose, LULinear, Standardize, Whiten
+
+QUICK = {"steps": 60, "random_state": 0}
+
+
+def correlated(n, features, seed=0):
+    """Normal rows, and their exact log-density as a function."""
+    rng = np.random.default_rng(seed)
+    factor = np.linalg.cholesky(0.7 * np.ones((features, features)) + 0.3 * np.eye(features))
+    x = rng.normal(size=(n, features)) @ factor.T
+    return x, stats.multivariate_normal(np.zeros(features), factor @ factor.T).logpdf
+
+
+class TestStarts:
+    def test_a_compose_starts_the_layers_of_one_name(self):
+        both = Compose(Standardize(2), Whiten(2), LULinear(2), starts={"one": [0], "two": [1]})
+        x = 5 + 3 * torch.randn(100, 2)
+        both.initialize(x)
+        torch.testing.assert_close(both[0].mean, x.mean(0))
+        assert torch.equal(both[1].whitener, torch.eye(2))
+        other = Compose(Standardize(2), Whiten(2), starts={"one": [0], "two": [1]})
+        other.initialize(x, start="two")
+        assert torch.equal(other[0].mean, torch.zeros(2))
+        torch.testing.assert_close(other[1].mean, x.mean(0))
+
+    def test_a_name_or_a_layer_that_is_not_there_is_refused(self):
+        with pytest.raises(ArgumentError, match="layers that start from data, got 'LULinear"):
+            Compose(Standardize(2), LULinear(2), starts={"one": [1]})
+        with pytest.raises(ArgumentError, match="start as one of 'one'"):
+            Compose(Standardize(2), starts={"one": [0]}).initialize(torch.randn(9, 2), start="on")
+        with pytest.raises(ArgumentError, match="one start alone"):
+            Compose(Standardize(2)).initialize(torch.randn(9, 2), start="one")
+
+    def test_fit_goes_on_from_the_start_that_validates_best(self):
+        # Correlated skewed columns whose normal scores are normal: the copula is the truth.
+        x, _ = correlated(800, 3)
+        chosen = {}
+        for name, data in {"skewed": np.exp(x), "normal": x}.items():
+            flow = flowkit.autoregressive_flow(3, layers=1, hidden=(8,), seed=0)
+            history = fit(flow, data, progress=False, steps=400)
+            chosen[name] = history.started
+        assert chosen["skewed"] == "copula"
+        assert chosen["normal"] in ("gaussian", "latent")
+
+    def test_a_trial_leaves_no_trace_and_repeats(self):
+        x, _ = correlated(300, 2)
+        histories = []
+        for _ in range(2):
+            flow = flowkit.coupling_flow(2, layers=2, hidden=(8,), seed=0)
+            histories.append(fit(flow, x, progress=False, steps=100))
+        assert histories[0].train == histories[1].train
+        assert histories[0].started == histories[1].started != ""
+        # A second fit goes on, without another choice.
+        assert fit(flow, x, progress=False, steps=5).started == ""
+
+
+class TestStack:
+    def test_weights_are_those_of_the_mixture_that_was_drawn(self):
+        rng = np.random.default_rng(0)
+        n, parts = 20_000, [stats.norm(0, 1), stats.norm(1, 2)]
+        x = np.where(rng.random(n) < 0.3, parts[0].rvs(n, rng), parts[1].rvs(n, rng))
+        weights = stack(np.stack([p.logpdf(x) for p in parts], 1))
+        # By the Fisher information of the weight.
+        p, q = (part.pdf(x) for part in parts)
+        error = 1 / math.sqrt((((p - q) / (0.3 * p + 0.7 * q)) ** 2).sum())
+        assert abs(weights[0] - 0.3) < 5 * error < 0.05
+
+    def test_weights_count_samples_and_densities_of_little_weight_are_left_out(self):
+        terms = np.log(np.array([[0.9, 0.1, 0.5], [0.1, 0.9, 0.5]]))
+        repeated = np.repeat(terms, [3, 1], axis=0)
+        np.testing.assert_allclose(stack(terms, np.array([3.0, 1.0])), stack(repeated))
+        many = np.repeat(terms, [2000, 10], axis=0)
+        assert stack(many, least=0.05)[1] == 0
+        assert (stack(many, least=0.0, most=1) > 0).sum() == 1
+
+    def test_a_density_that_is_zero_somewhere_is_no_harm(self):
+        terms = np.log(np.array([[1.0, 0.5]] * 50))
+        terms[0, 0] = -np.inf
+        weights = stack(terms)
+        assert weights.sum() == pytest.approx(1)
+        assert 0 < weights[1] < 0.2
+
+
+class TestSplits:
+    def test_equal_samples_and_groups_stay_together(self):
+        x = torch.arange(60.0).reshape(-1, 1).repeat_interleave(5, 0)
+        for group in (None, np.arange(300) // 10):
+            unit = x[:, 0].numpy() if group is None else group
+            splits = list(_splits(Samples(x, None), group, 0, 0.2))
+            assert len(splits) == 3
+            for train, held in splits:
+                assert not {*unit[train]} & {*unit[held]}
+                assert len(train) + len(held) == 300
+                assert 40 <= len(held) <= 80
+            assert not {*splits[0][1]} & {*splits[1][1]}
+
+
+class TestFlowDensity:
+    def test_normal_data_are_never_much_worse_than_their_normal(self):
+        for n in (100, 300):
+            x, log_density = correlated(n, 6)
+            test, _ = correlated(5000, 6, seed=1)
+            mean, covariance = x.mean(0), np.cov(x.T, bias=True)
+            normal = stats.multivariate_normal(mean, covariance).logpdf(test).mean()
+            model = FlowDensity(random_state=0, steps=200).fit(x)
+            assert model.score(test) > normal - 0.1
+            assert model.score(test) < log_density(test).mean()
+
+    def test_it_is_the_mixture_of_what_it_names_and_is_saved(self, tmp_path):
+        x, _ = correlated(200, 2)
+        model = FlowDensity(**QUICK).fit(x**3)
+        comparison = model.comparison_
+        assert comparison.names[:3] == ["normal", "copula", "normal mixture"]
+        assert sum(comparison.weights) == pytest.approx(1)
+        assert comparison.scores[1] > comparison.scores[0]
+        assert comparison.weights[0] < 0.1
+        assert "copula" in repr(comparison)
+        kept = [w for w in comparison.weights if w > 0]
+        if isinstance(model.flow_, FlowMixture):
+            assert len(model.flow_.flows) >= len(kept) > 1
+        model.save(tmp_path / "model.safetensors")
+        again = FlowDensity.load(tmp_path / "model.safetensors")
+        assert np.array_equal(again.score_samples(x), model.score_samples(x))
+        assert again.comparison_ == comparison
+
+    def test_ends_hold_and_weights_are_repeats(self):
+        rng = np.random.default_rng(0)
+        x = rng.exponential(size=(150, 2))
+        model = FlowDensity(options={"lower": 0}, **QUICK).fit(x)
+        assert model.sample(500, random_state=0).min() > 0
+        weight = rng.integers(1, 3, 150)
+        counted = FlowDensity(options={"lower": 0}, **QUICK).fit(x, sample_weight=weight)
+        assert counted.score(x) != model.score(x)
+
+    def test_one_column(self):
+        x = stats.gamma(2).rvs(3000, random_state=0)[:, None]
+        test = stats.gamma(2).rvs(20_000, random_state=1)[:, None]
+        model = FlowDensity(random_state=0).fit(x)
+        gap = stats.gamma(2).logpdf(test).mean() - model.score(test)
+        assert -0.005 < gap < 0.03
+
+    def test_what_it_cannot_do_is_said(self):
+        x, _ = correlated(50, 2)
+        with pytest.raises(ArgumentError, match="expected an option as one of 'lower', 'upper'"):
+            FlowDensity(options={"layers": 2}).fit(x)
+        with pytest.raises(ArgumentError, match="compares densities on held-out samples"):
+            FlowDensity(validation=None).fit(x)
