@@ -157,7 +157,7 @@ class TestFlowDensity:
 
     def test_what_it_cannot_do_is_said(self):
         x, _ = correlated(50, 2)
-        with pytest.raises(ArgumentError, match="expected an option as one of 'lower', 'upper'"):
+        with pytest.raises(ArgumentError, match="expected options with lower and upper alone"):
             FlowDensity(options={"layers": 2}).fit(x)
         with pytest.raises(ArgumentError, match="compares densities on held-out samples"):
             FlowDensity(validation=None).fit(x)

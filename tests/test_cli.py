@@ -19,7 +19,7 @@ from flowkit.estimators import FlowDensity
 from flowkit.io import read_extra
 
 COLUMNS = ["height", "weight"]
-FAST = ["--epochs", "2", "--set", "layers=2", "hidden=[8]", "--quiet"]
+FAST = ["--recipe", "coupling_flow", "--epochs", "2", "--set", "layers=2", "hidden=[8]", "--quiet"]
 
 
 def rows(n=200):
@@ -330,7 +330,9 @@ def test_parquet_without_pyarrow_names_the_remedy(fails, model, monkeypatch):
 )
 def test_wrong_options_of_fit_are_refused_in_words(fails, words, message):
     write_table("t.csv", rows(), COLUMNS)
-    assert message in fails("fit", "t.csv", "-o", "m.st", "--quiet", *words)
+    assert message in fails(
+        "fit", "t.csv", "-o", "m.st", "--quiet", "--recipe", "coupling_flow", *words
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from flowkit.cli.console import printable
 from flowkit.data.tables import read_table, write_table
 
 COLUMNS = ["height", "weight"]
-FAST = ["--epochs", "1", "--set", "layers=1", "hidden=[4]", "--quiet"]
+FAST = ["--recipe", "coupling_flow", "--epochs", "1", "--set", "layers=1", "hidden=[4]", "--quiet"]
 posix = pytest.mark.skipif(os.name != "posix", reason="files and signals of POSIX")
 
 

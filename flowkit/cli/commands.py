@@ -61,7 +61,8 @@ def fit(options: argparse.Namespace) -> None:
     fine = _where(needs_double(*size_and_spread(table.values, width)), table)
     if fine:
         _note(f"float32 would lose digits of {', '.join(fine)}; the flow is fitted in float64")
-    _check_buildable(options.recipe, len(table.columns), settings)
+    if options.recipe != "auto":
+        _check_buildable(options.recipe, len(table.columns), settings)
     model = FlowDensity(
         options.recipe, settings,
         epochs=options.epochs, steps=options.steps, batch_size=options.batch_size,
@@ -75,12 +76,30 @@ def fit(options: argparse.Namespace) -> None:
         model.fit(table.values)
     model.feature_names_in_ = np.array(table.columns, dtype=object)
     model.save(options.output)
-    best, steps = model.history_.best, model.history_.steps[-1]
-    held = "" if best is None else f"; held-out log-likelihood {-best:.4f} nats per sample"
     say(
-        f"{options.output}: {options.recipe} of {len(table.values):,} rows and "
-        f"{len(table.columns)} columns, {steps:,} steps{held}"
+        f"{options.output}: {_what(model, options.recipe)} of {len(table.values):,} rows and "
+        f"{len(table.columns)} columns{_validated(model)}"
     )
+
+
+def _what(model: FlowDensity, recipe: str) -> str:
+    """What was fitted: the recipe, or what was averaged, the heaviest first."""
+    if recipe != "auto":
+        return recipe
+    found = model.comparison_
+    order = sorted(range(len(found.names)), key=lambda k: -found.weights[k])
+    return " + ".join(
+        f"{found.weights[k]:.2f} {found.names[k]}" for k in order if found.weights[k]
+    )
+
+
+def _validated(model: FlowDensity) -> str:
+    """Steps and the validation likelihood of one flow; of several only that they were compared."""
+    best, steps = model.history_.best, model.history_.steps
+    if hasattr(model, "comparison_"):
+        return f", weighted on {model.comparison_.samples:,} held-out rows"
+    held = "" if best is None else f"; best validation log-likelihood {-best:.4f} nats per sample"
+    return f", {steps[-1]:,} steps{held}"
 
 
 def sample(options: argparse.Namespace) -> None:

@@ -59,7 +59,7 @@ def _fit(command: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="MODEL", required=True,
         help="flow file to write; an older flow file is replaced",
     )  # fmt: skip
-    add("--recipe", default="coupling_flow", help="name of the flow")
+    add("--recipe", default="auto", help="name of the flow, or auto: several are compared")
     add(
         "--set", dest="settings", metavar="NAME=VALUE", nargs="+", action="extend", default=[],
         help="arguments of the recipe, values as JSON: layers=4 scalar=affine 'hidden=[64, 64]'",
@@ -70,7 +70,7 @@ def _fit(command: argparse.ArgumentParser) -> None:
         help="dequantize columns of integers: add uniform noise in [-1/2, 1/2), score cells, and "
         "round samples to integers",
     )  # fmt: skip
-    add("--validation", type=_FRACTION, default=0.1, help="held-out fraction, in [0, 1)")
+    add("--validation", type=_FRACTION, default=0.15, help="held-out fraction, in [0, 1)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_POSITIVE, help="maximum number of epochs")
     length.add_argument(

@@ -229,9 +229,12 @@ class FlowEstimator(BaseEstimator):
         seed: int,
     ) -> Self:
         """Compare candidates, and keep the mixture that held-out samples prefer."""
-        owner, ends = type(self).__name__, {} if self.options is None else dict(self.options)
-        for name in ends:
-            checks.choice(f"{owner} with recipe='auto'", "an option", name, ("lower", "upper"))
+        owner, ends = type(self).__name__, {} if self.options is None else self.options
+        if not isinstance(ends, Mapping) or {*ends} - {"lower", "upper"}:
+            raise ArgumentError(
+                f"{owner} with recipe='auto' expected options with lower and upper alone, got "
+                f"{ends!r}; remedy: recipe='coupling_flow', or another by name"
+            )
         if not self.validation:
             raise ArgumentError(
                 f"{owner} with recipe='auto' compares densities on held-out samples, got "

@@ -43,6 +43,7 @@ def once(words: tuple[str, ...], defaults: dict[str, Any]) -> list[Any]:
 
 
 FEW = {
+    "--recipe": ("coupling_flow",),
     "--set": ("layers=1", "hidden=[8]", "start=standardize"),
     "--epochs": ("2",),
     "--batch-size": ("16",),
