@@ -114,7 +114,7 @@ of_command(
         "--epochs": rises("3", "4", see=steps),
         "--steps": rises("9", "12", see=steps),
         "--batch-size": falls("20", "30", see=steps),
-        "--lr": differs("0.01", "0.03"),
+        "--lr": differs("0.01", "0.03", using={"words": ("--validation", "0")}),
         "--patience": rises("2", "4", base="1", using={"words": PATIENT}, see=steps),
         "--seed": differs("1", "2"),
         "--quiet": shows(bool, True, see=silent),

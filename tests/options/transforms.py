@@ -230,15 +230,15 @@ of(Compose, saved_bytes, reversible=falls(True))
 
 
 def started(start: str | None = None, starts: Any = None) -> Any:
-    """Where a Compose of two layers that start from data takes the data."""
-    both = Compose(Standardize(2), Whiten(2), starts=starts)
+    """Where a Compose of a layer that starts from data takes the data."""
+    both = Compose(Standardize(2), LULinear(2), starts=starts)
     both.initialize(5 + 3 * X, start=start)
     return both(X)[0]
 
 
-EITHER = {"standardized": [0], "whitened": [1]}
-also(Compose, started, starts=differs(EITHER, {"whitened": [1], "standardized": [0]}))
-also(Compose.initialize, started, start=differs("whitened", using={"starts": EITHER}))
+EITHER = {"standardized": [0], "plain": []}
+also(Compose, started, starts=differs({"plain": [], "standardized": [0]}))
+also(Compose.initialize, started, start=differs("plain", using={"starts": EITHER}))
 of(
     Rescale,
     lambda **o: Rescale([0.0, 0.0], [1.0, 1.0], **o)(5 * X)[0],
