@@ -21,7 +21,7 @@ def normal(mean, factor, n):
     factor = np.asarray(factor, dtype=np.float64)
     rng = np.random.default_rng(0)
     x, test = (mean + rng.normal(size=(k, len(factor))) @ factor.T for k in (n, 4000))
-    sign, log_det = np.linalg.slogdet(factor)
+    _, log_det = np.linalg.slogdet(factor)
 
     def log_density(rows):
         u = np.linalg.solve(factor, (rows - mean).T).T
@@ -87,12 +87,25 @@ def by_estimator(x, test, single):
 METHODS = {
     "autoregressive_flow": by_flow("autoregressive_flow"),
     "coupling_flow": by_flow("coupling_flow"),
-    "FlowDensity": pytest.param(by_estimator, marks=pytest.mark.slow),
+    "FlowDensity": by_estimator,
 }
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-@pytest.mark.parametrize("case", CASES)
+FAST = "autoregressive_flow"
+
+
+def cases():
+    """Every case for every method; one method is fast enough for every run of the tests."""
+    for method, score in METHODS.items():
+        for case in CASES:
+            marks = [] if method == FAST and case != "clusters at +-500" else [pytest.mark.slow]
+            if case == "clusters at +-500" and method != "FlowDensity":
+                reason = "0.11 to 0.12 nats from the truth: a Gaussian copula has no clusters"
+                marks.append(pytest.mark.xfail(reason=reason))
+            yield pytest.param(case, score, marks=marks, id=f"{method}-{case}")
+
+
+@pytest.mark.parametrize(("case", "method"), list(cases()))
 def test_default_fits_reach_the_normal_and_the_truth(case, method):
     make, single = CASES[case]
     x, test, log_density = make()

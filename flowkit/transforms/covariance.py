@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 FOLDS = 5
-# Samples that a choice is made with.
-_ROWS = 10_000
+# Samples that a choice is made with, and features beyond which it would take minutes.
+_ROWS, _FEATURES = 10_000, 1_000
 # Penalties of a regression on context, relative to its variance; the last leaves the context out.
 _SHRINKAGES = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _RIDGES = (1e-9, 1e-2, 1e-1, math.inf)
@@ -105,7 +105,7 @@ def choose_gaussian(rows: Tensor, context: Tensor | None, least: float) -> tuple
     fold = folds_by_row(rows if context is None else torch.cat([rows, context], -1))
     ridges = (math.inf,) if context is None else _RIDGES
     sizes = torch.bincount(fold, minlength=FOLDS)
-    if len(rows) < 20 or int(sizes.min()) < 1:
+    if len(rows) < 20 or rows.shape[1] > _FEATURES or int(sizes.min()) < 1:
         return ridges[min(2, len(ridges) - 1)], 0
     scores = []
     for ridge in ridges:

@@ -29,8 +29,11 @@ from flowkit.transforms.margins import Margins, to_normal
 
 #: Knots that may stand at the sides of gaps, two per gap.
 GAP_KNOTS = 8
-# Samples that choices are made with, and those of the choice between all maps and none.
-_ROWS, _ROWS_JOINT = 10_000, 5_000
+# Samples that choices are made with: at most so many, and numbers, but not fewer than the third;
+# and those of the choice between all maps and none.
+_ROWS, _NUMBERS, _FEW_ROWS, _ROWS_JOINT = 10_000, 640_000, 2_000, 5_000
+# Features beyond which that choice would take minutes.
+_FEATURES = 1_000
 _FEWEST = 50
 _PER_KNOT = 10
 # Share of the samples from which on a value is an atom.
@@ -75,7 +78,8 @@ def fit_margins(
     """
     count, features = rows.shape
     form = _Form(knots + GAP_KNOTS, rounding, offset)
-    some = _spaced(rows, _ROWS)
+    most = min(_ROWS, max(_FEW_ROWS, _NUMBERS // features))
+    some = _spaced(rows, most)
     values = some.mT.sort().values
     fold = torch.where(_atoms(values), -1, folds_by_value(values))
     each = torch.arange(FOLDS, device=rows.device).view(-1, 1, 1)
@@ -87,8 +91,9 @@ def fit_margins(
     if bool(enough.any()):
         shapes = choose_shapes(folds, fold)
         chosen = _choose_knots(folds, fold, shapes, knots, form, distinct) * enough
-    if bool((chosen > 0).any()) and (features > 1 or context is not None):
-        read = None if context is None else _spaced(_spaced(context, _ROWS), _ROWS_JOINT)
+    alone = features == 1 and context is None
+    if bool((chosen > 0).any()) and not alone and features <= _FEATURES:
+        read = None if context is None else _spaced(_spaced(context, most), _ROWS_JOINT)
         chosen = chosen * _which_maps(_spaced(some, _ROWS_JOINT), read, chosen, shapes, form)
     everything = rows.mT.sort().values
     whole = Sorted.of(everything, torch.ones_like(everything, dtype=torch.bool).unsqueeze(0))
