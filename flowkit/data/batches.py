@@ -165,10 +165,7 @@ class DataSplit:
         weight = self.source.column("weight", index) if self.weighted else None
         if weight is None:
             return index
-        index, weight = index[weight > 0], weight[weight > 0]
-        # Weights that are multiples of the least one are met exactly; every sample is met once.
-        unit = torch.maximum(weight.min(), weight.mean() / 16)
-        return index.repeat_interleave((weight / unit).round().long().clamp_min(1))
+        return index.repeat_interleave(repeats(weight))
 
     def fingerprint(self) -> str:
         """Hash of all data, as stored, and of the number of samples in this split.
@@ -187,6 +184,20 @@ class DataSplit:
                 block = self.source.block(name, start, start + samples)
                 digest.update(block.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def repeats(weight: Tensor) -> Tensor:
+    """How often to repeat each sample, in proportion to its weight; 0 for a weight of 0.
+
+    Weights that are multiples of the least one are met exactly; every other sample is met once.
+
+    Example:
+        >>> repeats(torch.tensor([0.5, 0.0, 1.5]))
+        tensor([1, 0, 3])
+    """
+    positive = weight[weight > 0]
+    unit = torch.maximum(positive.min(), positive.mean() / 16)
+    return torch.where(weight > 0, (weight / unit).round().long().clamp_min(1), 0)
 
 
 def _ahead(blocks: Iterator[T]) -> Iterator[T]:

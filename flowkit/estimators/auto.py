@@ -16,6 +16,7 @@ from flowkit.estimators.candidates import Candidate, Fitted, Samples, Setting, c
 from flowkit.estimators.stacking import stack
 from flowkit.mixture import FlowMixture
 from flowkit.training import History
+from flowkit.training.output import output
 
 #: Splits, by the number of samples up to which there are so many; one beyond.
 _SPLITS = ((500, 3), (2_000, 2))
@@ -84,7 +85,7 @@ def choose(
         group: Samples of the same group are held out together; ``None`` for no groups.
         setting: What the fits need.
         validation: Fraction held out in each split.
-        verbose: Whether to print each candidate's score.
+        verbose: Whether to show how the candidates compare.
     """
     kinds = candidates(*samples.x.shape)
     fitted: list[list[Fitted]] = [[] for _ in kinds]
@@ -101,8 +102,7 @@ def choose(
     table, weight = np.concatenate(tables), np.concatenate(weights)
     chosen = stack(table, weight)
     comparison = _compare(kinds, table, weight, chosen, len(splits))
-    if verbose:
-        print(comparison, flush=True)
+    output(shows=verbose).say(str(comparison))
     trained = [k for k in np.argsort(-chosen) if chosen[k] > 0 and fitted[k][0].history]
     history = fitted[trained[0]][0].history if trained else None
     flow = _mix(kinds, fitted, chosen, samples, setting)

@@ -14,6 +14,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from flowkit.bases import NormalMixture, StandardNormal
+from flowkit.data.batches import repeats
 from flowkit.density import Density
 from flowkit.flow import Flow
 from flowkit.recipes import parts
@@ -47,10 +48,7 @@ class Samples(NamedTuple):
         """The samples, each repeated in proportion to its weight."""
         if self.weight is None:
             return self.x
-        kept = self.weight > 0
-        weight = self.weight[kept]
-        unit = torch.maximum(weight.min(), weight.mean() / 16)
-        return self.x[kept].repeat_interleave((weight / unit).round().long().clamp_min(1), 0)
+        return self.x.repeat_interleave(repeats(self.weight), 0)
 
     def log_density(self, flow: Density) -> np.ndarray:
         """Log-densities of the samples, in float64."""

@@ -88,7 +88,7 @@ class Gaussianize(Transform):
         rows, offset = (rows - centre) / scale, (centre / scale).abs()
         read = None if context is None else _read(x, context)
         fitted = fit_margins(rows, self.knots, 8 * eps, offset, read)
-        # Without knots, a line; none where a layer before it has standardised.
+        # An affine map has no knots; it is the identity if the feature is standardised already.
         affine = fitted.number == 0
         standard = (mean.abs() < 1e-5) & ((deviation - 1).abs() < 1e-5)
         centre, scale = torch.where(affine, mean, centre), torch.where(affine, deviation, scale)
