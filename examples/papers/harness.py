@@ -14,7 +14,7 @@ import math
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Study:
         file: ``__file__`` of the script.
         doc: Its docstring.
         small: The options of ``--small``, by name.
-        packages: Packages whose versions the page names.
+        packages: Packages whose versions the page names, of those that are installed.
         options: Every other option with its default: a number, a text, a list of them, a tuple of
             all choices, ``False`` for a flag; or its type, or the keywords of ``add_argument``.
     """
@@ -77,7 +77,9 @@ class Study:
 
     def heading(self, title: str, *paragraphs: str) -> list[str]:
         """The first lines of the page: title, command, versions, and what was done."""
-        versions = ", ".join(f"{package} {version(package)}" for package in self.packages)
+        installed = {d.name for d in distributions()}
+        named = (p for p in self.packages if p in installed)
+        versions = ", ".join(f"{package} {version(package)}" for package in named)
         machine = f"Python {platform.python_version()}, {platform.machine()}, one thread"
         lines = [f"# {title}", "", f"`{self.command}`: {versions}, {machine}."]
         return [*lines, *(line for text in paragraphs for line in ("", text)), ""]
