@@ -9,10 +9,10 @@ from scipy import stats
 
 import flowkit
 from flowkit import FlowMixture, fit
-from flowkit.errors import ArgumentError
+from flowkit.errors import ArgumentError, DataError
 from flowkit.estimators import FlowDensity
-from flowkit.estimators.auto import _splits
-from flowkit.estimators.candidates import Samples
+from flowkit.estimators.candidates import Candidate, _closed
+from flowkit.estimators.splits import splits
 from flowkit.estimators.stacking import stack
 from flowkit.transforms import Compose, LULinear, Standardize, Whiten
 
@@ -99,16 +99,35 @@ class TestStack:
 
 class TestSplits:
     def test_equal_samples_and_groups_stay_together(self):
-        x = torch.arange(60.0).reshape(-1, 1).repeat_interleave(5, 0)
-        for group in (None, np.arange(300) // 10):
-            unit = x[:, 0].numpy() if group is None else group
-            splits = list(_splits(Samples(x, None), group, 0, 0.2))
-            assert len(splits) == 3
-            for train, held in splits:
+        x = np.arange(60.0).reshape(-1, 1).repeat(5, 0)
+        for groups in (None, np.arange(300) // 10):
+            unit = x[:, 0] if groups is None else groups
+            parts = splits("FlowDensity", x, groups, 0, 0.2, 3)
+            assert len(parts) == 3
+            for train, held in parts:
                 assert not {*unit[train]} & {*unit[held]}
                 assert len(train) + len(held) == 300
                 assert 40 <= len(held) <= 80
-            assert not {*splits[0][1]} & {*splits[1][1]}
+            assert not {*parts[0][1]} & {*parts[1][1]}
+
+    def test_repeats_are_split_as_samples_of_more_weight_are(self):
+        rng = np.random.default_rng(0)
+        x, weight = rng.normal(size=(50, 2)), rng.integers(1, 4, 50)
+        once = splits("FlowDensity", x, None, 0, 0.2, 2)
+        repeated = splits("FlowDensity", x.repeat(weight, 0), None, 0, 0.2, 2)
+        for (train, held), (more, more_held) in zip(once, repeated, strict=True):
+            for some, many in ((train, more), (held, more_held)):
+                assert np.array_equal(
+                    some.repeat(weight[some]), np.arange(50).repeat(weight)[many]
+                )
+
+    def test_a_few_different_samples_are_no_groups(self):
+        x = np.repeat([[0.0], [1.0]], 10, 0)
+        ((train, held),) = splits("FlowDensity", x, None, 0, 0.2)
+        assert len({*x[train, 0]}) == 2
+        assert len(held) == 4
+        with pytest.raises(DataError, match="holds out whole groups and expected at least 2"):
+            splits("FlowDensity", x, np.zeros(20), 0, 0.2)
 
 
 class TestFlowDensity:
@@ -147,6 +166,29 @@ class TestFlowDensity:
         weight = rng.integers(1, 3, 150)
         counted = FlowDensity(options={"lower": 0}, **QUICK).fit(x, sample_weight=weight)
         assert counted.score(x) != model.score(x)
+
+    def test_groups_are_held_out_whole(self, monkeypatch):
+        x, _ = correlated(120, 2)
+        names = np.array([f"patient {i}" for i in np.arange(120) // 6])
+        name_of = {tuple(row): name for row, name in zip(x.astype("f4"), names, strict=True)}
+        seen = []
+
+        def recorded(train, held, setting, like):
+            seen.append([{name_of[tuple(row)] for row in s.x.numpy()} for s in (train, held)])
+            return _closed(train, held, setting, like, copula=False)
+
+        kinds = [Candidate("normal", recorded)]
+        monkeypatch.setattr("flowkit.estimators.auto.candidates", lambda *sizes: kinds)
+        weight = np.ones(120)
+        weight[names == "patient 3"] = 0
+        FlowDensity(random_state=0).fit(x, groups=names, sample_weight=weight)
+        *parts, refitted = seen
+        assert len(parts) == 3
+        for train, held in parts:
+            assert len(held) == 3
+            assert not train & held
+            assert train | held == {*names} - {"patient 3"}
+        assert refitted[0] == {*names} - {"patient 3"}
 
     def test_one_column(self):
         x = stats.gamma(2).rvs(3000, random_state=0)[:, None]

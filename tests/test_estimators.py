@@ -17,7 +17,7 @@ from packaging.version import Version
 from registry import ESTIMATORS
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -281,7 +281,7 @@ def test_dequantize_takes_one_width_a_column_and_gives_constant_columns_a_densit
 
 
 def full_batch(**settings):
-    return quick(validation=None, epochs=5, batch_size=10_000, **settings)
+    return quick(**{"validation": None, "epochs": 5, "batch_size": 10_000, **settings})
 
 
 def test_weight_two_is_two_rows():
@@ -321,6 +321,73 @@ def test_importance_weights_move_the_density():
     error = 1 / np.sqrt(4000) + 1 / np.sqrt(weight.sum() ** 2 / (weight**2).sum())
     assert abs(draws.mean() - 1) < 4 * error
     assert abs(draws.std() - 1) < 4 * error
+
+
+# Groups
+
+
+def test_no_group_is_both_held_out_and_trained_on(monkeypatch):
+    seen = []
+
+    def recorded(flow, data, *arguments, validation, **options):
+        # The whole part of the first column is the group.
+        seen.extend(np.floor(part["x"][:, 0]) for part in (data, validation))
+        seen.extend(part["weight"] for part in (data, validation))
+        return flowkit.fit(flow, data, *arguments, validation=validation, **options)
+
+    monkeypatch.setattr("flowkit.estimators.base.fit", recorded)
+    number = np.arange(200) // 8
+    X = np.column_stack([number + np.linspace(0, 0.9, 200), normal_rows()[:, 0]])
+    groups = pd.Series(number).map("group {}".format)
+    weight = np.where(np.arange(200) % 8, 1.0, 0.0)
+    quick(validation=0.2).fit(X, groups=groups, sample_weight=weight)
+    train, held, train_weight, held_weight = seen
+    assert len({*held}) == 5
+    assert {*train} | {*held} == {*range(25)}
+    assert not {*train} & {*held}
+    assert len(train_weight) == len(train) == 140
+    assert len(held_weight) == len(held) == 35
+
+
+def test_repeats_in_groups_of_their_own_are_weights_with_validation_too():
+    X = 5000 + normal_rows(rows=60)
+    weight = np.where(np.arange(60) < 20, 2, 1)
+    names = np.arange(60)
+    weighted = full_batch(validation=0.25).fit(X, groups=names, sample_weight=weight)
+    repeated = full_batch(validation=0.25).fit(X.repeat(weight, 0), groups=names.repeat(weight))
+    np.testing.assert_allclose(weighted.score_samples(X), repeated.score_samples(X), atol=1e-6)
+    assert weighted.history_.validation == pytest.approx(repeated.history_.validation, abs=1e-6)
+
+
+def test_groups_reach_a_fit_through_grid_searches():
+    X, groups = normal_rows(), np.arange(200) // 10
+    plain = cross_val_score(quick(), X, cv=3)
+    given = cross_val_score(quick(), X, cv=3, params={"groups": groups})
+    assert not np.array_equal(plain, given)
+    with sklearn.config_context(enable_metadata_routing=True):
+        asked = quick().set_fit_request(groups=True, sample_weight=False)
+        search = GridSearchCV(asked, {"lr": [2e-3]}, cv=GroupKFold(3)).fit(X, groups=groups)
+    best = quick().fit(X, groups=groups)
+    np.testing.assert_array_equal(search.best_estimator_.score_samples(X), best.score_samples(X))
+    assert not np.array_equal(best.score_samples(X), quick().fit(X).score_samples(X))
+
+
+@pytest.mark.parametrize(
+    ("groups", "text"),
+    [
+        (np.arange(3), r"one group per row of X, shape \(200,\), got \(3,\)"),
+        ("abc", r"one group per row of X, shape \(200,\), got \(\)"),
+        (np.zeros(200), "holds out whole groups and expected at least 2, got 1; remedy"),
+        (["a", None] * 100, "a name for every row, got missing ones"),
+        (np.array(["a", 1] * 100, dtype=object), "names that can be sorted.*; remedy"),
+    ],
+)
+def test_unusable_groups_are_refused(groups, text):
+    for recipe in ("coupling_flow", "auto"):
+        with pytest.raises(DataError, match=text):
+            quick(recipe=recipe, options=None if recipe == "auto" else SMALL).fit(
+                normal_rows(), groups=groups
+            )
 
 
 # Randomness and pickles

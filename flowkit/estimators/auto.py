@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import torch
 
-from flowkit.arrays import codes
 from flowkit.density import Density
-from flowkit.errors import DataError
 from flowkit.estimators.candidates import Candidate, Fitted, Samples, Setting, candidates
+from flowkit.estimators.splits import splits
 from flowkit.estimators.stacking import stack
 from flowkit.mixture import FlowMixture
 from flowkit.training import History
@@ -76,13 +72,19 @@ class Choice:
 
 
 def choose(
-    samples: Samples, group: Any, setting: Setting, validation: float, *, verbose: bool = False
+    samples: Samples,
+    groups: np.ndarray | None,
+    setting: Setting,
+    validation: float,
+    *,
+    verbose: bool = False,
 ) -> Choice:
     """Fit all candidates to parts of the samples, and mix those that the other parts prefer.
 
     Args:
         samples: All samples.
-        group: Samples of the same group are held out together; ``None`` for no groups.
+        groups: Samples of the same group are held out together; ``None`` for no groups, where
+            equal samples are.
         setting: What the fits need.
         validation: Fraction held out in each split.
         verbose: Whether to show how the candidates compare.
@@ -90,8 +92,9 @@ def choose(
     kinds = candidates(*samples.x.shape)
     fitted: list[list[Fitted]] = [[] for _ in kinds]
     tables, weights = [], []
-    splits = list(_splits(samples, group, setting.seed, validation))
-    for train_index, held_index in splits:
+    wanted = next((number for most, number in _SPLITS if len(samples.x) <= most), 1)
+    parts = splits("FlowDensity", samples.x.numpy(), groups, setting.seed, validation, wanted)
+    for train_index, held_index in parts:
         train, held = samples.at(train_index), samples.at(held_index)
         columns = []
         for kind, made in zip(kinds, fitted, strict=True):
@@ -101,7 +104,7 @@ def choose(
         weights.append(np.ones(len(held.x)) if held.weight is None else held.weight.numpy())
     table, weight = np.concatenate(tables), np.concatenate(weights)
     chosen = stack(table, weight)
-    comparison = _compare(kinds, table, weight, chosen, len(splits))
+    comparison = _compare(kinds, table, weight, chosen, len(parts))
     output(shows=verbose).say(str(comparison))
     trained = [k for k in np.argsort(-chosen) if chosen[k] > 0 and fitted[k][0].history]
     history = fitted[trained[0]][0].history if trained else None
@@ -139,32 +142,3 @@ def _compare(
         [kind.name for kind in kinds], scores.tolist(), np.nan_to_num(spread).tolist(),
         chosen.tolist(), splits, len(table),
     )  # fmt: skip
-
-
-def _splits(
-    samples: Samples, group: Any, seed: int, validation: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Samples to train and to hold out; equal samples and groups stay together."""
-    n = len(samples.x)
-    unit = _units(samples, group)
-    count = int(unit.max()) + 1
-    if count < 2:
-        raise DataError(
-            "FlowDensity with recipe='auto' expected at least 2 groups of different samples, got "
-            "1; remedy: a recipe, and validation=None"
-        )
-    wanted = next((splits for most, splits in _SPLITS if n <= most), 1)
-    held = min(max(1, round(validation * count)), count - 1)
-    order = np.random.default_rng(seed).permutation(count)
-    for k in range(max(1, min(wanted, count // held))):
-        outside = np.zeros(count, dtype=bool)
-        outside[order[k * held : (k + 1) * held]] = True
-        yield np.flatnonzero(~outside[unit]), np.flatnonzero(outside[unit])
-
-
-def _units(samples: Samples, group: Any) -> np.ndarray:
-    """Numbers from 0: the same for samples that must not be separated."""
-    if group is not None:
-        return codes(torch.as_tensor(group), "group")
-    _, inverse = np.unique(samples.x.numpy(), axis=0, return_inverse=True)
-    return inverse.reshape(-1)

@@ -26,6 +26,7 @@ from flowkit.errors import ArgumentError, DataError, FlowFileError
 from flowkit.estimators.auto import Comparison, choose
 from flowkit.estimators.candidates import Samples, Setting
 from flowkit.estimators.rounded import DequantizedLikelihood
+from flowkit.estimators.splits import check_groups, splits
 from flowkit.flow import Flow
 from flowkit.io import load, read_extra, save
 from flowkit.numerics.noise import drawing_from
@@ -182,7 +183,7 @@ class FlowEstimator(BaseEstimator):
     def _names(self, columns: int) -> list[Any]:
         return getattr(self, "feature_names_in_", np.arange(columns)).tolist()
 
-    def _fit_flow(self, X: Any, sample_weight: Any = None) -> Self:
+    def _fit_flow(self, X: Any, sample_weight: Any, groups: Any) -> Self:
         """Check the data, build the flow of the recipe for their columns, and train it.
 
         With ``recipe="auto"`` several densities are fitted, and those that held-out samples prefer
@@ -196,7 +197,9 @@ class FlowEstimator(BaseEstimator):
         given = 0 if self.dequantize is None else self.dequantize
         width = np.array(checks.numbers(owner, "dequantize", given, X.shape[1], least=0))
         weight = check_weight(owner, sample_weight, len(X))
+        group = check_groups(groups, len(X))
         if weight is not None:
+            group = None if group is None else group[weight > 0]
             X, weight = X[weight > 0], weight[weight > 0]
         names = self._names(X.shape[1])
         lattice = Lattice.of(X, width)
@@ -205,17 +208,24 @@ class FlowEstimator(BaseEstimator):
         fabric = fabric_on(owner, self.device)
         seed = seed_from(owner, self.random_state)
         if self.recipe == "auto":
-            return self._choose(X, weight, lattice, dtype, fabric, seed)
+            return self._choose(X, weight, group, lattice, dtype, fabric, seed)
         with drawing_from(torch.Generator().manual_seed(seed)):
             flow = self._build_flow(X.shape[1]).to(dtype)
+        options = {name: getattr(self, name) for name in _OF_FIT}
+        data = {"x": X} if weight is None else {"x": X, "weight": weight}
+        if group is not None and self.validation:
+            ((train, held),) = splits(owner, X, group, seed, self.validation)
+            # Batches of whole groups would only be noisier.
+            options["validation"] = {name: values[held] for name, values in data.items()}
+            data = {name: values[train] for name, values in data.items()}
         self.history_ = fit(
             flow,
-            {"x": X} if weight is None else {"x": X, "weight": weight},
+            data,
             DequantizedLikelihood(torch.from_numpy(width).to(dtype)) if width.any() else None,
             fabric=fabric,
             seed=seed,
             progress=bool(self.verbose),
-            **{name: getattr(self, name) for name in _OF_FIT},
+            **options,
         )
         return self._set_flow(flow, lattice)
 
@@ -223,6 +233,7 @@ class FlowEstimator(BaseEstimator):
         self,
         X: np.ndarray,
         weight: np.ndarray | None,
+        group: np.ndarray | None,
         lattice: Lattice,
         dtype: torch.dtype,
         fabric: Any,
@@ -249,7 +260,7 @@ class FlowEstimator(BaseEstimator):
         setting = Setting(
             ends.get("lower"), ends.get("upper"), seed, {**options, "fabric": fabric}
         )
-        choice = choose(samples, None, setting, self.validation, verbose=bool(self.verbose))
+        choice = choose(samples, group, setting, self.validation, verbose=bool(self.verbose))
         self.comparison_, self.history_ = choice.comparison, choice.history
         return self._set_flow(choice.flow, lattice)
 

@@ -33,8 +33,9 @@ class FlowDensity(DensityMixin, FlowEstimator):
             three splits up to 500 samples, two up to 2,000 and one beyond, and averages the
             densities of up to three of them, with the weights that maximise the held-out
             likelihood of the average. What is cheap is then fitted to all samples; flows are
-            averaged over the splits. Equal samples are held out together, and rounded columns get
-            their noise once, the same for all.
+            averaged over the splits. Equal samples (from ten different ones on), or the ``groups``
+            of :meth:`fit`, are held out together, and rounded columns get their noise once, the
+            same for all.
         options: Arguments of the recipe other than ``features``, such as
             ``{"layers": 4, "hidden": (64, 64)}``; ``None`` for its defaults. A grid search runs
             over a list of such dicts. With ``"auto"`` only ``lower`` and ``upper``.
@@ -104,7 +105,9 @@ class FlowDensity(DensityMixin, FlowEstimator):
         (5, 2)
     """
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> FlowDensity:
+    def fit(
+        self, X: Any, y: Any = None, *, sample_weight: Any = None, groups: Any = None
+    ) -> FlowDensity:
         """Fit the flow.
 
         Args:
@@ -112,6 +115,10 @@ class FlowDensity(DensityMixin, FlowEstimator):
             y: Ignored; pipelines pass it.
             sample_weight: ``(samples,)``, non-negative; a weight of 2 counts as two samples, and a
                 weight of 0 takes the sample out. Only the ratios matter.
+            groups: ``(samples,)``, names of groups, such as the patient of each measurement:
+                ``validation`` then is the fraction of groups that is held out, and no group is
+                both held out and trained on. Without it, ``recipe="auto"`` takes equal samples as
+                groups. Not read where nothing is held out.
 
         Returns:
             The estimator itself.
@@ -129,7 +136,7 @@ class FlowDensity(DensityMixin, FlowEstimator):
             flowkit.errors.DataError: column(s) 1 of X are constant, so they have no density;
             remedy: drop them, or set dequantize to the width to which they were rounded
         """
-        return self._fit_flow(X, sample_weight)
+        return self._fit_flow(X, sample_weight, groups)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Compute the log-density of every sample, in nats, in the units of the data.

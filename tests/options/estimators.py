@@ -109,6 +109,7 @@ of(
     lambda **o: scored(fit=o),
     y=same("taken for pipelines, not read", np.ones(len(TABLE))),
     sample_weight=differs(weights, weights[::-1].copy()),
+    groups=differs(np.arange(64) // 4, np.arange(64) % 4),
 )
 of(
     FlowDensity.score,
