@@ -151,12 +151,26 @@ class TestFlowDensity:
         assert comparison.weights[0] < 0.1
         assert "copula" in repr(comparison)
         kept = [w for w in comparison.weights if w > 0]
-        if isinstance(model.flow_, FlowMixture):
-            assert len(model.flow_.flows) >= len(kept) > 1
+        assert isinstance(model.flow_, FlowMixture)
+        assert len(model.flow_.flows) >= len(kept) > 1
         model.save(tmp_path / "model.safetensors")
         again = FlowDensity.load(tmp_path / "model.safetensors")
         assert np.array_equal(again.score_samples(x), model.score_samples(x))
         assert again.comparison_ == comparison
+
+    def test_a_sample_far_from_all_others_costs_little(self):
+        x, _ = correlated(200, 3)
+        model = FlowDensity(**QUICK).fit(x)
+        share = dict(zip(model.comparison_.names, model.comparison_.weights, strict=True))
+        assert share["Student-t"] == pytest.approx(1 / 201)
+        far = np.array([[80.0, -80.0, 0.0]])
+        # Behind the whitening, independent Student-t of 4 degrees of freedom.
+        mean, covariance = x.mean(0), np.cov(x.T, bias=True)
+        z = np.linalg.solve(np.linalg.cholesky(covariance), (far - mean).T)
+        floor = stats.t(4).logpdf(z).sum() - 0.5 * np.linalg.slogdet(covariance)[1] - math.log(201)
+        assert model.score_samples(far)[0] > floor - 10
+        normal = stats.multivariate_normal(mean, covariance).logpdf(far)
+        assert normal < floor - 1000
 
     def test_ends_hold_and_weights_are_repeats(self):
         rng = np.random.default_rng(0)

@@ -6,10 +6,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flowkit.density import Density
-from flowkit.estimators.candidates import Candidate, Fitted, Samples, Setting, candidates
+from flowkit.estimators.candidates import (
+    Candidate,
+    Fitted,
+    Samples,
+    Setting,
+    candidates,
+    for_outliers,
+)
 from flowkit.estimators.splits import splits
 from flowkit.estimators.stacking import stack
+from flowkit.flow import Flow
 from flowkit.mixture import FlowMixture
 from flowkit.training import History
 from flowkit.training.output import output
@@ -51,7 +58,7 @@ class Comparison:
             behind = f"{best - self.scores[k]:.3f} +- {self.errors[k]:.3f}"
             lines.append(
                 f"  {self.names[k]:<20} {self.scores[k]:>11.3f} {behind:>16} "
-                f"{self.weights[k]:>7.2f}"
+                f"{self.weights[k]:>7.3f}"
             )
         return "\n".join(lines)
 
@@ -66,7 +73,7 @@ class Choice:
         history: Of the heaviest flow that was trained; empty if none is in the mixture.
     """
 
-    flow: Density
+    flow: FlowMixture
     comparison: Comparison
     history: History
 
@@ -81,6 +88,10 @@ def choose(
 ) -> Choice:
     """Fit all candidates to parts of the samples, and mix those that the other parts prefer.
 
+    One part in n + 1 of the mixture, for n samples, is a Student-t density: a sample far from all
+    others, where a flow may be wrong by thousands of nats, then costs about as many as it is
+    unusual, and all others 1 / n.
+
     Args:
         samples: All samples.
         groups: Samples of the same group are held out together; ``None`` for no groups, where
@@ -89,7 +100,7 @@ def choose(
         validation: Fraction held out in each split.
         verbose: Whether to show how the candidates compare.
     """
-    kinds = candidates(*samples.x.shape)
+    kinds = [*candidates(*samples.x.shape), for_outliers(samples.x.shape[1])]
     fitted: list[list[Fitted]] = [[] for _ in kinds]
     tables, weights = [], []
     wanted = next((number for most, number in _SPLITS if len(samples.x) <= most), 1)
@@ -103,7 +114,8 @@ def choose(
         tables.append(np.stack(columns, 1))
         weights.append(np.ones(len(held.x)) if held.weight is None else held.weight.numpy())
     table, weight = np.concatenate(tables), np.concatenate(weights)
-    chosen = stack(table, weight)
+    share = 1 / (1 + _effective(samples))
+    chosen = np.append((1 - share) * stack(table[:, :-1], weight), share)
     comparison = _compare(kinds, table, weight, chosen, len(parts))
     output(shows=verbose).say(str(comparison))
     trained = [k for k in np.argsort(-chosen) if chosen[k] > 0 and fitted[k][0].history]
@@ -112,22 +124,30 @@ def choose(
     return Choice(flow, comparison, history or History())
 
 
+def _effective(samples: Samples) -> float:
+    """The number of samples of equal weight that tell as much."""
+    if samples.weight is None:
+        return float(len(samples.x))
+    w = samples.weight.double()
+    return float(w.sum() ** 2 / (w * w).sum())
+
+
 def _mix(
     kinds: list[Candidate],
     fitted: list[list[Fitted]],
     chosen: np.ndarray,
     samples: Samples,
     setting: Setting,
-) -> Density:
+) -> FlowMixture:
     """The mixture of what was chosen."""
-    flows: list[Density] = []
+    flows: list[Flow] = []
     shares: list[float] = []
     for kind, made, share in zip(kinds, fitted, chosen, strict=True):
         if share > 0:
             each = [kind.fit(samples, samples, setting, made[0])] if kind.refits else made
             flows += [one.flow for one in each]
             shares += [share / len(each)] * len(each)
-    return flows[0] if len(flows) == 1 else FlowMixture(flows, weights=shares)
+    return FlowMixture(flows, weights=shares)
 
 
 def _compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from flowkit.bases import NormalMixture, StandardNormal
+from flowkit.bases import Base, NormalMixture, StandardNormal, StudentT
 from flowkit.data.batches import repeats
 from flowkit.density import Density
 from flowkit.flow import Flow
@@ -24,6 +25,8 @@ from flowkit.transforms import Compose, Gaussianize, Standardize, Transform, Whi
 #: Numbers of components of the normal mixture that are compared, and samples per component.
 _COMPONENTS, _SAMPLES_PER_COMPONENT = (2, 4, 8, 16, 32, 64), 5
 _REGULARIZATION = 1e-6
+#: Degrees of freedom of the density for outliers: heavy tails of finite variance.
+_DF = 4.0
 _AT_ONCE = 8192
 _BOTH_KINDS = 1000
 
@@ -108,9 +111,10 @@ class Candidate(NamedTuple):
 
 def candidates(samples: int, columns: int) -> list[Candidate]:
     """The candidates for a table of so many samples and columns."""
+    normal = StandardNormal(columns)
     closed = [
-        Candidate("normal", partial(_closed, copula=False)),
-        Candidate("copula", partial(_closed, copula=True)),
+        Candidate("normal", partial(_closed, normal, copula=False)),
+        Candidate("copula", partial(_closed, normal, copula=True)),
         Candidate("normal mixture", _mixture),
     ]
     if columns == 1:
@@ -121,6 +125,12 @@ def candidates(samples: int, columns: int) -> list[Candidate]:
     return [*closed, *(Candidate(name, partial(_recipe, name), refits=False) for name in flows)]
 
 
+def for_outliers(columns: int) -> Candidate:
+    """Student-t distributions behind a whitening: a density for what no other one expects."""
+    student = StudentT(columns, df=_DF, learn=False)
+    return Candidate("Student-t", partial(_closed, student, copula=False))
+
+
 def _start(samples: Samples, setting: Setting, *more: Transform) -> Compose:
     """Unconstrain, standardise, and other layers that start from data."""
     columns = samples.x.shape[1]
@@ -129,13 +139,19 @@ def _start(samples: Samples, setting: Setting, *more: Transform) -> Compose:
 
 
 def _closed(
-    train: Samples, held: Samples, setting: Setting, like: Fitted | None, *, copula: bool
+    base: Base,
+    train: Samples,
+    held: Samples,
+    setting: Setting,
+    like: Fitted | None,
+    *,
+    copula: bool,
 ) -> Fitted:
-    """A normal, or a Gaussian copula with spline margins."""
+    """A base of independent columns behind a whitening, for a copula also behind margins."""
     columns = train.x.shape[1]
     margins = [Gaussianize(columns)] if copula else []
     transform = _start(train, setting, *margins, Whiten(columns))
-    flow = Flow(transform, StandardNormal(columns)).to(train.x.dtype)
+    flow = Flow(transform, copy.deepcopy(base)).to(train.x.dtype)
     flow.initialize(train.repeated())
     return Fitted(flow)
 

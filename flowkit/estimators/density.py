@@ -33,9 +33,10 @@ class FlowDensity(DensityMixin, FlowEstimator):
             three splits up to 500 samples, two up to 2,000 and one beyond, and averages the
             densities of up to three of them, with the weights that maximise the held-out
             likelihood of the average. What is cheap is then fitted to all samples; flows are
-            averaged over the splits. Equal samples (from ten different ones on), or the ``groups``
-            of :meth:`fit`, are held out together, and rounded columns get their noise once, the
-            same for all.
+            averaged over the splits. One part in n + 1 is a Student-t density, so that a sample
+            far from all n others costs little more than it is unusual. Equal samples (from ten
+            different ones on), or the ``groups`` of :meth:`fit`, are held out together, and
+            rounded columns get their noise once, the same for all.
         options: Arguments of the recipe other than ``features``, such as
             ``{"layers": 4, "hidden": (64, 64)}``; ``None`` for its defaults. A grid search runs
             over a list of such dicts. With ``"auto"`` only ``lower`` and ``upper``.
@@ -67,8 +68,8 @@ class FlowDensity(DensityMixin, FlowEstimator):
         compile: Whether to compile the training steps; see :func:`flowkit.fit`.
 
     Attributes:
-        flow_: The fitted :class:`flowkit.Flow`, or :class:`flowkit.FlowMixture` where several are
-            averaged, in float64 and evaluation mode. After
+        flow_: The fitted :class:`flowkit.Flow`, with ``recipe="auto"`` a
+            :class:`flowkit.FlowMixture`, in float64 and evaluation mode. After
             ``flow_.to("cuda")`` the estimator scores and samples there.
         dtype_: The dtype in which the flow was trained, and is written to files.
         history_: The :class:`flowkit.History` of the fit; with ``recipe="auto"`` that of the

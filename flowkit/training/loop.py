@@ -67,7 +67,7 @@ def _end_record(plan: Plan, progress: Progress, updates: Updates, output: Output
     with processes.together(progress.done), plan.random.anywhere():
         stop = [bool(callback(plan.step.flow, history)) for callback in plan.options.callbacks]
     if plan.average is not None:
-        plan.average.copy_untrained(plan.step)
+        plan.average.copy_untrained()
     (by_callback,) = processes.any(any(stop))
     history.stopped = "callback" if by_callback else plan.reason_to_stop(progress)
     if plan.held is None:
@@ -107,6 +107,8 @@ def _advance(
             sums[name] = sums.get(name, 0.0) + value
         output.step(progress, loss)
     updates.finish()
+    if plan.average is not None:
+        plan.average.copy_untrained()
     if error := weights_error(plan.step, progress.done):
         raise error
     like = sums[""]

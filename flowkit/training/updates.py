@@ -90,7 +90,7 @@ class Updates:
         with random.of_optimizer():
             plan.optimizer.step(*([evaluate] if plan.by_closure else []))
         if plan.average is not None:
-            plan.average.update(plan.step, progress.done)
+            plan.average.update(progress.done)
         progress.done += 1
         return losses[0]
 

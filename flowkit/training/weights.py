@@ -28,30 +28,29 @@ class MovingAverage:
         >>> average = MovingAverage(weight, 0.5)
         >>> for value in (1.0, 2.0):
         ...     _ = torch.nn.init.constant_(weight.weight, value)
-        ...     average.update(weight, int(value) - 1)
+        ...     average.update(int(value) - 1)
         >>> round(average.module.weight.item(), 4)  # 2/11 of the first and 9/11 of the second
         1.8182
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module, self.decay = copy.deepcopy(module), decay
+        self.averaged, self.module, self.decay = module, copy.deepcopy(module), decay
+        self._parameters = list(zip(self.module.parameters(), module.parameters(), strict=True))
 
     @torch.no_grad()
-    def update(self, module: nn.Module, steps: int) -> None:
+    def update(self, steps: int) -> None:
         """Add the weights of the module, after ``steps`` earlier updates."""
         keep = min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0
-        pairs = zip(self.module.parameters(), module.parameters(), strict=True)
-        trained = [(old, new) for old, new in pairs if new.requires_grad]
+        trained = [(old, new) for old, new in self._parameters if new.requires_grad]
         if trained:
             torch._foreach_lerp_([a for a, _ in trained], [w for _, w in trained], 1 - keep)
-        self.copy_untrained(module)
 
     @torch.no_grad()
-    def copy_untrained(self, module: nn.Module) -> None:
+    def copy_untrained(self) -> None:
         """Copy what no step moves: forward passes and callbacks set it, at once."""
-        pairs = zip(self.module.parameters(), module.parameters(), strict=True)
-        fixed = [(old, new) for old, new in pairs if not new.requires_grad]
-        for old, new in (*fixed, *zip(self.module.buffers(), module.buffers(), strict=True)):
+        fixed = [(old, new) for old, new in self._parameters if not new.requires_grad]
+        buffers = zip(self.module.buffers(), self.averaged.buffers(), strict=True)
+        for old, new in (*fixed, *buffers):
             old.copy_(new)
 
 
