@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import statistics
 import sys
 from dataclasses import dataclass, is_dataclass
@@ -236,6 +237,30 @@ def test_known_densities_integrate_to_one_and_have_their_samples(tmp_path):
         error = shifted.std() / len(x) ** 0.5
         assert error < 0.1, name
         assert abs(shifted.mean() - 1) < 5 * error, name
+
+
+def test_two_moons_have_the_exact_posterior_and_a_record(tmp_path):
+    script = load("two_moons")
+    rng = np.random.default_rng(0)
+    # Parameters and observations drawn forwards, and parameters from the exact posterior of these
+    # observations: equal in distribution.
+    theta = rng.uniform(-1, 1, (2000, 2))
+    back = np.stack([script.exact(rng, x, 1)[0] for x in script.simulate(rng, theta)])
+    assert scipy.stats.ks_2samp(theta[:, 0] * theta[:, 1], back[:, 0] * back[:, 1]).pvalue > 1e-3
+    assert scipy.stats.ks_2samp(theta[:, 0], back[:, 0]).pvalue > 1e-3
+    # Every draw explains its observation by a point of the crescent.
+    at = np.array([0.1, 0.2])
+    drawn = script.exact(rng, at, 2000)
+    along, across = drawn.sum(1), drawn[:, 1] - drawn[:, 0]
+    point = at - np.stack([-np.abs(along), across], 1) / math.sqrt(2)
+    radius = np.hypot(point[:, 0] - 0.25, point[:, 1])
+    assert scipy.stats.kstest(radius, scipy.stats.norm(0.1, 0.01).cdf).pvalue > 1e-3
+    assert abs((along > 0).mean() - 0.5) < 5 * 0.5 / 2000**0.5
+    call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
+    results = script.main(call)
+    assert len(results) == script.OBSERVATIONS
+    assert script.main(call) == results
+    assert "| coupling_flow |" in (tmp_path / "two_moons.md").read_text()
 
 
 def test_libraries_build_architectures_of_the_same_size():

@@ -20,8 +20,9 @@ from flowkit.training.step import Step
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-# Steps of each trial, and their share of the fit at most.
-_STEPS, _SHARE = 100, 0.05
+# Steps of each trial: as few as 25 of less than 400 samples, which soon teach no more, up to 100;
+# and their share of the fit at most.
+_STEPS, _SAMPLES_PER_STEP, _SHARE = (25, 100), 16, 0.05
 
 
 def choose_start(
@@ -48,7 +49,8 @@ def choose_start(
         return flow.starts[0]
     size = min(options.batch_size or samples_per_step(len(train)), len(train))
     usual = length(options, train.steps(size), size, len(held)).usual
-    steps = max(1, min(_STEPS, round(_SHARE * usual)))
+    worth = min(max(_STEPS[0], len(train) // _SAMPLES_PER_STEP), _STEPS[1])
+    steps = max(1, min(worth, round(_SHARE * usual)))
     trial_options = dataclasses.replace(
         options, epochs=None, steps=steps, patience=None, checkpoint=None, callbacks=(),
         compile=False,
