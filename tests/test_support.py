@@ -31,6 +31,7 @@ from flowkit import (
 from flowkit.bases import Logistic, ProductBase, StandardNormal, StudentT, Uniform
 from flowkit.conditioners import MLP, MaskedMLP
 from flowkit.errors import ArgumentError, DataError, FlowkitError, OutsideError, ShapeError
+from flowkit.estimators import FlowDensity
 from flowkit.numerics.rounding import next_inside
 from flowkit.scalar import Affine, IntervalSpline, LogisticMixture, RationalQuadraticSpline
 from flowkit.transforms import (
@@ -745,3 +746,67 @@ def test_splines_leave_ends_in_place_that_they_do_not_reach():
         assert (flow.region() is not None) == known
         if known:
             assert flow.support.upper.tolist() == [ends[1]] * 2
+
+
+def half_lines(n, seed=0):
+    """Samples with a third column: above 0, anywhere, and from -1 to 1; many close to the ends."""
+    rng = np.random.default_rng(seed)
+    columns = rng.exponential(size=n), rng.normal(size=n), 2 * rng.beta(0.5, 0.5, n) - 1
+    x = torch.from_numpy(np.stack(columns, 1)).float()
+    return x[(x[:, 0] > 0) & (x[:, 2].abs() < 1)]
+
+
+ENDS = {"lower": [0, None, -1], "upper": [None, None, 1]}
+
+FITTED_ENDS = {
+    "elementwise": (lambda: elementwise_flow(1, lower=0, seed=0), lambda x: x[:, :1]),
+    "elementwise-above": (lambda: elementwise_flow(1, upper=0, seed=0), lambda x: -x[:, :1]),
+    "coupling": (lambda: coupling_flow(3, layers=2, seed=0, **ENDS, **SMALL), lambda x: x),
+    "autoregressive": (
+        lambda: autoregressive_flow(3, layers=2, seed=0, **ENDS, **SMALL), lambda x: x,
+    ),
+    "kernelised": (
+        lambda: kernelised_flow(2, layers=2, points=5, lower=0, upper=[None, 2], seed=0),
+        lambda x: torch.stack([x[:, 0], x[:, 2] + 1], 1),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FITTED_ENDS)
+def test_fitted_flows_obey_their_ends_and_are_saved_with_them(name, tmp_path):
+    build, pick = FITTED_ENDS[name]
+    flow, data = build(), pick(half_lines(1500))
+    fit(flow, data, steps=60, progress=False)
+    lower, upper = flow.support.lower, flow.support.upper
+    samples = flow.sample(20_000, generator=torch.Generator().manual_seed(0))
+    assert bool(((samples > lower) & (samples < upper)).all())
+    with torch.no_grad():
+        assert bool(flow.log_prob(samples).isfinite().all())
+    assert_support_is_where_log_prob_is_finite(flow)
+    flowkit.save(flow, tmp_path / "flow.safetensors")
+    again = flowkit.load(tmp_path / "flow.safetensors")
+    assert torch.equal(again.support.lower, lower)
+    assert torch.equal(again.support.upper, upper)
+    assert torch.equal(again.log_prob(samples[:100]), flow.log_prob(samples[:100]))
+    drawn = again.sample(20_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, samples)
+    # A number at an end has no place on the line.
+    end = torch.where(lower.isfinite(), lower, torch.where(upper.isfinite(), upper, data[0]))
+    fresh = build()
+    with pytest.raises(OutsideError, match="strictly between"):
+        fit(fresh, torch.cat([data, end.unsqueeze(0)]), steps=2, progress=False, validation=None)
+
+
+def test_averaged_densities_obey_the_ends_of_their_columns_and_are_saved(tmp_path):
+    data = half_lines(400).double().numpy()
+    model = FlowDensity(options=ENDS, steps=30, random_state=0).fit(data)
+    samples = model.sample(20_000, random_state=0)
+    lower, upper = np.array([0, -np.inf, -1]), np.array([np.inf, np.inf, 1])
+    assert ((samples > lower) & (samples < upper)).all()
+    outside = samples[:6].copy()
+    outside[[0, 1, 2], [0, 2, 2]] = -1e-9, 1.0, -1.5
+    assert np.isneginf(model.score_samples(outside)).tolist() == [True] * 3 + [False] * 3
+    model.save(tmp_path / "model.safetensors")
+    again = FlowDensity.load(tmp_path / "model.safetensors")
+    assert np.array_equal(again.score_samples(samples), model.score_samples(samples))
+    assert np.array_equal(again.sample(9, random_state=0), model.sample(9, random_state=0))
