@@ -263,6 +263,28 @@ def test_two_moons_have_the_exact_posterior_and_a_record(tmp_path):
     assert "| coupling_flow |" in (tmp_path / "two_moons.md").read_text()
 
 
+def test_one_column_compares_with_families_and_resumes(tmp_path, monkeypatch):
+    script = load("one_column")
+    call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
+    results = script.main(call)
+    assert [r.family for r in results] == ["lognormal", "beta"]
+    for r in results:
+        # No density is better than the truth.
+        assert -4 * r.error < r.gap < 0.5
+    assert script.main(call) == results
+    # Samples of a gamma: no other family is better, and nothing is far from the truth.
+    x = scipy.stats.gamma(3).rvs(400, random_state=0)
+    monkeypatch.setattr(script, "read", lambda column: x)
+    lead = script.compare("a column", "elementwise_flow", 0)
+    assert (lead.best, lead.samples) == ("gamma", 40)
+    truth = scipy.stats.gamma(3).logpdf(script.folds(x)[0][1])
+    assert abs(lead.log_density - lead.lead - truth.sum()) < 0.05 * 40
+    ((name, family, text),) = script._leads(["elementwise_flow"], [lead])
+    assert (name, family) == ("a column", f"gamma, {(lead.log_density - lead.lead) / 40:.4f}")
+    assert text.startswith(f"{lead.lead / 40:+.4f} ± ")
+    assert "| lognormal |" in (tmp_path / "one_column.md").read_text()
+
+
 def test_libraries_build_architectures_of_the_same_size():
     pytest.importorskip("zuko")
     script = load("tabular_density")
