@@ -83,6 +83,7 @@ from flowkit.transforms import (
     Permutation,
     Rescale,
     Reshape,
+    ShortenGaps,
     Squeeze,
     Standardize,
     Transform,
@@ -204,6 +205,17 @@ def _gaussianize() -> Gaussianize:
     x = torch.randn(2000, 3, generator=generator)
     skewed, heavy = x[:, :1].exp(), x[:, 1:2].sinh() * x[:, 1:2].cosh() ** 2
     transform.initialize(torch.cat([skewed, heavy, x[:, 2:]], -1))
+    return transform
+
+
+def _gaps() -> ShortenGaps:
+    """One gap in the first feature, two in the second, none in the last."""
+    transform, generator = ShortenGaps(3), torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 3, generator=generator)
+    x[:1000, 0] += 30
+    x[:500, 1] -= 90
+    x[500:1000, 1] += 20
+    transform.initialize(x)
     return transform
 
 
@@ -336,6 +348,8 @@ CASES: list[Case] = [
     Case("Whiten-2-context", lambda: _whiten_given(2), MOVED),
     Case("Gaussianize-3", _gaussianize, MOVED),
     Case("Gaussianize-1-new", lambda: Gaussianize(1)),
+    Case("ShortenGaps-3", _gaps, MOVED),
+    Case("ShortenGaps-1-new", lambda: ShortenGaps(1)),
     Case("Standardize-1-new", lambda: Standardize(1)),
     Case("Standardize-2-robust", lambda: _standardize(2, robust=True), MOVED),
     Case(

@@ -63,11 +63,13 @@ def coupling_flow(
             without validation the first. ``"copula"``: a Gaussian copula with spline margins
             (:class:`flowkit.transforms.Standardize`, :class:`flowkit.transforms.Gaussianize`,
             :class:`flowkit.transforms.Whiten`); ``"gaussian"``: the normal distribution of the
-            data, without the splines; ``"latent"``: the same, with the whitening behind all other
-            layers, which then read the data as they are; ``"margins"``: independent features with
-            spline margins, without the whitening; ``"standardize"``: mean 0 and variance 1;
-            ``None``: nothing, and the context is not standardised. They come behind an
-            ``Unconstrain``; the whitening includes a linear regression on the context.
+            data, without the splines, but with far clusters brought nearer
+            (:class:`flowkit.transforms.ShortenGaps`); ``"latent"``: the same, with the whitening
+            behind all other layers, which then read the data as they are; ``"margins"``:
+            independent features with spline margins, without the whitening; ``"standardize"``:
+            mean 0 and variance 1; ``None``: nothing, and the context is not standardised. They
+            come behind an ``Unconstrain``; the whitening includes a linear regression on the
+            context.
         seed: Seed of the permutations and initial weights; torch's global state by default.
 
     Raises:

@@ -53,6 +53,7 @@ LINEARS: dict[str, Callable[[int], ft.Transform] | None] = {
 }
 _FROM_DATA: dict[str, Callable[[int, int], ft.Transform]] = {
     "standardize": lambda features, context: ft.Standardize(features),
+    "gaps": lambda features, context: ft.ShortenGaps(features),
     "gaussianize": lambda features, context: ft.Gaussianize(features),
     "whiten": lambda features, context: ft.Whiten(features, context=context),
 }
@@ -61,10 +62,10 @@ _FROM_DATA: dict[str, Callable[[int, int], ft.Transform]] = {
 STARTS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "standardize": (("standardize",), ()),
     "margins": (("standardize", "gaussianize"), ()),
-    "gaussian": (("standardize", "whiten"), ()),
-    "latent": (("standardize",), ("whiten",)),
+    "gaussian": (("standardize", "gaps", "whiten"), ()),
+    "latent": (("standardize", "gaps"), ("whiten",)),
     "copula": (("standardize", "gaussianize", "whiten"), ()),
-    "auto": (("standardize", "gaussianize", "whiten"), ("whiten",)),
+    "auto": (("standardize", "gaps", "gaussianize", "whiten"), ("whiten",)),
 }
 #: Every recipe by its name; a function of one's own may be added.
 RECIPES: dict[str, Callable[..., Flow]] = {}
@@ -282,8 +283,12 @@ def assemble(
     stack += [_FROM_DATA[layer](features, context) for layer in after]
     if start != "auto":
         return finish(stack, made, context)
-    gaussianize, whiten, last = len(first) + 1, len(first) + 2, len(stack) - 1
-    choice = {"copula": [gaussianize, whiten], "gaussian": [whiten], "latent": [last]}
+    gaps, gaussianize, whiten = (len(first) + place for place in (1, 2, 3))
+    choice = {
+        "copula": [gaussianize, whiten],
+        "gaussian": [gaps, whiten],
+        "latent": [gaps, len(stack) - 1],
+    }
     return finish(stack, made, context, starts=choice)
 
 

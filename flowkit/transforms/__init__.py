@@ -7,6 +7,7 @@ from flowkit.transforms.convolution import Conv1x1, Conv2d
 from flowkit.transforms.coupling import Coupling
 from flowkit.transforms.domain import CircularShift, Rescale
 from flowkit.transforms.elementwise import Elementwise
+from flowkit.transforms.gaps import ShortenGaps
 from flowkit.transforms.gaussianize import Gaussianize
 from flowkit.transforms.linear import DenseLinear, LULinear, OrthogonalLinear, TriangularLinear
 from flowkit.transforms.normalize import ActNorm, Standardize, Whiten
@@ -33,6 +34,7 @@ __all__ = [
     "Permutation",
     "Rescale",
     "Reshape",
+    "ShortenGaps",
     "Squeeze",
     "Standardize",
     "Transform",

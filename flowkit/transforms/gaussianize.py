@@ -16,8 +16,71 @@ from flowkit.transforms.quantiles import GAP_KNOTS, fit_margins
 from flowkit.transforms.volume import at_least_single, full_precision
 
 
+class SplineLayer(Transform):
+    """A monotone spline per feature, whose constants ``initialize`` sets; the identity before.
+
+    Args:
+        features: Number of features.
+        size: Number of knots that are stored for each.
+    """
+
+    elementwise = True
+    knots_x: Tensor
+    knots_z: Tensor
+    slopes: Tensor
+    count: Tensor
+    tails: Tensor
+    places: Tensor
+
+    def __init__(self, features: int, size: int) -> None:
+        features = checks.integer(type(self).__name__, "features", features, least=1)
+        super().__init__((features,))
+        line = torch.linspace(-2, 2, size).repeat(features, 1)
+        self.register_buffer("knots_x", line)
+        self.register_buffer("knots_z", line.clone())
+        self.register_buffer("slopes", torch.ones_like(line))
+        # Of 64 bits are constants, which files may not change.
+        self.register_buffer("count", torch.zeros(features, dtype=torch.int32))
+        self.register_buffer("tails", torch.zeros(features, 2))
+        self.register_buffer("places", torch.arange(features), persistent=False)
+
+    def stored_fault(self) -> str | None:
+        """Say what is wrong with stored numbers; files are checked by it."""
+        for name, knots in (("knots_x", self.knots_x), ("knots_z", self.knots_z)):
+            places = torch.arange(knots.shape[1] - 1, device=knots.device)
+            real = places < (self.count.clamp_min(2) - 1).unsqueeze(-1)
+            if bool((real & ~(knots.diff() > 0)).any()):
+                return f"{name} do not increase"
+        if bool(
+            ((self.count < 0) | (self.count > self.knots_x.shape[1]) | (self.count == 1)).any()
+        ):
+            return f"count is not 0 or between 2 and {self.knots_x.shape[1]}"
+        if bool((self.tails < 0).any()):
+            return "tails holds numbers below 0"
+        return not_positive("slopes", self.slopes)
+
+    def _margins(self, like: Tensor) -> Margins:
+        parts = (self.knots_x, self.knots_z, self.slopes)
+        knots, z, slopes = (part.to(like.dtype) for part in parts)
+        return Margins(knots, z, slopes, self.count.long(), self.tails.to(like.dtype))
+
+    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
+        """Map data to noise."""
+        with full_precision(x):
+            value = at_least_single(x)
+            z, log_slope = to_normal(self._margins(value), value, self.places)
+            return z.to(x.dtype), log_slope.sum(-1).to(x.dtype)
+
+    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
+        """Map noise to data."""
+        with full_precision(z):
+            value = at_least_single(z)
+            x, log_slope = from_normal(self._margins(value), value, self.places)
+            return x.to(z.dtype), -log_slope.sum(-1).to(z.dtype)
+
+
 @register
-class Gaussianize(Transform):
+class Gaussianize(SplineLayer):
     r"""Map each feature to a normal by a monotone spline through its quantiles.
 
     A flow that begins with it starts as independent features with the distributions of the data;
@@ -57,26 +120,10 @@ class Gaussianize(Transform):
         True
     """
 
-    elementwise = True
-    knots_x: Tensor
-    knots_z: Tensor
-    slopes: Tensor
-    count: Tensor
-    tails: Tensor
-    places: Tensor
-
     def __init__(self, features: int, *, knots: int = 40) -> None:
-        features = checks.integer("Gaussianize", "features", features, least=1)
-        super().__init__((features,))
-        self.knots = checks.integer("Gaussianize", "knots", knots, least=4, most=1000)
-        line = torch.linspace(-2, 2, knots + GAP_KNOTS).repeat(features, 1)
-        self.register_buffer("knots_x", line)
-        self.register_buffer("knots_z", line.clone())
-        self.register_buffer("slopes", torch.ones_like(line))
-        # Of 64 bits are constants, which files may not change.
-        self.register_buffer("count", torch.zeros(features, dtype=torch.int32))
-        self.register_buffer("tails", torch.zeros(features, 2))
-        self.register_buffer("places", torch.arange(features), persistent=False)
+        knots = checks.integer("Gaussianize", "knots", knots, least=4, most=1000)
+        super().__init__(features, knots + GAP_KNOTS)
+        self.knots = knots
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
@@ -100,40 +147,6 @@ class Gaussianize(Transform):
         self.slopes.copy_(torch.where(flat, torch.ones_like(line), fitted.slope) / size)
         self.count.copy_(torch.where(affine, 2 * (~standard).long(), fitted.number))
         self.tails.copy_(torch.where(flat, torch.zeros_like(fitted.shape), fitted.shape))
-
-    def stored_fault(self) -> str | None:
-        """Say what is wrong with stored numbers; files are checked by it."""
-        for name, knots in (("knots_x", self.knots_x), ("knots_z", self.knots_z)):
-            places = torch.arange(knots.shape[1] - 1, device=knots.device)
-            real = places < (self.count.clamp_min(2) - 1).unsqueeze(-1)
-            if bool((real & ~(knots.diff() > 0)).any()):
-                return f"{name} do not increase"
-        if bool(
-            ((self.count < 0) | (self.count > self.knots_x.shape[1]) | (self.count == 1)).any()
-        ):
-            return f"count is not 0 or between 2 and {self.knots_x.shape[1]}"
-        if bool((self.tails < 0).any()):
-            return "tails holds numbers below 0"
-        return not_positive("slopes", self.slopes)
-
-    def _margins(self, like: Tensor) -> Margins:
-        parts = (self.knots_x, self.knots_z, self.slopes)
-        knots, z, slopes = (part.to(like.dtype) for part in parts)
-        return Margins(knots, z, slopes, self.count.long(), self.tails.to(like.dtype))
-
-    def forward(self, x: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Map data to noise."""
-        with full_precision(x):
-            value = at_least_single(x)
-            z, log_slope = to_normal(self._margins(value), value, self.places)
-            return z.to(x.dtype), log_slope.sum(-1).to(x.dtype)
-
-    def inverse(self, z: Tensor, context: Context = None, generator: Generator = None) -> Mapped:
-        """Map noise to data."""
-        with full_precision(z):
-            value = at_least_single(z)
-            x, log_slope = from_normal(self._margins(value), value, self.places)
-            return x.to(z.dtype), -log_slope.sum(-1).to(z.dtype)
 
 
 def _read(x: Tensor, context: Tensor) -> Tensor:

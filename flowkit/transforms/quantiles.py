@@ -36,6 +36,10 @@ _ROWS, _NUMBERS, _FEW_ROWS, _ROWS_JOINT = 10_000, 640_000, 2_000, 5_000
 _FEATURES = 1_000
 _FEWEST = 50
 _PER_KNOT = 10
+# How much wider than what is beside it a gap is, that counts as one.
+_WIDE = 10.0
+# And how much wider it is when it has been shortened.
+_SHORT = 3.0
 # Share of the samples from which on a value is an atom.
 _ATOM = 0.02
 # Standard errors by which fewer maps have to be better than all of them, and shares of a feature's
@@ -259,19 +263,32 @@ def _fit(subsets: Sorted, number: int, shapes: Tensor, form: _Form) -> Margins:
     return Margins(*(field.flatten(0, 1) for field in whole))
 
 
-def _with_gaps(subsets: Sorted, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Add knots at both sides of wide gaps; say which are to be kept."""
-    values, count = subsets.values, subsets.values.shape[-1]
-    reach, gaps = max(4, count // 100), GAP_KNOTS // 2
-    valid = torch.ones_like(x, dtype=torch.bool)
+def wide_gaps(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The widest gaps of sorted samples ``(D, n)``, up to four per row, but not at the ends.
+
+    Returns:
+        The place of the sample below each gap, whether the gap is wide: more than ten times what
+        as many samples on either side span as one in a hundred, and that span.
+    """
+    count = values.shape[-1]
+    reach = max(4, count // 100)
     if count < 4 * reach:
-        return x, z, valid
+        none = values.new_zeros(len(values), 0)
+        return none.long(), none.bool(), none
     gap = values.diff()[:, reach - 1 : 1 - reach]
     windows = values[:, reach - 1 :] - values[:, : 1 - reach]
     beside = torch.maximum(windows[:, : gap.shape[1]], windows[:, -gap.shape[1] :])
     ratio = torch.where(beside > 0, gap / beside.clamp_min(1e-300), torch.zeros_like(gap))
-    found, index = ratio.topk(min(gaps, ratio.shape[-1]))
-    lower, wide = index + reach - 1, found > 10
+    found, index = ratio.topk(min(GAP_KNOTS // 2, ratio.shape[-1]))
+    return index + reach - 1, found > _WIDE, beside.gather(-1, index)
+
+
+def _with_gaps(subsets: Sorted, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Add knots at both sides of wide gaps; say which are to be kept."""
+    values, valid = subsets.values, torch.ones_like(x, dtype=torch.bool)
+    lower, wide, _ = wide_gaps(values)
+    if not lower.numel():
+        return x, z, valid
     ends = (values.gather(-1, lower), values.gather(-1, lower + 1))
     passed = subsets.up_to.gather(-1, lower.expand(len(x), -1, -1))
     level = [
@@ -286,6 +303,39 @@ def _with_gaps(subsets: Sorted, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, T
     valid = torch.cat([valid, *[wide.expand_as(passed)] * 2], -1)
     order = z.argsort(stable=True, dim=-1)
     return x.gather(-1, order), z.gather(-1, order), valid.gather(-1, order)
+
+
+def shortened(rows: Tensor, rounding: float, offset: Tensor) -> Margins:
+    """Splines of slope one whose wide gaps are short, then standardised.
+
+    Args:
+        rows: Standardised samples ``(n, D)`` in float64.
+        rounding: See :func:`fit_margins`.
+        offset: See :func:`fit_margins`.
+
+    Returns:
+        Splines of 8 knots, none for features without wide gaps.
+    """
+    values = rows.mT.sort().values
+    features, blank = len(values), rows.new_zeros(len(values), GAP_KNOTS)
+    none = Margins(blank, blank, blank + 1, blank[:, 0].long(), rows.new_zeros(features, 2))
+    lower, wide, beside = wide_gaps(values)
+    if not bool(wide.any()):
+        return none
+    # Gaps in the order of the values, those that are none at the end.
+    lower, order = torch.where(wide, lower, values.shape[-1] - 2).sort(stable=True)
+    wide, beside = wide.gather(-1, order), beside.gather(-1, order)
+    ends = [values.gather(-1, lower + side) for side in (0, 1)]
+    less = torch.where(wide, ends[1] - ends[0] - _SHORT * beside, 0.0)
+    passed = less.cumsum(-1)
+    x = torch.stack(ends, -1).flatten(-2)
+    z = x - torch.stack([passed - less, passed], -1).flatten(-2)
+    form = _Form(GAP_KNOTS, rounding, offset)
+    x, z, kept = _spread(x, z, wide.repeat_interleave(2, -1), form)
+    mapped = Margins(x, z, torch.ones_like(x), kept, none.shape)
+    image = to_normal(mapped, values, torch.arange(features, device=x.device).unsqueeze(-1))[0]
+    mean, scale = image.mean(-1, keepdim=True), image.std(-1, correction=0, keepdim=True)
+    return mapped._replace(z=(z - mean) / scale, slope=mapped.slope / scale)
 
 
 def _spread(x: Tensor, z: Tensor, valid: Tensor, form: _Form) -> tuple[Tensor, Tensor, Tensor]:

@@ -41,6 +41,7 @@ from flowkit.transforms import (
     Permutation,
     Rescale,
     Reshape,
+    ShortenGaps,
     Squeeze,
     Standardize,
     Transform,
@@ -151,12 +152,13 @@ for layer in (
     Standardize(2),
     Whiten(2),
     Gaussianize(2),
+    ShortenGaps(2),
     DenseLinear(2),
 ):
     ignores_context(layer, X, *WAYS)
 for layer in (ActNorm(2), Rescale([-9.0, -torch.inf], [9.0, torch.inf], circular=[True, False])):
     ignores_context(layer, X, "initialize")
-for layer in (Standardize(2), Whiten(2)):
+for layer in (Standardize(2), Whiten(2), ShortenGaps(2)):
     ignores_context(layer, X, "initialize")
 reads_context(FactorOut((2, 4, 4), Reader()), IMAGE, "initialize")
 for layer in (Conv1x1(2), Conv2d(2)):
