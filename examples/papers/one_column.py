@@ -170,7 +170,7 @@ def page(study: Study, gaps: list[Gap], leads: list[Lead]) -> list[str]:
         lines += [
             "Real columns: log-densities of test samples in nats less those of the best family, "
             "± the paired standard error, and seconds of CPU per fold. The bar is -1 standard "
-            "error.",
+            "error; the best family was chosen by the same samples.",
             "",
             *table(("column", "best family", *options.methods), _leads(options.methods, leads)),
         ]
@@ -200,7 +200,8 @@ def _lead(leads: list[Lead], method: str) -> str:
     mean = sum(lead.lead for lead in found) / n
     error = math.sqrt((sum(lead.square for lead in found) / n - mean**2) / (n - 1))
     seconds = sum(lead.seconds for lead in found) / len(found)
-    return f"{mean:+.4f} ± {error:.4f} ({seconds:.0f} s)"
+    missed = ", missed" if mean < -error else ""
+    return f"{mean:+.4f} ± {error:.4f}{missed} ({seconds:.1f} s)"
 
 
 def main(arguments: list[str] | None = None) -> list[Gap | Lead]:
