@@ -66,8 +66,34 @@ class TestStarts:
             histories.append(fit(flow, x, progress=False, steps=100))
         assert histories[0].train == histories[1].train
         assert histories[0].started == histories[1].started != ""
+        # It is the fit from that start, which callbacks see from the beginning.
+        flow, seen = flowkit.coupling_flow(2, layers=2, hidden=(8,), seed=0), []
+        see = [lambda _, history: seen.append(history.steps[-1])]
+        history = fit(flow, x, progress=False, steps=100, callbacks=see)
+        assert history.train == histories[0].train
+        assert seen == history.steps == histories[0].steps
+        from_it = flowkit.coupling_flow(2, layers=2, hidden=(8,), start=history.started, seed=0)
+        assert fit(from_it, x, progress=False, steps=100).train == history.train
         # A second fit goes on, without another choice.
         assert fit(flow, x, progress=False, steps=5).started == ""
+
+    def test_the_start_is_the_best_of_the_trials(self):
+        # As fits from each start show, whose first steps the trials are: 100 for 200 samples.
+        x, _ = correlated(250, 2, seed=3)
+        data, held = np.exp(x[:200]), np.exp(x[200:])
+        call = {"validation": held, "progress": False, "seed": 1}
+        after = {}
+        for start in flowkit.coupling_flow(2).starts:
+            flow = flowkit.coupling_flow(2, layers=2, hidden=(8,), start=start, seed=0)
+            history = fit(
+                flow, data, steps=20_000, callbacks=[lambda _, h: len(h.steps) > 3], **call
+            )
+            assert history.steps[-1] == 100
+            after[start] = history.best
+        flow = flowkit.coupling_flow(2, layers=2, hidden=(8,), seed=0)
+        history = fit(flow, data, **call)
+        assert history.started == min(after, key=after.get)
+        assert min(history.start, *history.validation[:4]) == after[history.started]
 
 
 class TestStack:

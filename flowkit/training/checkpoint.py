@@ -184,19 +184,12 @@ def resume(plan: Plan, output: Output) -> Progress:
     try:
         if weights is not None and shapes(weights) != plan.settings["weights"]:
             raise CheckpointError("its best weights are of another flow")
-        for name, part in plan.stateful.items():
-            if content[name].keys() != part.state_dict().keys():
-                raise CheckpointError(f"its {name} is another one")
-            part.load_state_dict(content[name])
-        progress.history = History(**content["history"])
-        for name in _COUNTS:
-            setattr(progress, name, content[name])
+        load_state(plan, progress, content)
         if content["settings"]["total_steps"] != plan.total:
             # A new length begins with the constant rate, and has its own plateau.
             if progress.history.annealed is not None:
                 progress.history.annealed, progress.waited = None, 0
             progress.total = plan.total
-        progress.weights = plan.weights() if plan.held is None else weights
         progress.history.stopped = plan.reason_to_stop(progress)
     except Exception as error:
         raise CheckpointError(
@@ -216,14 +209,34 @@ def resume(plan: Plan, output: Output) -> Progress:
 def store(plan: Plan, progress: Progress) -> None:
     """Write the checkpoint, in the first process."""
     if plan.options.checkpoint is not None and plan.fabric.is_global_zero:
-        content = {
-            "settings": plan.settings,
-            **{name: part.state_dict() for name, part in plan.stateful.items()},
-            **{name: getattr(progress, name) for name in _COUNTS},
-            "weights": None if plan.held is None else progress.weights,
-            "history": asdict(progress.history),
-        }
+        content = {"settings": plan.settings, **state(plan, progress)}
         write_checkpoint(plan.options.checkpoint, content)
+
+
+def state(plan: Plan, progress: Progress) -> dict[str, Any]:
+    """What a fit goes on from."""
+    return {
+        **{name: part.state_dict() for name, part in plan.stateful.items()},
+        **{name: getattr(progress, name) for name in _COUNTS},
+        "weights": None if plan.held is None else progress.weights,
+        "history": asdict(progress.history),
+    }
+
+
+def load_state(plan: Plan, progress: Progress, content: dict[str, Any]) -> None:
+    """Go on from a state.
+
+    Raises:
+        CheckpointError: If it is of another kind of fit.
+    """
+    for name, part in plan.stateful.items():
+        if content[name].keys() != part.state_dict().keys():
+            raise CheckpointError(f"its {name} is another one")
+        part.load_state_dict(content[name])
+    progress.history = History(**content["history"])
+    for name in _COUNTS:
+        setattr(progress, name, content[name])
+    progress.weights = plan.weights() if plan.held is None else content["weights"]
 
 
 def _plan_anew(plan: Plan, path: Path, content: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from flowkit.training.arguments import (
     Schedule,
     check_parts,
 )
-from flowkit.training.checkpoint import prepare_path, resume
+from flowkit.training.checkpoint import load_state, prepare_path, resume
 from flowkit.training.history import History
 from flowkit.training.loop import run
 from flowkit.training.output import output
@@ -175,10 +175,13 @@ def fit(
             train, held = read_data(
                 step, data, validation, seed=options.seed, device=fabric.device
             )
-            start = choose_start(step, fabric, options, train, held)
+            start, tried = choose_start(step, fabric, options, train, held)
             plan = Plan(step, fabric, options, train=train, held=held, start=start, output=shown)
             with released(plan.model):
                 made = resume(plan, shown)
+                # The same numbers as from the beginning, which callbacks are to see.
+                if tried and not (options.callbacks or plan.random.compiled):
+                    load_state(plan, made, tried)
                 made.history.plan = plan.describe()
                 made.history.started = made.history.started or start or ""
                 shown.say(made.history.plan)

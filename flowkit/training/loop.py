@@ -33,19 +33,8 @@ def run(plan: Plan, progress: Progress, output: Output) -> History:
         progress: What is done of it.
         output: What shows it.
     """
-    updates = Updates(plan, progress)
     try:
-        output.begin(progress)
-        if plan.held is not None and progress.weights is None:
-            _validate_start(plan, progress, plan.held, updates.reading)
-        # Closed also on Ctrl-C: no thread goes on reading.
-        with closing(_batches(plan, progress.done)) as batches:
-            while not progress.history.stopped:
-                # Here, so that a fit that goes on from this record does so too.
-                if plan.anneals(progress):
-                    plan.anneal(progress)
-                _advance(plan, progress, updates, output, batches)
-                _end_record(plan, progress, updates, output)
+        advance(plan, progress, output)
     except BaseException:
         output.end()
         raise
@@ -57,6 +46,29 @@ def run(plan: Plan, progress: Progress, output: Output) -> History:
         plan.step.zero_grad()
     output.end(progress)
     return progress.history
+
+
+def advance(plan: Plan, progress: Progress, output: Output, records: int | None = None) -> None:
+    """Go on with a fit until it stops, and leave the weights of its last step.
+
+    Args:
+        plan: The fit.
+        progress: What is done of it.
+        output: What shows it.
+        records: Number of records after which to pause; ``None`` for no pause.
+    """
+    updates = Updates(plan, progress)
+    output.begin(progress)
+    if plan.held is not None and progress.weights is None:
+        _validate_start(plan, progress, plan.held, updates.reading)
+    # Closed also on Ctrl-C: no thread goes on reading.
+    with closing(_batches(plan, progress.done)) as batches:
+        while not progress.history.stopped and len(progress.history.steps) != records:
+            # Here, so that a fit that goes on from this record does so too.
+            if plan.anneals(progress):
+                plan.anneal(progress)
+            _do_record(plan, progress, updates, output, batches)
+            _end_record(plan, progress, updates, output)
 
 
 def _end_record(plan: Plan, progress: Progress, updates: Updates, output: Output) -> None:
@@ -91,7 +103,7 @@ def _batches(plan: Plan, done: int) -> Generator[Numbered, None, None]:
         )  # fmt: skip
 
 
-def _advance(
+def _do_record(
     plan: Plan, progress: Progress, updates: Updates, output: Output, batches: Iterator[Numbered]
 ) -> None:
     """Do the steps to the next record, validate, and record what happened."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from flowkit.data.batches import DataSplit
 from flowkit.training.arguments import Options
+from flowkit.training.checkpoint import state
 from flowkit.training.history import Progress
 from flowkit.training.length import length, samples_per_step
-from flowkit.training.loop import run
+from flowkit.training.loop import advance
 from flowkit.training.output import Output
 from flowkit.training.processes import released
 from flowkit.training.setup import Plan
@@ -20,9 +22,11 @@ from flowkit.training.step import Step
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-# Steps of each trial: as few as 25 of less than 400 samples, which soon teach no more, up to 100;
-# and their share of the fit at most.
-_STEPS, _SAMPLES_PER_STEP, _SHARE = (25, 100), 16, 0.05
+# Steps of a trial: one for two samples, within these; and their share of the fit at most. The
+# start that is ahead after 100 steps of a thousand samples is often behind after 300.
+_SAMPLES_PER_STEP, _STEPS, _SHARE = 2, (100, 400), 2 / 15
+# The worst is given up after this part of a trial.
+_EARLY = 1 / 4
 
 
 def choose_start(
@@ -31,8 +35,10 @@ def choose_start(
     options: Options,
     train: DataSplit | None,
     held: DataSplit | None,
-) -> str | None:
-    """The start whose trial has the lowest validation loss; ``None`` if there is no choice.
+) -> tuple[str | None, dict[str, Any] | None]:
+    """The start whose trial has the lowest validation loss, and the state that it has reached.
+
+    A trial is the beginning of the fit from that start, which goes on from there.
 
     Args:
         step: Flow and objective; left as they are.
@@ -40,32 +46,45 @@ def choose_start(
         options: The options of the fit.
         train: Training samples.
         held: Validation samples.
+
+    Returns:
+        The start, ``None`` if there is no choice; and the state, ``None`` without a trial.
     """
     flow = step.flow
     if bool(flow.initialized) or len(flow.starts) < 2 or train is None:
-        return None
+        return None, None
     # A fit that goes on has its start in the checkpoint.
     if held is None or (options.checkpoint is not None and options.checkpoint.exists()):
-        return flow.starts[0]
-    size = min(options.batch_size or samples_per_step(len(train)), len(train))
-    usual = length(options, train.steps(size), size, len(held)).usual
-    worth = min(max(_STEPS[0], len(train) // _SAMPLES_PER_STEP), _STEPS[1])
-    steps = max(1, min(worth, round(_SHARE * usual)))
-    trial_options = dataclasses.replace(
-        options, epochs=None, steps=steps, patience=None, checkpoint=None, callbacks=(),
-        compile=False,
-    )  # fmt: skip
-    best, loss = flow.starts[0], math.inf
-    for start in flow.starts:
-        # An objective without state warns once in all.
-        stateless = not step.objective.state_dict()
-        own = step.objective if stateless else copy.deepcopy(step.objective)
-        trial = Step(copy.deepcopy(step.flow), own)
-        plan = Plan(
-            trial, fabric, trial_options, train=train, held=held, start=start, output=Output()
-        )
-        with released(plan.model):
-            history = run(plan, Progress(steps, averaged=plan.average is not None), Output())
-        if history.best is not None and history.best < loss:
-            best, loss = start, history.best
-    return best
+        return flow.starts[0], None
+    quiet = dataclasses.replace(options, checkpoint=None, callbacks=(), compile=False)
+    records = _records(options, len(train), len(held), train)
+    with ExitStack() as stack:
+        trials: list[tuple[str, Plan, Progress]] = []
+        for start in flow.starts:
+            # An objective without state warns once in all.
+            stateless = not step.objective.state_dict()
+            own = step.objective if stateless else copy.deepcopy(step.objective)
+            trial = Step(copy.deepcopy(flow), own)
+            plan = Plan(trial, fabric, quiet, train=train, held=held, start=start, output=Output())
+            stack.enter_context(released(plan.model))
+            trials.append((start, plan, Progress(plan.total, averaged=plan.average is not None)))
+        for until in (math.ceil(_EARLY * records), records):
+            for _, plan, progress in trials:
+                advance(plan, progress, Output(), until)
+            trials.sort(key=lambda trial: _loss(trial[2]))
+            del trials[max(1, len(trials) - 1) :]
+        start, plan, progress = trials[0]
+        return start, state(plan, progress)
+
+
+def _records(options: Options, samples: int, held: int, train: DataSplit) -> int:
+    """Number of records of a trial; 0 compares the starts before training."""
+    size = min(options.batch_size or samples_per_step(samples), samples)
+    planned = length(options, train.steps(size), size, held)
+    worth = min(max(_STEPS[0], samples // _SAMPLES_PER_STEP), _STEPS[1])
+    return round(min(worth, _SHARE * planned.usual) / planned.interval)
+
+
+def _loss(progress: Progress) -> float:
+    best = progress.history.best
+    return math.inf if best is None or math.isnan(best) else best
