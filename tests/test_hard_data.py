@@ -98,10 +98,7 @@ def cases():
     """Every case for every method; one method is fast enough for every run of the tests."""
     for method, score in METHODS.items():
         for case in CASES:
-            marks = [] if method == FAST and case != "clusters at +-500" else [pytest.mark.slow]
-            if case == "clusters at +-500" and method == FAST:
-                reason = "0.12 nats from the truth: the choice of the start prefers the copula"
-                marks.append(pytest.mark.xfail(reason=reason))
+            marks = [] if method == FAST else [pytest.mark.slow]
             yield pytest.param(case, score, marks=marks, id=f"{method}-{case}")
 
 
