@@ -18,7 +18,7 @@
 # ([English, Kirchler, Lippert 2024](https://arxiv.org/abs/2307.14839)) replaces each network by a
 # sum of kernels around some auxiliary points,
 #
-# $$ \theta(u) = \sum_{j=1}^N k(w_j, u)\, A_j , $$
+# $$ \theta(u) = \frac{1}{\sqrt{N}} \sum_{j=1}^N k(w_j, u)\, A_j , $$
 #
 # which is smooth, has few parameters, and goes back to the identity where there are no data.
 #

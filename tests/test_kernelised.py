@@ -145,9 +145,10 @@ def test_expansions_interpolate_and_represent():
     net.initialize(x)
     assert torch.equal(net.points, x)
     gram = net.kernel(x, x)
-    net.weights.data = torch.linalg.solve(gram, targets).detach()
+    solution = torch.linalg.solve(gram, targets).detach()
+    net.weights.data = math.sqrt(50) * solution
     assert (net(x) - targets).abs().max() < 1e-6
-    assert net.squared_norm().item() == pytest.approx((targets * net.weights).sum().item())
+    assert net.squared_norm().item() == pytest.approx((targets * solution).sum().item())
 
     # The representer theorem: the part of a function that is orthogonal to the kernels at the
     # data vanishes on the data. What is left of it has there the same values, so that the flow
@@ -167,7 +168,8 @@ def test_expansions_interpolate_and_represent():
     small = KernelConditioner(2, 2, points=50, learn_points=False).double()
     small.initialize(x)
     small.kernel = wide.kernel
-    small.weights.data = torch.linalg.solve(wide.kernel(x, x), at_data).detach()
+    solution = torch.linalg.solve(wide.kernel(x, x), at_data).detach()
+    small.weights.data = math.sqrt(50) * solution
     layer.conditioner = small
     after = layer(data)
     assert torch.allclose(after[0], before[0], atol=1e-8)
@@ -242,15 +244,17 @@ def test_random_features_have_the_error_that_is_stated(kernel):
 def test_random_features_stand_in_for_many_points():
     torch.manual_seed(0)
     points = KernelConditioner(2, 1, points=3000, learn_points=False).double()
-    torch.nn.init.normal_(points.weights, std=0.05)
+    torch.nn.init.normal_(points.weights)
     waves = RandomFourierConditioner(2, 1, n_frequencies=20_000).double()
     waves.weights.data = (
-        waves.kernel.random_features(points.points, waves.frequencies).mT @ points.weights
+        waves.kernel.random_features(points.points, waves.frequencies).mT
+        @ points.weights
+        / math.sqrt(3000)
     ).detach()
     x = normal(200, 2)
     error = (points(x) - waves(x)).detach().std()
     # A sum of independent errors, of 1 / sqrt(m) at most each.
-    assert error < 4 * points.weights.norm() / math.sqrt(20_000)
+    assert error < 4 * (points.weights / math.sqrt(3000)).norm() / math.sqrt(20_000)
     assert waves.squared_norm().item() == pytest.approx(points.squared_norm().item(), rel=0.1)
 
 
@@ -260,7 +264,7 @@ def test_the_norm_is_a_penalty():
         if isinstance(module, KernelConditioner):
             torch.nn.init.normal_(module.weights)
     expected = sum(
-        (m.weights * (m.kernel(m.points, m.points) @ m.weights)).sum().item()
+        (m.weights * (m.kernel(m.points, m.points) @ m.weights)).sum().item() / 5
         for m in flow.modules()
         if isinstance(m, KernelConditioner)
     )

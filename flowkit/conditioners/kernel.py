@@ -71,8 +71,9 @@ class _Expansion(Conditioner):
 class KernelConditioner(_Expansion):
     r"""A conditioner that is a sum of kernels at auxiliary points, in place of a network.
 
-    It emits :math:`\theta(u) = \sum_{j=1}^N k(w_j, u)\, A_j` with points w and weights A: few
-    parameters and smooth functions, for little data. Far from all points a kernel vanishes, and
+    It emits :math:`\theta(u) = N^{-1/2} \sum_{j=1}^N k(w_j, u)\, A_j` with points w and weights A:
+    few parameters and smooth functions, for little data. The root keeps a step of an optimiser
+    from growing with the number of points. Far from all points a kernel vanishes, and
     with it every parameter: the layer goes back to the start of its scalar map, which is the
     identity. Linear layers between, or ``linear_term``, have to bring the scale. Weights A start
     at zero.
@@ -167,12 +168,12 @@ class KernelConditioner(_Expansion):
         self.kernel.initialize(self.points)
 
     def _terms(self, read: Tensor) -> Tensor:
-        return self.kernel(read, self.points)
+        return self.kernel(read, self.points) / math.sqrt(len(self.points))
 
     def squared_norm(self) -> Tensor:
-        r"""The squared norm in the space, :math:`\mathrm{tr}\, A^T K_{WW} A`."""
+        r"""The squared norm in the space, :math:`\mathrm{tr}\, A^T K_{WW} A / N`."""
         gram = self.kernel(self.points, self.points)
-        return (self.weights * (gram @ self.weights)).sum()
+        return (self.weights * (gram @ self.weights)).sum() / len(self.points)
 
 
 @register

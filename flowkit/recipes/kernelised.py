@@ -46,12 +46,12 @@ def kernelised_flow(
 ) -> Flow:
     r"""Stack coupling layers whose functions are kernel expansions, not networks.
 
-    The parameters of a layer are :math:`\theta(x_a) = \sum_{j=1}^N k(x_a, w_j)\, A_j` with N
-    points :math:`w_j`, which are learned, and weights A. With affine maps that is :math:`2N(D - d)
-    + Nd` numbers for d of D conditioning features, a tenth of the parameters of a network up to
-    some ten features. Functions are smooth and fall back to the identity where no data are. Made
-    for some hundreds of samples. Early stopping, which ``fit`` has, remains necessary;
-    :class:`flowkit.KernelNorm` is a penalty to add.
+    The parameters of a layer are :math:`\theta(x_a) = N^{-1/2} \sum_{j=1}^N k(x_a, w_j)\, A_j`
+    with N points :math:`w_j`, which are learned, and weights A. With affine maps that is
+    :math:`2N(D - d) + Nd` numbers for d of D conditioning features, a tenth of the parameters of a
+    network up to some ten features. Functions are smooth and fall back to the identity where no
+    data are. Made for some hundreds of samples. Early stopping, which ``fit`` has, remains
+    necessary; :class:`flowkit.KernelNorm` is a penalty to add.
 
     Args:
         features: Number of features D; with context, one is enough, else two.

@@ -180,10 +180,11 @@ def resume(plan: Plan, output: Output) -> Progress:
     content = read_checkpoint(path, plan.settings)
     if content["settings"]["total_steps"] != plan.total:
         _plan_anew(plan, path, content)
-    weights = content.get("weights")
+    weights, start = content.get("weights"), content.get("start")
     try:
-        if weights is not None and shapes(weights) != plan.settings["weights"]:
-            raise CheckpointError("its best weights are of another flow")
+        for kept in (weights, start):
+            if kept is not None and shapes(kept) != plan.settings["weights"]:
+                raise CheckpointError("its best weights are of another flow")
         load_state(plan, progress, content)
         if content["settings"]["total_steps"] != plan.total:
             # A new length begins with the constant rate, and has its own plateau.
@@ -219,6 +220,7 @@ def state(plan: Plan, progress: Progress) -> dict[str, Any]:
         **{name: part.state_dict() for name, part in plan.stateful.items()},
         **{name: getattr(progress, name) for name in _COUNTS},
         "weights": None if plan.held is None else progress.weights,
+        "start": progress.start,
         "history": asdict(progress.history),
     }
 
@@ -237,6 +239,7 @@ def load_state(plan: Plan, progress: Progress, content: dict[str, Any]) -> None:
     for name in _COUNTS:
         setattr(progress, name, content[name])
     progress.weights = plan.weights() if plan.held is None else content["weights"]
+    progress.start = content.get("start")
 
 
 def _plan_anew(plan: Plan, path: Path, content: dict[str, Any]) -> None:

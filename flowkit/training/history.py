@@ -36,7 +36,7 @@ class History:
         started: Name of the start that was chosen, of those in ``flow.starts``; empty if there was
             no choice.
         best_step: Step with the lowest validation loss, whose weights were restored; 0 if nothing
-            was better than the start.
+            was better than the start, or clearly better than a start that the fit chose.
         annealed: Step at which the rate began to fall because validation had stopped improving;
             ``None`` if it did not.
         plan: What the fit chose: samples, batches, optimiser, schedule, at most how many steps.
@@ -74,7 +74,12 @@ class History:
 
     @property
     def best(self) -> float | None:
-        """The lowest validation loss, that of the start included; ``None`` without validation."""
+        """The lowest validation loss, or that of the start where the start was kept.
+
+        ``None`` without validation.
+        """
+        if self.best_step == 0:
+            return self.start
         values = self.validation if self.start is None else [self.start, *self.validation]
         return min((value for value in values if value == value), default=None)
 
@@ -173,6 +178,7 @@ class Progress:
         waited: Number of validations since the best one.
         weights: What is left if the fit ends now: the best validated weights, or where nothing is
             validated those of the last record; ``None`` before that.
+        start: The weights before the first step, where they were validated.
     """
 
     total: int
@@ -181,3 +187,4 @@ class Progress:
     done: int = 0
     waited: int = 0
     weights: dict[str, Tensor] | None = None
+    start: dict[str, Tensor] | None = None

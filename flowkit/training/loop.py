@@ -15,6 +15,7 @@ from torch import Tensor
 from flowkit.data.batches import DataSplit
 from flowkit.training.checkpoint import store
 from flowkit.training.history import History, Progress
+from flowkit.training.keep import keep_start
 from flowkit.training.nonfinite import Suspects, weights_error
 from flowkit.training.output import Output
 from flowkit.training.randomness import seed_of
@@ -35,6 +36,7 @@ def run(plan: Plan, progress: Progress, output: Output) -> History:
     """
     try:
         advance(plan, progress, output)
+        keep_start(plan, progress)
     except BaseException:
         output.end()
         raise
@@ -144,6 +146,7 @@ def _validate_start(plan: Plan, progress: Progress, held: DataSplit, reading: Re
     value, _ = _validate(plan, progress, held, reading)
     progress.weights = plan.weights()
     if math.isfinite(value):
+        progress.start = progress.weights
         progress.history.start, progress.history.best_step = value, 0
 
 

@@ -330,13 +330,21 @@ def start_from_data(
     step: Step, train: DataSplit | None, generator: torch.Generator, start: str | None = None
 ) -> None:
     """Initialise a flow that has not seen data yet, in the way of this name."""
-    flow, objective = step.flow, step.objective
+    flow = step.flow
     if bool(flow.initialized):
         return
     if train is None:
         # A later fit must not start a trained flow anew.
         flow.initialize(None)
         return
+    initialize(step, train, generator, start)
+
+
+def initialize(
+    step: Step, train: DataSplit, generator: torch.Generator, start: str | None
+) -> None:
+    """Initialise a flow from samples."""
+    flow, objective = step.flow, step.objective
     index = train.representatives(_START_SAMPLES)
     given = train.batch(index)
     for name, value in given.items():

@@ -68,11 +68,11 @@ def choose_start(
             plan = Plan(trial, fabric, quiet, train=train, held=held, start=start, output=Output())
             stack.enter_context(released(plan.model))
             trials.append((start, plan, Progress(plan.total, averaged=plan.average is not None)))
-        for until in (math.ceil(_EARLY * records), records):
+        for until, left in ((math.ceil(_EARLY * records), 2), (records, 1)):
             for _, plan, progress in trials:
                 advance(plan, progress, Output(), until)
             trials.sort(key=lambda trial: _loss(trial[2]))
-            del trials[max(1, len(trials) - 1) :]
+            del trials[left:]
         start, plan, progress = trials[0]
         return start, state(plan, progress)
 
