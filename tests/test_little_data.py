@@ -48,18 +48,16 @@ def small(features, seed=0):
     return kernelised_flow(features, layers=2, points=30, seed=seed)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_small_flow_is_not_below_the_gaussian(seed):
-    # Fast, so that some validations are better than the start by chance, and the flow is not.
-    x, test = correlated(100, seed)
-    gain, error = lead(small(6), x, test, steps=150, lr=1e-2)
-    assert gain > -max(0.02, 2 * error)
+def cases():
+    """All cases; two that trained weights would fail, kept for the best of many validations."""
+    for data in (correlated, skewed):
+        for n in (100, 200, 300, 500):
+            for seed in range(3):
+                fast = data is correlated and (n, seed) in ((100, 1), (500, 0))
+                yield pytest.param(data, n, seed, marks=[] if fast else [pytest.mark.slow])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("n", [100, 200, 300, 500])
-@pytest.mark.parametrize("data", [correlated, skewed])
+@pytest.mark.parametrize(("data", "n", "seed"), list(cases()))
 def test_the_defaults_are_not_below_the_gaussian(data, n, seed):
     x, test = data(n, seed)
     gain, error = lead(kernelised_flow(6, seed=seed), x, test, seed=seed)
@@ -67,7 +65,7 @@ def test_the_defaults_are_not_below_the_gaussian(data, n, seed):
     assert data is correlated or gain > 0.2
 
 
-def test_weights_are_kept_only_if_a_t_test_finds_them_better():
+def test_weights_are_kept_only_if_they_are_clearly_better():
     reverted = 0
     for seed in range(4):
         x, held = (torch.tensor(rows[:, :2]).float() for rows in correlated(60, seed))
@@ -77,7 +75,8 @@ def test_weights_are_kept_only_if_a_t_test_finds_them_better():
         start.initialize(x, start=history.started)
         now, before = log_density(flow, held), log_density(start, held)
         if history.best_step:
-            assert stats.ttest_rel(now, before, alternative="greater").pvalue < 0.001
+            gain = now - before
+            assert gain.mean() > 2 * gain.std(ddof=1) / len(gain) ** 0.5
         else:
             # Fitted to the training samples: separate validation data stay separate.
             assert np.allclose(now, before, atol=1e-5)

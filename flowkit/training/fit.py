@@ -61,13 +61,13 @@ def fit(
     The first fit of a flow starts it from the data (``flow.initialize``). The rate rises over the
     first 50 steps and stays; when validation has stopped improving, the fit goes back to the best
     weights, lowers the rate to zero from there, and ends. With validation the best weights are
-    restored at the end, those of the start among them. Where ``fit`` chose the start itself
-    (``flow.starts``), trained weights are kept by maximum likelihood only if they are better on
-    held-out samples by two standard errors of the paired difference; a start that is kept is
-    fitted again to all samples, those of a held-out fraction included. The flow goes back to the device that
-    it came from, also after an error or Ctrl-C; without validation those of the last record. A
-    fit that ends before any leaves the flow as it was. The global random state is neither read nor
-    changed, so that fits in threads with the same seed agree.
+    restored at the end, those of the start among them; without validation those of the last
+    record. Where ``fit`` chose the start itself (``flow.starts``), trained weights are kept by
+    maximum likelihood only if they are better on held-out samples by two standard errors of the
+    paired difference; a start that is kept is fitted again to all samples, those of a held-out
+    fraction included. The flow goes back to the device that it came from, also after an error or
+    Ctrl-C. A fit that ends before any record leaves the flow as it was. The global random state is
+    neither read nor changed, so that fits in threads with the same seed agree.
 
     Args:
         flow: The flow; trained in place.

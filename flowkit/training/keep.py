@@ -24,8 +24,8 @@ def keep_start(plan: Plan, progress: Progress) -> None:
     """Go back to the start unless held-out samples find the best weights clearly better.
 
     By more than two standard errors of the paired difference, for flows whose start the fit chose,
-    by maximum likelihood. A start that is kept, a Gaussian or a Gaussian copula, is fitted again to all samples, if the fit split them
-    itself.
+    by maximum likelihood. A start that is kept, a Gaussian or a Gaussian copula, is fitted again
+    to all samples, if the fit split them itself.
 
     Args:
         plan: The fit.

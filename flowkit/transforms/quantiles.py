@@ -42,9 +42,10 @@ _WIDE = 10.0
 _SHORT = 3.0
 # Share of the samples from which on a value is an atom.
 _ATOM = 0.02
-# Standard errors by which fewer maps have to be better than all of them, and shares of a feature's
-# variance, as a residual of the others, below which it has none.
-_ERRORS = 2.0
+# Standard errors by which a spline has to be better than none, the gain of a sample counted up to
+# so many nats, and fewer maps better than all of them; and shares of a feature's variance, as a
+# residual of the others, below which it has none.
+_ERRORS, _MOST_GAIN = 2.0, 5.0
 _OWN = (1e-4, 1e-2)
 # Penalty of the regression on context, relative to its variance.
 _RIDGE = 1e-3
@@ -148,7 +149,7 @@ def _choose_knots(
     values, features = folds.values, len(folds.values)
     row = fold.clamp_min(0) * features + torch.arange(features, device=fold.device).unsqueeze(-1)
     affine = _affine_density(folds, fold)
-    best, chosen = affine.sum(-1) + CLEARLY, torch.zeros_like(distinct)
+    best, chosen, densities = affine.sum(-1) + CLEARLY, torch.zeros_like(distinct), affine
     for number in numbers_of_knots(knots):
         allowed = distinct >= number * _PER_KNOT
         if not bool(allowed.any()):
@@ -156,11 +157,16 @@ def _choose_knots(
         margins = _fit(folds, number, shapes, form)
         z, log_slope = to_normal(margins, values, row)
         density = log_slope - 0.5 * z.square() - _LOG_NORMAL
-        score = torch.where(fold < 0, torch.minimum(density, affine), density).sum(-1)
+        density = torch.where(fold < 0, torch.minimum(density, affine), density)
+        score = density.sum(-1)
         better = allowed & (score > best)
         best = torch.where(better, score, best)
         chosen = torch.where(better, number, chosen)
-    return chosen
+        densities = torch.where(better.unsqueeze(-1), density, densities)
+    # The best of many numbers; outliers gain much, and say little about how likely a gain is.
+    gain = (densities - affine).clamp(max=_MOST_GAIN)
+    clearly = gain.mean(-1) > _ERRORS * gain.std(-1) / gain.shape[-1] ** 0.5
+    return torch.where(clearly, chosen, 0)
 
 
 def _affine_density(folds: Sorted, fold: Tensor) -> Tensor:
