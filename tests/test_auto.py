@@ -9,6 +9,7 @@ from scipy import stats
 
 import flowkit
 from flowkit import FlowMixture, fit
+from flowkit.bases import StandardNormal
 from flowkit.errors import ArgumentError, DataError
 from flowkit.estimators import FlowDensity
 from flowkit.estimators.candidates import Candidate, _closed
@@ -215,7 +216,7 @@ class TestFlowDensity:
 
         def recorded(train, held, setting, like):
             seen.append([{name_of[tuple(row)] for row in s.x.numpy()} for s in (train, held)])
-            return _closed(train, held, setting, like, copula=False)
+            return _closed(StandardNormal(2), train, held, setting, like, copula=False)
 
         kinds = [Candidate("normal", recorded)]
         monkeypatch.setattr("flowkit.estimators.auto.candidates", lambda *sizes: kinds)

@@ -326,7 +326,7 @@ def convert(name, dtype):
     return lambda tensors: tensors.update({name: tensors[name].to(dtype)})
 
 
-WEIGHT = "transform.transforms.5.conditioner.layers.0.weight"
+WEIGHT = "transform.transforms.6.conditioner.layers.0.weight"
 CONTENTS = {
     "int weights": (convert(WEIGHT, torch.int32), "floating point of .*the file has int32"),
     "bool weights": (convert(WEIGHT, torch.bool), "the file has bool"),

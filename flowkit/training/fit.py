@@ -178,15 +178,15 @@ def fit(
             train, held = read_data(
                 step, data, validation, seed=options.seed, device=fabric.device
             )
-            start, tried = choose_start(step, fabric, options, train, held)
+            start, tried = choose_start(step, fabric, options, train, held, shown)
             plan = Plan(step, fabric, options, train=train, held=held, start=start, output=shown)
             with released(plan.model):
                 made = resume(plan, shown)
                 # The same numbers as from the beginning, which callbacks are to see.
                 if tried and not (options.callbacks or plan.random.compiled):
                     load_state(plan, made, tried)
-                made.history.plan = plan.describe()
                 made.history.started = made.history.started or start or ""
+                made.history.plan = plan.describe(made.history.started)
                 shown.say(made.history.plan)
                 return run(plan, made, shown)
     except BaseException:

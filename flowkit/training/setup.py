@@ -198,8 +198,8 @@ class Plan:
             )
         return bool(compile) and can_compile(self.fabric.device)
 
-    def describe(self) -> str:
-        """What was chosen, in one line."""
+    def describe(self, started: str) -> str:
+        """What was chosen, in one line; the start, if it was."""
         parts = ["no data"] if self.train is None else [f"{len(self.train):,} training samples"]
         if self.held is not None:
             parts.append(f"{len(self.held):,} to validate on every {self.interval} steps")
@@ -211,6 +211,8 @@ class Plan:
         if self.decay is not None:
             parts.append(f"weights averaged with decay {self.decay:g}")
         parts.append(f"at most {self.total:,} steps")
+        if started:
+            parts.append(f"start {started!r}")
         return ", ".join(parts)
 
     def _settings(self, chosen: Optimizer) -> dict[str, Any]:

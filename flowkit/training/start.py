@@ -35,6 +35,7 @@ def choose_start(
     options: Options,
     train: DataSplit | None,
     held: DataSplit | None,
+    output: Output,
 ) -> tuple[str | None, dict[str, Any] | None]:
     """The start whose trial has the lowest validation loss, and the state that it has reached.
 
@@ -46,6 +47,7 @@ def choose_start(
         options: The options of the fit.
         train: Training samples.
         held: Validation samples.
+        output: What says that starts are tried.
 
     Returns:
         The start, ``None`` if there is no choice; and the state, ``None`` without a trial.
@@ -68,6 +70,8 @@ def choose_start(
             plan = Plan(trial, fabric, quiet, train=train, held=held, start=start, output=Output())
             stack.enter_context(released(plan.model))
             trials.append((start, plan, Progress(plan.total, averaged=plan.average is not None)))
+        steps = records * trials[0][1].interval
+        output.say(f"tries the starts {', '.join(flow.starts)} for {steps} steps at most")
         for until, left in ((math.ceil(_EARLY * records), 2), (records, 1)):
             for _, plan, progress in trials:
                 advance(plan, progress, Output(), until)
