@@ -69,6 +69,7 @@ REPORT = (
 )  # fmt: skip
 CLASSES = ((0, "100 to 1,000 samples"), (1000, "1,000 to 10,000"), (10_000, "above 10,000"))
 DATES = {"rownames", "id", "year", "month", "day", "hour", "minute", "time", "date"}
+OURS = ("FlowDensity", "autoregressive_flow", "coupling_flow")
 MOST, MOST_TESTED = 20_000, 2000
 
 
@@ -396,12 +397,10 @@ def page(study: Study, results: list[Result], runs: Path) -> list[str]:
             "",
             *table(("table", "size", *options.methods), _scores(chosen, by_table, means)),
         ]
+    ours = [m for m in options.methods if m in OURS]
+    if ours:
+        lines += ["## Against zuko and the Gaussian", "", *_verdicts(names, ours, options, runs)]
     for other in ("zuko", "Gaussian"):
-        ours = [
-            m
-            for m in options.methods
-            if m in ("FlowDensity", "autoregressive_flow", "coupling_flow")
-        ]
         if other in options.methods:
             rows = (
                 (
@@ -415,6 +414,35 @@ def page(study: Study, results: list[Result], runs: Path) -> list[str]:
             )
             lines += [f"## Paired differences to {other}", "", *table(("table", *ours), rows)]
     return lines
+
+
+def _verdicts(names: list[str], ours: list[str], options: Any, runs: Path) -> list[str]:
+    """On how many tables each method is ahead and clearly behind."""
+    rows = []
+    for method in ours:
+        row = [method]
+        for other, bar in (("zuko", 3.0), ("Gaussian", 2.0)):
+            if other not in options.methods:
+                continue
+            leads = [lead(runs, n, method, other, options.seeds) for n in names]
+            least = 0.02 if other == "Gaussian" else 0.0
+            pairs = zip(names, leads, strict=True)
+            behind = [n for n, (d, e) in pairs if d < -max(least, bar * e)]
+            row += [
+                f"{sum(d > 0 for d, _ in leads)} of {len(names)}",
+                ", ".join(behind) or "none",
+                f"{np.mean([d for d, _ in leads]):+.3f}",
+            ]
+        rows.append(tuple(row))
+    heads = [
+        (f"ahead of {other}", f"behind by more than {bar}", "mean difference")
+        for other, bar in (
+            ("zuko", "three standard errors"),
+            ("Gaussian", "0.02 and two standard errors"),
+        )
+        if other in options.methods
+    ]
+    return table(("method", *(head for three in heads for head in three)), rows)
 
 
 def _scores(
