@@ -75,6 +75,7 @@ GIVEN: dict[str, Any] = {
 }
 #: What one callable needs in other values.
 OWN: dict[str, dict[str, Any]] = {
+    "Compose": {"transforms": (ActNorm(2),), "starts": {"one": [0]}},
     "CallableEnergy": {"function": torch.sum},
     "FactorOut": {"event_shape": (2, 2, 2), "transform": ActNorm(1, event_ndim=3)},
     "GaussianMixture": {"means": [[0.0, 1.0]]},

@@ -82,16 +82,20 @@ class Compose(Container):
         self.keeps_intervals = all(t.keeps_intervals for t in transforms)
         self.accepts_integers = transforms[0].accepts_integers
         self.reversible = checks.flag("Compose", "reversible", reversible)
-        self.starts = {name: list(layers) for name, layers in (starts or {}).items()}
-        for name, layers in self.starts.items():
-            for i in layers:
-                most = len(transforms) - 1
-                checks.integer("Compose", f"starts[{name!r}]", i, least=0, most=most)
+        named = {} if starts is None else starts
+        remedy = "starts={'gaussian': [0, 1]}, names and numbers of layers"
+        if not isinstance(named, Mapping):
+            raise checks.fail("Compose", "starts", "a dict of lists", starts, remedy)
+        self.starts: dict[str, list[int]] = {}
+        for name, layers in named.items():
+            place, most = f"starts[{name!r}]", len(transforms) - 1
+            given = checks.integers("Compose", place, layers, remedy=remedy)
+            self.starts[name] = list(given)
+            for i in given:
+                checks.integer("Compose", place, i, least=0, most=most)
                 if not transforms[i].starts_from_data:
                     expected = "layers that start from data"
-                    raise checks.fail(
-                        "Compose", f"starts[{name!r}]", expected, transforms[i].label
-                    )
+                    raise checks.fail("Compose", place, expected, transforms[i].label)
 
     @property
     def reversible(self) -> bool:
