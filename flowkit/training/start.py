@@ -59,7 +59,7 @@ def choose_start(
     if held is None or (options.checkpoint is not None and options.checkpoint.exists()):
         return flow.starts[0], None
     quiet = dataclasses.replace(options, checkpoint=None, callbacks=(), compile=False)
-    records = _records(options, len(train), len(held), train)
+    records = _records(options, train, len(held))
     with ExitStack() as stack:
         trials: list[tuple[str, Plan, Progress]] = []
         for start in flow.starts:
@@ -81,8 +81,9 @@ def choose_start(
         return start, state(plan, progress)
 
 
-def _records(options: Options, samples: int, held: int, train: DataSplit) -> int:
+def _records(options: Options, train: DataSplit, held: int) -> int:
     """Number of records of a trial; 0 compares the starts before training."""
+    samples = len(train)
     size = min(options.batch_size or samples_per_step(samples), samples)
     planned = length(options, train.steps(size), size, held)
     worth = min(max(_STEPS[0], samples // _SAMPLES_PER_STEP), _STEPS[1])
