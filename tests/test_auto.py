@@ -8,13 +8,14 @@ import torch
 from scipy import stats
 
 import flowkit
-from flowkit import FlowMixture, fit
+from flowkit import FlowMixture, MaximumLikelihood, fit
 from flowkit.bases import StandardNormal
 from flowkit.errors import ArgumentError, DataError
 from flowkit.estimators import FlowDensity
 from flowkit.estimators.candidates import Candidate, _closed
 from flowkit.estimators.splits import splits
 from flowkit.estimators.stacking import stack
+from flowkit.objectives import Loss
 from flowkit.transforms import Compose, LULinear, Standardize, Whiten
 
 QUICK = {"steps": 60, "random_state": 0}
@@ -95,6 +96,51 @@ class TestStarts:
         history = fit(flow, data, **call)
         assert history.started == min(after, key=after.get)
         assert min(history.start, *history.validation[:4]) == after[history.started]
+
+    def test_an_optimizer_of_the_flows_own_parameters_trains_from_the_first_step(self):
+        """As for groups of some modules; trials are on copies, which it would not move."""
+        x = torch.randn(800, 2, generator=torch.Generator().manual_seed(0)).exp()
+        flow, made = flowkit.coupling_flow(2, layers=2, hidden=(8,), seed=0), []
+
+        def own(_):
+            made[:] = made or [torch.optim.Adam(flow.parameters(), lr=2e-3, fused=True)]
+            return made[0]
+
+        history = fit(flow, x, optimizer=own, progress=False, steps=200)
+        start = flowkit.coupling_flow(2, layers=2, hidden=(8,), seed=0, start=history.started)
+        expected = fit(start, x, progress=False, steps=200)
+        assert history.train == expected.train
+        assert history.learning_rate == expected.learning_rate
+
+    def test_trials_keep_what_flow_and_objective_share(self):
+        class Ridge(MaximumLikelihood):
+            def __init__(self, layer):
+                super().__init__()
+                self.layer = layer
+
+            def forward(self, flow, batch):
+                loss = super().forward(flow, batch)
+                size = sum(p.square().sum() for p in self.layer.parameters())
+                return Loss(loss.value + 0.1 * size, loss.terms)
+
+        x, losses = torch.randn(300, 2, generator=torch.Generator().manual_seed(0)).exp(), []
+        # With a callback the steps of the trials are done again, without copies.
+        for callbacks in ([], [lambda *_: False]):
+            flow = flowkit.coupling_flow(2, layers=2, hidden=(8,), seed=0)
+            penalty = Ridge(flow.transform[5])
+            losses.append(fit(flow, x, penalty, progress=False, steps=400, callbacks=callbacks))
+        assert losses[0].train == losses[1].train
+
+    def test_a_fit_that_ends_in_its_trial_is_in_its_checkpoint(self, tmp_path):
+        x, path = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)), tmp_path / "c"
+        options = {"checkpoint": path, "patience": 1, "scheduler": None, "lr": 0.05}
+        flows = [flowkit.coupling_flow(2, layers=2, hidden=(8,), seed=0) for _ in range(2)]
+        one, two = (fit(flow, x, progress=False, **options) for flow in flows)
+        # Records of trials are 25 steps apart, and there are four.
+        assert one.steps[-1] <= 100
+        assert path.exists()
+        assert one.to_dict() == two.to_dict()
+        assert torch.equal(flows[0].log_prob(x), flows[1].log_prob(x))
 
 
 class TestStack:

@@ -20,7 +20,7 @@ from flowkit.training.arguments import (
     Schedule,
     check_parts,
 )
-from flowkit.training.checkpoint import load_state, prepare_path, resume
+from flowkit.training.checkpoint import load_state, prepare_path, resume, store
 from flowkit.training.history import History
 from flowkit.training.loop import run
 from flowkit.training.output import output
@@ -98,9 +98,11 @@ def fit(
         batch_size: Samples per step, over all processes together; by default a power of two near
             a twelfth of the training samples, between 64 and 1,024. Not read without data.
         lr: Learning rate of the default optimiser, Adam.
-        optimizer: Callable from parameters to an optimiser, instead of Adam. One whose step needs
-            a closure, such as ``torch.optim.LBFGS``, evaluates the loss of a batch several times
-            per step, with the same noise: it needs large batches, and a line search.
+        optimizer: Callable from parameters to an optimiser, instead of Adam. Starts are tried on
+            copies of the flow, for whose parameters it is called too; if it does not take those
+            that it is given, they are compared untrained. One whose step needs a closure, such as
+            ``torch.optim.LBFGS``, evaluates the loss of a batch several times per step, with the
+            same noise: it needs large batches, and a line search.
         scheduler: ``"plateau"`` (as above: up over 50 steps, constant, and down to zero along a
             line, over 0.4 times the steps to the best weights but at least 100 after a plateau of
             validation, else over the last two sevenths of the fit), ``"cosine"`` (to zero over the
@@ -124,10 +126,10 @@ def fit(
         fabric: A ``lightning_fabric.Fabric``: devices, precision, strategy. One device by default.
             Mixed precision lowers the inner layers; data stay as they are. ``"64-true"`` leaves
             the flow in float64. Pure half precision is refused.
-        checkpoint: File written at every record. If it exists, the fit resumes from it, to the
-            same bits as if it had not been interrupted; also if a callback had stopped it. A
-            finished fit goes on when only ``epochs`` or ``steps`` are more, with the schedule of
-            the new length from there on.
+        checkpoint: File written at every record, but not while starts are tried. If it exists,
+            the fit resumes from it, to the same bits as if it had not been interrupted; also if a
+            callback had stopped it. A finished fit goes on when only ``epochs`` or ``steps`` are
+            more, with the schedule of the new length from there on.
         seed: Seed of the split, the shuffling and the objective's own randomness.
         progress: Whether to show a progress bar, or where standard error is neither a terminal nor
             a notebook some lines; the first says what was chosen, the last why the fit stopped and
@@ -185,6 +187,8 @@ def fit(
                 # The same numbers as from the beginning, which callbacks are to see.
                 if tried and not (options.callbacks or plan.random.compiled):
                     load_state(plan, made, tried)
+                    if made.history.stopped:  # after which no record would write it
+                        store(plan, made)
                 made.history.started = made.history.started or start or ""
                 made.history.plan = plan.describe(made.history.started)
                 shown.say(made.history.plan)

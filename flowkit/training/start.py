@@ -59,14 +59,13 @@ def choose_start(
     if held is None or (options.checkpoint is not None and options.checkpoint.exists()):
         return flow.starts[0], None
     quiet = dataclasses.replace(options, checkpoint=None, callbacks=(), compile=False)
-    records = _records(options, train, len(held))
+    records, trains = _records(options, train, len(held)), _trains_copies(step, options)
+    if not trains:
+        quiet, records = dataclasses.replace(quiet, optimizer=None), 0
     with ExitStack() as stack:
         trials: list[tuple[str, Plan, Progress]] = []
         for start in flow.starts:
-            # An objective without state warns once in all.
-            stateless = not step.objective.state_dict()
-            own = step.objective if stateless else copy.deepcopy(step.objective)
-            trial = Step(copy.deepcopy(flow), own)
+            trial = _copy(step)
             plan = Plan(trial, fabric, quiet, train=train, held=held, start=start, output=Output())
             stack.enter_context(released(plan.model))
             trials.append((start, plan, Progress(plan.total, averaged=plan.average is not None)))
@@ -78,7 +77,25 @@ def choose_start(
             trials.sort(key=lambda trial: _loss(trial[2]))
             del trials[left:]
         start, plan, progress = trials[0]
-        return start, state(plan, progress)
+        progress.history.started = start
+        return start, state(plan, progress) if trains else None
+
+
+def _copy(step: Step) -> Step:
+    """A copy, in which flow and objective share what they share."""
+    # An objective without state warns once in all.
+    if not step.objective.state_dict():
+        return Step(copy.deepcopy(step.flow), step.objective)
+    return copy.deepcopy(step)
+
+
+def _trains_copies(step: Step, options: Options) -> bool:
+    """Whether the optimiser is of the parameters that it is given, and not of the flow's own."""
+    given = [p for p in _copy(step).parameters() if p.requires_grad]
+    if options.optimizer is None or not given:
+        return True
+    groups = getattr(options.optimizer(given), "param_groups", ())
+    return {id(p) for group in groups for p in group["params"]} <= {*map(id, given)}
 
 
 def _records(options: Options, train: DataSplit, held: int) -> int:
