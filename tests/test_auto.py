@@ -285,6 +285,12 @@ class TestFlowDensity:
         assert -0.005 < gap < 0.03
 
     def test_what_it_cannot_do_is_said(self):
+        counts = np.ones((50, 1)) + np.arange(50)[:, None] % 7
+        counts[[3, 40]] = 0
+        with pytest.raises(DataError, match=r"2 of 50 rows: row\(s\) \[3, 40\]"):
+            FlowDensity(options={"lower": 0}).fit(counts)
+        with pytest.raises(DataError, match="the noise that fills the cells of rounded columns"):
+            FlowDensity(options={"lower": 0}, dequantize=1).fit(counts)
         x, _ = correlated(50, 2)
         with pytest.raises(ArgumentError, match="expected options with lower and upper alone"):
             FlowDensity(options={"layers": 2}).fit(x)

@@ -626,6 +626,15 @@ def test_layers_go_between_those_of_a_trained_flow():
     ]  # fmt: skip
 
 
+def test_layers_leave_a_new_flow_its_starts():
+    flow = coupling_flow(2, layers=1, scalar="affine", hidden=(8,))
+    longer = insert_stochastic_layers(flow, WELL, positions=[0, 2])
+    assert longer.starts == flow.starts != ()
+    for name, layers in flow.transform.starts.items():
+        moved = [longer.transform[i] for i in longer.transform.starts[name]]
+        assert moved == [flow.transform[i] for i in layers]
+
+
 def test_recipes_refuse_what_they_cannot_build():
     flow = coupling_flow(2, layers=1)
     for call, words in (

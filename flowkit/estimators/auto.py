@@ -12,6 +12,7 @@ from flowkit.estimators.candidates import (
     Samples,
     Setting,
     candidates,
+    check_inside,
     for_outliers,
 )
 from flowkit.estimators.splits import splits
@@ -99,7 +100,11 @@ def choose(
         setting: What the fits need.
         validation: Fraction held out in each split.
         verbose: Whether to show how the candidates compare.
+
+    Raises:
+        OutsideError: If samples are outside the ends.
     """
+    check_inside(samples, setting)
     kinds = [*candidates(*samples.x.shape), for_outliers(samples.x.shape[1])]
     fitted: list[list[Fitted]] = [[] for _ in kinds]
     tables, weights = [], []

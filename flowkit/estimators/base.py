@@ -22,7 +22,7 @@ from flowkit import checks
 from flowkit.data.precision import choose_dtype
 from flowkit.datasets.lattice import Lattice
 from flowkit.density import Density, check_density
-from flowkit.errors import ArgumentError, DataError, FlowFileError
+from flowkit.errors import ArgumentError, DataError, FlowFileError, OutsideError
 from flowkit.estimators.auto import Comparison, choose
 from flowkit.estimators.candidates import Samples, Setting
 from flowkit.estimators.rounded import DequantizedLikelihood
@@ -255,12 +255,20 @@ class FlowEstimator(BaseEstimator):
         noise = np.random.default_rng(seed).random(X.shape) - 0.5
         x = torch.from_numpy(X + lattice.width * noise).to(dtype)
         samples = Samples(x, None if weight is None else torch.from_numpy(weight).to(dtype))
-        options = {name: getattr(self, name) for name in ("epochs", *_OF_FIT)}
-        del options["validation"]
+        options = {name: getattr(self, name) for name in _OF_FIT if name != "validation"}
         setting = Setting(
             ends.get("lower"), ends.get("upper"), seed, {**options, "fabric": fabric}
         )
-        choice = choose(samples, group, setting, self.validation, verbose=bool(self.verbose))
+        try:
+            choice = choose(samples, group, setting, self.validation, verbose=bool(self.verbose))
+        except OutsideError as error:
+            if not lattice.width.any():
+                raise
+            raise OutsideError(
+                f"{error.text}; these values include the noise that fills the cells of rounded "
+                "columns: half a cell on each side",
+                error.rows,
+            ) from None
         self.comparison_, self.history_ = choice.comparison, choice.history
         return self._set_flow(choice.flow, lattice)
 

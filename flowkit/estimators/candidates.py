@@ -131,11 +131,24 @@ def for_outliers(columns: int) -> Candidate:
     return Candidate("Student-t", partial(_closed, student, copula=False))
 
 
+def check_inside(samples: Samples, setting: Setting) -> None:
+    """Refuse samples outside the ends, by their numbers among all.
+
+    Raises:
+        OutsideError: If there are any.
+    """
+    for layer in _ends(samples, setting):
+        layer.initialize(samples.x)
+
+
+def _ends(samples: Samples, setting: Setting) -> list[Transform]:
+    columns = samples.x.shape[1]
+    return parts.unconstrained("FlowDensity", columns, setting.lower, setting.upper)
+
+
 def _start(samples: Samples, setting: Setting, *more: Transform) -> Compose:
     """Unconstrain, standardise, and other layers that start from data."""
-    columns = samples.x.shape[1]
-    ends = parts.unconstrained("FlowDensity", columns, setting.lower, setting.upper)
-    return Compose(*ends, Standardize(columns), *more)
+    return Compose(*_ends(samples, setting), Standardize(samples.x.shape[1]), *more)
 
 
 def _closed(

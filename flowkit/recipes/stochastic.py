@@ -186,11 +186,14 @@ def insert_stochastic_layers(
         )
     chain = _chains(name, (start, target), layer, steps, step_size, learn_fractions)
     stack: list[Transform] = []
+    moved: list[int] = []
     for i in range(len(layers) + 1):
         if (share := shares.get(i)) is not None:
             stack.append(chain(share))
+        moved.append(len(stack))
         stack += layers[i : i + 1]
-    longer = Flow(Compose(*stack), flow.base, embedding=flow.embedding)
+    starts = {name: [moved[i] for i in of] for name, of in flow.transform.starts.items()}
+    longer = Flow(Compose(*stack, starts=starts), flow.base, embedding=flow.embedding)
     longer.initialized.copy_(flow.initialized)
     return longer
 
