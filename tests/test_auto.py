@@ -10,7 +10,7 @@ from scipy import stats
 import flowkit
 from flowkit import FlowMixture, MaximumLikelihood, fit
 from flowkit.bases import StandardNormal
-from flowkit.errors import ArgumentError, DataError
+from flowkit.errors import ArgumentError, DataError, NonFiniteLossError
 from flowkit.estimators import FlowDensity
 from flowkit.estimators.candidates import Candidate, _closed
 from flowkit.estimators.splits import splits
@@ -130,6 +130,24 @@ class TestStarts:
             penalty = Ridge(flow.transform[5])
             losses.append(fit(flow, x, penalty, progress=False, steps=400, callbacks=callbacks))
         assert losses[0].train == losses[1].train
+
+    def test_a_start_with_a_loss_that_is_not_finite_is_given_up(self):
+        """The square of a held-out outlier overflows, but not behind the tails of the splines."""
+        rng = np.random.default_rng(0)
+        x, held = (torch.tensor(rng.standard_cauchy((n, 2))).float() for n in (400, 60))
+        held[0, 0] = 1e22
+        options = {"validation": held, "progress": False, "steps": 400}
+        flows = {
+            start: flowkit.coupling_flow(2, layers=1, hidden=(8,), start=start, seed=0)
+            for start in ("gaussian", "auto")
+        }
+        with pytest.raises(NonFiniteLossError):
+            fit(flows["gaussian"], x, **options)
+        assert fit(flows["auto"], x, **options).started == "copula"
+        held[0, 0] = 1e38
+        flow = flowkit.coupling_flow(2, layers=1, hidden=(8,), base="normal", seed=0)
+        with pytest.raises(NonFiniteLossError, match="of the validation data"):
+            fit(flow, x.clamp(-2, 2), **options)
 
     def test_a_fit_that_ends_in_its_trial_is_in_its_checkpoint(self, tmp_path):
         x, path = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)), tmp_path / "c"

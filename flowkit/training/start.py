@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from flowkit.data.batches import DataSplit
+from flowkit.errors import NonFiniteLossError
 from flowkit.training.arguments import Options
 from flowkit.training.checkpoint import state
 from flowkit.training.history import Progress
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _SAMPLES_PER_STEP, _STEPS, _SHARE = 2, (100, 400), 2 / 15
 # The worst is given up after this part of a trial.
 _EARLY = 1 / 4
+
+_Trial = tuple[str, Plan, Progress]
 
 
 def choose_start(
@@ -63,7 +66,7 @@ def choose_start(
     if not trains:
         quiet, records = dataclasses.replace(quiet, optimizer=None), 0
     with ExitStack() as stack:
-        trials: list[tuple[str, Plan, Progress]] = []
+        trials: list[_Trial] = []
         for start in flow.starts:
             trial = _copy(step)
             plan = Plan(trial, fabric, quiet, train=train, held=held, start=start, output=Output())
@@ -72,13 +75,24 @@ def choose_start(
         steps = records * trials[0][1].interval
         output.say(f"tries the starts {', '.join(flow.starts)} for {steps} steps at most")
         for until, left in ((math.ceil(_EARLY * records), 2), (records, 1)):
-            for _, plan, progress in trials:
-                advance(plan, progress, Output(), until)
-            trials.sort(key=lambda trial: _loss(trial[2]))
-            del trials[left:]
+            trials = sorted(_advanced(trials, until), key=lambda trial: _loss(trial[2]))[:left]
         start, plan, progress = trials[0]
         progress.history.started = start
         return start, state(plan, progress) if trains else None
+
+
+def _advanced(trials: list[_Trial], records: int) -> list[_Trial]:
+    """Go on with trials, and give up those whose loss is not finite, if it is in another one."""
+    left, errors = [], []
+    for start, plan, progress in trials:
+        try:
+            advance(plan, progress, Output(), records)
+            left.append((start, plan, progress))
+        except NonFiniteLossError as error:
+            errors.append(error)
+    if not left:
+        raise errors[0]
+    return left
 
 
 def _copy(step: Step) -> Step:
