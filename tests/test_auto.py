@@ -1,6 +1,7 @@
 """Starts that fit tries, and the densities that FlowDensity compares by default."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -294,6 +295,27 @@ class TestFlowDensity:
             assert not train & held
             assert train | held == {*names} - {"patient 3"}
         assert refitted[0] == {*names} - {"patient 3"}
+
+    def test_weights_count_in_the_comparison_and_for_the_share_of_outliers(self, monkeypatch):
+        x, _ = correlated(120, 2)
+        weight = np.random.default_rng(0).uniform(0.5, 3, 120)
+        given = []
+
+        def recorded(table, weight):
+            given.append(weight)
+            return stack(table, weight)
+
+        kinds = [Candidate("normal", partial(_closed, StandardNormal(2), copula=False))]
+        monkeypatch.setattr("flowkit.estimators.auto.candidates", lambda *sizes: kinds)
+        monkeypatch.setattr("flowkit.estimators.auto.stack", recorded)
+        model = FlowDensity(random_state=0).fit(x, sample_weight=weight)
+        # Each of them that of a sample, scaled to a mean of one.
+        away = np.abs(np.subtract.outer(given[0], weight / weight.mean())).min(1)
+        assert len(away) == model.comparison_.samples
+        assert away.max() < 1e-5
+        assert model.comparison_.weights[-1] == pytest.approx(
+            1 / (1 + weight.sum() ** 2 / (weight**2).sum())
+        )
 
     def test_one_column(self):
         x = stats.gamma(2).rvs(3000, random_state=0)[:, None]

@@ -198,6 +198,30 @@ class TestAnnealing:
         assert -flow.log_prob(held).mean().item() == pytest.approx(history.best, abs=1e-5)
         assert torch.equal(weights(flow), start)
 
+    def test_the_average_goes_back_too(self):
+        """Steps climb the loss from step 100 on, and stand still from annealing on."""
+        histories, steps = [], []
+
+        class Turns(MaximumLikelihood):
+            def forward(self, flow, batch):
+                loss = super().forward(flow, batch)
+                if not self.training:
+                    return loss
+                steps.append(0)
+                if histories and histories[0].annealed is not None:
+                    return Loss(0 * loss.value, {})
+                return loss if len(steps) <= 100 else Loss(-loss.value.clamp_max(50), {})
+
+        def remember(flow, history):
+            histories[:] = [history]
+
+        options = {**EARLY, "optimizer": lambda p: torch.optim.SGD(p, lr=0.05), "lr": 2e-3}
+        held = rows(100, 1)
+        history = fit(small(), rows(), Turns(), validation=held, callbacks=[remember], **options)
+        place = history.steps.index(history.annealed)
+        assert history.validation[place] > history.best + 0.05
+        assert history.validation[place + 1 :] == pytest.approx([history.best] * 4, abs=1e-5)
+
     def test_a_start_at_the_truth_stays(self):
         x = torch.randn(3000, 2, generator=torch.Generator().manual_seed(0))
         flow = Flow(LULinear(2), StandardNormal(2))
