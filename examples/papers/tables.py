@@ -348,11 +348,13 @@ def lead(runs: Path, name: str, ours: str, other: str, seeds: list[int]) -> tupl
 
 
 def mean_ranks(scores: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Mean over tables of the rank of every method, 1 for the best."""
-    ranks: dict[str, list[int]] = {method: [] for method in METHODS}
+    """Mean over tables of the rank of every method, 1 for the best; equal scores share theirs."""
+    ranks: dict[str, list[float]] = {method: [] for method in METHODS}
     for by_method in scores.values():
-        for place, method in enumerate(sorted(by_method, key=by_method.__getitem__)[::-1]):
-            ranks[method].append(place + 1)
+        values = list(by_method.values())
+        for method, value in by_method.items():
+            ahead = sum(other > value for other in values)
+            ranks[method].append(ahead + (values.count(value) + 1) / 2)
     return {method: float(np.mean(places)) for method, places in ranks.items() if places}
 
 
@@ -374,8 +376,9 @@ def page(study: Study, results: list[Result], runs: Path) -> list[str]:
     lines = study.heading(
         f"Tables that nobody tuned the defaults on ({options.half})",
         "Mean log-density of the test samples in nats, standardised columns, mean of seeds "
-        f"{', '.join(map(str, options.seeds))}; the best in bold. CPU is the median over tables "
-        "of the ratio to zuko. The protocol is at the head of `examples/papers/tables.py`.",
+        f"{', '.join(map(str, options.seeds))}; the best in bold, ± the standard error over test "
+        "samples. Equal scores share a rank. CPU is the median over tables of the ratio to zuko. "
+        "The protocol is at the head of `examples/papers/tables.py`.",
     )
     ranks = mean_ranks(means)
     ratios = {
@@ -449,8 +452,8 @@ def _scores(
     names: list[str], by_table: dict[str, list[Result]], means: dict[str, dict[str, float]]
 ) -> Iterator[tuple[str, ...]]:
     for name in names:
-        best = max(means[name], key=means[name].__getitem__)
-        cells = (f"**{v:.3f}**" if m == best else f"{v:.3f}" for m, v in means[name].items())
+        best = max(means[name].values())
+        cells = (f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in means[name].values())
         first = by_table[name][0]
         yield (name, f"{first.samples:,} x {first.columns}", *cells)
 
