@@ -160,6 +160,8 @@ def outcome(progress: Progress) -> str:
         left = f"step {history.best_step}, with validation {_number(history.best)}"
         if history.start is not None:
             left += f" ({_number(history.start)} at the start)"
+            if history.best_step == 0 and any(loss < history.start for loss in history.validation):
+                left += "; losses below it are within two standard errors"
     else:
         left = "the last step" + (", averaged" if progress.averaged else "")
         if history.train:
