@@ -31,7 +31,7 @@ def save(
         flow: A flow, or a :class:`flowkit.FlowMixture`.
         path: Where to write, usually ``*.safetensors``.
         extra: What else to keep in the header, as JSON values: column names, say. Flowkit's
-            functions ignore it; :func:`read_extra` returns it.
+            functions ignore it; :func:`flowkit.io.read_extra` returns it.
 
     Raises:
         DataError: If the path is a device or a pipe.

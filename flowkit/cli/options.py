@@ -62,7 +62,8 @@ def _fit(command: argparse.ArgumentParser) -> None:
     add("--recipe", default="auto", help="name of the flow, or auto: several are compared")
     add(
         "--set", dest="settings", metavar="NAME=VALUE", nargs="+", action="extend", default=[],
-        help="arguments of the recipe, values as JSON: layers=4 scalar=affine 'hidden=[64, 64]'",
+        help="arguments of the recipe, values as JSON: layers=4 scalar=affine 'hidden=[64, 64]'; "
+        "with auto only lower and upper",
     )  # fmt: skip
     add("--columns", help="names of the columns to use, separated by commas")
     add(

@@ -32,7 +32,8 @@ class FlowDensity(DensityMixin, FlowEstimator):
             autoregressive flow and from 1,000 samples on a coupling flow on held-out samples, in
             three splits up to 500 samples, two up to 2,000 and one beyond, and averages the
             densities of up to three of them, with the weights that maximise the held-out
-            likelihood of the average. What is cheap is then fitted to all samples; flows are
+            likelihood of the average. For one column no flows are tried: its copula is a spline,
+            and a flow of its margin. What is cheap is then fitted to all samples; flows are
             averaged over the splits. One part in n + 1 is a Student-t density, so that a sample
             far from all n others costs little more than it is unusual. Equal samples (from ten
             different ones on), or the ``groups`` of :meth:`fit`, are held out together, and
