@@ -13,7 +13,14 @@ from flowkit import FlowMixture, MaximumLikelihood, fit
 from flowkit.bases import StandardNormal
 from flowkit.errors import ArgumentError, DataError, NonFiniteLossError
 from flowkit.estimators import FlowDensity
-from flowkit.estimators.candidates import Candidate, _closed
+from flowkit.estimators.candidates import (
+    Candidate,
+    Samples,
+    Setting,
+    _closed,
+    candidates,
+    for_outliers,
+)
 from flowkit.estimators.splits import splits
 from flowkit.estimators.stacking import stack
 from flowkit.objectives import Loss
@@ -249,6 +256,36 @@ class TestFlowDensity:
         again = FlowDensity.load(tmp_path / "model.safetensors")
         assert np.array_equal(again.score_samples(x), model.score_samples(x))
         assert again.comparison_ == comparison
+
+    def test_copies_of_rows_with_rounded_columns_are_held_out_together(self, monkeypatch):
+        rng = np.random.default_rng(0)
+        x = np.column_stack([rng.normal(size=40), rng.integers(0, 9, 40)]).repeat(3, 0)
+        seen = []
+
+        def spy(owner, rows, groups, seed, held, count):
+            parts = splits(owner, rows, groups, seed, held, count)
+            seen.extend(parts)
+            return parts
+
+        monkeypatch.setattr("flowkit.estimators.auto.splits", spy)
+        FlowDensity(dequantize=[0, 1], steps=5, random_state=0).fit(x)
+        for train, held in seen:
+            assert not {*x[train, 0]} & {*x[held, 0]}
+
+    def test_closed_densities_count_weights_as_copies(self):
+        rng = np.random.default_rng(0)
+        x = torch.from_numpy(rng.normal(size=(60, 2)))
+        weight = np.where(x[:, 0] > 0, 3, 1)
+        weighted = Samples(x, torch.from_numpy(weight).double())
+        copies = Samples(x.repeat_interleave(torch.from_numpy(weight), 0), None)
+        setting = Setting(None, None, 0, {})
+        for kind in (*candidates(60, 2)[:3], for_outliers(2)):
+            fits = [kind.fit(some, some, setting, None).flow for some in (weighted, copies)]
+            for one, other in zip(*(f.state_dict().values() for f in fits), strict=True):
+                torch.testing.assert_close(one, other)
+            plain = kind.fit(Samples(x, None), weighted, setting, None).flow
+            gain = weighted.mean_log_density(fits[0]) - weighted.mean_log_density(plain)
+            assert gain > 1e-3
 
     def test_a_sample_far_from_all_others_costs_little(self):
         x, _ = correlated(200, 3)

@@ -103,3 +103,22 @@ def test_clear_gains_and_other_objectives_keep_their_weights():
     x, _ = correlated(60, 0)
     history = fit(small(6), torch.tensor(x).float(), loss, steps=50, progress=False)
     assert history.best == min(history.start, *history.validation)
+
+
+@pytest.mark.parametrize("kind", ["weight", "group"])
+def test_one_unit_that_counts_for_all_others_is_no_clear_gain(kind):
+    # The mean of gains of which one outweighs the others is about one of its standard errors.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 2))
+    x[:, 1] += x[:, 0] ** 2
+    weight, group = np.ones(600), np.arange(600)
+    data = {"x": torch.tensor(x).float()}
+    plain = small(2)
+    assert fit(plain, data, steps=150, lr=1e-2, progress=False).best_step > 0
+    held = {"x": data["x"][:100], "weight": torch.tensor(np.r_[1e4, weight[:99]]).float()}
+    if kind == "group":
+        held = {"x": data["x"][:100], "group": torch.tensor(np.r_[np.zeros(90), group[:10] + 1])}
+        data["group"] = torch.tensor(group)
+    history = fit(small(2), data, validation=held, steps=150, lr=1e-2, progress=False)
+    assert history.validation[-1] < history.start
+    assert history.best_step == 0

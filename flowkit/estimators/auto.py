@@ -81,6 +81,7 @@ class Choice:
 
 def choose(
     samples: Samples,
+    rows: np.ndarray,
     groups: np.ndarray | None,
     setting: Setting,
     validation: float,
@@ -95,8 +96,9 @@ def choose(
 
     Args:
         samples: All samples.
+        rows: The same, ``(samples, columns)``, as they tell copies from each other.
         groups: Samples of the same group are held out together; ``None`` for no groups, where
-            equal samples are.
+            equal rows are.
         setting: What the fits need.
         validation: Fraction held out in each split.
         verbose: Whether to show how the candidates compare.
@@ -109,7 +111,7 @@ def choose(
     fitted: list[list[Fitted]] = [[] for _ in kinds]
     tables, weights = [], []
     wanted = next((number for most, number in _SPLITS if len(samples.x) <= most), 1)
-    parts = splits("FlowDensity", samples.x.numpy(), groups, setting.seed, validation, wanted)
+    parts = splits("FlowDensity", rows, groups, setting.seed, validation, wanted)
     for train_index, held_index in parts:
         train, held = samples.at(train_index), samples.at(held_index)
         columns = []

@@ -260,7 +260,11 @@ class FlowEstimator(BaseEstimator):
             ends.get("lower"), ends.get("upper"), seed, {**options, "fabric": fabric}
         )
         try:
-            choice = choose(samples, group, setting, self.validation, verbose=bool(self.verbose))
+            # Copies of a row are told from others before the noise, by columns without it.
+            rows = X if (lattice.width == 0).any() else x.numpy()
+            choice = choose(
+                samples, rows, group, setting, self.validation, verbose=bool(self.verbose)
+            )
         except OutsideError as error:
             if not lattice.width.any():
                 raise

@@ -50,7 +50,7 @@ class FlowDensity(DensityMixin, FlowEstimator):
             when the validation likelihood has stopped improving.
         validation: Fraction of the samples held out to choose the best weights, in [0, 1); ``0``
             or ``None`` trains on all samples for all steps, where neither number is given 100
-            epochs but between 2,000 and 20,000 steps.
+            epochs but between 2,000 and 20,000 steps; not with ``"auto"``.
         patience: Validations without a better likelihood before the rate is lowered; ``None`` for
             no limit.
         dequantize: Width w of the cells to which the data were rounded, in the units of the data:
@@ -63,7 +63,7 @@ class FlowDensity(DensityMixin, FlowEstimator):
         random_state: Seed of the weights, the split, the shuffling and the noise: an int, a
             ``numpy.random.RandomState``, which is advanced, or ``None`` for a different fit each
             time. The global random states of NumPy and torch are neither read nor changed.
-        verbose: Whether to show a progress bar.
+        verbose: Whether to show a progress bar, with ``"auto"`` how the densities compare.
         device: Where to train: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` and so on. The fitted flow
             comes back to the CPU, so that a pickle opens on any machine.
         compile: Whether to compile the training steps; see :func:`flowkit.fit`.
