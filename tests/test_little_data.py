@@ -12,6 +12,7 @@ from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 from sklearn.model_selection import cross_val_score
 
 from flowkit import KernelNorm, MaximumLikelihood, WeightedSum, fit, kernelised_flow
+from flowkit.training import keep
 
 CORRELATED = np.linalg.cholesky(0.7 * np.ones((6, 6)) + 0.3 * np.eye(6))
 
@@ -122,3 +123,22 @@ def test_one_unit_that_counts_for_all_others_is_no_clear_gain(kind):
     history = fit(small(2), data, validation=held, steps=150, lr=1e-2, progress=False)
     assert history.validation[-1] < history.start
     assert history.best_step == 0
+
+
+@pytest.mark.parametrize("far", [0.0, 300.0])
+def test_a_sample_that_the_start_finds_impossible_hides_no_gain(monkeypatch, far):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 2))
+    x[:, 1] += x[:, 0] ** 2
+    calls, scored = [], keep._log_densities
+
+    def spoilt(plan, weights, held):
+        values = scored(plan, weights, held)
+        calls.append(weights)
+        if len(calls) == 2:  # that of the start
+            values[0] -= far
+        return values
+
+    monkeypatch.setattr(keep, "_log_densities", spoilt)
+    assert fit(small(2), x, steps=150, lr=1e-2, progress=False).best_step > 0
+    assert len(calls) == 2

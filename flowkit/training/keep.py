@@ -18,14 +18,17 @@ from flowkit.training.setup import Plan, initialize
 # Standard errors by which trained weights have to be better: the best of many validations is often
 # better than the start by chance.
 _ERRORS = 2.0
+# Gains are counted up to so many nats per sample: one that the start finds impossible shall not
+# hide what all others say in its standard error.
+_MOST = 5.0
 
 
 def keep_start(plan: Plan, progress: Progress) -> None:
     """Go back to the start unless held-out samples find the best weights clearly better.
 
-    By more than two standard errors of the paired difference, for flows whose start the fit chose,
-    by maximum likelihood. A start that is kept, a Gaussian or a Gaussian copula, is fitted again
-    to all samples, if the fit split them itself.
+    By more than two standard errors of the paired difference, of at most five nats per sample, for
+    flows whose start the fit chose, by maximum likelihood. A start that is kept, a Gaussian or a
+    Gaussian copula, is fitted again to all samples, if the fit split them itself.
 
     Args:
         plan: The fit.
@@ -40,6 +43,7 @@ def keep_start(plan: Plan, progress: Progress) -> None:
         with plan.processes.together(progress.done), plan.fabric.autocast(), torch.no_grad():
             gains = _log_densities(plan, progress.weights, held)
             gains -= _log_densities(plan, progress.start, held)
+            gains = gains.clamp(-_MOST, _MOST) * _weights(held)
         (clear,) = plan.processes.any(_is_positive(_per_unit(gains, held)))
         if clear:
             return
@@ -53,16 +57,21 @@ def keep_start(plan: Plan, progress: Progress) -> None:
 
 
 def _log_densities(plan: Plan, weights: Any, held: DataSplit) -> Tensor:
-    """Log-densities of the held-out samples times their weights."""
+    """Log-densities of the held-out samples."""
     step = plan.step
     step.load_state_dict(weights)
     step.eval()
     parts = []
     for numbers in held.runs():
         batch = held.batch(numbers)
-        values = step.flow.log_prob(batch["x"], batch.get("context")).double()
-        parts.append(values * batch.get("weight", torch.ones_like(values)))
+        parts.append(step.flow.log_prob(batch["x"], batch.get("context")).double())
     return torch.cat(parts)
+
+
+def _weights(held: DataSplit) -> Tensor | float:
+    batches = (held.batch(numbers) for numbers in held.runs())
+    parts = [batch["weight"].double() for batch in batches if "weight" in batch]
+    return torch.cat(parts) if parts else 1.0
 
 
 def _per_unit(gains: Tensor, held: DataSplit) -> Tensor:
