@@ -293,12 +293,12 @@ def _leads(few: list[Result], settings: list[tuple[str, int]]) -> list[str]:
             lead = statistics.mean(r.lead for r in part)
             # Splits share rows, so that errors are not divided by the root of their number.
             error = statistics.mean(r.lead_error for r in part)
-            lowest = min(r.lead / r.lead_error if r.lead_error else 0.0 for r in part)
-            cells += [f"{lead:+.3f} ± {error:.3f}", f"{lowest:+.1f}"]
+            least = min(part, key=lambda r: r.lead)
+            cells += [f"{lead:+.3f} ± {error:.3f}", f"{least.lead:+.3f} ± {least.lead_error:.3f}"]
         rows.append((name, size, *cells))
     return [
         "Lead over the normal density in nats, paired over test rows: the mean over seeds, with "
-        "the mean of their standard errors; and the lowest of any seed in its standard errors.",
+        "the mean of their standard errors; and the lowest of any seed.",
         "",
         *table(
             ("table", "training rows", "kernelised", "lowest", "coupling_flow", "lowest"), rows
