@@ -125,10 +125,11 @@ def make(model: str, features: int, seed: int) -> Flow:
 def score(table: str, rows: int, seed: int, options: argparse.Namespace) -> list[Result]:
     """Fit all densities to few rows, and score them on the rest."""
     train, test = load(table, rows, seed)
+    normal = tables.gaussian(train.numpy(), test.numpy(), seed)
     results = []
-    for model in sorted(MODELS, key=list(OTHERS).__contains__, reverse=True):
+    for model in MODELS:
         begun = time.process_time()
-        parameters, chosen, lead = 0, "", None
+        parameters, chosen = 0, ""
         if model in FLOWS:
             flow = make(model, train.shape[1], seed)
             history = flowkit.fit(
@@ -140,10 +141,7 @@ def score(table: str, rows: int, seed: int, options: argparse.Namespace) -> list
                 values = flow.log_prob(test.float()).double().numpy()
         else:
             values = OTHERS[model](train.numpy(), test.numpy(), seed)
-        if model == "normal":
-            normal = values
-        else:
-            lead = values - normal
+        lead = None if model == "normal" else values - normal
         error = len(values) ** -0.5
         results.append(
             Result(

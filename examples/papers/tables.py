@@ -47,6 +47,7 @@ import numpy as np
 import torch
 from harness import Records, Study, table
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import nn
 
 import flowkit
@@ -351,10 +352,9 @@ def mean_ranks(scores: dict[str, dict[str, float]]) -> dict[str, float]:
     """Mean over tables of the rank of every method, 1 for the best; equal scores share theirs."""
     ranks: dict[str, list[float]] = {method: [] for method in METHODS}
     for by_method in scores.values():
-        values = list(by_method.values())
-        for method, value in by_method.items():
-            ahead = sum(other > value for other in values)
-            ranks[method].append(ahead + (values.count(value) + 1) / 2)
+        places = rankdata([-value for value in by_method.values()])
+        for method, place in zip(by_method, places, strict=True):
+            ranks[method].append(float(place))
     return {method: float(np.mean(places)) for method, places in ranks.items() if places}
 
 

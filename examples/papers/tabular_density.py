@@ -49,6 +49,7 @@ from flowkit.datasets import magic, photograph_patches
 from flowkit.datasets.splits import Splits
 
 ARCHITECTURES = ("coupling", "autoregressive")
+RECIPES = {"coupling": flowkit.coupling_flow, "autoregressive": flowkit.autoregressive_flow}
 LIBRARIES = ("flowkit", "flowkit fit", "zuko", "nflows", "zuko NSF")
 LAYERS = {"coupling": 8, "autoregressive": 5}
 HIDDEN, BINS, BOUND = (128, 128), 8, 5.0
@@ -82,9 +83,6 @@ class Model:
 
 
 # --- the same architecture, three times ------------------------------------------------------
-
-
-RECIPES = {"coupling": flowkit.coupling_flow, "autoregressive": flowkit.autoregressive_flow}
 
 
 def flowkit_model(s: Setting, train: Tensor) -> Model:

@@ -43,7 +43,9 @@ def keep_start(plan: Plan, progress: Progress) -> None:
         with plan.processes.together(progress.done), plan.fabric.autocast(), torch.no_grad():
             gains = _log_densities(plan, progress.weights, held)
             gains -= _log_densities(plan, progress.start, held)
-            gains = gains.clamp(-_MOST, _MOST) * _weights(held)
+            gains = gains.clamp(-_MOST, _MOST)
+            weight = held.source.column("weight", held.numbers.long())
+            gains *= 1.0 if weight is None else weight.to(gains)
         (clear,) = plan.processes.any(_is_positive(_per_unit(gains, held)))
         if clear:
             return
@@ -66,12 +68,6 @@ def _log_densities(plan: Plan, weights: Any, held: DataSplit) -> Tensor:
         batch = held.batch(numbers)
         parts.append(step.flow.log_prob(batch["x"], batch.get("context")).double())
     return torch.cat(parts)
-
-
-def _weights(held: DataSplit) -> Tensor | float:
-    batches = (held.batch(numbers) for numbers in held.runs())
-    parts = [batch["weight"].double() for batch in batches if "weight" in batch]
-    return torch.cat(parts) if parts else 1.0
 
 
 def _per_unit(gains: Tensor, held: DataSplit) -> Tensor:
